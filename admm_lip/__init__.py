@@ -1,0 +1,1 @@
+"""admm-lip: certified Lipschitz bounds for ordinary PyTorch networks."""

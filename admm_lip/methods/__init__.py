@@ -1,0 +1,1 @@
+"""Training methods to compare with, one file each."""

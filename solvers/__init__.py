@@ -1,0 +1,1 @@
+"""Matrix problems of the Lipschitz LMI, and the backends that solve them."""

@@ -1,0 +1,43 @@
+"""How a solve is to be done: the one place where a backend is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Which backend solves the semidefinite problems, and how hard it tries.
+
+    Args:
+        name: ``"auto"`` (native first), ``"native"``, ``"mosek"``, ``"clarabel"`` or ``"scs"``.
+        tol: relative accuracy: the gap in ``L^2`` of a certification, the relative change of a
+            projection.
+        time_limit: seconds for one solve; ``None`` is no limit.
+        max_iterations: ``None`` leaves the backend's own.
+        fallback: backends tried in this order when the named one is unavailable or fails;
+            ``()`` makes that an error.
+        device: torch device of the native backend's linear algebra.
+
+    Example:
+        >>> from admm_lip import SolverConfig
+        >>> SolverConfig("scs", tol=1e-5, fallback=()).name
+        'scs'
+    """
+
+    name: str = "auto"
+    tol: float = 1e-6
+    time_limit: float | None = None
+    max_iterations: int | None = None
+    fallback: tuple[str, ...] = ("native", "scs")
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.tol < 1.0:
+            raise ValueError(f"tol: expected a number in (0, 1), got {self.tol!r}")
+        if self.time_limit is not None and not self.time_limit > 0.0:
+            raise ValueError(f"time_limit: expected seconds > 0 or None, got {self.time_limit!r}")
+        if self.max_iterations is not None and self.max_iterations < 1:
+            raise ValueError(f"max_iterations: expected at least 1, got {self.max_iterations!r}")
+        # YAML and JSON hand over lists; the frozen config keeps a tuple.
+        object.__setattr__(self, "fallback", tuple(self.fallback))
