@@ -1,0 +1,100 @@
+"""The loss step: a few optimizer steps on the augmented Lagrangian.
+
+The model moves; the ADMM state does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .admm import AdmmState
+from .batches import Batch
+from .losses import BoundedLoss
+from .optimize import set_learning_rate
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """The term ``<Y, W - Wbar> + rho/2 ||W - Wbar||^2``, written as a pull towards a target.
+
+    Up to a constant it is ``rho/2 ||W - target||^2`` with ``target = Wbar - Y / rho``.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    targets: tuple[Tensor, ...]
+    rho: float
+
+    def add_gradient(self) -> Tensor:
+        """Add ``rho (W - target)`` to the gradients; returns the value of the term."""
+        difference = torch._foreach_sub(
+            [p.detach() for p in self.parameters], list(self.targets)
+        )
+        gradients = [p.grad for p in self.parameters]
+        torch._foreach_add_(gradients, difference, alpha=self.rho)
+        squares = torch._foreach_norm(difference)
+        return 0.5 * self.rho * torch.stack(squares).square().sum()
+
+
+def pull_of(parameters: Sequence[nn.Parameter], state: AdmmState) -> Pull:
+    """The pull of this round's consensus and dual, in the parameters' own dtype."""
+    targets = tuple(
+        (c - y / state.rho).to(p.dtype)
+        for p, c, y in zip(parameters, state.consensus, state.dual, strict=True)
+    )
+    return Pull(tuple(parameters), targets, state.rho)
+
+
+def loss_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: BoundedLoss,
+    batches: Iterable[tuple[Batch, float]],
+    pull: Pull,
+    lip: float,
+) -> float:
+    """Run one optimizer step per batch on ``loss + pull``.
+
+    Args:
+        model: moves.
+        optimizer: over all parameters of the model.
+        loss: ``loss(outputs, targets, lip)``.
+        batches: pairs of a batch and the step size to use for it.
+        pull: the augmented-Lagrangian term.
+        lip: the bound of this round, for losses that use it.
+
+    Returns:
+        The mean loss over the batches, without the pull.
+
+    Raises:
+        NonFiniteLoss: as soon as the mean is NaN or infinite.
+    """
+    values: list[Tensor] = []
+    for (inputs, targets), lr in batches:
+        set_learning_rate(optimizer, lr)
+        seen: list[Tensor] = []
+
+        # Some optimizers (L-BFGS) evaluate more than once; the loss reported is the first one.
+        def closure(x: Tensor = inputs, y: Tensor = targets, seen: list[Tensor] = seen) -> float:
+            optimizer.zero_grad()
+            value = loss(model(x), y, lip)
+            value.backward()  # type: ignore[no-untyped-call]
+            seen.append(value.detach())
+            return value.detach() + pull.add_gradient()  # type: ignore[return-value]
+
+        optimizer.step(closure)
+        values.append(seen[0])
+    mean = float(torch.stack(values).mean())
+    if not math.isfinite(mean):
+        raise NonFiniteLoss(
+            f"loss: expected a finite value, got {mean}; lower lr, or check the data's scale"
+        )
+    return mean

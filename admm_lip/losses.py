@@ -1,0 +1,102 @@
+"""Losses by name, each a function ``loss(outputs, targets, lip) -> scalar tensor``.
+
+``lip`` is the Lipschitz bound of the round, which only the margin loss uses.  A plain torch loss
+``loss(outputs, targets)`` becomes one of these through :func:`resolve_loss`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+BoundedLoss = Callable[[Tensor, Tensor, float], Tensor]
+PlainLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
+    """Mean cross-entropy of logits ``(batch, classes)`` and integer targets ``(batch,)``."""
+    return functional.cross_entropy(outputs, targets)
+
+
+def squared_error(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
+    """Mean squared error; targets of shape ``(batch,)`` are compared with ``(batch, 1)`` outputs."""
+    return functional.mse_loss(outputs, targets.reshape(outputs.shape).to(outputs.dtype))
+
+
+def margin_loss(eps: float, temperature: float) -> BoundedLoss:
+    """Cross-entropy that asks for a certified radius of about ``2 eps``.
+
+    With L the bound, ``tau = temperature L`` and ``e_y`` the one-hot target::
+
+        loss = tau / L * CE((f(x) - 2 sqrt(2) eps L e_y) / tau, y)
+
+    A margin of ``sqrt(2) eps L`` certifies radius eps (Tsuzuku et al., 2018); the factor 2 asks for
+    some to spare.  Divided by L, so the loss does not change when f and L are scaled together.
+
+    Args:
+        eps: radius to certify, in input units, l2.
+        temperature: of the softmax, as a share of L.
+    """
+
+    def loss(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
+        tau = temperature * lip
+        offset = torch.zeros_like(outputs).scatter_(
+            1, targets[:, None], 2.0 * math.sqrt(2.0) * eps * lip / tau
+        )
+        return temperature * functional.cross_entropy(outputs / tau - offset, targets)
+
+    return loss
+
+
+# name -> (needs class labels, factory(eps, temperature))
+LOSSES: dict[str, tuple[bool, Callable[[float, float], BoundedLoss]]] = {
+    "cross_entropy": (True, lambda eps, temperature: cross_entropy),
+    "margin": (True, margin_loss),
+    "squared_error": (False, lambda eps, temperature: squared_error),
+}
+
+
+def named_loss(name: str, eps: float, temperature: float) -> BoundedLoss:
+    """The loss of that name from the table ``LOSSES``.
+
+    Raises:
+        ValueError: for a name that is not in the table.
+    """
+    row = LOSSES.get(name)
+    if row is None:
+        raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a callable, got {name!r}")
+    return row[1](eps, temperature)
+
+
+def resolve_loss(loss: Any, targets: Tensor, eps: float, temperature: float) -> BoundedLoss:
+    """A bounded loss from a name, ``"auto"`` (by the targets' type), or a torch loss.
+
+    Args:
+        loss: a name in ``LOSSES``, ``"auto"``, or any callable ``loss(outputs, targets)``.
+        targets: a sample of the targets: integers mean classes, floats mean regression.
+        eps: radius for the margin loss.
+        temperature: of the margin loss.
+
+    Raises:
+        ValueError: for an unknown name, or a class loss on targets that are not integers.
+        TypeError: when ``loss`` is neither a name nor callable.
+    """
+    if isinstance(loss, str):
+        integer = not targets.is_floating_point()
+        name = ("cross_entropy" if integer else "squared_error") if loss == "auto" else loss
+        bounded = named_loss(name, eps, temperature)
+        if LOSSES[name][0] and not integer:
+            raise ValueError(
+                f"loss: {name!r} needs integer class labels, got targets of type {targets.dtype}; "
+                "use loss='squared_error' for regression"
+            )
+        return bounded
+    if not callable(loss):
+        raise TypeError(f"loss: expected a name or a callable, got {type(loss).__name__}")
+    plain: PlainLoss = loss
+    return lambda outputs, targets, lip: plain(outputs, targets)

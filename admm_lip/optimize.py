@@ -1,0 +1,81 @@
+"""Torch optimizers and step-size schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+
+
+def _adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    parameters = list(parameters)
+    # The fused kernel is the same update with less Python; it wants floating CPU or CUDA tensors.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused)
+
+
+OPTIMIZERS: dict[str, OptimizerFactory] = {
+    "adam": _adam,
+    "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr),
+    "nadam": lambda parameters, lr: torch.optim.NAdam(parameters, lr=lr),
+    "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
+    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
+    "momentum": lambda parameters, lr: torch.optim.SGD(
+        parameters, lr=lr, momentum=0.9, nesterov=True
+    ),
+    "lbfgs": lambda parameters, lr: torch.optim.LBFGS(parameters, lr=lr),
+}
+
+
+def make_optimizer(
+    name: str | OptimizerFactory, parameters: Iterable[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """The optimizer of that name, or what ``name(parameters, lr)`` returns.
+
+    Raises:
+        ValueError: for a name that is not in ``OPTIMIZERS``.
+    """
+    if callable(name):
+        return name(parameters, lr)
+    factory = OPTIMIZERS.get(name)
+    if factory is None:
+        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    return factory(parameters, lr)
+
+
+def _hold_then_decay(progress: float) -> float:
+    """1 up to 40 % of the run, linear to 1/20 at 80 %, then linear to 1/400 at the end."""
+    if progress < 0.4:
+        return 1.0
+    if progress < 0.8:
+        return 1.0 + (progress - 0.4) / 0.4 * (1 / 20 - 1.0)
+    return 1 / 20 + (progress - 0.8) / 0.2 * (1 / 400 - 1 / 20)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "hold_then_decay": _hold_then_decay,
+    "constant": lambda progress: 1.0,
+}
+
+
+def schedule_factor(name: str, progress: float) -> float:
+    """Share of the base step size at ``progress`` in [0, 1] of the run.
+
+    Raises:
+        ValueError: for a name that is not in ``SCHEDULES``.
+    """
+    schedule = SCHEDULES.get(name)
+    if schedule is None:
+        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
+    return schedule(progress)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the step size of every parameter group."""
+    group: dict[str, Any]
+    for group in optimizer.param_groups:
+        group["lr"] = lr
