@@ -9,6 +9,10 @@ class ProblemError(SolverError, ValueError):
     """The problem itself is malformed: a shape, a sign, a value that is not finite."""
 
 
+class UnknownBackend(SolverError, ValueError):
+    """No backend has that name; lists those that exist, the near miss first."""
+
+
 class SolverUnavailable(SolverError):
     """The named backend cannot run here (not installed, or no licence); says why and the remedy."""
 
