@@ -1,0 +1,257 @@
+"""How good a network is on test data, and whether its certificate withstands attack.
+
+Certified accuracy at radius r is the share of test rows that are classified correctly and whose
+certified l2 radius is at least r; attack accuracy at r is the share that no attack of that radius
+broke.  The truth lies between the two curves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attacks import AttackConfig, fooled, frozen, gradient_free, pgd
+from .certificate import Certificate
+from .data import DataSet
+from .radii import certified_radii
+
+# A radius is computed from float32 logits and an input is a float32 vector: what lies this close to
+# the edge of the ball is rounding, not a counterexample.
+_ROUNDING = 1e-4
+
+
+class SoundnessError(AssertionError):
+    """An attack succeeded strictly inside a certified radius: the certificate is wrong."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a trained network is evaluated.
+
+    Args:
+        radii: l2 radii, in input units, of the accuracy curves; empty chooses a grid that ends
+            where hardly any row is certified.
+        report_radius: the radius of the headline numbers; ``None`` is 0.1 x the input range.
+        samples: test rows that are attacked (the first ones); all rows count for the other numbers.
+        steps: gradient steps of the attack.
+        restarts: ascents of the attack, see :class:`~admm_lip.attacks.AttackConfig`.
+        seed: of the attack's random starts.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    radii: tuple[float, ...] = ()
+    report_radius: float | None = None
+    samples: int = 1000
+    steps: int = 40
+    restarts: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radii", tuple(float(r) for r in self.radii))
+        if any(not 0.0 <= r < float("inf") for r in self.radii):
+            raise ValueError(f"radii: expected finite numbers >= 0, got {list(self.radii)}")
+        if self.report_radius is not None and not 0.0 < self.report_radius < float("inf"):
+            raise ValueError(
+                f"report_radius: expected a finite number > 0, got {self.report_radius!r}"
+            )
+        for name in ("samples", "steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on the test set; every number is a plain float, ready for JSON.
+
+    Attributes:
+        task: ``"classification"`` or ``"regression"``.
+        rows: test rows measured.
+        clean_accuracy: share classified correctly (classification, else ``None``).
+        report_radius: radius of the two headline numbers below.
+        certified_at_report: certified accuracy there.
+        attacked_at_report: attack accuracy there, on ``attacked_rows`` rows.
+        radii: grid of the curves; the first is 0.
+        certified_accuracy: one number per radius, on all rows.
+        attack_accuracy: one number per radius, on ``attacked_rows`` rows.
+        attacked_rows: rows that were attacked.
+        rmse: root mean squared error in the target's standardised units (regression).
+        rmse_raw: the same in the target's raw units (regression).
+        r2: share of the test targets' variance explained (regression).
+    """
+
+    task: str
+    rows: int
+    clean_accuracy: float | None = None
+    report_radius: float | None = None
+    certified_at_report: float | None = None
+    attacked_at_report: float | None = None
+    radii: tuple[float, ...] = ()
+    certified_accuracy: tuple[float, ...] = ()
+    attack_accuracy: tuple[float, ...] = ()
+    attacked_rows: int = 0
+    rmse: float | None = None
+    rmse_raw: float | None = None
+    r2: float | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields that apply to the task, as a dictionary for JSON."""
+        return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataSet,
+    certificate: Certificate,
+    config: EvaluateConfig | None = None,
+) -> Evaluation:
+    """Measure a network on the test set, and attack it to check its bound.
+
+    Args:
+        model: the network; run in eval mode, left as it was.
+        data: the data set whose test part is used.
+        certificate: of this network.
+        config: see :class:`EvaluateConfig`.
+
+    Raises:
+        SoundnessError: when an attack succeeds inside a certified radius.
+
+    Example:
+        >>> from admm_lip import certify
+        >>> from admm_lip.data import load_data
+        >>> from admm_lip.evaluate import evaluate
+        >>> from admm_lip.models import build_mlp
+        >>> model = build_mlp(2, 3)
+        >>> evaluate(model, load_data("toy2d"), certify(model)).rows
+        5000
+    """
+    config = config or EvaluateConfig()
+    if data.task == "regression":
+        return _evaluate_regression(model, data)
+    return _evaluate_classifier(model, data, certificate, config)
+
+
+def assert_sound(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, config: AttackConfig | None = None
+) -> None:
+    """Attack every row inside its certified radius, with and without gradients.
+
+    A success is confirmed in double precision before it counts: the prediction strictly wrong, the
+    distance strictly below the radius.
+
+    Args:
+        model: classifier.
+        x: inputs ``(n, ...)``.
+        y: labels ``(n,)``.
+        radii: certified l2 radii ``(n,)``; rows with radius 0 are not attacked.
+        config: see :class:`~admm_lip.attacks.AttackConfig`; its norm must be l2.
+
+    Raises:
+        SoundnessError: naming the row, its certified radius and the distance of the attack.
+    """
+    config = config or AttackConfig()
+    if config.norm != "l2":
+        raise ValueError(f"norm: certified radii are l2; expected 'l2', got {config.norm!r}")
+    rows = (radii > 0).nonzero().flatten()
+    x, y, radii = x[rows], y[rows], radii[rows].to(x.dtype)
+    for attack in (pgd, gradient_free):
+        found = attack(model, x, y, radii, config)
+        distance = (found.double() - x.double()).flatten(1).norm(dim=1)
+        inside = distance < radii.double() * (1.0 - _ROUNDING)
+        broken = _fooled_in_double(model, found, y) & inside
+        if bool(broken.any()):
+            worst = int(broken.nonzero()[0])
+            raise SoundnessError(
+                f"row {int(rows[worst])}: certified up to radius {float(radii[worst]):.6g}, but "
+                f"{attack.__name__} found another class at distance {float(distance[worst]):.6g} "
+                f"({int(broken.sum())} such rows); the certificate is not of this network, or "
+                "there is a bug: please report it"
+            )
+
+
+def _evaluate_classifier(
+    model: nn.Module, data: DataSet, certificate: Certificate, config: EvaluateConfig
+) -> Evaluation:
+    x, y = data.test
+    radii = certified_radii(model, x, y, certificate=certificate)
+    low, high = data.input_range
+    report = config.report_radius or 0.1 * (high - low)
+    grid = sorted({0.0, report, *(config.radii or _grid(radii, report))})
+    attack = AttackConfig(steps=config.steps, restarts=config.restarts, seed=config.seed)
+    few = slice(0, config.samples)
+    assert_sound(model, x[few], y[few], radii[few], attack)
+    certified = [float((radii >= r).double().mean()) if r > 0 else None for r in grid]
+    survived = attack_accuracy(model, x[few], y[few], grid, attack)
+    clean = 1.0 - float(_wrong(model, x, y).double().mean())
+    at = grid.index(report)
+    return Evaluation(
+        task=data.task,
+        rows=len(y),
+        clean_accuracy=clean,
+        report_radius=report,
+        certified_at_report=certified[at],
+        attacked_at_report=survived[at],
+        radii=tuple(grid),
+        certified_accuracy=tuple(clean if c is None else c for c in certified),
+        attack_accuracy=tuple(survived),
+        attacked_rows=len(y[few]),
+    )
+
+
+def attack_accuracy(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], config: AttackConfig
+) -> list[float]:
+    """Share of rows still right after an attack, for each of the ascending ``radii``.
+
+    A row broken at one radius is broken at every larger one, so only the survivors are attacked on.
+    """
+    alive = ~_wrong(model, x, y)
+    accuracy = []
+    for radius in radii:
+        for attack in (pgd, gradient_free) if radius > 0 else ():
+            rows = alive.nonzero().flatten()
+            if len(rows) == 0:
+                break
+            found = attack(model, x[rows], y[rows], radius, config)
+            alive[rows] = ~_wrong(model, found, y[rows])
+        accuracy.append(float(alive.double().mean()))
+    return accuracy
+
+
+def _grid(radii: Tensor, report: float) -> list[float]:
+    """Twenty radii up to where 2 % of the rows are certified, and at least past ``report``."""
+    top = max(float(torch.quantile(radii.double(), 0.98)), 1.5 * report)
+    return [top * k / 20 for k in range(1, 21)]
+
+
+def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Boolean ``(n,)``: not strictly the best score for ``y``; a tie counts as wrong."""
+    with frozen(model), torch.no_grad():
+        logits: Tensor = model(x)
+    return (logits >= logits.gather(1, y[:, None])).sum(dim=1) != 1
+
+
+def _fooled_in_double(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return fooled(copy.deepcopy(model).double().eval(), x.double(), y)
+
+
+def _evaluate_regression(model: nn.Module, data: DataSet) -> Evaluation:
+    x, y = data.test
+    with frozen(model), torch.no_grad():
+        residual = (model(x) - y).double()
+    rmse = float(residual.square().mean().sqrt())
+    spread = float((y.double() - y.double().mean(dim=0)).square().mean())
+    raw = residual * (data.scaling.y_std.double() if data.scaling else 1.0)
+    return Evaluation(
+        task=data.task,
+        rows=len(y),
+        rmse=rmse,
+        rmse_raw=float(raw.square().mean().sqrt()),
+        r2=1.0 - rmse**2 / spread if spread > 0 else None,
+    )
