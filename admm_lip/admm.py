@@ -89,9 +89,7 @@ def anchor(relaxed: Matrices, dual: Matrices, rho: float) -> Matrices:
 
 def dual_step(dual: Matrices, relaxed: Matrices, consensus: Matrices, rho: float) -> Matrices:
     """``Y+ = Y + rho (Wr - Wbar+)``."""
-    return tuple(
-        y + rho * (w - c) for y, w, c in zip(dual, relaxed, consensus, strict=True)
-    )
+    return tuple(y + rho * (w - c) for y, w, c in zip(dual, relaxed, consensus, strict=True))
 
 
 def residuals(

@@ -135,8 +135,7 @@ def _check_not_empty(count: int) -> None:
 def _pair(batch: Any) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(
-            "data: expected each batch to be a pair (inputs, targets), "
-            f"got {type(batch).__name__}"
+            f"data: expected each batch to be a pair (inputs, targets), got {type(batch).__name__}"
         )
     inputs, targets = batch
     return inputs, targets

@@ -7,7 +7,6 @@ skeleton in its metadata in which ``{"tensor": name}`` stands for a tensor.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def save_checkpoint(path: Path, tree: dict[str, Tree]) -> None:
     metadata = {"format": FORMAT, "skeleton": json.dumps(skeleton)}
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, str(temporary), metadata)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Tree]:
@@ -88,4 +87,3 @@ def _fill(skeleton: Any, tensors: dict[str, Tensor]) -> Tree:
     if kind == "list":
         return [_fill(v, tensors) for v in content]
     return content
-

@@ -95,7 +95,9 @@ class TrainConfig:
             _check(self, name, lambda v: 0.0 < v < math.inf, "a finite number > 0")
         for name in ("eps", "residual_tol", "checkpoint_seconds"):
             _check(self, name, lambda v: 0.0 <= v < math.inf, "a finite number >= 0")
-        _check(self, "rho", lambda v: v is None or 0.0 < v < math.inf, "a finite number > 0 or None")
+        _check(
+            self, "rho", lambda v: v is None or 0.0 < v < math.inf, "a finite number > 0 or None"
+        )
         _check(self, "relaxation", lambda v: 1.0 <= v < 2.0, "a number in [1, 2)")
         for name, choices in (
             ("start", STARTS),

@@ -26,7 +26,7 @@ from .loss_step import NonFiniteLoss, loss_step, pull_of
 from .losses import BoundedLoss
 from .multiplier_step import RoundView
 from .optimize import schedule_factor
-from .solvers import SolveFailed, Slopes
+from .solvers import Slopes, SolveFailed
 
 Row = dict[str, Any]
 Share = Callable[[AdmmState], AdmmState]
@@ -227,4 +227,3 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
-

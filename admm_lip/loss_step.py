@@ -35,9 +35,7 @@ class Pull:
 
     def add_gradient(self) -> Tensor:
         """Add ``rho (W - target)`` to the gradients; returns the value of the term."""
-        difference = torch._foreach_sub(
-            [p.detach() for p in self.parameters], list(self.targets)
-        )
+        difference = torch._foreach_sub([p.detach() for p in self.parameters], list(self.targets))
         gradients = [p.grad for p in self.parameters]
         torch._foreach_add_(gradients, difference, alpha=self.rho)
         squares = torch._foreach_norm(difference)

@@ -24,7 +24,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
 
 
 def squared_error(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
-    """Mean squared error; targets of shape ``(batch,)`` are compared with ``(batch, 1)`` outputs."""
+    """Mean squared error; targets ``(batch,)`` are compared with outputs ``(batch, 1)``."""
     return functional.mse_loss(outputs, targets.reshape(outputs.shape).to(outputs.dtype))
 
 

@@ -1,9 +1,9 @@
 """The multiplier step: how T moves between rounds, one function per rule.
 
-* ``fixed``: not at all.  For positively homogeneous activations (ReLU, LeakyReLU) scaling a neuron's
-  incoming weights by c and its outgoing ones by 1/c leaves f unchanged and turns a certificate T into
-  T / c^2, so every certifiable function is reachable under any fixed T > 0: training becomes a
-  smooth loss over one convex set.
+* ``fixed``: not at all.  For positively homogeneous activations (ReLU, LeakyReLU) scaling a
+  neuron's incoming weights by c and its outgoing ones by 1/c leaves f unchanged and turns a
+  certificate T into T / c^2, so every certifiable function is reachable under any fixed T > 0:
+  training becomes a smooth loss over one convex set.
 * ``sensitivity``: for tanh-like activations, which have no such gauge.  T follows the derivative of
   the projection distance ``phi = 1/2 ||W - V||^2``, which comes free with the projection:
 
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
 from .admm import AdmmState, Matrices
 from .config import TrainConfig
-from .solvers import CertifyProblem, SolveFailed, Slopes, solve_certify
+from .solvers import CertifyProblem, Slopes, SolveFailed, solve_certify
 
 # The step forgets directions and sizes at these rates (running averages).
 DIRECTION_DECAY, SIZE_DECAY = 0.8, 0.95
@@ -31,7 +32,7 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 
 @dataclass(frozen=True, eq=False)
 class RoundView:
-    """What a multiplier step may look at: the round's anchor, the slopes, the relative step size."""
+    """What a multiplier step may look at: the anchor, the slopes, the relative step size."""
 
     anchor: Matrices
     slopes: tuple[Slopes, ...]
@@ -42,8 +43,7 @@ def sensitivity(anchor: Matrices, consensus: Matrices) -> Matrices:
     """``dphi / dlog t`` for every hidden neuron, one vector per hidden layer."""
     products = [(v - w) * w for v, w in zip(anchor, consensus, strict=True)]
     return tuple(
-        0.5 * (incoming.sum(1) - outgoing.sum(0))
-        for incoming, outgoing in zip(products[:-1], products[1:], strict=True)
+        0.5 * (incoming.sum(1) - outgoing.sum(0)) for incoming, outgoing in pairwise(products)
     )
 
 
@@ -53,8 +53,10 @@ def fixed(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmState:
 
 
 def by_sensitivity(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmState:
-    """``log t -= eta g / rms(g)`` with running averages; the next projection restores feasibility."""
+    """``log t -= eta g / rms(g)``, averaged; the next projection restores feasibility."""
     gradient = sensitivity(view.anchor, state.consensus)
+    if not gradient:  # a single affine map has no multiplier
+        return state
     old = state.momentum or tuple(torch.zeros_like(g) for g in gradient)
     momentum = tuple(
         DIRECTION_DECAY * m + (1 - DIRECTION_DECAY) * g for m, g in zip(old, gradient, strict=True)

@@ -107,9 +107,7 @@ def feasible(
     if not multiplier:
         size = float(torch.linalg.matrix_norm(weights[0], 2)) / bound
     else:
-        ball = ball_tiles(
-            slopes, multiplier, bound**2, weights[0].shape[1], weights[-1].shape[0]
-        )
+        ball = ball_tiles(slopes, multiplier, bound**2, weights[0].shape[1], weights[-1].shape[0])
         size = ball.norm(weights)
     return tuple(w / size for w in weights) if size > 1.0 else weights
 

@@ -112,9 +112,7 @@ def train(
     return _finished(run, state, history, stopped)
 
 
-def _set_up(
-    model: nn.Module, data: Any, config: TrainConfig, loss: Any
-) -> tuple[Run, AdmmState]:
+def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tuple[Run, AdmmState]:
     """Check everything once, before the first step."""
     layers = linear_layers(model)
     if config.start == "scratch":
@@ -124,7 +122,8 @@ def _set_up(
     device = parameters[0].device
     slopes = tuple(
         Slopes(
-            torch.as_tensor(alpha, device=device).clamp(max=0.0), torch.as_tensor(beta, device=device)
+            torch.as_tensor(alpha, device=device).clamp(max=0.0),
+            torch.as_tensor(beta, device=device),
         )
         for alpha, beta in chain.slopes
     )
@@ -134,7 +133,9 @@ def _set_up(
         config.loss if loss is None else loss, targets, config.eps, config.temperature
     )
     schedule_factor(config.schedule, 0.0)
-    multiplier_step = resolve_multiplier_step(config.multiplier_step, chain.activations)
+    multiplier_step = resolve_multiplier_step(
+        config.multiplier_step, tuple(layer.kind for layer in chain.activations)
+    )
     begin = start(
         tuple(p.detach().to(torch.float64) for p in parameters),
         slopes,
@@ -147,9 +148,7 @@ def _set_up(
             if layer.bias is not None:
                 layer.bias.mul_(factor)
     optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
-    run = Run(
-        model, parameters, slopes, batches, optimizer, bounded, multiplier_step, config
-    )
+    run = Run(model, parameters, slopes, batches, optimizer, bounded, multiplier_step, config)
     return run, begin.state
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: each a command, each with a committed record under ``results/``."""

@@ -1,0 +1,31 @@
+"""``python -m benchmarks NAME``: run one benchmark and write its record.
+
+Without a name, the list of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+# name -> what it shows; the module of that name has a function main(argv).
+BENCHMARKS = {
+    "mnist_bound": "MNIST 784-64-64-10 under bound 1: accuracy, certified accuracy, cost",
+    "paper_cases": "the paper's 2D toy and MNIST 196-50-10: the bound in every round",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Dispatch to the named benchmark."""
+    if not argv or argv[0] not in BENCHMARKS:
+        print("usage: python -m benchmarks NAME [options]\n")
+        for name, shows in BENCHMARKS.items():
+            print(f"  {name:14} {shows}")
+        return 0 if not argv or argv[0] in ("-h", "--help") else 2
+    module = importlib.import_module(f"benchmarks.{argv[0]}")
+    module.main(argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""The start, the Lipschitz step and the multiplier steps on small networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+from admm_lip.admm import AdmmState
+from admm_lip.config import TrainConfig
+from admm_lip.lipschitz_step import lipschitz_step, next_lip_sq
+from admm_lip.multiplier_step import (
+    RoundView,
+    by_lipsdp,
+    by_sensitivity,
+    fixed,
+    resolve_multiplier_step,
+    sensitivity,
+)
+from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
+from admm_lip.solvers.lmi import ball_tiles, implied_bound
+from admm_lip.start import MULTIPLIER_SPREAD, feasible, spread_limited, start
+
+TIGHT = SolverConfig("native", tol=1e-9, fallback=())
+
+
+def weights(sizes: tuple[int, ...] = (3, 5, 4, 2), seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(m, n, generator=generator, dtype=torch.float64) for n, m in pairwise(sizes)
+    )
+
+
+def first_state(bound: float = 1.0, **settings) -> tuple[AdmmState, TrainConfig]:
+    config = TrainConfig(bound=bound, solver=TIGHT, projection_tol=1e-9, **settings)
+    w = weights()
+    return start(w, unit_slopes(w), config, torch.float64).state, config
+
+
+def test_the_start_is_feasible_and_certified_at_the_bound() -> None:
+    state, _ = first_state(bound=2.0)
+    slopes = unit_slopes(state.consensus)
+    ball = ball_tiles(slopes, state.multiplier, state.lip_sq, 3, 2)
+    assert ball.norm(state.consensus) <= 1 + 1e-12
+    assert implied_bound(state.consensus, slopes, state.multiplier) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_the_start_scales_every_layer_by_the_same_factor_and_biases_along() -> None:
+    w = weights()
+    config = TrainConfig(bound=1.0, solver=TIGHT)
+    begun = start(w, unit_slopes(w), config, torch.float64)
+    factors = [float((c / v).mean()) for c, v in zip(begun.state.consensus, w, strict=True)]
+    assert factors == pytest.approx([factors[0]] * 3)
+    assert begun.bias_factors == pytest.approx([factors[0] ** k for k in (1, 2, 3)], rel=1e-3)
+
+
+def test_a_spread_multiplier_is_brought_in() -> None:
+    t = torch.tensor([1e-12, 1.0, 2.0, 1e12], dtype=torch.float64)
+    limited = spread_limited(t)
+    assert float(limited.max() / limited.min()) <= MULTIPLIER_SPREAD**2
+    assert torch.equal(limited[1:3], t[1:3])
+
+
+def test_feasible_weights_are_left_alone_and_others_scaled_onto_the_ball() -> None:
+    state, _ = first_state()
+    slopes = unit_slopes(state.consensus)
+    inside = feasible(state.consensus, slopes, state.multiplier, state.lip)
+    assert all(map(torch.allclose, inside, state.consensus))
+    outside = tuple(3.0 * w for w in state.consensus)
+    ball = ball_tiles(slopes, state.multiplier, state.lip_sq, 3, 2)
+    brought = feasible(outside, slopes, state.multiplier, state.lip)
+    assert ball.norm(brought) == pytest.approx(1.0)
+
+
+def test_the_lipschitz_step_returns_the_nearest_feasible_weights() -> None:
+    state, config = first_state()
+    slopes = unit_slopes(state.consensus)
+    point = tuple(1.5 * w for w in state.consensus)
+    solution = lipschitz_step(point, state, slopes, config)
+    assert solution.ball_norm <= 1 + 1e-9
+    # Any other feasible point, here those on the segment to the consensus, is no nearer.
+    for share in (0.1, 0.5, 1.0):
+        other = [
+            (1 - share) * a + share * b
+            for a, b in zip(solution.weights, state.consensus, strict=True)
+        ]
+        far = sum(float((a - b).square().sum()) for a, b in zip(other, point, strict=True)) ** 0.5
+        assert far >= solution.distance * (1 - 1e-6)
+
+
+def test_newton_steps_on_the_bound_end_at_the_exact_penalised_projection() -> None:
+    state, _ = first_state()
+    config = TrainConfig(mode="penalty", mu=0.3, solver=TIGHT, projection_tol=1e-9)
+    slopes = unit_slopes(state.consensus)
+    point = tuple(2.0 * w for w in state.consensus)
+    moving = state
+    for _ in range(60):
+        solution = lipschitz_step(point, moving, slopes, config)
+        moving = dataclasses.replace(moving, target_sq=next_lip_sq(point, solution, moving, config))
+    exact = solve_project(
+        ProjectProblem(point, slopes, state.multiplier, mu=0.3, rho=state.rho), TIGHT
+    )
+    assert moving.target_sq == pytest.approx(exact.lip_sq, rel=1e-4)
+
+
+def distance_sq(state: AdmmState, point, log_change) -> float:
+    """Half the squared projection distance when T is multiplied by ``exp(log_change)``."""
+    moved = tuple(t * torch.exp(c) for t, c in zip(state.multiplier, log_change, strict=True))
+    problem = ProjectProblem(point, unit_slopes(point), moved, bound=state.lip)
+    return 0.5 * solve_project(problem, TIGHT).distance ** 2
+
+
+def test_the_sensitivity_is_the_derivative_of_the_projection_distance() -> None:
+    state, config = first_state()
+    point = tuple(1.5 * w for w in weights(seed=3))
+    solution = lipschitz_step(point, state, unit_slopes(point), config)
+    gradient = sensitivity(point, solution.weights)
+    generator = torch.Generator().manual_seed(0)
+    direction = [torch.randn(g.shape, generator=generator, dtype=torch.float64) for g in gradient]
+    h = 1e-4
+    plus = distance_sq(state, point, [h * d for d in direction])
+    minus = distance_sq(state, point, [-h * d for d in direction])
+    expected = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+    assert (plus - minus) / (2 * h) == pytest.approx(expected, rel=1e-3)
+
+
+def view(state: AdmmState, seed: int = 3) -> RoundView:
+    point = tuple(1.5 * w for w in weights(seed=seed))
+    return RoundView(point, unit_slopes(point), 1.0)
+
+
+def test_the_fixed_rule_keeps_the_multiplier() -> None:
+    state, config = first_state()
+    assert fixed(state, view(state), config) is state
+
+
+def test_the_sensitivity_rule_shortens_the_distance() -> None:
+    state, config = first_state(multiplier_rate=0.05)
+    seen = view(state)
+    solution = lipschitz_step(seen.anchor, state, seen.slopes, config)
+    state = dataclasses.replace(state, consensus=solution.weights)
+    moved = by_sensitivity(state, seen, config)
+    after = lipschitz_step(seen.anchor, moved, seen.slopes, config)
+    assert after.distance < solution.distance
+
+
+def test_the_lipsdp_rule_certifies_the_consensus_at_the_bound_and_runs_when_due() -> None:
+    state, config = first_state(multiplier_every=2)
+    assert by_lipsdp(state, view(state), config) is state  # round 1 of 2
+    smaller = tuple(0.9 * w for w in state.consensus)
+    due = dataclasses.replace(state, iteration=1, consensus=smaller)
+    moved = by_lipsdp(due, view(state), config)
+    slopes = unit_slopes(smaller)
+    assert implied_bound(smaller, slopes, moved.multiplier) <= state.lip * (1 + 1e-6)
+    ball = ball_tiles(slopes, moved.multiplier, state.lip_sq, 3, 2)
+    assert ball.norm(smaller) <= 1 + 1e-6
+
+
+def test_auto_is_fixed_only_for_homogeneous_activations() -> None:
+    assert resolve_multiplier_step("auto", ("relu", "leaky_relu")) is fixed
+    assert resolve_multiplier_step("auto", ("relu", "tanh")) is by_sensitivity
