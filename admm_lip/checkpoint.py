@@ -1,11 +1,13 @@
 """A run's state on disk: one safetensors file, written atomically, never unpickled.
 
 Tensors go into the file's tensor section, everything else (numbers, strings, nesting) into a JSON
-skeleton in its metadata in which ``{"tensor": name}`` stands for a tensor.
+skeleton in its metadata in which ``{"tensor": name}`` stands for a tensor.  Of classes, only the
+restart data of the solvers may appear, by name from a table.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .solvers import RESTART_TYPES
+
 FORMAT = "admm-lip-checkpoint-1"
+RECORDS = {kind.__name__: kind for kind in RESTART_TYPES}
 Tree = Any  # dict, list, tuple, number, string, None, or Tensor
 
 
@@ -64,6 +69,9 @@ def _strip(tree: Tree, tensors: dict[str, Tensor]) -> Tree:
         name = f"t{len(tensors)}"
         tensors[name] = tree.detach().contiguous().clone()
         return {"tensor": name}
+    if type(tree).__name__ in RECORDS:
+        fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+        return {"record": [type(tree).__name__, _strip(fields, tensors)]}
     if isinstance(tree, dict):
         return {"dict": [[k, _strip(v, tensors)] for k, v in tree.items()]}
     if isinstance(tree, tuple):
@@ -80,6 +88,8 @@ def _fill(skeleton: Any, tensors: dict[str, Tensor]) -> Tree:
     ((kind, content),) = skeleton.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "record":
+        return RECORDS[content[0]](**_fill(content[1], tensors))
     if kind == "dict":
         return {k: _fill(v, tensors) for k, v in content}
     if kind == "tuple":

@@ -7,11 +7,17 @@ Two problems (``problem.py``), one matrix inequality (``lmi.py``), a table of ba
 
 from .config import SolverConfig
 from .errors import ProblemError, SolveFailed, SolverError, SolverUnavailable, UnknownBackend
+from .native.splitting import WarmBall
 from .problem import CertifyProblem, ProjectProblem, Slopes, Structure, unit_slopes
 from .registry import Availability, available, doctor
 from .solution import CertifySolution, ProjectSolution, Status
+from .solve import Warm, solve_certify, solve_project
+
+# What a projection may hand from one solve to the next: plain data, safe to store and restore.
+RESTART_TYPES = (Warm, WarmBall)
 
 __all__ = [
+    "RESTART_TYPES",
     "Availability",
     "CertifyProblem",
     "CertifySolution",
@@ -28,5 +34,7 @@ __all__ = [
     "UnknownBackend",
     "available",
     "doctor",
+    "solve_certify",
+    "solve_project",
     "unit_slopes",
 ]

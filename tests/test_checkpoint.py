@@ -1,16 +1,21 @@
 """Checkpoints: what goes in comes out; damage is named; nothing is half-written."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from admm_lip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from admm_lip.solvers.native.splitting import WarmBall
+from admm_lip.solvers.solve import Warm
 
+WARM = Warm("native", WarmBall(torch.rand(2, 2), torch.rand(2, 2), 0.5, 1.0))
 TREE = {
     "state": {"consensus": (torch.rand(2, 3, dtype=torch.float64), torch.rand(1)), "rho": 0.1},
     "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"betas": (0.9, 1)}]},
     "history": [{"loss": 1 / 3, "status": "OPTIMAL"}, {"loss": 1e-300, "status": "LIMIT"}],
+    "warm": WARM,
     "nothing": None,
     "flag": True,
 }
@@ -19,6 +24,8 @@ TREE = {
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and same(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (tuple, list)):
