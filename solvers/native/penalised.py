@@ -12,7 +12,7 @@ metric, ties or held entries.  So the optimum solves mu s = tau(s):
 
 1. project at the current s, warm-started and only as accurately as s deserves;
 2. stop where the joint gap of (p, s) is small (``joint_gap``);
-3. move log s by a secant step on log(tau / (mu s)), nearly linear in it, inside its bracket.
+3. move log s by a secant step on log(tau / (mu s)), nearly linear in it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .splitting import (
 )
 
 SEARCH_STEPS = 100
-# Inner accuracy starts here and falls tenfold per step of the search, down to tol / 4.
-FIRST_TOL = 1e-2
+# The inner gap is allowed this share of the last joint gap, at first this share of the objective.
+INNER, FIRST_TOL = 0.1, 1e-2
 LONGEST_STEP = 2.0
 
 
@@ -55,39 +55,36 @@ def search(
     """Steps 1-3 of the module; ``mu`` is already divided by the problem's rho.
 
     Args:
+        problem: the penalised problem.
+        mu: the weight on s where the distance has weight 1.
+        rule: when to stop; its tolerance is for the joint gap.
         warm: restart data of a problem nearby, or ``None``.
 
     Returns:
         The last outcome (its ``gap`` is the joint one), the coupling and the ``s`` it belongs to.
     """
-    lip_sq = warm.lip_sq if warm else _first_lip_sq(problem)
+    lip_sq = warm.lip_sq if warm else _first_lip_sq(problem, mu)
     coupling = couple(problem, lip_sq)
     state = (warm.state(coupling) if warm else None) or first_state(coupling)
     centre = coupling.centre()
-    low, high = -math.inf, math.inf
     last: Trial | None = None
-    spent = 0
-    for step in range(SEARCH_STEPS):
-        inner = replace(
-            rule,
-            tol=max(rule.tol / 4.0, FIRST_TOL * 0.1**step),
-            max_iterations=rule.max_iterations - spent,
-            besides=mu * lip_sq,
-        )
-        outcome = split(coupling, state, inner, centre)
+    spent, tol = 0, max(FIRST_TOL, rule.tol)
+    for _ in range(SEARCH_STEPS):
+        cost = mu * lip_sq
+        outer = replace(rule, max_iterations=rule.max_iterations - spent, besides=cost)
+        outcome = split(coupling, state, replace(outer, tol=tol), centre)
         spent += outcome.iterations
         share = input_share(coupling, outcome.state)
-        gap = joint_gap(coupling, outcome, mu * lip_sq, share)
+        gap = joint_gap(coupling, outcome, cost, share)
         outcome = replace(outcome, gap=gap, iterations=spent)
-        outcome = replace(
-            outcome, converged=accepts(coupling, outcome, replace(inner, tol=rule.tol))
-        )
+        outcome = replace(outcome, converged=accepts(coupling, outcome, outer))
         over = spent >= rule.max_iterations or rule.expired
         if outcome.converged or outcome.impossible or over:
             break
-        trial = Trial(math.log(lip_sq), math.log(max(share, TINY) / (mu * lip_sq)))
-        low, high = (trial.log_s, high) if trial.excess > 0 else (low, trial.log_s)
-        log_s = _next(trial, last, (low, high), _curvature(coupling, outcome) / max(share, TINY))
+        tol = max(min(INNER * gap / (cost + outcome.distance), 0.5 * tol), 0.25 * rule.tol)
+        trial = Trial(math.log(lip_sq), math.log(max(share, TINY) / cost))
+        newton = (share - cost) / (cost + _curvature(coupling, outcome))
+        log_s = trial.log_s + _step(trial, last, newton)
         factor = math.exp(0.5 * (log_s - trial.log_s))
         last, lip_sq = trial, math.exp(log_s)
         coupling = coupling.rescaled(1.0 / factor)
@@ -118,13 +115,14 @@ def joint_gap(coupling: Coupling, outcome: Outcome, cost: float, share: float) -
     return cost + outcome.distance - lower
 
 
-def _first_lip_sq(problem: ProjectProblem) -> float:
-    """The L^2 the anchor itself needs, or where T proves none, what its first weight needs."""
+def _first_lip_sq(problem: ProjectProblem, mu: float) -> float:
+    """One step of the search below the L^2 the anchor needs; where T proves none, its own norm."""
     unit = couple(problem, 1.0)
     anchor = unit.weights(unit.anchor)
     lip = implied_bound(anchor, problem.slopes, problem.multiplier)
     if 0.0 < lip < math.inf:
-        return lip**2
+        cost = mu * lip**2
+        return lip**2 * math.exp(-cost / (cost + 0.5 * float(anchor[0].square().sum())))
     own = spectral_norm(unit.spread(unit.anchor)[: unit.inputs])
     return own**2 if own > 0 else 1.0
 
@@ -136,17 +134,14 @@ def _curvature(coupling: Coupling, outcome: Outcome) -> float:
     return 0.5 * float((coupling.metric[0][:rows] * first.square()).sum())
 
 
-def _next(now: Trial, last: Trial | None, bracket: tuple[float, float], steepness: float) -> float:
-    """Secant step, or one with the predicted slope ``-(1 + steepness)``; kept in the bracket."""
-    slope = -(1.0 + min(steepness, 1e6))
-    if last is not None and now.log_s != last.log_s:
-        seen = (now.excess - last.excess) / (now.log_s - last.log_s)
-        slope = seen if seen < -0.25 else slope
-    step = min(max(-now.excess / slope, -LONGEST_STEP), LONGEST_STEP)
-    target, (low, high) = now.log_s + step, bracket
-    if low < target < high:
-        return target
-    return 0.5 * (low + high) if math.isfinite(high - low) else target
+def _step(now: Trial, last: Trial | None, newton: float) -> float:
+    """Secant step on the log ratio, or the cautious Newton step where the ratio is still tiny."""
+    step = newton
+    if last is not None and now.excess > -1.0 and now.log_s != last.log_s:
+        slope = (now.excess - last.excess) / (now.log_s - last.log_s)
+        # tau falls at least like the square root of 1/s against mu s, up to inexact projections.
+        step = -now.excess / slope if slope < -0.25 else newton
+    return min(max(step, -LONGEST_STEP), LONGEST_STEP)
 
 
 def _moved(state: State, inputs: int, factor: float) -> State:

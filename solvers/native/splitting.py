@@ -220,7 +220,8 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
         excess, nuclear = clip_excess(a)
         inside = a - excess
         primal = float(torch.dist(c, inside)) / max(float(inside.norm()), TINY)
-        dual = float(torch.dist(inside, before)) / max(float(excess.norm()), TINY)
+        # Where nothing is clipped the dual is zero, and exact.
+        dual = float(torch.dist(inside, before)) / float(excess.norm()) if nuclear else 0.0
         if primal <= screen and dual <= BEST_RATIO * screen:
             outcome = measure(coupling, State(inside, excess, penalty), nuclear, centre)
             if accepts(coupling, outcome, rule):
@@ -244,7 +245,9 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
 
 def _retuned(primal: float, dual: float) -> float:
     """Factor for the penalty: the ratio of the residuals grows about linearly with it."""
+    if dual == 0.0 or max(primal, dual) < FINEST:
+        return 1.0
     ratio = dual / max(primal, TINY)
     if BEST_RATIO / DRIFT <= ratio <= BEST_RATIO * DRIFT:
         return 1.0
-    return min(max(BEST_RATIO / max(ratio, TINY), 1.0 / PACE), PACE)
+    return min(max(BEST_RATIO / ratio, 1.0 / PACE), PACE)
