@@ -1,0 +1,207 @@
+"""Symmetric block-tridiagonal matrices: factors, inverses and positive definite completions.
+
+Two facts carry the whole solver.  Both cost O(D n^2) to set up and O(D^2 n) to write out densely,
+where D is the total size and n the width of a block:
+
+* ``S`` block tridiagonal and positive definite has ``S = L L'`` with L block bidiagonal, and
+  ``P = S^{-1}`` follows block row by block row from the last one (``inverse``).
+* Let only the band of ``Z`` be given, every clique ``[Z_kk, Z_k+1,k'; Z_k+1,k, Z_k+1,k+1]`` positive
+  definite.  Among the positive definite matrices with that band the one of largest determinant has
+  a block-tridiagonal inverse, ``Z_{k+1,j} = Z_{k+1,k} Z_kk^{-1} Z_{k,j}`` for ``j <= k``
+  (``completion``; R. Grone et al., Linear Algebra Appl. 58, 1984).
+
+No function here raises for a matrix that is not positive definite: it returns ``None``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Band(NamedTuple):
+    """Block-tridiagonal part of a symmetric matrix: blocks ``(k, k)`` and ``(k+1, k)``."""
+
+    diagonal: list[Tensor]
+    lower: list[Tensor]
+
+    @property
+    def size(self) -> int:
+        """Order D of the matrix."""
+        return sum(d.shape[0] for d in self.diagonal)
+
+    def plus(self, step: float, other: Band) -> Band:
+        """``self + step * other``."""
+        return Band(
+            [
+                torch.add(a, b, alpha=step)
+                for a, b in zip(self.diagonal, other.diagonal, strict=True)
+            ],
+            [torch.add(a, b, alpha=step) for a, b in zip(self.lower, other.lower, strict=True)],
+        )
+
+    def times(self, scale: float) -> Band:
+        """``scale * self``."""
+        return Band([scale * d for d in self.diagonal], [scale * b for b in self.lower])
+
+    def inner(self, other: Band) -> float:
+        """Trace of the product, where one of the two vanishes outside the band."""
+        pairs = zip(self.diagonal, other.diagonal, strict=True)
+        total = sum(float((a * b).sum()) for a, b in pairs)
+        pairs = zip(self.lower, other.lower, strict=True)
+        return total + 2.0 * sum(float((a * b).sum()) for a, b in pairs)
+
+
+def block_slices(sizes: Sequence[int]) -> list[slice]:
+    """Where blocks of these sizes stand when laid end to end."""
+    slices, start = [], 0
+    for n in sizes:
+        slices.append(slice(start, start + n))
+        start += n
+    return slices
+
+
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """Lower Cholesky factor, or ``None`` where there is none (NaN included)."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0 or not bool(torch.isfinite(torch.diagonal(factor)).all()):
+        return None
+    return factor
+
+
+class Factor(NamedTuple):
+    """``S = L L'``: L has ``pivots[k]`` on its diagonal and ``below[k]`` at block ``(k+1, k)``."""
+
+    pivots: list[Tensor]
+    below: list[Tensor]
+
+
+def factorize(band: Band) -> Factor | None:
+    """Block Cholesky factor, from the first block to the last; ``None`` if not positive definite."""
+    pivots: list[Tensor] = []
+    below: list[Tensor] = []
+    schur = band.diagonal[0]
+    for k in range(len(band.diagonal)):
+        pivot = cholesky(schur)
+        if pivot is None:
+            return None
+        pivots.append(pivot)
+        if k < len(band.lower):
+            half = torch.linalg.solve_triangular(pivot, band.lower[k].T, upper=False).T
+            below.append(half)
+            schur = torch.addmm(band.diagonal[k + 1], half, half.T, alpha=-1.0)
+    return Factor(pivots, below)
+
+
+def inverse(factor: Factor) -> Tensor:
+    """Dense ``P = S^{-1}``, from the last block row up.
+
+    With ``G_k = below_k pivot_k^{-1}``: ``P_kj = -G_k' P_{k+1,j}`` for ``j > k`` and
+    ``P_kk = (pivot_k pivot_k')^{-1} + G_k' P_{k+1,k+1} G_k``.
+    """
+    at = block_slices([p.shape[0] for p in factor.pivots])
+    dense = factor.pivots[0].new_empty(at[-1].stop, at[-1].stop)
+    last = len(at) - 1
+    dense[at[last], at[last]] = torch.cholesky_inverse(factor.pivots[last])
+    for k in range(last - 1, -1, -1):
+        gain = _right_solve(factor.below[k], factor.pivots[k])
+        right = slice(at[k + 1].start, None)
+        row = torch.mm(gain.T, dense[at[k + 1], right]).neg_()
+        dense[at[k], right] = row
+        dense[right, at[k]] = row.T
+        corner = torch.cholesky_inverse(factor.pivots[k])
+        dense[at[k], at[k]] = torch.addmm(corner, row[:, : gain.shape[0]], gain, alpha=-1.0)
+    return dense
+
+
+class Cliques(NamedTuple):
+    """Cholesky factors of neighbouring pairs of blocks of Z.
+
+    ``[Z_kk, .; Z_k+1,k, Z_k+1,k+1] = K K'`` with ``K = [pivots[k], 0; below[k], rest[k]]``.
+    """
+
+    pivots: list[Tensor]
+    below: list[Tensor]
+    rest: list[Tensor]
+
+
+def factorize_cliques(band: Band) -> Cliques | None:
+    """Factors of all cliques; ``None`` where one is not positive definite."""
+    pivots: list[Tensor] = []
+    below: list[Tensor] = []
+    rest: list[Tensor] = []
+    for k, block in enumerate(band.lower):
+        pivot = cholesky(band.diagonal[k])
+        if pivot is None:
+            return None
+        half = torch.linalg.solve_triangular(pivot, block.T, upper=False).T
+        left = cholesky(torch.addmm(band.diagonal[k + 1], half, half.T, alpha=-1.0))
+        if left is None:
+            return None
+        pivots.append(pivot)
+        below.append(half)
+        rest.append(left)
+    return Cliques(pivots, below, rest)
+
+
+def completion(band: Band, cliques: Cliques) -> Tensor:
+    """The dense positive definite matrix with this band and largest determinant."""
+    at = block_slices([d.shape[0] for d in band.diagonal])
+    dense = band.diagonal[0].new_empty(at[-1].stop, at[-1].stop)
+    dense[at[0], at[0]] = band.diagonal[0]
+    for k, block in enumerate(band.lower):
+        here, start = at[k + 1], at[k].start
+        if start:
+            gain = _right_solve(cliques.below[k], cliques.pivots[k])
+            row = torch.mm(gain, dense[at[k], :start])
+            dense[here, :start] = row
+            dense[:start, here] = row.T
+        dense[here, at[k]] = block
+        dense[at[k], here] = block.T
+        dense[here, here] = band.diagonal[k + 1]
+    return dense
+
+
+def band_of(dense: Tensor, sizes: Sequence[int]) -> Band:
+    """The block-tridiagonal part of a symmetric dense matrix (views)."""
+    at = block_slices(sizes)
+    return Band(
+        [dense[s, s] for s in at],
+        [dense[b, a] for a, b in zip(at, at[1:], strict=False)],
+    )
+
+
+def times_dense(band: Band, dense: Tensor) -> Tensor:
+    """``band @ dense``, block row by block row."""
+    at = block_slices([d.shape[0] for d in band.diagonal])
+    out = torch.empty_like(dense)
+    for k, s in enumerate(at):
+        row = torch.mm(band.diagonal[k], dense[s])
+        if k > 0:
+            row.addmm_(band.lower[k - 1], dense[at[k - 1]])
+        if k + 1 < len(at):
+            row.addmm_(band.lower[k].T, dense[at[k + 1]])
+        out[s] = row
+    return out
+
+
+def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> Band:
+    """Block-tridiagonal part of ``(left @ right + right' @ left') / 2``."""
+    at = block_slices(sizes)
+    diagonal, lower = [], []
+    for k, s in enumerate(at):
+        block = torch.mm(left[s], right[:, s])
+        diagonal.append((block + block.T).mul_(0.5))
+        if k + 1 < len(at):
+            n = at[k + 1]
+            below = torch.mm(left[n], right[:, s])
+            lower.append(below.add_(torch.mm(left[s], right[:, n]).T).mul_(0.5))
+    return Band(diagonal, lower)
+
+
+def _right_solve(block: Tensor, pivot: Tensor) -> Tensor:
+    """``block @ pivot^{-1}`` for a lower triangular pivot."""
+    return torch.linalg.solve_triangular(pivot, block, upper=False, left=False)

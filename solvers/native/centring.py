@@ -1,0 +1,156 @@
+"""From a feasible multiplier to the central path: damped Newton on the slack alone.
+
+    minimise  rho/mu - logdet S(rho, t),        mu free
+
+``H_ij = tr(A_i P A_j P)`` with ``P = S^{-1}``, ``g = (tr A_i P)_i`` and ``b = (1, 0, .., 0)``.  The
+mu that makes the Newton decrement least is ``1/mu = (b'H^-1 g) / (b'H^-1 b)``, and then
+
+    dy = H^{-1}(g - b/mu),      Z = mu (P - P dS P)
+
+is exactly dual feasible; it is positive definite when the decrement is below 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .block_cholesky import (
+    Band,
+    Factor,
+    band_of,
+    band_of_product,
+    cholesky,
+    factorize,
+    inverse,
+    times_dense,
+)
+from .lmi_operator import LmiOperator, schur_complement
+from .run import Run
+
+# The pair (S, Z) is good enough to start from at this decrement.
+_CENTRED = 0.7
+_SHRINK = 0.6
+_MAX_STEPS = 300
+
+
+class NewtonStep(NamedTuple):
+    """One Newton direction of the barrier, with the mu that suits it best."""
+
+    dy: Tensor
+    decrement: float
+    mu: float
+    dense: Tensor
+
+
+class Centre(NamedTuple):
+    """A point near the central path: ``S(y) > 0`` with its factor, and Z dual feasible."""
+
+    y: Tensor
+    factor: Factor
+    z: Band
+
+
+def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> NewtonStep | None:
+    """Newton direction of the barrier at the factor's S; mu is free where not given."""
+    dense = inverse(factor)
+    forms = op.forms(dense)
+    solve = schur_solver(schur_complement(forms, forms))
+    if solve is None:
+        return None
+    g = op.adjoint(band_of(dense, op.sizes))
+    b = torch.zeros_like(g)
+    b[0] = 1.0
+    hg, hb = solve(g), solve(b)
+    if mu is None:
+        ratio = float(hg[0] / hb[0])
+        if not ratio > 0:
+            return None
+        mu = 1.0 / ratio
+    dy = hg - hb / mu
+    decrement = float(torch.dot(dy, g - b / mu).clamp(min=0.0).sqrt())
+    return NewtonStep(dy, decrement, mu, dense) if decrement < float("inf") else None
+
+
+def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
+    """Newton steps from a strictly feasible ``y`` until the pair is centred.
+
+    Returns ``None`` when it cannot get there; ``run`` keeps every feasible point on the way.
+    """
+    factor = factorize(op.slack(y))
+    for _ in range(_MAX_STEPS):
+        if factor is None or not run.may_go_on():
+            return None
+        step = newton_step(op, factor)
+        if step is None:
+            return None
+        if step.decrement < _CENTRED:
+            z = dual_point(op, step)
+            return Centre(y, factor, z)
+        moved = _damped(op, y, factor, step)
+        if moved is None:
+            return None
+        y, factor = moved
+        run.count(y)
+    return None
+
+
+def dual_point(op: LmiOperator, step: NewtonStep) -> Band:
+    """The band of ``Z = mu (P - P dS P)``."""
+    change = times_dense(op.direction(step.dy), step.dense)
+    correction = band_of_product(step.dense, change, op.sizes)
+    return band_of(step.dense, op.sizes).plus(-1.0, correction).times(step.mu)
+
+
+def _damped(
+    op: LmiOperator, y: Tensor, factor: Factor, step: NewtonStep
+) -> tuple[Tensor, Factor] | None:
+    """Shorten the Newton step until S stays positive definite and the barrier falls."""
+    length = min(1.0, 4.0 / (1.0 + step.decrement))
+    value = barrier(y, factor, step.mu)
+    for _ in range(40):
+        trial = y + length * step.dy
+        found = factorize(op.slack(trial))
+        if found is not None and barrier(trial, found, step.mu) < value:
+            return trial, found
+        length *= _SHRINK
+    return None
+
+
+def barrier(y: Tensor, factor: Factor, mu: float) -> float:
+    """``rho/mu - logdet S``."""
+    logdet = 2.0 * sum(float(torch.diagonal(p).log().sum()) for p in factor.pivots)
+    return float(y[0]) / mu - logdet
+
+
+class SchurSolver:
+    """Solves with H by Cholesky after scaling to unit diagonal, with one refinement step."""
+
+    def __init__(self, matrix: Tensor, factor: Tensor, scale: Tensor) -> None:
+        self._matrix, self._factor, self._scale = matrix, factor, scale
+
+    def __call__(self, rhs: Tensor) -> Tensor:
+        """``H^{-1} rhs``."""
+        x = self._once(rhs)
+        return x + self._once(rhs - self._matrix @ x)
+
+    def _once(self, rhs: Tensor) -> Tensor:
+        scaled = (rhs * self._scale)[:, None]
+        return torch.cholesky_solve(scaled, self._factor)[:, 0] * self._scale
+
+
+def schur_solver(matrix: Tensor) -> SchurSolver | None:
+    """Factor the Schur complement; a little of the diagonal is added where rounding needs it."""
+    diagonal = torch.diagonal(matrix)
+    if not bool(((diagonal > 0) & torch.isfinite(diagonal)).all()):
+        return None
+    scale = diagonal**-0.5
+    scaled = scale[:, None] * matrix * scale
+    for shift in (0.0, 1e-14, 1e-12, 1e-10):
+        torch.diagonal(scaled).fill_(1.0 + shift)
+        factor = cholesky(scaled)
+        if factor is not None:
+            return SchurSolver(matrix, factor, scale)
+    return None

@@ -1,0 +1,274 @@
+"""LipSDP by a structured primal-dual interior point: the native multiplier solve.
+
+    minimise rho   subject to   S(rho, t) = rho E_0 - C + sum_i t_i A_i >= 0
+    maximise tr(C Z)   subject to   Z >= 0,   tr Z_00 = 1,   tr(A_i Z) = 0
+
+(``lmi_operator.py`` has the symbols; ``t >= 0`` is implied.)  S is block tridiagonal and only the
+same band of Z enters the dual, so Z is kept as a band and completed when a dense matrix is needed
+(M. Fukuda et al., SIAM J. Optim. 11, 2001): everything but the Cholesky factor of the N x N Schur
+complement costs O(D^2 n).
+
+1.  Start from the best closed form (``starts.py``), moved inside: ``y = 2 (rho, t)``.
+2.  Centre: Newton on the slack alone, until it yields an exactly dual feasible Z
+    (``centring.py``).
+3.  Repeat:
+    a.  ``P = S^{-1}``, Z completed, ``H_ij = tr(A_i Z A_j P)``, its Cholesky factor;
+        stop when the gap ``rho - tr(C Z')`` of an exactly repaired Z' (``dual_repair.py``) is
+        small, the limits are reached or the steps become too short.
+    b.  Predict: ``H dy = -b``, ``dS = sum dy_i A_i``, ``dZ = -Z - sym(Z dS P)``, the longest
+        steps (``step_length.py``), and from the gap they leave
+        ``sigma = min(1, (mu_aff/mu)^max(1, 3 a^2))``.
+    c.  Correct (Mehrotra): ``R = sym(dZ dS P)``, ``H dy = sigma mu g - A*(R) - b``,
+        ``dZ = sigma mu P - Z - sym(Z dS P) - R``   (HKM direction).
+    d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
+        Cholesky factors.
+4.  Return the multiplier with the least bound recomputed from it, and the repaired lower bound.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import SolverConfig
+from ..lmi import implied_bound
+from ..problem import CertifyProblem, Multiplier, Slopes
+from ..solution import CertifyClaim, Status
+from .block_cholesky import (
+    Band,
+    Cliques,
+    Factor,
+    band_of,
+    band_of_product,
+    completion,
+    factorize,
+    factorize_cliques,
+    inverse,
+    times_dense,
+)
+from .centring import Centre, SchurSolver, centre, schur_solver
+from .dual_repair import reachable_band, repaired_value
+from .lmi_operator import LmiOperator, schur_complement
+from .run import Run
+from .starts import Start, best_start, theta_start
+from .step_length import cliques_step, slack_step
+
+_MAX_STEPS = 100
+# Steps shorter than this in both matrices mean that rounding has the upper hand.
+_TOO_SHORT = 1e-4
+# A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite, so it
+# is held at this multiple of its natural scale, which costs about the inverse of the bound.
+_KNOWN = 1e-7
+_STIFF = 1e7
+
+
+class Pair(NamedTuple):
+    """A strictly feasible y with the factor of ``S(y)``, and Z with the factors of its cliques."""
+
+    y: Tensor
+    slack: Band
+    factor: Factor
+    z: Band
+    cliques: Cliques
+
+
+class Direction(NamedTuple):
+    """Changes of y, S and Z; ``dense`` is dZ outside the band too, where it is known."""
+
+    dy: Tensor
+    ds: Band
+    dz: Band
+
+
+class Linearised(NamedTuple):
+    """What one iteration needs at a pair: dense inverse and completion, H and the gap."""
+
+    p: Tensor
+    z: Tensor
+    solve: SchurSolver
+    g: Tensor
+    b: Tensor
+    mu: float
+
+
+def certify(
+    problem: CertifyProblem, config: SolverConfig, warm: Multiplier | None = None
+) -> CertifyClaim:
+    """Minimise ``L^2`` over the multipliers; the steps are numbered in the module's docstring.
+
+    Args:
+        problem: reduced and scaled (``reduction.py``).
+        config: ``tol`` is the relative gap in ``L^2`` to prove; the limits bind.
+        warm: a multiplier of a network nearby.
+
+    Returns:
+        A claim whose multiplier is the best seen, whatever happened; never raises for numerical
+        trouble.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip.solvers.problem import CertifyProblem, unit_slopes
+        >>> w = (torch.tensor([[1.0], [1.0]]).double(), torch.tensor([[1.0, -1.0]]).double())
+        >>> claim = certify(CertifyProblem(w, unit_slopes(w)), SolverConfig())
+        >>> round(claim.lip_sq, 5)
+        1.0
+    """
+    if not problem.slopes:
+        lip_sq = implied_bound(problem.weights, (), ()) ** 2
+        return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
+    run = Run(config)
+    found = best_start(_spread(problem))
+    if found is None:
+        return CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale")
+    op = LmiOperator(problem, _fixed(problem, found.multiplier))
+    run.keep(_as_y(op, found))
+    centred = centre(op, inside(op, found), run)
+    pair = follow(op, centred, run, config) if centred is not None else None
+    return _claim(op, run, pair, config)
+
+
+def _spread(problem: CertifyProblem) -> CertifyProblem:
+    """The problem with ``[a, a]`` replaced by ``[min(a, 0), max(a, 0)]``, where t has a scale."""
+    slopes = []
+    for s, known in zip(problem.slopes, _known(problem), strict=True):
+        low, high = s.alpha.clamp(max=0.0), s.beta.clamp(min=0.0)
+        slopes.append(Slopes(torch.where(known, low, s.alpha), torch.where(known, high, s.beta)))
+    return CertifyProblem(problem.weights, tuple(slopes))
+
+
+def _known(problem: CertifyProblem) -> list[Tensor]:
+    """Per hidden layer, the neurons whose slope is known: their best t is infinite."""
+    return [
+        s.beta - s.alpha <= _KNOWN * torch.maximum(s.alpha.abs(), s.beta.abs())
+        for s in problem.slopes
+    ]
+
+
+def _fixed(problem: CertifyProblem, natural: Multiplier) -> Tensor:
+    """Multipliers of the neurons of known slope, 0 for the others."""
+    known = torch.cat(_known(problem))
+    return torch.where(known, _STIFF * torch.cat(list(natural)), torch.zeros_like(known.double()))
+
+
+def _as_y(op: LmiOperator, start: Start) -> Tensor:
+    """``(rho, t)`` of a closed form."""
+    rho = torch.tensor([max(start.lip_sq, 1e-300)]).to(start.multiplier[0])
+    return torch.cat([rho, op.restrict(torch.cat(start.multiplier))])
+
+
+def inside(op: LmiOperator, found: Start) -> Tensor:
+    """Step 1: the closed form best for centring (theta at most 1.2), moved inside."""
+    start = found if found.theta <= 1.2 else theta_start(_spread(op.problem), 1.2) or found
+    return 2.0 * _as_y(op, start)
+
+
+def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> Pair | None:
+    """Step 3: primal-dual steps until the proven gap is small."""
+    cliques = factorize_cliques(centred.z)
+    if cliques is None:
+        return None
+    pair = Pair(centred.y, op.slack(centred.y), centred.factor, centred.z, cliques)
+    for _ in range(_MAX_STEPS):
+        if _gap(op, pair) <= config.tol and proven_gap(op, pair) <= config.tol:
+            return pair
+        if not run.may_go_on():
+            return pair
+        lin = linearise(op, pair)
+        moved = step(op, pair, lin) if lin is not None else None
+        if moved is None:
+            return pair
+        pair = moved
+        run.count(pair.y)
+    return pair
+
+
+def linearise(op: LmiOperator, pair: Pair) -> Linearised | None:
+    """Step 3a; ``None`` where H has no Cholesky factor."""
+    p, z = inverse(pair.factor), completion(pair.z, pair.cliques)
+    solve = schur_solver(schur_complement(op.forms(z), op.forms(p)))
+    if solve is None:
+        return None
+    g = op.adjoint(band_of(p, op.sizes))
+    b = torch.zeros_like(g)
+    b[0] = 1.0
+    return Linearised(p, z, solve, g, b, pair.slack.inner(pair.z) / op.order)
+
+
+def step(op: LmiOperator, pair: Pair, lin: Linearised) -> Pair | None:
+    """Steps 3b to 3d; ``None`` when no useful step is left."""
+    dy = lin.solve(-lin.b)
+    ds = op.direction(dy)
+    change = times_dense(ds, lin.p)  # dS P
+    full = lin.z @ change
+    dense = (full + full.T).mul_(-0.5).sub_(lin.z)  # dZ = -Z - sym(Z dS P)
+    dz = band_of(dense, op.sizes)
+    a_s = min(1.0, slack_step(pair.factor, ds))
+    a_z = min(1.0, cliques_step(pair.cliques, dz))
+    left = pair.slack.plus(a_s, ds).inner(pair.z.plus(a_z, dz)) / op.order
+    sigma = min(1.0, max(left / lin.mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
+    second = band_of_product(dense, change, op.sizes)
+    return _advance(op, pair, _corrected(op, lin, pair, sigma * lin.mu, second))
+
+
+def _corrected(
+    op: LmiOperator, lin: Linearised, pair: Pair, target: float, second: Band
+) -> Direction:
+    """Step 3c."""
+    dy = lin.solve(target * lin.g - op.adjoint(second) - lin.b)
+    ds = op.direction(dy)
+    linear = band_of_product(lin.z, times_dense(ds, lin.p), op.sizes)
+    dz = band_of(lin.p, op.sizes).times(target).plus(-1.0, pair.z)
+    return Direction(dy, ds, dz.plus(-1.0, linear).plus(-1.0, second))
+
+
+def _advance(op: LmiOperator, pair: Pair, way: Direction) -> Pair | None:
+    """Step 3d."""
+    longest_s = slack_step(pair.factor, way.ds)
+    longest_z = cliques_step(pair.cliques, way.dz)
+    share = 0.9 + 0.09 * min(1.0, longest_s, longest_z)
+    a_s, a_z = min(1.0, share * longest_s), min(1.0, share * longest_z)
+    while a_s > _TOO_SHORT:
+        y = pair.y + a_s * way.dy
+        slack = op.slack(y)
+        factor = factorize(slack)
+        if factor is not None:
+            break
+        a_s *= 0.8
+    else:
+        y, slack, factor, a_s = pair.y, pair.slack, pair.factor, 0.0
+    while a_z > _TOO_SHORT:
+        z = pair.z.plus(a_z, way.dz)
+        cliques = factorize_cliques(z)
+        if cliques is not None:
+            break
+        a_z *= 0.8
+    else:
+        z, cliques, a_z = pair.z, pair.cliques, 0.0
+    return Pair(y, slack, factor, z, cliques) if max(a_s, a_z) > 0.0 else None
+
+
+def _gap(op: LmiOperator, pair: Pair) -> float:
+    """Relative gap of the pair as it stands."""
+    return pair.slack.inner(pair.z) / float(pair.y[0])
+
+
+def proven_gap(op: LmiOperator, pair: Pair) -> float:
+    """Relative gap against the repaired dual point."""
+    rho = float(pair.y[0])
+    return (rho - repaired_value(op.problem, pair.z)) / rho
+
+
+def _claim(op: LmiOperator, run: Run, pair: Pair | None, config: SolverConfig) -> CertifyClaim:
+    """Step 4."""
+    y = run.best
+    assert y is not None  # the start is kept before anything else
+    multiplier = op.multiplier(y)
+    lip_sq = implied_bound(op.problem.weights, op.problem.slopes, multiplier) ** 2
+    lower = repaired_value(op.problem, pair.z if pair is not None else reachable_band(op.problem))
+    if lip_sq - lower <= config.tol * lip_sq:
+        status = Status.OPTIMAL
+    else:
+        status = Status.LIMIT if run.limited else Status.INACCURATE
+    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, status.value)

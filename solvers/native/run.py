@@ -1,0 +1,49 @@
+"""The bookkeeping of one solve: limits, counts and the best multiplier seen."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from ..config import SolverConfig
+
+
+class Run:
+    """Counts iterations against the limits and keeps the best feasible point.
+
+    Args:
+        config: its ``time_limit`` and ``max_iterations`` bind the whole solve.
+
+    Attributes:
+        iterations: steps taken so far, centring ones included.
+        centring: how many of them were centring steps.
+        best: the feasible ``y = (rho, t)`` of least rho, ``None`` before the first.
+    """
+
+    def __init__(self, config: SolverConfig) -> None:
+        seconds = config.time_limit
+        self._deadline = float("inf") if seconds is None else perf_counter() + seconds
+        self._most = config.max_iterations
+        self.iterations = 0
+        self.best: Tensor | None = None
+        self.limited = False
+
+    def may_go_on(self) -> bool:
+        """Whether both limits leave room for another step."""
+        full = self._most is not None and self.iterations >= self._most
+        self.limited = full or perf_counter() >= self._deadline
+        return not self.limited
+
+    def count(self, y: Tensor) -> None:
+        """One step is done and ended at ``y``, whose ``S(y)`` has a Cholesky factor."""
+        self.iterations += 1
+        self.keep(y)
+
+    def keep(self, y: Tensor) -> None:
+        """Remember ``y`` where it is finite and better than what is known."""
+        if not bool(torch.isfinite(y).all()) or not bool((y[1:] > 0).all()):
+            return
+        if self.best is None or float(y[0]) < float(self.best[0]):
+            self.best = y
