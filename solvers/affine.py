@@ -130,7 +130,8 @@ def layer_groups(shape: tuple[int, int], structure: Structure) -> LayerGroups:
         label[ties >= 0] = np.unique(ties[ties >= 0], return_inverse=True)[1]
     groups = int(label.max(initial=-1)) + 1
     free = label >= 0
-    weight = np.bincount(label[free], weights=metric[free], minlength=groups)
+    sums = np.bincount(label[free], weights=metric[free], minlength=groups)
+    weight = np.asarray(sums, dtype=np.float64)
     held = np.zeros(groups, dtype=bool)
     if structure.held is not None:
         mask = structure.held.detach().cpu().numpy().ravel()

@@ -20,16 +20,22 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from .affine import ProjectMap, certify_map, project_map
 from .config import SolverConfig
 from .errors import SolverUnavailable
+from .native.block_cholesky import band_of
+from .native.dual_repair import reachable_band, repaired_value
 from .problem import CertifyProblem, Multiplier, ProjectProblem
 from .registry import Availability
 from .solution import CertifyClaim, ProjectClaim, Status
 
 # MOSEK's response codes for licence trouble: missing file 1008, expired 1001, server 1014, 1021 ...
 _LICENCE_CODES = range(1000, 1029)
+
+# Weights of the closed-form dual point beside the solver's, whose trace on the inputs is 1.
+_DUAL_SHIFTS = (1e-9, 1e-7, 1e-5, 1e-3)
 
 _STATUSES: Mapping[str, Status] = MappingProxyType(
     {
@@ -120,8 +126,11 @@ _DIALECTS: Mapping[str, Dialect] = MappingProxyType(
             time_limit="time_limit_secs",
             max_iterations="max_iters",
             interior=False,
-            # SCS reports an inaccurate solution only when a limit stopped it.
-            statuses={"optimal_inaccurate": Status.LIMIT},
+            # SCS calls an answer inaccurate only when a limit stopped it.
+            statuses=dict.fromkeys(
+                ("optimal_inaccurate", "infeasible_inaccurate", "unbounded_inaccurate"),
+                Status.LIMIT,
+            ),
         ),
     }
 )
@@ -169,12 +178,12 @@ class CvxpyBackend:
         self, problem: CertifyProblem, config: SolverConfig, warm: Multiplier | None = None
     ) -> CertifyClaim:
         """Minimise ``L^2`` over the multipliers; ``warm`` is of no use to these solvers."""
-        import cvxpy as cp
-
+        cp = _cvxpy()
         maps = certify_map(problem)
         x = cp.Variable(maps.maps.shape[1], nonneg=True)
         lmi = cp.reshape(maps.maps @ x - maps.constant, (maps.order, maps.order), order="F")
-        model = cp.Problem(cp.Minimize(x[0]), [lmi >> 0])
+        holds = lmi >> 0
+        model = cp.Problem(cp.Minimize(x[0]), [holds])
         status, message = self._solve(model, self._dialect.options(config))
         if not status.usable or x.value is None:
             return CertifyClaim(status, None, message=message)
@@ -182,6 +191,7 @@ class CvxpyBackend:
             status,
             maps.multiplier(x.value[1:], problem.weights[0]),
             lip_sq=float(x.value[0]),
+            lower_lip_sq=_lower_bound(problem, holds.dual_value),
             iterations=_iterations(model),
             message=message,
         )
@@ -233,10 +243,22 @@ class CvxpyBackend:
         return named or _STATUSES.get(model.status, Status.FAILED), f"cvxpy: {model.status}"
 
 
+def _lower_bound(problem: CertifyProblem, dual: Any) -> float:
+    """A lower bound on the optimum from the solver's dual matrix, repaired to feasibility.
+
+    The repair takes a positive definite matrix; a little of one known in closed form makes it so.
+    Whatever is repaired is a lower bound, so the best one counts.
+    """
+    if dual is None or not np.isfinite(dual).all():
+        return 0.0
+    z = torch.as_tensor(0.5 * (dual + dual.T)).to(problem.weights[0])
+    band, inner = band_of(z, problem.widths[:-1]), reachable_band(problem)
+    return max(repaired_value(problem, band.plus(shift, inner)) for shift in _DUAL_SHIFTS)
+
+
 def _project_model(problem: ProjectProblem) -> _ProjectModel:
     """State the projection to cvxpy, its anchor a parameter."""
-    import cvxpy as cp
-
+    cp = _cvxpy()
     maps = project_map(problem)
     y = cp.Variable(len(maps.root))
     linear = cp.Parameter(len(maps.root))
@@ -269,6 +291,13 @@ def _model_key(problem: ProjectProblem) -> bytes:
     return digest.digest()
 
 
+def _cvxpy() -> Any:
+    """The module, imported at the first use."""
+    import cvxpy
+
+    return cvxpy
+
+
 def _iterations(model: Any) -> int:
     """Iterations of the last solve, 0 where the solver does not say."""
     return int(getattr(model.solver_stats, "num_iters", None) or 0)
@@ -276,13 +305,12 @@ def _iterations(model: Any) -> int:
 
 def _solver_errors() -> tuple[type[Exception], ...]:
     """What a solve may raise: cvxpy's error, and MOSEK's, which is no subclass of it."""
-    import cvxpy as cp
-
+    error: type[Exception] = _cvxpy().error.SolverError
     if find_spec("mosek") is None:
-        return (cp.error.SolverError,)
+        return (error,)
     import mosek
 
-    return (cp.error.SolverError, mosek.Error)
+    return (error, mosek.Error)
 
 
 @cache

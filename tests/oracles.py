@@ -276,6 +276,83 @@ def _onto_boundary(net: Net, multiplier: Sequence[Array], lip_sq: float) -> list
     return [low * w for w in net.weights]
 
 
+@dataclass(frozen=True)
+class Kkt:
+    """How far a point is from the optimality conditions of a projection.
+
+    Attributes:
+        stationarity: ``||metric (V - W) - normal|| / ||metric (V - W)||`` for the best normal.
+        sign: smallest eigenvalue of that normal's multiplier over its largest: ``>= 0`` if optimal.
+        price: ``-d/ds`` of half the squared distance: the trace of the multiplier's input block.
+    """
+
+    stationarity: float
+    sign: float
+    price: float
+
+
+def projection_kkt(
+    weights: Sequence[Array],
+    anchor: Sequence[Array],
+    ranges: Sequence[Range],
+    multiplier: Sequence[Array],
+    lip_sq: float,
+    groups: Array | None = None,
+    metric: Array | None = None,
+    active: float = 1e-3,
+) -> Kkt:
+    """Fit the normal cone of the naive LMI at ``weights`` to the step from them to the anchor.
+
+    At a projection ``metric (W - V) = grad_W <N P N', M>`` for some ``P >= 0`` on the null space N
+    of M, summed over the entries of each group.  M is quadratic in W, so central differences give
+    its derivative exactly.
+
+    Args:
+        groups: label per entry (all layers, flat): equal labels share one value, -1 is not free.
+        active: eigenvalues of the scaled LMI below this count as zero.
+    """
+    m = naive_lmi(weights, ranges, multiplier, lip_sq)
+    scale = 1.0 / np.sqrt(np.diag(m))
+    values, vectors = np.linalg.eigh(scale[:, None] * m * scale)
+    null = scale[:, None] * vectors[:, values < active]
+    flat = np.concatenate([w.ravel() for w in weights])
+    labels = np.arange(flat.size) if groups is None else groups
+    pull = np.concatenate([v.ravel() for v in anchor]) - flat
+    pull = pull if metric is None else metric * pull
+    rows, wanted = [], []
+    for label in np.unique(labels[labels >= 0]):
+        way = (labels == label).astype(float)
+        ahead, behind = (
+            naive_lmi(_shaped(flat + sign * way, weights), ranges, multiplier, lip_sq)
+            for sign in (1.0, -1.0)
+        )
+        rows.append((null.T @ (0.5 * (ahead - behind)) @ null).ravel())
+        wanted.append(-float(way @ pull))
+    basis = _symmetric_basis(null.shape[1])
+    system, target = np.array(rows) @ basis.T, np.array(wanted)
+    found = np.linalg.lstsq(system, target, rcond=1e-9)[0]
+    p = (found @ basis).reshape(null.shape[1], -1)
+    eigenvalues = np.linalg.eigvalsh(p)
+    n_in = weights[0].shape[1]
+    return Kkt(
+        float(np.linalg.norm(system @ found - target) / np.linalg.norm(target)),
+        float(eigenvalues[0] / eigenvalues[-1]),
+        float(np.trace((null @ p @ null.T)[:n_in, :n_in])),
+    )
+
+
+def _shaped(flat: Array, like: Sequence[Array]) -> list[Array]:
+    """Flat entries cut into matrices of the shapes of ``like``."""
+    parts = np.split(flat, np.cumsum([w.size for w in like])[:-1])
+    return [part.reshape(w.shape) for part, w in zip(parts, like, strict=True)]
+
+
+def _symmetric_basis(order: int) -> Array:
+    """A basis of the symmetric matrices, one flattened matrix per row."""
+    pairs = itertools.combinations_with_replacement(np.eye(order), 2)
+    return np.array([(np.outer(e, f) + np.outer(f, e)).ravel() for e, f in pairs])
+
+
 def load_npz_net(path: Path) -> tuple[list[Array], list[Array]]:
     """Weights and biases of a stored network: arrays ``W0, W1, ...`` and ``b0, b1, ...``."""
     with np.load(path, allow_pickle=False) as stored:

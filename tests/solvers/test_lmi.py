@@ -92,7 +92,7 @@ def test_the_hat_is_certified_as_close_to_one_as_wanted_and_never_below() -> Non
     net = hat_net()
 
     def bound(a: float, b: float) -> float:
-        t = (torch.tensor([a, b]).double(),)
+        t = (torch.tensor([a, b], dtype=torch.float64),)
         return implied_bound(tensors(net.weights), slopes_of(net), t)
 
     # S = [[2a - 1, 1], [1, 2b - 1]] is singular at a = b = 1, where the infimum lies.

@@ -1,0 +1,124 @@
+"""Who may import whom, read from the source and from what an import really loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "admm_lip"
+SOLVERS = ROOT / "solvers"
+STANDARD = set(sys.stdlib_module_names) | {"__future__"}
+
+
+def imported(path: Path, at_import_only: bool = False) -> set[str]:
+    """Absolute names of the modules that a file imports, relative ones resolved."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in _statements(tree, at_import_only):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = _resolved(path, node)
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _statements(tree: ast.AST, at_import_only: bool) -> Iterator[ast.AST]:
+    """All nodes, or those outside functions and ``if TYPE_CHECKING``, which run at import."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        )
+        if not (at_import_only and deferred):
+            yield from _statements(node, at_import_only)
+
+
+def _resolved(path: Path, node: ast.ImportFrom) -> str:
+    if node.level == 0:
+        return node.module or ""
+    under_solvers = path.is_relative_to(SOLVERS)
+    inside = path.relative_to(SOLVERS if under_solvers else ROOT).parent.parts
+    package = ["admm_lip", "solvers", *inside] if under_solvers else list(inside)
+    base = package[: len(package) - node.level + 1]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names} - {""}
+
+
+def files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.py"))
+    assert found, f"no source under {folder}"
+    return found
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_the_reader_of_imports_sees_what_it_should(tmp_path: Path) -> None:
+    source = tmp_path / "a.py"
+    source.write_text("import os.path\nfrom json import loads\ndef f():\n    import cvxpy as cp\n")
+    assert imported(source) >= {"os.path", "json", "cvxpy"}
+    assert "cvxpy" not in imported(source, at_import_only=True)
+    inner = SOLVERS / "native" / "backend.py"
+    assert {"admm_lip.solvers.config", "admm_lip.solvers.native.interior_point"} <= imported(inner)
+
+
+@pytest.mark.parametrize("path", files(SOLVERS), ids=relative)
+def test_solvers_know_matrices_only(path: Path) -> None:
+    names = imported(path)
+    allowed = STANDARD | {"torch", "numpy", "scipy", "admm_lip"}
+    if path.name == "cvxpy_.py":
+        allowed = allowed | {"cvxpy", "mosek"}
+    assert roots(names) <= allowed
+    own = {name for name in names if name.startswith("admm_lip")}
+    assert all(name.startswith("admm_lip.solvers") for name in own), own
+
+
+@pytest.mark.parametrize("path", files(PACKAGE), ids=relative)
+def test_the_package_imports_neither_tests_nor_benchmarks(path: Path) -> None:
+    assert not roots(imported(path)) & {"tests", "benchmarks", "oracles", "cvxpy", "mosek"}
+
+
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [("cvxpy", "solvers/cvxpy_.py"), ("mosek", "solvers/cvxpy_.py"), ("matplotlib", "plots.py")],
+)
+def test_an_optional_library_is_imported_in_one_file_and_lazily(module: str, where: str) -> None:
+    users = [p for p in (*files(PACKAGE), *files(SOLVERS)) if module in roots(imported(p))]
+    assert all(relative(p).endswith(where) for p in users), [relative(p) for p in users]
+    if module != "matplotlib":
+        assert users
+        assert not any(module in roots(imported(p, at_import_only=True)) for p in users)
+
+
+def test_importing_the_solvers_loads_no_modelling_language() -> None:
+    loaded = _loaded_by("import admm_lip.solvers, admm_lip.solvers.registry")
+    assert not {"cvxpy", "mosek", "matplotlib", "clarabel", "scs"} & loaded
+
+
+@pytest.mark.parametrize("module", ["verify", "network"])
+def test_a_proof_is_checked_without_torch_or_a_solver(module: str) -> None:
+    if not (PACKAGE / f"{module}.py").exists():
+        pytest.fail(f"admm_lip/{module}.py is missing")
+    loaded = _loaded_by(f"import admm_lip.{module}")
+    assert not {"torch", "cvxpy", "mosek"} & loaded
+    assert not any(name.startswith("admm_lip.solvers") for name in loaded)
+
+
+def _loaded_by(statement: str) -> set[str]:
+    """Names of the modules that a fresh interpreter holds after ``statement``."""
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
