@@ -5,8 +5,8 @@ where D is the total size and n the width of a block:
 
 * ``S`` block tridiagonal and positive definite has ``S = L L'`` with L block bidiagonal, and
   ``P = S^{-1}`` follows block row by block row from the last one (``inverse``).
-* Let only the band of ``Z`` be given, every clique ``[Z_kk, Z_k+1,k'; Z_k+1,k, Z_k+1,k+1]`` positive
-  definite.  Among the positive definite matrices with that band the one of largest determinant has
+* Let only the band of ``Z`` be given, every clique ``[Z_kk, Z_k+1,k'; Z_k+1,k, Z_k+1,k+1]``
+  positive definite.  Among the positive definite matrices with that band the one of largest determinant has
   a block-tridiagonal inverse, ``Z_{k+1,j} = Z_{k+1,k} Z_kk^{-1} Z_{k,j}`` for ``j <= k``
   (``completion``; R. Grone et al., Linear Algebra Appl. 58, 1984).
 
@@ -16,6 +16,7 @@ No function here raises for a matrix that is not positive definite: it returns `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,7 @@ def block_slices(sizes: Sequence[int]) -> list[slice]:
 
 def cholesky(matrix: Tensor) -> Tensor | None:
     """Lower Cholesky factor, or ``None`` where there is none (NaN included)."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0 or not bool(torch.isfinite(torch.diagonal(factor)).all()):
         return None
@@ -80,7 +82,7 @@ class Factor(NamedTuple):
 
 
 def factorize(band: Band) -> Factor | None:
-    """Block Cholesky factor, from the first block to the last; ``None`` if not positive definite."""
+    """Block Cholesky factor, from the first block on; ``None`` if not positive definite."""
     pivots: list[Tensor] = []
     below: list[Tensor] = []
     schur = band.diagonal[0]
@@ -170,7 +172,7 @@ def band_of(dense: Tensor, sizes: Sequence[int]) -> Band:
     at = block_slices(sizes)
     return Band(
         [dense[s, s] for s in at],
-        [dense[b, a] for a, b in zip(at, at[1:], strict=False)],
+        [dense[b, a] for a, b in pairwise(at)],
     )
 
 
@@ -204,4 +206,5 @@ def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> Band:
 
 def _right_solve(block: Tensor, pivot: Tensor) -> Tensor:
     """``block @ pivot^{-1}`` for a lower triangular pivot."""
-    return torch.linalg.solve_triangular(pivot, block, upper=False, left=False)
+    solved: Tensor = torch.linalg.solve_triangular(pivot, block, upper=False, left=False)
+    return solved

@@ -137,8 +137,8 @@ class LmiOperator:
         forms = self._combine(p, pw, wpw)
         if self.free is None:
             return forms
-        square = [m[self.free][:, self.free] for m in forms[:3]]
-        return Forms(*square, *(m[self.free] for m in forms[3:5]), forms.in_in)
+        uu, uv, vv = (m[self.free][:, self.free] for m in forms[:3])
+        return Forms(uu, uv, vv, forms.u_in[self.free], forms.v_in[self.free], forms.in_in)
 
     def _combine(self, p: Tensor, pw: Tensor, wpw: Tensor) -> Forms:
         """The forms of all neurons from ``P``, ``P w_i`` and ``w_i' P w_j``."""

@@ -1,7 +1,7 @@
 """Closed-form multipliers: a feasible start for every network, linear in depth.
 
 Forward elimination at ``rho = 1``.  Let ``X_k`` be the Schur complement that layer k inherits
-(``X_0 = I``), ``Q = W_{k-1} X_{k-1}^{-1} W_{k-1}'`` and ``Qh = 2H Q 2H`` with ``2H = beta - alpha``.
+(``X_0 = I``), ``Q = W_{k-1} X_{k-1}^{-1} W_{k-1}'`` and ``Qh = 2H Q 2H``, ``2H = beta - alpha``.
 Layer k can be continued exactly when ``||T^1/2 Qh T^1/2|| < 2``, so for any ``s > 0``
 
     T_k = theta diag(s) / ||diag(s)^1/2 Qh diag(s)^1/2||,       0 < theta < 2,
@@ -86,7 +86,7 @@ def _congruence(rows: Tensor, state: Tensor) -> Tensor | None:
     factor = cholesky(state)
     if factor is None:
         return None
-    half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    half: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
     return half.T @ half
 
 

@@ -1,0 +1,219 @@
+"""The native multiplier solve, judged by optimality conditions and by known constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import hat_net, load_npz_net, masked_constant, mixed_net, positive_net, random_net
+from torch import Tensor
+
+from admm_lip.solvers.config import SolverConfig
+from admm_lip.solvers.lmi import implied_bound
+from admm_lip.solvers.native import interior_point
+from admm_lip.solvers.native.block_cholesky import Band
+from admm_lip.solvers.native.dual_repair import repaired_value
+from admm_lip.solvers.native.starts import best_start
+from admm_lip.solvers.problem import CertifyProblem, Slopes, unit_slopes
+from admm_lip.solvers.reduction import reduce_certify
+from admm_lip.solvers.registry import backend
+from admm_lip.solvers.solution import CertifyClaim, Status
+
+TIGHT = SolverConfig(tol=1e-9)
+
+
+def problem_of(weights: Sequence[Tensor], low: float = 0.0, high: float = 1.0) -> CertifyProblem:
+    slopes = tuple(
+        Slopes(torch.full_like(s.alpha, low), torch.full_like(s.beta, high))
+        for s in unit_slopes(weights)
+    )
+    return CertifyProblem(tuple(weights), slopes)
+
+
+def signed(widths: Sequence[int], seed: int = 0) -> list[Tensor]:
+    return [torch.as_tensor(w) for w in random_net(widths, seed).weights]
+
+
+def solved(problem: CertifyProblem, config: SolverConfig = SolverConfig()) -> CertifyClaim:
+    return interior_point.certify(reduce_certify(problem).problem, config)
+
+
+def assert_proven(
+    problem: CertifyProblem, config: SolverConfig = SolverConfig(), gap: float | None = None
+) -> float:
+    """Solve, check every claim against its recomputation, and return the bound of the original."""
+    reduced = reduce_certify(problem)
+    claim = interior_point.certify(reduced.problem, config)
+    assert claim.status is Status.OPTIMAL, claim.message
+    assert claim.multiplier is not None
+    measured = implied_bound(reduced.problem.weights, reduced.problem.slopes, claim.multiplier)
+    assert measured**2 == pytest.approx(claim.lip_sq, rel=1e-12)
+    assert (claim.lip_sq - claim.lower_lip_sq) <= (gap or config.tol) * claim.lip_sq
+    assert claim.lower_lip_sq <= claim.lip_sq * (1 + 1e-9)
+    lip = implied_bound(problem.weights, problem.slopes, reduced.lift(claim.multiplier))
+    assert lip == pytest.approx(math.exp(reduced.log_scale) * measured, rel=1e-6)
+    return lip
+
+
+def test_the_hat_function_has_constant_one() -> None:
+    hat = problem_of([torch.as_tensor(w) for w in hat_net().weights])
+    assert assert_proven(hat, TIGHT) == pytest.approx(1.0, rel=1e-8)
+
+
+@pytest.mark.parametrize("widths", [(30, 40, 20, 5), (5, 60, 1, 30, 4), (1, 1, 1), (40,) * 11])
+def test_nonnegative_weights_give_the_norm_of_the_product(widths: tuple[int, ...]) -> None:
+    net = positive_net(widths, 0)
+    lip = assert_proven(problem_of([torch.as_tensor(w) for w in net.weights]))
+    assert lip == pytest.approx(net.lip, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_never_below_a_slope_that_masks_reach(seed: int) -> None:
+    net = random_net((2, 4, 3, 2), seed)
+    lip = assert_proven(problem_of([torch.as_tensor(w) for w in net.weights]))
+    assert lip >= masked_constant(net.weights) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("widths", [(3, 5, 4, 2), (4, 9, 3), (2, 3, 3, 3, 3, 1), (2, 3, 8)])
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (-0.13, 1.13), (0.2, 1.0), (-1.5, -0.5)])
+def test_agrees_with_a_general_solver(widths: tuple[int, ...], slopes: tuple[float, float]) -> None:
+    problem = problem_of(signed(widths, 3), *slopes)
+    reduced = reduce_certify(problem).problem
+    clarabel = backend("clarabel").certify(reduced, SolverConfig(tol=1e-8), None)
+    assert solved(problem, TIGHT).lip_sq == pytest.approx(clarabel.lip_sq, rel=1e-6)
+
+
+def test_a_range_of_its_own_for_every_neuron() -> None:
+    net = mixed_net((4, 9, 7, 3), 5)
+    slopes = tuple(Slopes(torch.as_tensor(a), torch.as_tensor(b)) for a, b in net.ranges)
+    problem = CertifyProblem(tuple(torch.as_tensor(w) for w in net.weights), slopes)
+    reduced = reduce_certify(problem).problem
+    clarabel = backend("clarabel").certify(reduced, SolverConfig(tol=1e-8), None)
+    assert solved(problem, TIGHT).lip_sq == pytest.approx(clarabel.lip_sq, rel=1e-6)
+
+
+def test_known_slopes_make_the_network_linear() -> None:
+    weights = signed((5, 7, 6, 3))
+    product = weights[2] @ weights[1] @ weights[0]
+    lip = assert_proven(problem_of(weights, 1.0, 1.0))
+    assert lip == pytest.approx(float(torch.linalg.matrix_norm(product, 2)), rel=1e-6)
+
+
+def test_linear_dead_and_ordinary_neurons_side_by_side() -> None:
+    weights = signed((6, 20, 20, 4), 2)
+    alpha = torch.tensor([0.0, 0.0, 1.0, -0.2]).repeat(5).double()
+    beta = torch.tensor([1.0, 0.0, 1.0, 1.1]).repeat(5).double()
+    problem = CertifyProblem(tuple(weights), (Slopes(alpha, beta),) * 2)
+    lip = assert_proven(problem)
+    wider = (Slopes(torch.clamp(alpha, max=0.0), torch.clamp(beta, min=1.0)),) * 2
+    assert lip < assert_proven(CertifyProblem(tuple(weights), wider))
+
+
+@pytest.mark.parametrize(
+    ("name", "lipsdp", "exact"),
+    [
+        ("iris_4x6x6x3_ReLU", 11.635340096, 11.634355134),
+        ("abalone_9x16x16x1_ReLU", 11.225477581, 11.121602332),
+        ("wine_11x12x12x1_ReLU", 1.846912715, 1.743369997),
+    ],
+)
+def test_trained_networks(shared_data: Path, name: str, lipsdp: float, exact: float) -> None:
+    weights, _ = load_npz_net(shared_data / "networks" / f"{name}.npz")
+    lip = assert_proven(problem_of([torch.as_tensor(w) for w in weights]))
+    assert lip == pytest.approx(lipsdp, rel=1e-5)
+    assert lip >= exact
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=6),
+    st.lists(st.integers(-8, 8), min_size=5, max_size=5),
+    st.integers(0, 10**6),
+)
+def test_any_shape_and_scale(widths: list[int], exponents: list[int], seed: int) -> None:
+    weights = [10.0**e * w for e, w in zip(exponents, signed(widths, seed), strict=False)]
+    lip = assert_proven(problem_of(weights))
+    plain = assert_proven(problem_of(signed(widths, seed)))
+    scale = sum(exponents[: len(weights)])
+    assert math.log10(lip) == pytest.approx(math.log10(plain) + scale, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_degenerate_rows_and_ranks(seed: int) -> None:
+    weights = signed((6, 9, 9, 9, 12), seed)
+    weights[0][1] = weights[0][0]
+    weights[1][3], weights[1][:, 4] = 0.0, 0.0
+    weights[2] = weights[2][:, :2] @ weights[2][:2]
+    weights[3][:, 5] = weights[3][:, 6]
+    assert_proven(problem_of(weights))
+
+
+def test_permuted_and_scaled_neurons_change_nothing() -> None:
+    first, second, last = signed((5, 8, 7, 3), 4)
+    order, scale = torch.randperm(8), torch.logspace(-5, 5, 8).double()
+    moved = [scale[:, None] * first[order], second[:, order] / scale, last]
+    lip = assert_proven(problem_of([first, second, last]), TIGHT)
+    assert assert_proven(problem_of(moved), TIGHT) == pytest.approx(lip, rel=1e-8)
+
+
+def test_a_transposed_chain_has_the_same_constant() -> None:
+    weights = signed((5, 8, 7, 3), 4)
+    back = [w.T.contiguous() for w in reversed(weights)]
+    lip = assert_proven(problem_of(weights), TIGHT)
+    assert assert_proven(problem_of(back), TIGHT) == pytest.approx(lip, rel=1e-8)
+
+
+def test_an_affine_map_needs_no_multiplier() -> None:
+    w = signed((5, 3))
+    claim = solved(problem_of(w))
+    assert claim.multiplier == ()
+    assert claim.lip_sq == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_an_iteration_limit_leaves_the_best_so_far(count: int) -> None:
+    reduced = reduce_certify(problem_of(signed((20,) * 9))).problem
+    start = best_start(reduced)
+    assert start is not None
+    claim = interior_point.certify(reduced, SolverConfig(max_iterations=count))
+    assert claim.status is Status.LIMIT
+    assert claim.iterations <= count
+    assert claim.lip_sq <= start.lip_sq * (1 + 1e-9)
+    assert 0.0 < claim.lower_lip_sq < claim.lip_sq
+
+
+def test_a_time_limit_leaves_the_best_so_far() -> None:
+    reduced = reduce_certify(problem_of(signed((20,) * 9))).problem
+    claim = interior_point.certify(reduced, SolverConfig(time_limit=1e-9))
+    assert claim.status is Status.LIMIT
+    assert claim.multiplier is not None
+    bound = implied_bound(reduced.weights, reduced.slopes, claim.multiplier)
+    assert bound**2 == pytest.approx(claim.lip_sq)
+
+
+def test_an_unreachable_accuracy_is_said_to_be() -> None:
+    claim = solved(problem_of(signed((20,) * 5)), SolverConfig(tol=1e-15))
+    assert claim.status is Status.INACCURATE
+    assert (claim.lip_sq - claim.lower_lip_sq) / claim.lip_sq < 1e-8
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([(0.0, 1.0), (-0.2, 1.1), (0.3, 1.0), (1.0, 1.0)]))
+def test_any_repaired_band_is_a_lower_bound(seed: int, slopes: tuple[float, float]) -> None:
+    problem = reduce_certify(problem_of(signed((4, 6, 5, 3), seed), *slopes)).problem
+    generator = torch.Generator().manual_seed(seed)
+    size = sum(problem.widths[:-1])
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    dense, at = root @ root.T, [0, *torch.tensor(problem.widths[:-1]).cumsum(0).tolist()]
+    blocks = [slice(a, b) for a, b in zip(at, at[1:], strict=False)]
+    band = Band(
+        [dense[b, b] for b in blocks],
+        [dense[b, a] for a, b in zip(blocks, blocks[1:], strict=False)],
+    )
+    lower = repaired_value(problem, band)
+    assert 0.0 < lower <= interior_point.certify(problem, TIGHT).lip_sq * (1 + 1e-9)
