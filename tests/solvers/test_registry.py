@@ -47,7 +47,7 @@ class Scripted:
     """A backend that answers as it is told, and remembers what it was asked."""
 
     name: str = "scripted"
-    found: Availability = Availability(True, "scripted")
+    found: Availability = field(default_factory=lambda: Availability(True, "scripted"))
     answer: Any = None
     error: Exception | None = None
     warms: list[Any] = field(default_factory=list)
@@ -264,7 +264,7 @@ def test_an_entry_held_out_of_reach_fails_on_every_backend() -> None:
     anchor = (WEIGHTS[0] + 1e3 * held[0], *WEIGHTS[1:])
     structure = tuple(Structure(held=h) for h in held)
     problem = ProjectProblem(anchor, SLOPES, ONES, bound=0.5, structure=structure)
-    with pytest.raises(SolveFailed, match="native: infeasible .*; scs: "):
+    with pytest.raises(SolveFailed, match=r"native: infeasible .*; scs: "):
         solve_project(problem, SolverConfig("native", fallback=("scs",)))
 
 
