@@ -78,16 +78,13 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     loaded = load_data("mnist", options.data_dir)
     if options.validation:
-        held = loaded.split(validation=1 / 6, seed=0)
-        data, scored = held.train, held.validation
-    else:
-        data, scored = loaded.train, loaded.test
+        loaded = loaded.split(validation=1 / 6, seed=0)
     rows = []
     for seed in options.seeds:
         config = TrainConfig(
             bound=1.0, loss="margin", eps=options.eps, epochs=options.epochs, seed=seed
         )
-        row = one_seed(data, scored, seed, config, tuple(options.hidden))
+        row = one_seed(loaded.train, loaded.test, seed, config, tuple(options.hidden))
         rows.append(row)
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     record.save(options.record, vars(options) | {"data_dir": None}, rows)

@@ -1,0 +1,132 @@
+"""The engine of the studies: a grid of cells, run in parallel, resumable, failures recorded.
+
+A study is a table of settings (``settings/NAME.yaml``) and three functions: ``cells`` lists what
+is to be run, ``run_cell`` runs one and returns a flat row, ``tabulate`` makes the table a reader
+sees.  Each finished cell is written to ``results/cells/NAME`` at once, under the hash of what it
+ran, so an interrupted study goes on where it stopped and a changed setting is run anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+import yaml
+from tqdm import tqdm
+
+from admm_lip.records import read_json, write_json
+
+from . import record
+
+Cell = dict[str, Any]
+Row = dict[str, Any]
+SETTINGS = Path(__file__).parent / "settings"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study.
+
+    Attributes:
+        name: of its settings and its record.
+        title: one line for a reader.
+        cells: ``(settings) -> cells``; a cell is plain data and decides its row completely.
+        run_cell: ``(cell, data_dir) -> row``; picklable.
+        finish: ``(rows) -> None``: draws the plots; called after all cells.
+    """
+
+    name: str
+    title: str
+    cells: Callable[[dict[str, Any]], list[Cell]]
+    run_cell: Callable[[Cell, str | None], Row]
+    finish: Callable[[list[Row]], None] | None = None
+
+
+def read_settings(name: str, quick: bool) -> dict[str, Any]:
+    """Settings of a study; the section ``quick`` overrides the rest in quick mode."""
+    settings: dict[str, Any] = yaml.safe_load((SETTINGS / f"{name}.yaml").read_text())
+    overrides = settings.pop("quick", {})
+    return settings | overrides if quick else settings
+
+
+def cell_key(cell: Cell) -> str:
+    """Hash of what a cell runs."""
+    text = json.dumps(cell, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_study(
+    study: Study,
+    settings: dict[str, Any],
+    *,
+    data_dir: str | None,
+    jobs: int,
+    folder: Path,
+) -> list[Row]:
+    """Run the missing cells of a study in parallel, one thread each; returns all rows.
+
+    A cell that raises becomes a row with ``error``; it is run again the next time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = study.cells(settings)
+    missing = [c for c in cells if not (folder / f"{cell_key(c)}.json").is_file()]
+    work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
+        joblib.delayed(guarded)(study.run_cell, cell, data_dir) for cell in missing
+    )
+    failed: dict[str, Row] = {}
+    for cell, row in tqdm(work, total=len(missing), desc=study.name, unit="cell"):
+        if "error" in row:
+            failed[cell_key(cell)] = row
+            continue
+        write_json(folder / f"{cell_key(cell)}.json", row)
+    return [
+        failed.get(cell_key(c)) or read_json(folder / f"{cell_key(c)}.json") for c in cells
+    ]
+
+
+def guarded(
+    run_cell: Callable[[Cell, str | None], Row], cell: Cell, data_dir: str | None
+) -> tuple[Cell, Row]:
+    """Run one cell on one thread; an exception becomes part of its row."""
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    try:
+        row = run_cell(cell, data_dir)
+    except Exception as error:
+        row = {"error": f"{type(error).__name__}: {error}", "where": traceback.format_exc(limit=-2)}
+    return cell, cell | row | {"cell_seconds": time.perf_counter() - begun}
+
+
+def run_from_command_line(study: Study, argv: Sequence[str]) -> None:
+    """``python -m benchmarks NAME [--data-dir DIR] [--jobs N] [--quick]``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {study.name}", description=study.title
+    )
+    parser.add_argument("--data-dir", default=None, help="folder of the image sets and tables")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
+    parser.add_argument("--quick", action="store_true", help="small settings: does it run?")
+    options = parser.parse_args(argv)
+    settings = read_settings(study.name, options.quick)
+    name = study.name + ("_quick" if options.quick else "")
+    rows = run_study(
+        study,
+        settings,
+        data_dir=options.data_dir,
+        jobs=options.jobs,
+        folder=record.RESULTS / "cells" / name,
+    )
+    record.save(name, settings | {"jobs": options.jobs}, rows)
+    if study.finish is not None:
+        study.finish(rows)
+    for row in rows:
+        if "error" in row:
+            print("failed:", row["error"])
