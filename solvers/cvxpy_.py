@@ -127,7 +127,7 @@ _DIALECTS: Mapping[str, Dialect] = MappingProxyType(
             tol=("eps_abs", "eps_rel"),
             time_limit="time_limit_secs",
             max_iterations="max_iters",
-            # Its residuals are the LMI's; the bound that its T implies is off by some 20 times that.
+            # Its residuals are the LMI's; the bound that its T implies is off by 20 times that.
             share=0.1,
             interior=False,
             # SCS calls an answer inaccurate only when a limit stopped it.
