@@ -215,6 +215,15 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
     return layers
 
 
+def output_width(module: nn.Module) -> int | None:
+    """Number of outputs of the last ``nn.Linear``, or ``None`` where there is none.
+
+    A guess for modules that are no chains; good enough to check labels against.
+    """
+    widths = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
+    return widths[-1] if widths else None
+
+
 def _refuse_ties(layers: list[nn.Linear]) -> None:
     if len({id(layer.weight) for layer in layers}) < len(layers):
         raise UnsupportedModule(
