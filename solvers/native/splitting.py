@@ -211,7 +211,7 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
     """Run the splitting from ``start`` (steps 1-4 of the module) until ``rule`` stops it."""
     inside, excess, penalty = start
     average = coupling.averager(penalty)
-    screen, retune, count, nuclear = rule.tol, 3, 0, 0.0
+    screen, retune, count, nuclear = max(rule.tol, FINEST), 3, 0, math.inf
     while count < rule.max_iterations and not rule.expired:
         count += 1
         c = average(inside - excess)
@@ -238,6 +238,8 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
             if factor != 1.0:
                 penalty, excess, nuclear = penalty * factor, excess / factor, nuclear / factor
                 average = coupling.averager(penalty)
+    if count == 0:  # no time at all: the start's own excess is the dual
+        nuclear = float(torch.linalg.svdvals(excess).sum())
     outcome = measure(coupling, State(inside, excess, penalty), nuclear, centre)
     empty = proves_empty(coupling, excess, nuclear)
     return replace(outcome, iterations=count, impossible=empty)
