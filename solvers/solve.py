@@ -187,9 +187,7 @@ def _measure_projection(
         return "the weights that came back are not finite"
     weights, norm = make_feasible(problem, claim.weights, lip_sq)
     if norm > 1.0:
-        return (
-            f"the weights that came back are infeasible, ball norm {norm:.9g}, and so is shrinking"
-        )
+        return f"the weights that came back are infeasible, ball norm {norm:.9g}, beyond repair"
     return ProjectSolution(
         status=claim.status,
         backend=name,

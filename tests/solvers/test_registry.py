@@ -258,12 +258,24 @@ def test_shrinking_keeps_held_entries_and_gives_up_where_they_alone_are_infeasib
         assert float(shrunk[0][0, 0]) == size
 
 
-def test_an_entry_held_out_of_reach_fails_on_every_backend() -> None:
+def out_of_reach() -> ProjectProblem:
+    """One entry is held so far out that nothing else can make up for it."""
     held = tuple(torch.zeros_like(w, dtype=torch.bool) for w in WEIGHTS)
     held[0][0, 0] = True
     anchor = (WEIGHTS[0] + 1e3 * held[0], *WEIGHTS[1:])
     structure = tuple(Structure(held=h) for h in held)
-    problem = ProjectProblem(anchor, SLOPES, ONES, bound=0.5, structure=structure)
+    return ProjectProblem(anchor, SLOPES, ONES, bound=0.5, structure=structure)
+
+
+def test_weights_that_cannot_be_made_feasible_are_no_answer(scripted: Scripted) -> None:
+    problem = out_of_reach()
+    scripted.answer = ProjectClaim(Status.OPTIMAL, problem.anchor)
+    with pytest.raises(SolveFailed, match="the weights that came back are infeasible, ball norm"):
+        solve_project(problem, SolverConfig("scripted", fallback=()))
+
+
+def test_an_entry_held_out_of_reach_fails_on_every_backend() -> None:
+    problem = out_of_reach()
     with pytest.raises(SolveFailed, match=r"native: infeasible .*; scs: "):
         solve_project(problem, SolverConfig("native", fallback=("scs",)))
 
