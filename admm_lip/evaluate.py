@@ -180,8 +180,7 @@ def _evaluate_classifier(
 ) -> Evaluation:
     x, y = data.test
     radii = certified_radii(model, x, y, certificate=certificate)
-    low, high = data.input_range
-    report = config.report_radius or 0.1 * (high - low)
+    report = report_radius(data, config)
     grid = sorted({0.0, report, *(config.radii or _grid(radii, report))})
     attack = AttackConfig(steps=config.steps, restarts=config.restarts, seed=config.seed)
     few = slice(0, config.samples)
@@ -202,6 +201,12 @@ def _evaluate_classifier(
         attack_accuracy=tuple(survived),
         attacked_rows=len(y[few]),
     )
+
+
+def report_radius(data: DataSet, config: EvaluateConfig) -> float:
+    """The radius of the headline numbers: as configured, or 0.1 x the input range."""
+    low, high = data.input_range
+    return config.report_radius or 0.1 * (high - low)
 
 
 def attack_accuracy(

@@ -6,6 +6,7 @@ figures are built without pyplot, inside a style context, so no global state of 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
+
+from .storage import write_atomic
 
 Record = Mapping[str, Any]
 
@@ -104,14 +107,14 @@ def plot_bounds(certificate: Record, path: Path) -> None:
     """Bars: what sampling reached, the dual lower bound, the proven L, the product of norms.
 
     Args:
-        certificate: with ``lip``, and where known ``sampled_lip``, ``lower_lip``, ``norm_product``
+        certificate: with ``lip``, and where known ``sampled_lower``, ``lower_lip``, ``norm_product``
             and ``requested``.
         path: the PNG to write.
     """
     rows = [
         (label, float(certificate[key]), color)
         for key, label, color in (
-            ("sampled_lip", "steepest slope sampled", GREY),
+            ("sampled_lower", "steepest slope sampled", GREY),
             ("lower_lip", "least any multiplier can prove", GREEN),
             ("lip", "proven L", BLUE),
             ("norm_product", "product of layer norms", ORANGE),
@@ -271,9 +274,9 @@ def _figure(
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False)
         yield tuple(axes.flatten())
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-        temporary.replace(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
+        write_atomic(path, picture.getvalue())
 
 
 def _front_line(axes: Axes, rows: Sequence[Record], key: str, style: Mapping[str, Any]) -> None:

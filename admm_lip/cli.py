@@ -1,0 +1,94 @@
+"""The ``admm-lip`` command: a table of commands, and one place where errors become messages.
+
+The commands' modules are imported one at a time, so that ``admm-lip --help`` is immediate and
+``admm-lip verify`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+# name -> one line of help; the module is admm_lip.commands.<name>
+_COMMANDS = {
+    "train": "train a network under a Lipschitz bound, prove it, and draw the results",
+    "certify": "prove a Lipschitz bound for a network that is already trained",
+    "verify": "check a certificate against its network (no torch, no solver)",
+    "project": "move a trained network to the nearest one that meets a bound",
+    "compare": "penalty against enforced bound over a grid, with a plot of the front",
+    "plot": "draw the plots of a run again, from its records",
+    "solvers": "which solvers can run here, and why the others cannot",
+}
+_EXAMPLES = """\
+start here:
+  admm-lip train                               digits, under a minute, nothing to download
+  admm-lip train --data mnist --data-dir DIR   another data set
+  admm-lip verify runs/RUN                     check the proof of a run
+  admm-lip train --help                        every option, with its default
+
+--debug shows where an error came from."""
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 after an error, 130 after Ctrl-C.
+
+    Args:
+        arguments: without the program's name; ``None`` takes them from the command line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        sys.stderr.write("admm-lip: interrupted\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"admm-lip: error: {_message(error)}\n")
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"admm-lip {importlib.metadata.version('admm-lip')}\n")
+        return 0
+    name = words[0]
+    if name not in _COMMANDS:
+        near = get_close_matches(name, _COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no command {name!r}; {hint}expected one of {', '.join(_COMMANDS)}")
+    command = importlib.import_module(f"admm_lip.commands.{name}")
+    try:
+        return int(command.run(words[1:]))
+    except SystemExit as stop:  # --help and --print_config end that way
+        return int(stop.code or 0)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<9} {text}" for name, text in _COMMANDS.items())
+    return (
+        "usage: admm-lip COMMAND [options]\n\n"
+        "Certified Lipschitz bounds for ordinary PyTorch networks.\n\n"
+        f"commands:\n{rows}\n\n{_EXAMPLES}\n"
+    )
+
+
+def _message(error: Exception) -> str:
+    """The error's own words where it has some that are meant for a person; else its type too."""
+    expected = (ValueError, OSError, AssertionError, RuntimeError, ArithmeticError, ImportError)
+    known = isinstance(error, expected) or type(error).__module__.startswith("admm_lip")
+    text = str(error) or type(error).__name__
+    return text if known else f"{type(error).__name__}: {text} (use --debug for the details)"

@@ -1,0 +1,169 @@
+"""What follows a network and its proof: measurements, records, plots, and a summary to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..certificate import Certificate
+from ..chain import read_network
+from ..data import DataSet
+from ..evaluate import evaluate
+from ..radii import certified_radii
+from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
+from ..storage import save_network
+from .plot import draw
+from .recipes import Job
+
+if TYPE_CHECKING:
+    from ..train import TrainResult
+
+_GRID = 200  # points along each axis of the decision regions
+Summary = dict[str, Any]
+
+
+def finish_run(folder: RunFolder, job: Job, result: TrainResult, *, measure: bool) -> Summary:
+    """Write everything a training run leaves behind, and draw its plots.
+
+    Args:
+        folder: the run folder, which holds the settings and the checkpoint already.
+        job: what was trained on what.
+        result: what training gave back.
+        measure: evaluate on the test set (left out for an interrupted run).
+    """
+    write_rows(folder.metrics, result.history)
+    about = {
+        "stopped": result.stopped,
+        "rounds": len(result.history),
+        "epochs": job.train.epochs,
+        "train_seconds": result.seconds,
+    }
+    return finish(folder, result.model, result.certificate, job if measure else None, about)
+
+
+def finish(
+    folder: RunFolder, model: nn.Module, certificate: Certificate, job: Job | None, about: Summary
+) -> Summary:
+    """Write network, certificate, measurements and plots; returns the summary written.
+
+    Args:
+        folder: the run folder.
+        model: the network.
+        certificate: its proof.
+        job: the data and the evaluation to make; ``None`` makes none.
+        about: what else the summary should say.
+    """
+    save_network(read_network(model), folder.path)
+    certificate.save(folder.certificate)
+    summary: Summary = {**about, "bounds": bounds_of(certificate), "network": describe(model)}
+    if job is not None:
+        summary["data"] = job.data.name
+        summary["evaluation"] = evaluate(model, job.data, certificate, job.evaluate).to_record()
+        if job.data.n_classes and job.data.n_features == 2:
+            write_arrays(folder.regions, decision_regions(model, job.data, certificate))
+    summary["machine"] = machine_stamp(torch.get_num_threads())
+    write_json(folder.summary, summary)
+    draw(folder)
+    return summary
+
+
+def bounds_of(certificate: Certificate) -> Summary:
+    """The Lipschitz constants that a certificate states, those it has."""
+    return {
+        "lip": certificate.lip,
+        "requested": certificate.requested,
+        "norm_product": certificate.norm_product,
+        "sampled_lower": certificate.sampled_lower,
+        "lower_lip": certificate.lower_lip,
+    }
+
+
+def describe(model: nn.Module) -> str:
+    """Widths and activations in one line, for example ``64-32-32-10 relu``."""
+    chain = read_network(model).chain()
+    kinds = dict.fromkeys(spec.kind for spec in chain.activations)
+    return "-".join(map(str, chain.widths)) + "".join(f" {kind}" for kind in kinds)
+
+
+def decision_regions(
+    model: nn.Module, data: DataSet, certificate: Certificate
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Predicted class and certified radius on a grid over the training points' range."""
+    points, labels = data.train
+    low, high = points.amin(dim=0), points.amax(dim=0)
+    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+    x, y = (torch.linspace(float(low[k]), float(high[k]), _GRID) for k in (0, 1))
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    grid = torch.stack([columns.flatten(), rows.flatten()], dim=1)
+    with torch.no_grad():
+        classes = model.eval()(grid).argmax(dim=1)
+    radius = certified_radii(model, grid, classes, certificate=certificate)
+    return {
+        "extent": np.array([low[0], high[0], low[1], high[1]], dtype=np.float64),
+        "classes": classes.reshape(_GRID, _GRID).numpy().astype(np.uint8),
+        "radius": radius.reshape(_GRID, _GRID).numpy().astype(np.float32),
+        "points": points.numpy(),
+        "labels": labels.numpy(),
+    }
+
+
+def summary_lines(folder: RunFolder, summary: Summary) -> list[str]:
+    """The summary for a person: the network, what was proven, what was measured, what next."""
+    lines = ["", f"{summary['network']}" + _trained(summary), ""]
+    lines += [f"  {name:<28}{value}" for name, value in _results(summary)]
+    lines += ["", f"  everything is in {folder.path}/"]
+    plots = sorted(p.name for p in folder.plots.glob("*.png"))
+    lines += [f"    {', '.join(sorted(p.name for p in folder.path.iterdir() if p.is_file()))}"]
+    lines += [f"    plots/: {', '.join(plots)}", "", "next:"]
+    return lines + [f"  {command:<46}{why}" for command, why in _next(folder.path)]
+
+
+def _trained(summary: Summary) -> str:
+    if "train_seconds" not in summary:
+        return ""
+    return (
+        f", trained on {summary.get('data', 'data')} for {summary['rounds']} rounds "
+        f"in {summary['train_seconds']:.1f} s"
+    )
+
+
+def _results(summary: Summary) -> list[tuple[str, str]]:
+    bounds, measured = summary["bounds"], summary.get("evaluation", {})
+    asked = f"   (asked for {bounds['requested']:g})" if bounds["requested"] else ""
+    rows = [
+        ("proven Lipschitz constant", f"{bounds['lip']:.6g}{asked}"),
+        ("product of layer norms", f"{bounds['norm_product']:.6g}"),
+        ("steepest slope sampled", f"{bounds['sampled_lower']:.6g}"),
+    ]
+    if "clean_accuracy" in measured:
+        radius = measured["report_radius"]
+        rows += [
+            ("clean accuracy", f"{measured['clean_accuracy']:.1%} of {measured['rows']} test rows"),
+            (
+                "certified accuracy",
+                f"{measured['certified_at_report']:.1%} at l2 radius {radius:g}",
+            ),
+            (
+                "accuracy under attack",
+                f"{measured['attacked_at_report']:.1%} at that radius "
+                f"(PGD, {measured['attacked_rows']} rows)",
+            ),
+        ]
+    if "rmse" in measured:
+        rows += [
+            ("test error (RMSE)", f"{measured['rmse_raw']:.5g}, in the target's units"),
+            ("variance explained", f"{measured.get('r2', float('nan')):.1%}"),
+        ]
+    return rows
+
+
+def _next(path: Path) -> list[tuple[str, str]]:
+    return [
+        (f"admm-lip verify {path}", "check the proof: no torch, no solver"),
+        (f"admm-lip train --config {path}/config.yaml --bound 0.5", "another bound"),
+        ("admm-lip compare", "penalty against enforced bound"),
+    ]

@@ -1,0 +1,60 @@
+"""``admm-lip plot``: the pictures of a run, from its records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..records import RunFolder, open_run, read_arrays, read_json, read_rows
+from .options import Parser, parse, say
+
+
+def parser() -> Parser:
+    """The options of the command."""
+    made = Parser(
+        "plot",
+        """
+        Draw the plots of a run again, from the records in its folder: no network is loaded and
+        nothing is computed.
+        """,
+        "example:\n  admm-lip plot runs/RUN",
+        usage="plot RUN",
+    )
+    made.add_argument("run", type=str, help="Folder of a run, or of a comparison.")
+    return made
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    options = parse(parser(), arguments)
+    for path in draw(open_run(options.run)):
+        say(str(path))
+    return 0
+
+
+def draw(folder: RunFolder) -> list[Path]:
+    """Draw every plot that the folder's records allow; returns the files written.
+
+    Raises:
+        RunFolderError: when a record is missing or damaged.
+    """
+    from .. import plots
+
+    folder.plots.mkdir(exist_ok=True)
+    if folder.front.is_file():
+        plots.plot_front(read_rows(folder.front), folder.plots / "front.png")
+        return [folder.plots / "front.png"]
+    summary = read_json(folder.summary)
+    drawn = [folder.plots / "bounds.png"]
+    plots.plot_bounds(summary["bounds"], drawn[0])
+    if folder.metrics.is_file():
+        drawn.append(folder.plots / "training.png")
+        plots.plot_training(
+            read_rows(folder.metrics), drawn[-1], summary["bounds"].get("requested")
+        )
+    if summary.get("evaluation", {}).get("radii"):
+        drawn.append(folder.plots / "certified_accuracy.png")
+        plots.plot_radius(summary["evaluation"], drawn[-1])
+    if folder.regions.is_file():
+        drawn.append(folder.plots / "regions.png")
+        plots.plot_regions(read_arrays(folder.regions), drawn[-1])
+    return drawn

@@ -1,0 +1,132 @@
+"""What a run needs, from the options: data, network and training settings with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from ..config import TrainConfig
+from ..data import DataSet, TableOptions, data_names, load_data
+from ..evaluate import EvaluateConfig
+from ..models import ModelConfig, build_mlp
+from .options import Parser, add_config, config_of
+
+_BASIC = ("bound", "mu", "epochs", "batch_size", "seed", "loss", "eps", "lr")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults that suit one data set; each can be overridden by its option."""
+
+    bound: float = 1.0
+    epochs: int = 15
+    batch_size: int = 256
+    eps: float = 0.5
+    loss: str = "margin"
+    hidden: tuple[int, ...] = (64, 64)
+
+
+_RECIPES = {
+    "digits": Recipe(epochs=60, batch_size=64, eps=0.3, hidden=(32, 32)),
+    "toy2d": Recipe(bound=40.0, epochs=2000, batch_size=50, loss="cross_entropy", hidden=(10, 10)),
+    "mnist14": Recipe(eps=0.25),
+    "mnist": Recipe(),
+    "fashion": Recipe(eps=0.25),
+    "cifar10": Recipe(eps=36 / 255, hidden=(256, 256)),
+}
+_TABLE = {
+    "regression": Recipe(bound=2.0, epochs=200, batch_size=64, loss="squared_error"),
+    "classification": Recipe(epochs=100, batch_size=64, eps=0.2, hidden=(32, 32)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything resolved: what is trained, on what, how, and how it is judged afterwards.
+
+    ``settings`` holds the same as plain values: ``config.yaml``, and input for ``--config``.
+    """
+
+    data: DataSet
+    model: nn.Module
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    settings: dict[str, Any]
+
+
+def add_data_options(parser: Parser) -> None:
+    """Options that say which data to use."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", type=str, default="digits", help=f"{', '.join(data_names())}, or csv:FILE."
+    )
+    group.add_argument(
+        "--data-dir",
+        type=str | None,
+        default=None,
+        help="Folder of the image sets, laid out as torchvision does "
+        "(not given: $ADMM_LIP_DATA, else ./data).",
+    )
+    add_config(parser, "data: CSV files", TableOptions, "table.")
+
+
+def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
+    """Options of the network, the training and the solver."""
+    from ..solvers.config import SolverConfig
+
+    chosen = ("epochs", "batch_size", "loss", "eps")
+    add_config(parser, "network", ModelConfig, "model.", chosen=("hidden",))
+    add_config(parser, "training", TrainConfig, only=_BASIC, skip=skip, chosen=chosen)
+    add_config(parser, "training, in detail", TrainConfig, skip=(*_BASIC, "mode", "solver"))
+    add_config(parser, "solver", SolverConfig, "solver.")
+
+
+def add_evaluate_options(parser: Parser) -> None:
+    """Options of the evaluation."""
+    add_config(parser, "evaluation", EvaluateConfig, "evaluate.")
+
+
+def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
+    """Load the data and build the network and configs that the options ask for.
+
+    Args:
+        values: options as a plain nested dictionary; ``None`` where the recipe decides.
+        data: the data set, where it was loaded before.
+
+    Raises:
+        ValueError: any bad setting, by name (``DataError`` for data).
+    """
+    table = config_of(TableOptions, values["table"])
+    evaluate = config_of(EvaluateConfig, values["evaluate"])
+    recipe = recipe_of(values["data"], table)
+    given = {key: value for key, value in values.items() if value is not None}
+    mode = "penalty" if given.get("mu") is not None and "bound" not in given else "bound"
+    bound = {} if mode == "penalty" else {"bound": recipe.bound}
+    loss = "cross_entropy" if mode == "penalty" and recipe.loss == "margin" else recipe.loss
+    chosen = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "eps": recipe.eps}
+    train: TrainConfig = config_of(
+        TrainConfig, {**bound, **chosen, "loss": loss, **given, "mode": mode}
+    )
+    hidden = values["model"]["hidden"]
+    model_config: ModelConfig = config_of(
+        ModelConfig, {**values["model"], "hidden": recipe.hidden if hidden is None else hidden}
+    )
+    data = data or load_data(values["data"], values["data_dir"], table)
+    settings = {
+        "data": values["data"],
+        "data_dir": values["data_dir"],
+        "table": asdict(table),
+        "model": asdict(model_config),
+        **{key: value for key, value in asdict(train).items() if key != "mode"},
+        "evaluate": asdict(evaluate),
+    }
+    model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
+    return Job(data, model, train, evaluate, settings)
+
+
+def recipe_of(name: str, table: TableOptions) -> Recipe:
+    """The defaults for a data set; an unknown name gets some, and fails when it is loaded."""
+    return _TABLE[table.task] if name.startswith("csv:") else _RECIPES.get(name, Recipe())

@@ -1,0 +1,315 @@
+"""The run folder: what a run leaves behind, written so that it is whole or not there.
+
+    config.yaml          every setting, ready for ``admm-lip train --config``
+    checkpoint.safetensors   the last whole round, for ``--resume``
+    weights.safetensors  the weights        architecture.json   the layers they belong to
+    certificate.json     the proof          metrics.jsonl       one row per round
+    summary.json         the measurements, and the machine they were made on
+    plots/*.png          pictures, drawn from the files above
+
+No torch is imported here, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from .storage import ARCHITECTURE, WEIGHTS, write_atomic
+
+CONFIG = "config.yaml"
+_PACKAGES = ("admm-lip", "torch", "numpy", "scipy", "cvxpy", "mosek", "scs", "clarabel")
+
+
+_WRITTEN = {
+    CONFIG,
+    "checkpoint.safetensors",
+    WEIGHTS,
+    ARCHITECTURE,
+    "certificate.json",
+    "metrics.jsonl",
+    "summary.json",
+    "regions.npz",
+    "front.jsonl",
+    "plots",
+}
+
+
+class RunFolderError(ValueError):
+    """A run folder that exists, is missing, or cannot be written or read; says what to do."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run.
+
+    Attributes:
+        path: the folder itself.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting."""
+        return self.path / CONFIG
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last whole round."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def certificate(self) -> Path:
+        """The proof."""
+        return self.path / "certificate.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What was measured."""
+        return self.path / "summary.json"
+
+    @property
+    def regions(self) -> Path:
+        """Decision regions on a grid (two inputs only)."""
+        return self.path / "regions.npz"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "plots"
+
+    @property
+    def front(self) -> Path:
+        """One row per run of a comparison."""
+        return self.path / "front.jsonl"
+
+    def remove_if_unused(self) -> None:
+        """Take a folder back in which nothing was done but writing its settings."""
+        if {p.name for p in self.path.iterdir()} <= {CONFIG}:
+            self.config.unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def foreign_files(self) -> list[str]:
+        """Names in the folder that no run writes, sorted."""
+        return sorted({p.name for p in self.path.iterdir()} - _WRITTEN)
+
+
+def default_run_path(root: str | os.PathLike[str], name: str, label: str = "") -> Path:
+    """``root/<data>-<time>``, with ``-2``, ``-3``, ... where that is taken.
+
+    Args:
+        root: folder of all runs.
+        name: of the data set; of ``csv:FILE`` the file's stem is used.
+        label: put between the two, if not empty.
+    """
+    data = f"csv-{Path(name.removeprefix('csv:')).stem}" if name.startswith("csv:") else name
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    stem = "-".join(part for part in (data, label, moment) if part)
+    path, number = Path(root) / stem, 1
+    while path.exists():
+        number += 1
+        path = Path(root) / f"{stem}-{number}"
+    return path
+
+
+def create_run(
+    path: str | os.PathLike[str], settings: Mapping[str, Any], *, overwrite: bool = False
+) -> RunFolder:
+    """Make a new run folder that holds its settings and nothing else, before any work is done.
+
+    Args:
+        path: the folder; parents are made.
+        settings: written to ``config.yaml``.
+        overwrite: replace an earlier run there.  A folder with anything else in it is never
+            replaced.
+
+    Raises:
+        RunFolderError: when it exists, or cannot be made or written.
+    """
+    folder = Path(path).expanduser()
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if overwrite and (folder / CONFIG).is_file():
+            _remove(RunFolder(folder))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        write_yaml(folder / CONFIG, settings)
+    except OSError as error:
+        if folder.exists():
+            raise RunFolderError(_taken(folder)) from error
+        raise RunFolderError(
+            f"run_dir: cannot write {folder} ({error.strerror}); name another folder with --run-dir"
+        ) from error
+    return RunFolder(folder)
+
+
+def _remove(run: RunFolder) -> None:
+    foreign = run.foreign_files()
+    if foreign:
+        raise RunFolderError(
+            f"run_dir: {run.path} holds files that no run wrote ({', '.join(foreign[:3])}), so it "
+            "is not replaced; move them away, or name another folder with --run-dir"
+        )
+    shutil.rmtree(run.path)
+
+
+def _taken(folder: Path) -> str:
+    if (folder / CONFIG).is_file():
+        return (
+            f"run_dir: {folder} already holds a run; continue it with --resume {folder}, replace "
+            "it with --overwrite, or name another folder with --run-dir"
+        )
+    return (
+        f"run_dir: {folder} exists and is not a run; it is left as it is, name another folder with "
+        "--run-dir"
+    )
+
+
+def open_run(path: str | os.PathLike[str]) -> RunFolder:
+    """An existing run folder.
+
+    Raises:
+        RunFolderError: when it is not there, or is not a run.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise RunFolderError(f"run: expected a run folder, but {folder} does not exist")
+    if not (folder / CONFIG).is_file():
+        raise RunFolderError(f"run: {folder} is not a run folder: it has no {CONFIG}")
+    return RunFolder(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``: the old file or the new one, never half of it."""
+    write_atomic(path, text.encode())
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON; NaN and infinity become null, as JSON has neither."""
+    write_text(path, json.dumps(_finite(record), indent=2) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines."""
+    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows))
+
+
+def write_yaml(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as YAML, in its own order."""
+    write_text(path, yaml.safe_dump(_plain(record), sort_keys=False))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        RunFolderError: naming the file, when it is missing or damaged.
+    """
+    return _read(path, json.loads)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file; errors as :func:`read_json`."""
+    rows: list[dict[str, Any]] = _read(
+        path, lambda text: [json.loads(line) for line in text.splitlines() if line]
+    )
+    return rows
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; errors as :func:`read_json`."""
+    record = _read(path, yaml.safe_load)
+    if not isinstance(record, dict):
+        raise RunFolderError(f"{path}: expected settings, one 'name: value' per line")
+    return record
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as a compressed NumPy archive, atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a NumPy archive, refusing pickled objects; errors as :func:`read_json`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise RunFolderError(f"{path}: cannot be read as a NumPy archive ({error})") from error
+
+
+def machine_stamp(threads: int | None = None) -> dict[str, Any]:
+    """Versions and size of the machine, for beside a measurement: no name, user or path of it.
+
+    Args:
+        threads: threads that the linear algebra used, if known.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    stamp = {
+        "versions": versions,
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+    }
+    return {key: value for key, value in stamp.items() if value is not None}
+
+
+def _read(path: Path, parse: Any) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path}: there is no such file; the run did not finish, or the file was removed"
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{path}: truncated or damaged ({reason})") from error
+
+
+def _finite(value: Any) -> Any:
+    """The value with plain containers, and null for what JSON cannot say."""
+    plain = _plain(value)
+    if isinstance(plain, dict):
+        return {key: _finite(item) for key, item in plain.items()}
+    if isinstance(plain, list):
+        return [_finite(item) for item in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def _plain(value: Any) -> Any:
+    """Dictionaries and lists of Python scalars, as YAML and JSON want them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
