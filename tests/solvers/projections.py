@@ -1,4 +1,4 @@
-"""Random projection problems for the tests of the native projection, and what is measured of them."""
+"""Random projection problems for the tests of the native projection, and their measures."""
 
 from __future__ import annotations
 
