@@ -251,15 +251,20 @@ def build_module(network: Network) -> nn.Sequential:
 
     Dots in layer names become underscores.
     """
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for spec in network.layers:
-        module = _BUILDERS[spec.kind](network, spec)
-        for key in ("weight", "bias"):
-            array = network.arrays.get(f"{spec.name}.{key}")
-            if array is not None:
-                setattr(module, key, nn.Parameter(torch.from_numpy(np.array(array))))
-        modules[spec.name.replace(".", "_")] = module
+    modules = OrderedDict(
+        (spec.name.replace(".", "_"), build_layer(network, spec)) for spec in network.layers
+    )
     return nn.Sequential(modules).eval()
+
+
+def build_layer(network: Network, spec: LayerSpec) -> nn.Module:
+    """The torch module of one layer, with its weights."""
+    module = _BUILDERS[spec.kind](network, spec)
+    for key in ("weight", "bias"):
+        array = network.arrays.get(f"{spec.name}.{key}")
+        if array is not None:
+            setattr(module, key, nn.Parameter(torch.from_numpy(np.array(array))))
+    return module
 
 
 def _build_linear(network: Network, spec: LayerSpec) -> nn.Module:
