@@ -35,12 +35,14 @@ class AffineMap:
         bias: float64, shape ``(outputs,)``.
         error: bound on the Frobenius norm of ``matrix`` minus the map it stands for.
         shape: shape of the output before flattening, without the batch.
+        bias_error: bound on every entry of ``bias`` minus the bias it stands for.
     """
 
     matrix: Any
     bias: Array
     error: float
     shape: Shape
+    bias_error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Chain:
         slopes: one :class:`Slopes` per hidden layer (``l`` of them).
         errors: ``errors[k]`` bounds the Frobenius norm of the rounding error of ``W_k``; 0 where
             it is exactly the stored weights.
+        bias_errors: ``bias_errors[k]`` bounds the rounding error of every entry of ``b_k``.
         names: per affine map, the names of the layers merged into it (none: the identity).
         activations: per hidden layer, the spec of its activation.
     """
@@ -76,6 +77,7 @@ class Chain:
     biases: tuple[Array, ...]
     slopes: tuple[Slopes, ...]
     errors: tuple[float, ...]
+    bias_errors: tuple[float, ...]
     names: tuple[tuple[str, ...], ...]
     activations: tuple[LayerSpec, ...]
 
@@ -234,6 +236,7 @@ class _Parts:
             biases=tuple(m.bias for m in self.maps),
             slopes=tuple(self.slopes),
             errors=tuple(m.error for m in self.maps),
+            bias_errors=tuple(m.bias_error for m in self.maps),
             names=tuple(self.names),
             activations=tuple(self.specs),
         )
@@ -245,7 +248,8 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     With ``A`` of n columns, ``fl(A B) = A B + E`` where ``|E| <= gamma_n |A| |B|`` in any order of
     summation and ``gamma_n = n u / (1 - n u)``; the maps' own errors a, b add
     ``a ||B|| + ||A|| b + a b``.  The factor 1.01 covers the rounding of this bound itself, and the
-    last term underflow.
+    last term underflow.  The bias ``A b_1 + b_2`` is bounded in the same way, entry by entry
+    through ``|(A b)_i| <= ||A|| ||b||``.
     """
     inner = second.matrix.shape[1]
     product = second.matrix @ first.matrix
@@ -254,9 +258,12 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     error = gamma * left * right + second.error * (right + first.error) + left * first.error
     tiny = math.sqrt(product.shape[0] * product.shape[1]) * inner * 2.0**-1022
     bias = second.matrix @ first.bias + second.bias
-    if not (np.isfinite(bias).all() and math.isfinite(error)):
+    length, off = _frobenius(first.bias), math.sqrt(inner) * first.bias_error
+    size = left * length + float(np.abs(second.bias).max())
+    bias_error = 2.0 * gamma * size + second.bias_error + second.error * (length + off) + left * off
+    if not (np.isfinite(bias).all() and math.isfinite(error) and math.isfinite(bias_error)):
         raise NetworkError("merging neighbouring affine layers overflows; rescale their weights")
-    return AffineMap(product, bias, 1.01 * error + tiny, second.shape)
+    return AffineMap(product, bias, 1.01 * error + tiny, second.shape, 1.01 * bias_error + tiny)
 
 
 def _first_shape(
