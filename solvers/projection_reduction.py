@@ -25,26 +25,48 @@ SAFE_DIAGONAL = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
+class RowFactor:
+    """``V = R Q``: R square and lower triangular, its diagonal >= 0; Q with orthonormal rows.
+
+    Attributes:
+        factor: R.
+        basis: Q, or where ``implicit`` the matrix V itself: then ``Q = R^{-1} V`` is never formed.
+        implicit: whether ``basis`` is V.
+    """
+
+    factor: Tensor
+    basis: Tensor
+    implicit: bool
+
+    def times_rows(self, square: Tensor) -> Tensor:
+        """``square @ Q``."""
+        if not self.implicit:
+            return square @ self.basis
+        half: Tensor = torch.linalg.solve_triangular(self.factor, square, upper=False, left=False)
+        return half @ self.basis
+
+
+@dataclass(frozen=True, eq=False)
 class ReducedProject:
     """A smaller projection and the way back.
 
     Attributes:
         problem: the reduced problem (the given one where there is nothing to reduce).
-        first: ``(n_1, n_0)``, orthonormal rows, or ``None`` where ``W_0`` is kept.
-        last: ``(n_{l+1}, n_l)``, orthonormal columns, or ``None`` where ``W_l`` is kept.
+        first: the factors of ``V_0``, or ``None`` where it is kept.
+        last: the factors of ``V_l'``, or ``None`` where it is kept.
     """
 
     problem: ProjectProblem
-    first: Tensor | None = None
-    last: Tensor | None = None
+    first: RowFactor | None = None
+    last: RowFactor | None = None
 
     def lift(self, weights: Weights) -> Weights:
         """Weights of the given problem from weights of the reduced one."""
         lifted = list(weights)
         if self.first is not None:
-            lifted[0] = lifted[0] @ self.first
+            lifted[0] = self.first.times_rows(lifted[0])
         if self.last is not None:
-            lifted[-1] = self.last @ lifted[-1]
+            lifted[-1] = self.last.times_rows(lifted[-1].T).T.contiguous()
         return tuple(lifted)
 
 
@@ -62,27 +84,26 @@ def reduce_project(problem: ProjectProblem) -> ReducedProject:
     anchor = list(problem.anchor)
     first = last = None
     if _plain(problem, 0) and anchor[0].shape[1] > anchor[0].shape[0]:
-        anchor[0], first = row_factor(anchor[0])
+        first = row_factor(anchor[0])
+        anchor[0] = first.factor
     if _plain(problem, -1) and anchor[-1].shape[0] > anchor[-1].shape[1]:
-        turned, rows = row_factor(anchor[-1].T)
-        anchor[-1], last = turned.T.contiguous(), rows.T
+        last = row_factor(anchor[-1].T)
+        anchor[-1] = last.factor.T.contiguous()
     if first is None and last is None:
         return ReducedProject(problem)
     return ReducedProject(replace(problem, anchor=tuple(anchor)), first, last)
 
 
-def row_factor(wide: Tensor) -> tuple[Tensor, Tensor]:
-    """``V = R Q``: R square with a non-negative diagonal, Q with orthonormal rows.
-
-    Works for any rank; ``wide`` has at least as many columns as rows.
-    """
+def row_factor(wide: Tensor) -> RowFactor:
+    """Factors of a matrix of any rank with at least as many columns as rows."""
     factor, info = torch.linalg.cholesky_ex(wide @ wide.T)
     diagonal = factor.diagonal()
     if int(info) == 0 and float(diagonal.min()) > SAFE_DIAGONAL * float(diagonal.max()):
-        return factor, torch.linalg.solve_triangular(factor, wide, upper=False)
+        return RowFactor(factor, wide, implicit=True)
     columns, upper = torch.linalg.qr(wide.T)
     signs = torch.where(upper.diagonal() < 0, -1.0, 1.0).to(wide.dtype)
-    return (signs[:, None] * upper).T.contiguous(), (columns * signs).T.contiguous()
+    factor = (signs[:, None] * upper).T.contiguous()
+    return RowFactor(factor, (columns * signs).T.contiguous(), implicit=False)
 
 
 def _plain(problem: ProjectProblem, layer: int) -> bool:

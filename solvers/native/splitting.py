@@ -28,6 +28,8 @@ from .coupling import Coupling, Values
 
 RELAX = 1.6
 TINY = 1e-300
+# First share of the tolerance that the relative residual must meet before the gap is measured.
+SCREEN = 0.6
 # Residuals below this are rounding: a gap that is still too wide will not close.
 FINEST = 1e-14
 # Relative dual residual over relative primal residual, where convergence was found fastest (a scan
@@ -157,7 +159,7 @@ def restore(coupling: Coupling, values: Values, centre: Values) -> tuple[Values,
     """The point of the segment from ``values`` to ``centre`` that is just inside the ball.
 
     With the norms n of the one and c < 1 of the other, ``(1 - c) / (n - c)`` of the way from the
-    centre is inside by convexity.  Returns the point and the measured norm of its B.
+    centre is inside by convexity.  Returns the point and (a bound on) the norm of its B.
     """
     norm = spectral_norm(coupling.spread(values))
     if norm <= 1.0:
@@ -168,7 +170,7 @@ def restore(coupling: Coupling, values: Values, centre: Values) -> tuple[Values,
     # The last bits: the norm is itself computed.
     share = (1.0 - inner) / (norm - inner) * (1.0 - 1e-14 * coupling.shape[0])
     moved = tuple(c + share * (p - c) for p, c in zip(values, centre, strict=True))
-    return moved, spectral_norm(coupling.spread(moved))
+    return moved, inner + share * (norm - inner)
 
 
 def measure(coupling: Coupling, state: State, nuclear: float, centre: Values) -> Outcome:
@@ -180,14 +182,18 @@ def measure(coupling: Coupling, state: State, nuclear: float, centre: Values) ->
     return Outcome(state, values, norm, distance, distance - lower, nuclear)
 
 
-def accepts(coupling: Coupling, outcome: Outcome, rule: Rule) -> bool:
-    """Whether the gap proves the objective, or the values, to ``rule.tol`` relatively.
+def enough(coupling: Coupling, outcome: Outcome, rule: Rule) -> float:
+    """The gap that proves the objective, or the values, to ``rule.tol`` relatively.
 
     By strong convexity ``1/2 sum m (p - p*)^2 <= gap``.
     """
     objective = rule.besides + outcome.distance
-    enough = max(rule.tol * objective, (0.5 * rule.tol**2 + 1e-15) * 2.0 * coupling.size())
-    return outcome.norm <= 1.0 and outcome.gap <= enough
+    return max(rule.tol * objective, (rule.tol**2 + 2e-15) * coupling.size())
+
+
+def accepts(coupling: Coupling, outcome: Outcome, rule: Rule) -> bool:
+    """Whether the outcome is feasible and its gap is small enough."""
+    return outcome.norm <= 1.0 and outcome.gap <= enough(coupling, outcome, rule)
 
 
 def proves_empty(coupling: Coupling, excess: Tensor, nuclear: float) -> bool:
@@ -211,7 +217,7 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
     """Run the splitting from ``start`` (steps 1-4 of the module) until ``rule`` stops it."""
     inside, excess, penalty = start
     average = coupling.averager(penalty)
-    screen, retune, count, nuclear = max(rule.tol, FINEST), 3, 0, math.inf
+    screen, retune, count, nuclear = max(SCREEN * rule.tol, FINEST), 3, 0, math.inf
     while count < rule.max_iterations and not rule.expired:
         count += 1
         c = average(inside - excess)
@@ -226,7 +232,8 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
             outcome = measure(coupling, State(inside, excess, penalty), nuclear, centre)
             if accepts(coupling, outcome, rule):
                 return replace(outcome, converged=True, iterations=count)
-            screen *= 0.5
+            # The gap falls about as fast as the residual.
+            screen = primal * min(max(enough(coupling, outcome, rule) / outcome.gap, 0.05), 0.8)
             if screen < FINEST:
                 break
         if count == retune:

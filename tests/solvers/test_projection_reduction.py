@@ -64,8 +64,9 @@ def test_a_first_layer_of_low_rank_is_reduced_too(rank: int) -> None:
 def test_a_nearly_singular_first_layer_keeps_orthonormal_rows() -> None:
     first = normal(1, 6, 40)
     first[1] = first[0] + 1e-9 * first[1]
-    factor, rows = row_factor(first)
+    found = row_factor(first)
     eye = torch.eye(6, dtype=torch.float64)
+    factor, rows = found.factor, found.times_rows(eye)
     assert float((rows @ rows.T - eye).abs().max()) < 1e-13
     assert float((factor @ rows - first).abs().max()) < 1e-13
     assert bool((factor.diagonal() >= 0).all())
@@ -83,8 +84,9 @@ def test_the_factor_reproduces_any_matrix(
 ) -> None:
     wide = normal(seed, rows, rows + extra)
     wide *= 10.0**scale * 10.0 ** (-decay * torch.arange(rows, dtype=torch.float64))[:, None]
-    factor, frame = row_factor(wide)
+    found = row_factor(wide)
     eye = torch.eye(rows, dtype=torch.float64)
+    factor, frame = found.factor, found.times_rows(eye)
     assert float((frame @ frame.T - eye).abs().max()) < 1e-9
     assert float((factor @ frame - wide).abs().max()) <= 1e-12 * float(wide.abs().max())
     assert torch.equal(factor, factor.tril())
@@ -93,7 +95,7 @@ def test_the_factor_reproduces_any_matrix(
 def test_the_factor_moves_continuously_with_the_anchor() -> None:
     wide = normal(5, 8, 50)
     near = wide + 1e-6 * normal(6, 8, 50)
-    assert float((row_factor(wide)[0] - row_factor(near)[0]).abs().max()) < 1e-4
+    assert float((row_factor(wide).factor - row_factor(near).factor).abs().max()) < 1e-4
 
 
 def test_layers_with_structure_and_narrow_layers_are_left_alone() -> None:
