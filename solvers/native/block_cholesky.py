@@ -6,9 +6,9 @@ where D is the total size and n the width of a block:
 * ``S`` block tridiagonal and positive definite has ``S = L L'`` with L block bidiagonal, and
   ``P = S^{-1}`` follows block row by block row from the last one (``inverse``).
 * Let only the band of ``Z`` be given, every clique ``[Z_kk, Z_k+1,k'; Z_k+1,k, Z_k+1,k+1]``
-  positive definite.  Among the positive definite matrices with that band the one of largest determinant has
-  a block-tridiagonal inverse, ``Z_{k+1,j} = Z_{k+1,k} Z_kk^{-1} Z_{k,j}`` for ``j <= k``
-  (``completion``; R. Grone et al., Linear Algebra Appl. 58, 1984).
+  positive definite.  Among the positive definite matrices with that band the one of largest
+  determinant has a block-tridiagonal inverse, and ``Z_{k+1,j} = Z_{k+1,k} Z_kk^{-1} Z_{k,j}`` for
+  ``j <= k`` (``completion``; R. Grone et al., Linear Algebra Appl. 58, 1984).
 
 No function here raises for a matrix that is not positive definite: it returns ``None``.
 """
@@ -16,6 +16,8 @@ No function here raises for a matrix that is not positive definite: it returns `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -74,11 +76,17 @@ def cholesky(matrix: Tensor) -> Tensor | None:
     return factor
 
 
-class Factor(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Factor:
     """``S = L L'``: L has ``pivots[k]`` on its diagonal and ``below[k]`` at block ``(k+1, k)``."""
 
     pivots: list[Tensor]
     below: list[Tensor]
+
+    @cached_property
+    def inverses(self) -> list[Tensor]:
+        """``pivots[k]^{-1}``: many products follow."""
+        return [_triangular_inverse(p) for p in self.pivots]
 
 
 def factorize(band: Band) -> Factor | None:
@@ -107,19 +115,20 @@ def inverse(factor: Factor) -> Tensor:
     at = block_slices([p.shape[0] for p in factor.pivots])
     dense = factor.pivots[0].new_empty(at[-1].stop, at[-1].stop)
     last = len(at) - 1
-    dense[at[last], at[last]] = torch.cholesky_inverse(factor.pivots[last])
+    corners = [i.T @ i for i in factor.inverses]
+    dense[at[last], at[last]] = corners[last]
     for k in range(last - 1, -1, -1):
-        gain = _right_solve(factor.below[k], factor.pivots[k])
+        gain = factor.below[k] @ factor.inverses[k]
         right = slice(at[k + 1].start, None)
         row = torch.mm(gain.T, dense[at[k + 1], right]).neg_()
         dense[at[k], right] = row
         dense[right, at[k]] = row.T
-        corner = torch.cholesky_inverse(factor.pivots[k])
-        dense[at[k], at[k]] = torch.addmm(corner, row[:, : gain.shape[0]], gain, alpha=-1.0)
+        dense[at[k], at[k]] = corners[k].addmm_(row[:, : gain.shape[0]], gain, alpha=-1.0)
     return dense
 
 
-class Cliques(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Cliques:
     """Cholesky factors of neighbouring pairs of blocks of Z.
 
     ``[Z_kk, .; Z_k+1,k, Z_k+1,k+1] = K K'`` with ``K = [pivots[k], 0; below[k], rest[k]]``.
@@ -128,6 +137,12 @@ class Cliques(NamedTuple):
     pivots: list[Tensor]
     below: list[Tensor]
     rest: list[Tensor]
+
+    @cached_property
+    def inverses(self) -> list[tuple[Tensor, Tensor]]:
+        """``pivots[k]^{-1}`` and ``rest[k]^{-1}``."""
+        pairs = zip(self.pivots, self.rest, strict=True)
+        return [(_triangular_inverse(p), _triangular_inverse(r)) for p, r in pairs]
 
 
 def factorize_cliques(band: Band) -> Cliques | None:
@@ -157,7 +172,7 @@ def completion(band: Band, cliques: Cliques) -> Tensor:
     for k, block in enumerate(band.lower):
         here, start = at[k + 1], at[k].start
         if start:
-            gain = _right_solve(cliques.below[k], cliques.pivots[k])
+            gain = cliques.below[k] @ cliques.inverses[k][0]
             row = torch.mm(gain, dense[at[k], :start])
             dense[here, :start] = row
             dense[:start, here] = row.T
@@ -176,17 +191,22 @@ def band_of(dense: Tensor, sizes: Sequence[int]) -> Band:
     )
 
 
-def times_dense(band: Band, dense: Tensor) -> Tensor:
-    """``band @ dense``, block row by block row."""
-    at = block_slices([d.shape[0] for d in band.diagonal])
-    out = torch.empty_like(dense)
-    for k, s in enumerate(at):
-        row = torch.mm(band.diagonal[k], dense[s])
-        if k > 0:
-            row.addmm_(band.lower[k - 1], dense[at[k - 1]])
-        if k + 1 < len(at):
-            row.addmm_(band.lower[k].T, dense[at[k + 1]])
-        out[s] = row
+def completion_times(cliques: Cliques, first: Tensor, right: Tensor) -> Tensor:
+    """``Z @ right`` for the completed Z, block by block: ``Z = F N F'`` with F unit bidiagonal.
+
+    ``F^{-1}`` has ``-Z_{k+1,k} Z_kk^{-1}`` below its diagonal, and N the conditional covariances;
+    ``first`` is the block ``Z_00``.
+    """
+    sizes = [first.shape[0], *(r.shape[0] for r in cliques.rest)]
+    at = block_slices(sizes)
+    gains = [b @ i for b, (i, _) in zip(cliques.below, cliques.inverses, strict=True)]
+    out = right.clone()
+    for k in range(len(gains) - 1, -1, -1):
+        out[at[k]].addmm_(gains[k].T, out[at[k + 1]])
+    out[at[0]] = first @ out[at[0]]
+    for k, rest in enumerate(cliques.rest):
+        here = torch.mm(rest @ rest.T, out[at[k + 1]])
+        out[at[k + 1]] = here.addmm_(gains[k], out[at[k]])
     return out
 
 
@@ -204,7 +224,7 @@ def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> Band:
     return Band(diagonal, lower)
 
 
-def _right_solve(block: Tensor, pivot: Tensor) -> Tensor:
-    """``block @ pivot^{-1}`` for a lower triangular pivot."""
-    solved: Tensor = torch.linalg.solve_triangular(pivot, block, upper=False, left=False)
-    return solved
+def _triangular_inverse(pivot: Tensor) -> Tensor:
+    eye = torch.eye(pivot.shape[0], dtype=pivot.dtype, device=pivot.device)
+    inverse: Tensor = torch.linalg.solve_triangular(pivot, eye, upper=False)
+    return inverse

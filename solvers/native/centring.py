@@ -25,9 +25,8 @@ from .block_cholesky import (
     cholesky,
     factorize,
     inverse,
-    times_dense,
 )
-from .lmi_operator import LmiOperator, schur_complement
+from .lmi_operator import LmiOperator, Rows, schur_complement
 from .run import Run
 
 # The pair (S, Z) is good enough to start from at this decrement.
@@ -43,6 +42,7 @@ class NewtonStep(NamedTuple):
     decrement: float
     mu: float
     dense: Tensor
+    rows: Rows
 
 
 class Centre(NamedTuple):
@@ -71,7 +71,7 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
         mu = 1.0 / ratio
     dy = hg - hb / mu
     decrement = float(torch.dot(dy, g - b / mu).clamp(min=0.0).sqrt())
-    return NewtonStep(dy, decrement, mu, dense) if decrement < float("inf") else None
+    return NewtonStep(dy, decrement, mu, dense, forms.rows) if decrement < float("inf") else None
 
 
 def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
@@ -93,13 +93,14 @@ def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
         if moved is None:
             return None
         y, factor = moved
+        run.centring += 1
         run.count(y)
     return None
 
 
 def dual_point(op: LmiOperator, step: NewtonStep) -> Band:
     """The band of ``Z = mu (P - P dS P)``."""
-    change = times_dense(op.direction(step.dy), step.dense)
+    change = op.times(step.dy, step.dense, step.rows)
     correction = band_of_product(step.dense, change, op.sizes)
     return band_of(step.dense, op.sizes).plus(-1.0, correction).times(step.mu)
 

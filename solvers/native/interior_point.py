@@ -43,14 +43,14 @@ from .block_cholesky import (
     band_of,
     band_of_product,
     completion,
+    completion_times,
     factorize,
     factorize_cliques,
     inverse,
-    times_dense,
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .dual_repair import reachable_band, repaired_value
-from .lmi_operator import LmiOperator, schur_complement
+from .lmi_operator import LmiOperator, Rows, schur_complement
 from .run import Run
 from .starts import Start, best_start, theta_start
 from .step_length import cliques_step, slack_step
@@ -58,6 +58,10 @@ from .step_length import cliques_step, slack_step
 _MAX_STEPS = 100
 # Steps shorter than this in both matrices mean that rounding has the upper hand.
 _TOO_SHORT = 1e-4
+# How accurate the predictor's steps need to be: they only choose sigma.
+_ROUGH = 0.05
+# With more blocks than this Z is multiplied through its factors, not as a dense matrix.
+_FEW_BLOCKS = 3
 # A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite, so it
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.
 _KNOWN = 1e-7
@@ -74,23 +78,25 @@ class Pair(NamedTuple):
     cliques: Cliques
 
 
-class Direction(NamedTuple):
-    """Changes of y, S and Z; ``dense`` is dZ outside the band too, where it is known."""
-
-    dy: Tensor
-    ds: Band
-    dz: Band
-
-
 class Linearised(NamedTuple):
-    """What one iteration needs at a pair: dense inverse and completion, H and the gap."""
+    """What one iteration needs at a pair: P and Z dense with their rows, H, ``A*(P)``, b and mu."""
 
     p: Tensor
     z: Tensor
+    p_rows: Rows
+    z_rows: Rows
     solve: SchurSolver
     g: Tensor
     b: Tensor
     mu: float
+
+
+class Direction(NamedTuple):
+    """Changes of y, of S and of the band of Z."""
+
+    dy: Tensor
+    ds: Band
+    dz: Band
 
 
 def certify(
@@ -176,7 +182,7 @@ def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> 
         if not run.may_go_on():
             return pair
         lin = linearise(op, pair)
-        moved = step(op, pair, lin) if lin is not None else None
+        moved = _advance(op, pair, direct(op, pair, lin)) if lin is not None else None
         if moved is None:
             return pair
         pair = moved
@@ -185,42 +191,49 @@ def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> 
 
 
 def linearise(op: LmiOperator, pair: Pair) -> Linearised | None:
-    """Step 3a; ``None`` where H has no Cholesky factor."""
+    """Step 3a; ``None`` where rounding leaves no Cholesky factor of H or no gap."""
+    mu = pair.slack.inner(pair.z) / op.order
+    if not mu > 0.0:  # the gap is lost in rounding
+        return None
     p, z = inverse(pair.factor), completion(pair.z, pair.cliques)
-    solve = schur_solver(schur_complement(op.forms(z), op.forms(p)))
+    p_forms, z_forms = op.forms(p), op.forms(z)
+    solve = schur_solver(schur_complement(z_forms, p_forms))
     if solve is None:
         return None
     g = op.adjoint(band_of(p, op.sizes))
     b = torch.zeros_like(g)
     b[0] = 1.0
-    return Linearised(p, z, solve, g, b, pair.slack.inner(pair.z) / op.order)
+    return Linearised(p, z, p_forms.rows, z_forms.rows, solve, g, b, mu)
 
 
-def step(op: LmiOperator, pair: Pair, lin: Linearised) -> Pair | None:
-    """Steps 3b to 3d; ``None`` when no useful step is left."""
-    dy = lin.solve(-lin.b)
-    ds = op.direction(dy)
-    change = times_dense(ds, lin.p)  # dS P
-    full = lin.z @ change
-    dense = (full + full.T).mul_(-0.5).sub_(lin.z)  # dZ = -Z - sym(Z dS P)
-    dz = band_of(dense, op.sizes)
-    a_s = min(1.0, slack_step(pair.factor, ds))
-    a_z = min(1.0, cliques_step(pair.cliques, dz))
-    left = pair.slack.plus(a_s, ds).inner(pair.z.plus(a_z, dz)) / op.order
+def direct(op: LmiOperator, pair: Pair, lin: Linearised) -> Direction:
+    """Steps 3b and 3c."""
+    dy_p = lin.solve(-lin.b)
+    ds_p = op.direction(dy_p)
+    change = op.times(dy_p, lin.p, lin.p_rows)  # dS P
+    dense = _predicted(pair, lin.z, change)
+    band = band_of(dense, op.sizes)
+    a_s = min(1.0, slack_step(pair.factor, ds_p, _ROUGH))
+    a_z = min(1.0, cliques_step(pair.cliques, band, _ROUGH))
+    left = pair.slack.plus(a_s, ds_p).inner(pair.z.plus(a_z, band)) / op.order
     sigma = min(1.0, max(left / lin.mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
-    second = band_of_product(dense, change, op.sizes)
-    return _advance(op, pair, _corrected(op, lin, pair, sigma * lin.mu, second))
+    rows = op.rows(dense)
+    second = op.adjoint_of_product(dense, rows, change)  # A*(R)
+    dy = lin.solve(sigma * lin.mu * lin.g - second - lin.b)
+    # (Z dS + dZ_p dS_p) P holds the linear and the quadratic term; only its band is wanted.
+    both = op.times(dy, lin.z, lin.z_rows).add_(op.times(dy_p, dense, rows))
+    terms = band_of_product(both.T, lin.p, op.sizes)
+    dz = band_of(lin.p, op.sizes).times(sigma * lin.mu).plus(-1.0, pair.z).plus(-1.0, terms)
+    return Direction(dy, op.direction(dy), dz)
 
 
-def _corrected(
-    op: LmiOperator, lin: Linearised, pair: Pair, target: float, second: Band
-) -> Direction:
-    """Step 3c."""
-    dy = lin.solve(target * lin.g - op.adjoint(second) - lin.b)
-    ds = op.direction(dy)
-    linear = band_of_product(lin.z, times_dense(ds, lin.p), op.sizes)
-    dz = band_of(lin.p, op.sizes).times(target).plus(-1.0, pair.z)
-    return Direction(dy, ds, dz.plus(-1.0, linear).plus(-1.0, second))
+def _predicted(pair: Pair, z: Tensor, change: Tensor) -> Tensor:
+    """``dZ = -Z - sym(Z dS P)``, dense."""
+    if len(pair.z.diagonal) > _FEW_BLOCKS:
+        full = completion_times(pair.cliques, pair.z.diagonal[0], change)
+    else:
+        full = z @ change
+    return full.add_(full.T.contiguous()).mul_(-0.5).sub_(z)
 
 
 def _advance(op: LmiOperator, pair: Pair, way: Direction) -> Pair | None:
@@ -271,4 +284,5 @@ def _claim(op: LmiOperator, run: Run, pair: Pair | None, config: SolverConfig) -
         status = Status.OPTIMAL
     else:
         status = Status.LIMIT if run.limited else Status.INACCURATE
-    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, status.value)
+    counts = f"{run.centring} centring and {run.iterations - run.centring} primal-dual steps"
+    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts)

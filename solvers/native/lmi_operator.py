@@ -26,15 +26,23 @@ from ..problem import CertifyProblem, Multiplier
 from .block_cholesky import Band, block_slices
 
 
+class Rows(NamedTuple):
+    """``U'P`` and ``V'P`` of a dense P: one row per neuron, fixed ones included."""
+
+    up: Tensor
+    vp: Tensor
+
+
 class Forms(NamedTuple):
-    """``U'PU, U'PV, V'PV`` of a dense symmetric P, and the input columns ``U'P_0, V'P_0, P_00``."""
+    """``U'PU, V'PU, V'PV`` of a dense symmetric P, ``U'P_0, V'P_0, P_00``, and its rows."""
 
     uu: Tensor
-    uv: Tensor
+    vu: Tensor
     vv: Tensor
     u_in: Tensor
     v_in: Tensor
     in_in: Tensor
+    rows: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,45 +131,85 @@ class LmiOperator:
         w = self.problem.weights[-1]
         return float(((w @ z.diagonal[-1]) * w).sum())
 
+    @cached_property
+    def _into_u(self) -> list[Tensor]:
+        """``diag(alpha) W_k``: minus the previous layer's part of U."""
+        pairs = zip(self.problem.slopes, self.problem.weights, strict=False)
+        return [s.alpha[:, None] * w for s, w in pairs]
+
+    @cached_property
+    def _into_v(self) -> list[Tensor]:
+        """``diag(beta) W_k``: minus the previous layer's part of V."""
+        pairs = zip(self.problem.slopes, self.problem.weights, strict=False)
+        return [s.beta[:, None] * w for s, w in pairs]
+
+    def rows(self, p: Tensor) -> Rows:
+        """``U'P`` and ``V'P``, P of D rows, not necessarily symmetric."""
+        up = self._left(self._into_u, p) if self.has_alpha else p[self.sizes[0] :]
+        return Rows(up, self._left(self._into_v, p))
+
+    def _left(self, into: list[Tensor], p: Tensor) -> Tensor:
+        out = p.new_empty(p.shape[0] - self.sizes[0], p.shape[1])
+        at = block_slices(self.sizes)
+        for k, c in enumerate(block_slices(self.sizes[1:])):
+            torch.addmm(p[at[k + 1]], into[k], p[at[k]], alpha=-1.0, out=out[c])
+        return out
+
+    def _right(self, into: list[Tensor], m: Tensor) -> Tensor:
+        out = m.new_empty(m.shape[0], m.shape[1] - self.sizes[0])
+        at = block_slices(self.sizes)
+        for k, c in enumerate(block_slices(self.sizes[1:])):
+            torch.addmm(m[:, at[k + 1]], m[:, at[k]], into[k].T, alpha=-1.0, out=out[:, c])
+        return out
+
     def forms(self, p: Tensor) -> Forms:
         """Everything the Schur complement needs of P, in O(D^2 n)."""
-        at = block_slices(self.sizes)
-        hidden = slice(self.sizes[0], None)
-        pw = p.new_empty(self.order, self.order - self.sizes[0])  # column i is P w_i
-        wpw = torch.empty_like(pw[hidden])
-        columns = block_slices(self.sizes[1:])
-        for k, c in enumerate(columns):
-            torch.mm(p[:, at[k]], self.problem.weights[k].T, out=pw[:, c])
-        for k, c in enumerate(columns):
-            torch.mm(self.problem.weights[k], pw[at[k]], out=wpw[c])
-        forms = self._combine(p, pw, wpw)
-        if self.free is None:
-            return forms
-        uu, uv, vv = (m[self.free][:, self.free] for m in forms[:3])
-        return Forms(uu, uv, vv, forms.u_in[self.free], forms.v_in[self.free], forms.in_in)
-
-    def _combine(self, p: Tensor, pw: Tensor, wpw: Tensor) -> Forms:
-        """The forms of all neurons from ``P``, ``P w_i`` and ``w_i' P w_j``."""
         n = self.sizes[0]
-        ee, ew, in_in = p[n:, n:], pw[n:], p[:n, :n]
-        e_in, w_in, b = p[n:, :n], pw[:n].T, self.beta[:, None]
-        ev = ee - ew * self.beta
-        wv = ew.T - wpw * self.beta
-        vv, v_in = ev - b * wv, e_in - b * w_in
-        if not self.has_alpha:
-            return Forms(ee, ev, vv, e_in, v_in, in_in)
-        a = self.alpha[:, None]
-        uu = ee - ew * self.alpha - a * (ew.T - wpw * self.alpha)
-        return Forms(uu, ev - a * wv, vv, e_in - a * w_in, v_in, in_in)
+        rows = self.rows(p)
+        up, vp = self.restrict(rows.up), self.restrict(rows.vp)
+        vv = self._columns(self._right(self._into_v, vp))
+        if self.has_alpha:
+            uu, vu = (self._columns(self._right(self._into_u, m)) for m in (up, vp))
+        else:
+            uu, vu = (self._columns(m[:, n:]) for m in (up, vp))
+        return Forms(uu, vu, vv, up[:, :n], vp[:, :n], p[:n, :n], rows)
+
+    def _columns(self, m: Tensor) -> Tensor:
+        return m if self.free is None else m[:, self.free]
+
+    def times(self, dy: Tensor, p: Tensor, rows: Rows) -> Tensor:
+        """``dS P = drho E_0 P + U dT V'P + V dT U'P``, from the rows of P."""
+        dt = torch.cat(self._split(dy[1:], torch.zeros_like(self.fixed)))[:, None]
+        by_u, by_v = dt * rows.vp, dt * rows.up
+        at, columns = block_slices(self.sizes), block_slices(self.sizes[1:])
+        out = torch.empty_like(p)
+        torch.mul(p[at[0]], dy[0], out=out[at[0]])
+        torch.add(by_u, by_v, out=out[self.sizes[0] :])
+        for k, c in enumerate(columns):
+            out[at[k]].addmm_(self._into_v[k].T, by_v[c], alpha=-1.0)
+            if self.has_alpha:
+                out[at[k]].addmm_(self._into_u[k].T, by_u[c], alpha=-1.0)
+        return out
+
+    def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:
+        """``A*`` of the symmetric part of ``left @ right``, with the rows of ``left``.
+
+        ``u' sym(X) v = (u' left)(right v) + (v' left)(right u)`` up to the factor 2 of ``A*``.
+        """
+        n = self.sizes[0]
+        across = right.T.contiguous()
+        other = self.rows(across)
+        parts = (rows.up * other.vp).sum(1) + (rows.vp * other.up).sum(1)
+        trace = (left[:n] * across[:n]).sum().reshape(1)
+        return torch.cat([trace, self.restrict(parts)])
 
 
 def schur_complement(z: Forms, p: Forms) -> Tensor:
     """``tr(A_i Z A_j P)`` for all i, j, the input block first: order N + 1, symmetric."""
-    n = z.uv.shape[0]
-    h = z.uv.new_empty(n + 1, n + 1)
-    core = h[1:, 1:]
-    torch.mul(z.uv, p.uv.T, out=core)
-    core.add_(core.T.clone()) if z is p else core.addcmul_(z.uv.T, p.uv)
+    n = z.vu.shape[0]
+    h = z.vu.new_empty(n + 1, n + 1)
+    mixed = torch.mul(p.vu.T.contiguous(), z.vu)
+    core = torch.add(mixed, mixed.T.contiguous(), out=h[1:, 1:])
     core.addcmul_(z.uu, p.vv).addcmul_(z.vv, p.uu)
     h[0, 0] = (z.in_in * p.in_in).sum()
     border = (z.u_in * p.v_in).sum(1) + (z.v_in * p.u_in).sum(1)

@@ -19,6 +19,7 @@ class Run:
     Attributes:
         iterations: steps taken so far, centring ones included.
         centring: how many of them were centring steps.
+        limited: whether a limit ended the solve.
         best: the feasible ``y = (rho, t)`` of least rho, ``None`` before the first.
     """
 
@@ -27,6 +28,7 @@ class Run:
         self._deadline = float("inf") if seconds is None else perf_counter() + seconds
         self._most = config.max_iterations
         self.iterations = 0
+        self.centring = 0
         self.best: Tensor | None = None
         self.limited = False
 

@@ -87,7 +87,8 @@ def _congruence(rows: Tensor, state: Tensor) -> Tensor | None:
     if factor is None:
         return None
     half: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-    return half.T @ half
+    product: Tensor = half.T @ half
+    return product
 
 
 def _entries(q: Tensor) -> Tensor:

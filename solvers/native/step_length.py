@@ -8,10 +8,10 @@ so that the step errs on the short side.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from .block_cholesky import Band, Cliques, Factor, block_slices
@@ -19,76 +19,68 @@ from .block_cholesky import Band, Cliques, Factor, block_slices
 PRODUCTS = 30
 
 
-def slack_step(factor: Factor, direction: Band, products: int = PRODUCTS) -> float:
+def slack_step(factor: Factor, direction: Band, accuracy: float = 1e-2) -> float:
     """Largest a with ``S + a dS >= 0``, S given by its factor; ``inf`` if there is no limit."""
-    inverses = [_inverse(p) for p in factor.pivots]
+    inverses, below = factor.inverses, factor.below
     at = block_slices([p.shape[0] for p in factor.pivots])
+    last = len(at) - 1
 
     def product(x: Tensor) -> Tensor:
         y = [x[s] for s in at]
-        for k in range(len(at) - 1, -1, -1):
-            if k + 1 < len(at):
-                y[k] = torch.addmv(y[k], factor.below[k].T, y[k + 1], alpha=-1.0)
-            y[k] = torch.mv(inverses[k].T, y[k])
+        y[last] = torch.mv(inverses[last].T, y[last])
+        for k in range(last - 1, -1, -1):
+            y[k] = torch.mv(inverses[k].T, torch.addmv(y[k], below[k].T, y[k + 1], alpha=-1.0))
         z = [torch.mv(d, v) for d, v in zip(direction.diagonal, y, strict=True)]
         for k, block in enumerate(direction.lower):
-            z[k + 1] = torch.addmv(z[k + 1], block, y[k])
-            z[k] = torch.addmv(z[k], block.T, y[k + 1])
-        for k in range(len(at)):
-            if k:
-                z[k] = torch.addmv(z[k], factor.below[k - 1], z[k - 1], alpha=-1.0)
-            z[k] = torch.mv(inverses[k], z[k])
+            z[k + 1].addmv_(block, y[k])
+            z[k].addmv_(block.T, y[k + 1])
+        z[0] = torch.mv(inverses[0], z[0])
+        for k, block in enumerate(below):
+            z[k + 1] = torch.mv(inverses[k + 1], z[k + 1].addmv_(block, z[k], alpha=-1.0))
         return torch.cat(z)
 
-    return _step(product, at[-1].stop, factor.pivots[0], products)
+    return _step(product, at[-1].stop, factor.pivots[0], accuracy)
 
 
-def cliques_step(cliques: Cliques, direction: Band, products: int = PRODUCTS) -> float:
+def cliques_step(cliques: Cliques, direction: Band, accuracy: float = 1e-2) -> float:
     """Largest a for which every clique of ``Z + a dZ`` is positive semidefinite.
 
     The cliques are independent, so they form one block-diagonal operator.
     """
-    scaled = [_scaled_clique(cliques, direction, k) for k in range(len(direction.lower))]
-    at = block_slices([m.shape[0] for m in scaled])
+    sizes = [d.shape[0] for d in direction.diagonal]
+    at = block_slices([n for pair in pairwise(sizes) for n in pair])
 
     def product(x: Tensor) -> Tensor:
-        return torch.cat([torch.mv(m, x[s]) for m, s in zip(scaled, at, strict=True)])
+        out = []
+        for k, block in enumerate(direction.lower):
+            (top, rest), side = cliques.inverses[k], cliques.below[k]
+            y2 = torch.mv(rest.T, x[at[2 * k + 1]])
+            y1 = torch.mv(top.T, torch.addmv(x[at[2 * k]], side.T, y2, alpha=-1.0))
+            z1 = torch.mv(direction.diagonal[k], y1).addmv_(block.T, y2)
+            z2 = torch.mv(direction.diagonal[k + 1], y2).addmv_(block, y1)
+            out.append(torch.mv(top, z1))
+            out.append(torch.mv(rest, z2.addmv_(side, out[-1], alpha=-1.0)))
+        return torch.cat(out)
 
-    return _step(product, at[-1].stop, scaled[0], products)
-
-
-def _scaled_clique(cliques: Cliques, direction: Band, k: int) -> Tensor:
-    """``K^{-1} D K^{-T}`` of clique k."""
-    top, side, rest = cliques.pivots[k], cliques.below[k], cliques.rest[k]
-    n = top.shape[0]
-    factor = torch.zeros(n + rest.shape[0], n + rest.shape[0]).to(top)
-    factor[:n, :n], factor[n:, :n], factor[n:, n:] = top, side, rest
-    full = torch.zeros_like(factor)
-    full[:n, :n], full[n:, n:] = direction.diagonal[k], direction.diagonal[k + 1]
-    full[n:, :n], full[:n, n:] = direction.lower[k], direction.lower[k].T
-    half = torch.linalg.solve_triangular(factor, full, upper=False)
-    return torch.linalg.solve_triangular(factor, half.T, upper=False)
+    return _step(product, at[-1].stop, cliques.pivots[0], accuracy)
 
 
-def _inverse(pivot: Tensor) -> Tensor:
-    """Explicit inverse of a triangular factor: many products follow."""
-    eye = torch.eye(pivot.shape[0], dtype=pivot.dtype, device=pivot.device)
-    return torch.linalg.solve_triangular(pivot, eye, upper=False)
-
-
-def _step(product: Callable[[Tensor], Tensor], order: int, like: Tensor, products: int) -> float:
-    least = least_eigenvalue(product, order, like, products)
+def _step(product: Callable[[Tensor], Tensor], order: int, like: Tensor, accuracy: float) -> float:
+    least = least_eigenvalue(product, order, like, accuracy)
     return -1.0 / least if least < 0.0 else float("inf")
 
 
 def least_eigenvalue(
-    product: Callable[[Tensor], Tensor], order: int, like: Tensor, products: int
+    product: Callable[[Tensor], Tensor], order: int, like: Tensor, accuracy: float
 ) -> float:
-    """Lower estimate of the least eigenvalue of a symmetric operator: Ritz value less residual."""
+    """Lower estimate of the least eigenvalue of a symmetric operator: Ritz value less residual.
+
+    Stops when the residual is below ``accuracy`` times the value, or after ``PRODUCTS`` products.
+    """
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(order, generator=generator, dtype=torch.float64).to(like)
     q = q / torch.linalg.vector_norm(q)
-    count = min(products, order)
+    count = min(PRODUCTS, order)
     basis = like.new_empty(count, order)
     alphas: list[float] = []
     betas: list[float] = []
@@ -96,23 +88,27 @@ def least_eigenvalue(
     for j in range(count):
         basis[j] = q
         w = product(q)
-        alphas.append(float(torch.dot(q, w)))
         known = basis[: j + 1]
-        w = torch.addmv(w, known.T, torch.mv(known, w), alpha=-1.0)
-        w = torch.addmv(w, known.T, torch.mv(known, w), alpha=-1.0)
+        overlap = torch.mv(known, w)
+        w = torch.addmv(w, known.T, overlap, alpha=-1.0)
+        w.addmv_(known.T, torch.mv(known, w), alpha=-1.0)
+        alphas.append(float(overlap[j]))
         betas.append(float(torch.linalg.vector_norm(w)))
-        if j + 1 == count or betas[-1] < 1e-12 or j % 5 == 4:
-            least, settled = _ritz(alphas, betas)
-            if settled:
+        if j + 1 == count or betas[-1] < 1e-12 or j % 4 == 3:
+            least, residual = _ritz(alphas, betas)
+            if residual <= accuracy * abs(least) or betas[-1] < 1e-12:
                 break
         q = w / betas[-1]
     return least
 
 
-def _ritz(alphas: list[float], betas: list[float]) -> tuple[float, bool]:
-    """Least Ritz value less its residual, and whether it is settled to 1 %."""
+def _ritz(alphas: list[float], betas: list[float]) -> tuple[float, float]:
+    """Least Ritz value less its residual, and the residual."""
     if not np.isfinite(alphas).all() or not np.isfinite(betas).all():
-        return float("-inf"), True
-    values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
+        return float("-inf"), 0.0
+    size = len(alphas)
+    matrix = np.diag(alphas)
+    matrix[range(1, size), range(size - 1)] = betas[:-1]
+    values, vectors = np.linalg.eigh(matrix)  # reads the lower triangle
     residual = abs(betas[-1] * vectors[-1, 0])
-    return float(values[0] - residual), residual <= 1e-2 * abs(values[0])
+    return float(values[0] - residual), float(residual)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from admm_lip.solvers.registry import backend
 from admm_lip.solvers.solution import CertifyClaim, Status
 
 TIGHT = SolverConfig(tol=1e-9)
+USUAL = SolverConfig()
 
 
 def problem_of(weights: Sequence[Tensor], low: float = 0.0, high: float = 1.0) -> CertifyProblem:
@@ -39,12 +41,12 @@ def signed(widths: Sequence[int], seed: int = 0) -> list[Tensor]:
     return [torch.as_tensor(w) for w in random_net(widths, seed).weights]
 
 
-def solved(problem: CertifyProblem, config: SolverConfig = SolverConfig()) -> CertifyClaim:
+def solved(problem: CertifyProblem, config: SolverConfig = USUAL) -> CertifyClaim:
     return interior_point.certify(reduce_certify(problem).problem, config)
 
 
 def assert_proven(
-    problem: CertifyProblem, config: SolverConfig = SolverConfig(), gap: float | None = None
+    problem: CertifyProblem, config: SolverConfig = USUAL, gap: float | None = None
 ) -> float:
     """Solve, check every claim against its recomputation, and return the bound of the original."""
     reduced = reduce_certify(problem)
@@ -210,10 +212,10 @@ def test_any_repaired_band_is_a_lower_bound(seed: int, slopes: tuple[float, floa
     size = sum(problem.widths[:-1])
     root = torch.randn(size, size, generator=generator, dtype=torch.float64)
     dense, at = root @ root.T, [0, *torch.tensor(problem.widths[:-1]).cumsum(0).tolist()]
-    blocks = [slice(a, b) for a, b in zip(at, at[1:], strict=False)]
+    blocks = [slice(a, b) for a, b in pairwise(at)]
     band = Band(
         [dense[b, b] for b in blocks],
-        [dense[b, a] for a, b in zip(blocks, blocks[1:], strict=False)],
+        [dense[b, a] for a, b in pairwise(blocks)],
     )
     lower = repaired_value(problem, band)
     assert 0.0 < lower <= interior_point.certify(problem, TIGHT).lip_sq * (1 + 1e-9)
