@@ -45,7 +45,7 @@ class TensorBatches:
         """Seeded permutation, cut into batches."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.inputs), generator=generator).to(self.inputs.device)
-        for index in order.split(self.batch_size)[start:]:
+        for index in torch.split(order, self.batch_size)[start:]:
             yield self.inputs[index], self.targets[index]
 
 

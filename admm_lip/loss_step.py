@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Pull:
     def add_gradient(self) -> Tensor:
         """Add ``rho (W - target)`` to the gradients; returns the value of the term."""
         difference = torch._foreach_sub([p.detach() for p in self.parameters], list(self.targets))
-        gradients = [p.grad for p in self.parameters]
+        gradients = [cast(Tensor, p.grad) for p in self.parameters]  # backward has just run
         torch._foreach_add_(gradients, difference, alpha=self.rho)
         squares = torch._foreach_norm(difference)
         return 0.5 * self.rho * torch.stack(squares).square().sum()

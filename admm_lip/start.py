@@ -6,6 +6,7 @@ LipSDP bound is the requested one.  The multiplier is the one that proves this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -65,13 +66,13 @@ def start(
     Raises:
         ValueError: when the network is constant (its bound is 0), so nothing can be scaled.
     """
-    solver = replace(config.solver, tol=max(config.solver.tol, START_TOL))
-    solution = solve_certify(CertifyProblem(weights, slopes), solver)
-    if not solution.lip > 0.0:
+    if not all(bool((w != 0).any()) for w in weights):
         raise ValueError(
             "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
             "bound; initialise it, or use start='scratch'"
         )
+    solver = replace(config.solver, tol=max(config.solver.tol, START_TOL))
+    solution = solve_certify(CertifyProblem(weights, slopes), solver)
     bound = inner_bound(config, dtype)
     shrinks = bound is not None and (config.start == "scratch" or solution.lip > bound)
     target = bound if bound is not None else solution.lip
@@ -119,7 +120,7 @@ def default_rho(config: TrainConfig, lip: float, layers: int) -> float:
     4; ``0.155 eps^0.66`` runs through them.  Weights scale like ``L^(1/layers)``, so the penalty
     keeps its weight against a loss that does not change with L if rho falls as ``L^(-2/layers)``.
     """
-    per_weight = lip ** (-2.0 / layers)
+    per_weight = math.pow(lip, -2.0 / layers)
     if config.loss == "margin":
-        return float(0.155 * max(config.eps, 0.01) ** 0.66 * per_weight)
+        return 0.155 * math.pow(max(config.eps, 0.01), 0.66) * per_weight
     return 0.1 * per_weight

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -114,11 +114,12 @@ def train(
 
 def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tuple[Run, AdmmState]:
     """Check everything once, before the first step."""
-    layers = linear_layers(model)
+    layers = linear_layers(model.eval())  # dropout is the identity in what is certified
     if config.start == "scratch":
         orthogonal_(layers, config.seed)
-    parameters = tuple(layer.weight for layer in layers)
+    parameters = tuple(cast(nn.Parameter, layer.weight) for layer in layers)
     chain = read_network(model).chain()
+    model.train()
     device = parameters[0].device
     slopes = tuple(
         Slopes(

@@ -88,9 +88,7 @@ def run_study(
             failed[cell_key(cell)] = row
             continue
         write_json(folder / f"{cell_key(cell)}.json", row)
-    return [
-        failed.get(cell_key(c)) or read_json(folder / f"{cell_key(c)}.json") for c in cells
-    ]
+    return [failed.get(cell_key(c)) or read_json(folder / f"{cell_key(c)}.json") for c in cells]
 
 
 def guarded(

@@ -24,6 +24,7 @@ Two consequences are used everywhere:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def implied_bound(
         half = torch.linalg.solve_triangular(factor, off, upper=False)
         schur = d - half.T @ half
     lip_sq = float(torch.linalg.eigvalsh(-schur)[-1])
-    return max(lip_sq, 0.0) ** 0.5 if lip_sq == lip_sq else float("inf")
+    return math.sqrt(max(lip_sq, 0.0)) if lip_sq == lip_sq else float("inf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +163,7 @@ class Ball:
         """``||B(W)||_2``: at most 1 exactly where ``M(lip_sq, W, T) >= 0``."""
         b = self.matrix(weights)
         gram = b @ b.T if b.shape[0] <= b.shape[1] else b.T @ b
-        return max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0) ** 0.5
+        return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
 
 
 def ball_tiles(
@@ -178,10 +179,12 @@ def ball_tiles(
     """
     if not multiplier:  # a single affine map: ||W_0|| <= L
         raise ValueError("multiplier: a single affine map has no hidden layer; clip its norm at L")
-    like = {"dtype": multiplier[0].dtype, "device": multiplier[0].device}
     sizes = [n_in, *(t.shape[0] for t in multiplier), n_out]
     parity = [k % 2 for k in range(len(sizes))]
-    columns = [torch.full((n_in,), lip_sq**-0.5, **like), *((2.0 * t) ** -0.5 for t in multiplier)]
+    columns = [
+        multiplier[0].new_full((n_in,), lip_sq**-0.5),
+        *((2.0 * t) ** -0.5 for t in multiplier),
+    ]
     tiles = []
     for k, (s, t) in enumerate(zip(slopes, multiplier, strict=True)):
         tiles.append(Tile(k, (s.alpha + s.beta) * (t / 2.0) ** 0.5, columns[k], k + 1, k))
@@ -191,7 +194,7 @@ def ball_tiles(
             parity.append((k + 1) % 2)
             tiles.append(Tile(k, leaf, columns[k], len(sizes) - 1, k))
     last = len(multiplier)
-    tiles.append(Tile(last, torch.ones(n_out, **like), columns[last], last + 1, last))
+    tiles.append(Tile(last, multiplier[0].new_ones(n_out), columns[last], last + 1, last))
     return _arranged(tiles, sizes, parity)
 
 

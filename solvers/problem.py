@@ -32,9 +32,8 @@ class Slopes(NamedTuple):
 
 def unit_slopes(weights: Sequence[Tensor]) -> tuple[Slopes, ...]:
     """Slopes ``[0, 1]`` for every hidden layer of ``weights`` (ReLU, tanh, ...)."""
-    sizes = [w.shape[0] for w in weights[:-1]]
-    like = {"dtype": torch.float64, "device": weights[0].device}
-    return tuple(Slopes(torch.zeros(n, **like), torch.ones(n, **like)) for n in sizes)
+    zeros = [w.new_zeros(w.shape[0], dtype=torch.float64) for w in weights[:-1]]
+    return tuple(Slopes(z, torch.ones_like(z)) for z in zeros)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +169,7 @@ def check_weights(name: str, weights: Weights) -> None:
 def check_slopes(weights: Weights, slopes: tuple[Slopes, ...]) -> None:
     """Raise :class:`ProblemError` unless there is a finite range per hidden neuron."""
     if len(slopes) != len(weights) - 1:
-        raise ProblemError(
-            f"slopes: expected {len(weights) - 1} layers of them, got {len(slopes)}"
-        )
+        raise ProblemError(f"slopes: expected {len(weights) - 1} layers of them, got {len(slopes)}")
     for k, s in enumerate(slopes):
         n = (weights[k].shape[0],)
         if tuple(s.alpha.shape) != n or tuple(s.beta.shape) != n:
