@@ -39,7 +39,7 @@ from .splitting import (
 SEARCH_STEPS = 100
 # The inner gap is allowed this share of the last joint gap, at first this share of the objective.
 INNER, FIRST_TOL = 0.1, 1e-2
-LONGEST_STEP = 2.0
+LONGEST_STEP = 5.0
 
 
 class Trial(NamedTuple):
@@ -83,8 +83,9 @@ def search(
             break
         tol = max(min(INNER * gap / (cost + outcome.distance), 0.5 * tol), 0.25 * rule.tol)
         trial = Trial(math.log(lip_sq), math.log(max(share, TINY) / cost))
-        newton = (share - cost) / (cost + _curvature(coupling, outcome))
-        log_s = trial.log_s + _step(trial, last, newton)
+        log_s = trial.log_s + _step(
+            trial, last, _descent(share, cost, _input_size(coupling, outcome))
+        )
         factor = math.exp(0.5 * (log_s - trial.log_s))
         last, lip_sq = trial, math.exp(log_s)
         coupling = coupling.rescaled(1.0 / factor)
@@ -122,25 +123,34 @@ def _first_lip_sq(problem: ProjectProblem, mu: float) -> float:
     lip = implied_bound(anchor, problem.slopes, problem.multiplier)
     if 0.0 < lip < math.inf:
         cost = mu * lip**2
-        return lip**2 * math.exp(-cost / (cost + 0.5 * float(anchor[0].square().sum())))
+        return lip**2 * math.exp(_descent(0.0, cost, 0.5 * float(anchor[0].square().sum())))
     own = spectral_norm(unit.spread(unit.anchor)[: unit.inputs])
     return own**2 if own > 0 else 1.0
 
 
-def _curvature(coupling: Coupling, outcome: Outcome) -> float:
-    """``1/2 sum m W_0^2``: by how much tau falls per unit of log s, to first order."""
+def _input_size(coupling: Coupling, outcome: Outcome) -> float:
+    """``1/2 sum m W_0^2``."""
     rows = coupling.inputs if outcome.values[0].shape == coupling.shape else None
     first = outcome.values[0][:rows]
     return 0.5 * float((coupling.metric[0][:rows] * first.square()).sum())
 
 
-def _step(now: Trial, last: Trial | None, newton: float) -> float:
-    """Secant step on the log ratio, or the cautious Newton step where the ratio is still tiny."""
-    step = newton
+def _descent(share: float, cost: float, size: float) -> float:
+    """Step in log s to the best objective with ``W_0 / sqrt(s)`` and all other weights kept.
+
+    They stay feasible, so the objective there is no better than the optimum for that s: the step
+    never makes the penalised objective worse.
+    """
+    return 2.0 * math.log((share + size) / (cost + size)) if share + size > 0 else -LONGEST_STEP
+
+
+def _step(now: Trial, last: Trial | None, descent: float) -> float:
+    """Secant step on the log ratio, or the descent step where the ratio is still tiny."""
+    step = descent
     if last is not None and now.excess > -1.0 and now.log_s != last.log_s:
         slope = (now.excess - last.excess) / (now.log_s - last.log_s)
         # tau falls at least like the square root of 1/s against mu s, up to inexact projections.
-        step = -now.excess / slope if slope < -0.25 else newton
+        step = -now.excess / slope if slope < -0.25 else descent
     return min(max(step, -LONGEST_STEP), LONGEST_STEP)
 
 
