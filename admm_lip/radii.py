@@ -127,7 +127,7 @@ def _library(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
 def _softplus(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
     """As above; beyond its threshold torch drops ``log(1 + exp(-beta z)) / beta``."""
     dropped = math.exp(-spec.options["threshold"]) / abs(spec.options["beta"])
-    return _library(spec, z, value) + dropped
+    return torch.add(_library(spec, z, value), dropped)
 
 
 def _exact(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
