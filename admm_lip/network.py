@@ -156,7 +156,7 @@ class Network:
         for spec in self.layers:
             if spec.kind in RESHAPES:
                 continue
-            sha.update(_canonical({"kind": spec.kind, "options": dict(spec.options)}))
+            sha.update(_canonical({"kind": spec.kind, "options": _essential(spec)}))
             for key in ("weight", "bias"):
                 array = self.arrays.get(f"{spec.name}.{key}")
                 if array is not None:
@@ -305,6 +305,16 @@ def _spec_from_json(k: int, entry: Any) -> LayerSpec:
     if not (isinstance(kind, str) and isinstance(name, str) and isinstance(options, dict)):
         raise NetworkError(f"architecture: layers[{k}]: expected two strings and an object")
     return LayerSpec(kind, name, options)
+
+
+def _essential(spec: LayerSpec) -> dict[str, Any]:
+    """The options without what does not change the function: 1 for 1.0, the count of no padding."""
+    options = dict(spec.options)
+    if spec.kind in ACTIVATIONS:
+        return {k: v if isinstance(v, str) else float(v) + 0.0 for k, v in options.items()}
+    if not any(options.get("padding", (1,))):
+        options.pop("count_include_pad", None)
+    return options
 
 
 def _canonical(value: Any) -> bytes:

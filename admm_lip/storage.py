@@ -54,10 +54,18 @@ def load_network(folder: str | Path) -> Network:
     Raises:
         NetworkError: naming the file that is missing, too large, truncated or inconsistent.
     """
-    architecture, weights = Path(folder) / ARCHITECTURE, Path(folder) / WEIGHTS
+    return load_files(Path(folder) / ARCHITECTURE, Path(folder) / WEIGHTS)
+
+
+def load_files(architecture: Path, weights: Path) -> Network:
+    """Read a network from its two files, whatever their names.
+
+    Raises:
+        NetworkError: naming the file that is missing, too large, truncated or inconsistent.
+    """
     for path, limit in ((architecture, _MAX_JSON), (weights, _MAX_WEIGHTS)):
         if not path.is_file():
-            raise NetworkError(f"expected a file {path.name} in {folder}, found none")
+            raise NetworkError(f"expected a file {path.name} in {path.parent}, found none")
         if path.stat().st_size > limit:
             raise NetworkError(f"{path}: larger than the limit of {limit} bytes")
     try:

@@ -1,0 +1,243 @@
+"""A computation graph as a file states it, and the walk that reads it as a chain of layers.
+
+Formats differ in how they name operators and parameters; each brings a table of
+:class:`Operator`.  The walk is the same for all: nodes in order, each working on the value of the
+one before.  What came back is the whole function, because every node must use the newest value and
+the output must be the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from ..errors import NetworkError, UnsupportedModule
+from ..layers import Shape
+from ..network import Network
+from .calls import Call, ChainValue
+from .layering import Layers
+
+Constant = npt.NDArray[Any]
+# A shape that a file computes holds this where the batch stands.
+BATCH = -1
+_MAX_NODES = 10_000
+
+
+class Ref(NamedTuple):
+    """A parameter that is a value of the graph, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One node: its operator, its name, its parameters by name, the names of its outputs.
+
+    A parameter is a :class:`Ref`, a plain constant, or a list that may hold either.
+    """
+
+    op: str
+    name: str
+    parameters: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """How an error names it."""
+        return f"node {self.name or ', '.join(self.outputs)!r} ({self.op})"
+
+    def refs(self) -> Iterator[str]:
+        """Names of the values it uses, once for every use."""
+        for value in self.parameters.values():
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(value, Ref):
+                    yield value.name
+                    break
+                if isinstance(item, Ref):
+                    yield item.name
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A graph with one input and one output.
+
+    Attributes:
+        nodes: in an order in which they can be evaluated.
+        constants: arrays by name.
+        input: name of the input.
+        shape: its shape without the batch.
+        batch: size of the batch, where the file fixes it.
+        output: name of the output.
+    """
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, Constant]
+    input: str
+    shape: Shape
+    batch: int | None
+    output: str
+
+
+def input_shape(
+    name: str, dims: Sequence[int | None], given: Shape | None
+) -> tuple[int | None, Shape]:
+    """The batch (``None``: open) and the shape of one input.
+
+    Args:
+        name: the input's name, for messages.
+        dims: what the file says, batch first, ``None`` where it leaves a size open.
+        given: the shape without the batch that the user named, if any.
+    """
+    if len(dims) < 2:
+        raise UnsupportedModule(
+            f"input {name!r}: expected a batch axis and at least one more, got {[*dims]}"
+        )
+    if given is None and None in dims[1:]:
+        raise NetworkError(
+            f"input {name!r}: its shape {[*dims]} is open beyond the batch; give input_shape"
+        )
+    sizes = dims[1:] if given is None else given
+    shape = tuple(n for n in sizes if n is not None and n > 0)
+    open_or_same = all(d in (None, n) for d, n in zip(dims[1:], shape, strict=False))
+    if len(shape) != len(dims) - 1 or len(shape) != len(sizes) or not open_or_same:
+        raise NetworkError(
+            f"input_shape: the input {name!r} has the shape {[*dims]} (batch first), which does "
+            f"not fit {tuple(sizes)}"
+        )
+    return dims[0], shape
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One row of a format's table.
+
+    Attributes:
+        inputs: names of the parameters that may be values, in the format's order; the first is
+            the data.
+        apply: adds the operator to the layers.
+        defaults: parameters that may be missing, and what they are then.
+        commutes: whether the data may also be the second input.
+    """
+
+    inputs: tuple[str, ...]
+    apply: Callable[[Layers, Call], None]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    commutes: bool = False
+
+
+@dataclass(frozen=True)
+class Fold:
+    """An operator on constants, evaluated while reading; ``of_shape``: it asks for a shape only."""
+
+    inputs: tuple[str, ...]
+    evaluate: Callable[[Call], Constant]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    of_shape: bool = False
+
+
+def read_chain(
+    graph: Graph, operators: Mapping[str, Operator], folds: Mapping[str, Fold]
+) -> Network:
+    """The chain of layers that ``graph`` computes.
+
+    Raises:
+        UnsupportedModule: by the node's name, for an operator or setting that is not in the
+            tables, a skip connection or a branch.
+        NetworkError: for a graph that is damaged.
+    """
+    if len(graph.nodes) > _MAX_NODES:
+        raise UnsupportedModule(f"{len(graph.nodes)} nodes; at most {_MAX_NODES} are read")
+    walk = _Walk(graph, operators, folds)
+    for node in graph.nodes:
+        walk.step(node)
+    if graph.output != walk.current:
+        raise UnsupportedModule(
+            f"the output {graph.output!r} is not the last value of the chain, {walk.current!r}; "
+            "skip connections, branches and unused nodes are not supported"
+        )
+    return walk.layers.network()
+
+
+class _Walk:
+    """What is known up to a node: constants, the chain's values, and the newest of these."""
+
+    def __init__(
+        self, graph: Graph, operators: Mapping[str, Operator], folds: Mapping[str, Fold]
+    ) -> None:
+        self.operators, self.folds = operators, folds
+        self.batch = graph.batch
+        self.constants = dict(graph.constants)
+        self.layers = Layers(graph.shape)
+        self.current = graph.input
+        self.chain = {graph.input: ChainValue(graph.shape)}
+        self.users: dict[str, str] = {}
+
+    def step(self, node: Node) -> None:
+        uses = list(node.refs())
+        for name in uses:
+            if name not in self.constants and name not in self.chain:
+                raise NetworkError(
+                    f"{node.label}: its input {name!r} is made by no node before it; the file is "
+                    "damaged, or uses a second output, which is not supported"
+                )
+        if not node.outputs or any(n in self.constants or n in self.chain for n in node.outputs):
+            raise NetworkError(f"{node.label}: expected an output of a new name")
+        values = [name for name in uses if name in self.chain]
+        fold = self.folds.get(node.op)
+        if fold is not None and (fold.of_shape or not values):
+            call = self._call(node, fold.defaults, fold.inputs)
+            self.constants[node.outputs[0]] = fold.evaluate(call)
+        else:
+            self._extend(node, values)
+
+    def _extend(self, node: Node, values: list[str]) -> None:
+        operator = self.operators.get(node.op)
+        if operator is None:
+            raise UnsupportedModule(
+                f"{node.label} is not supported; supported: {', '.join(sorted(self.operators))}"
+            )
+        self._refuse_branch(node, values)
+        allowed = operator.inputs[: 2 if operator.commutes else 1]
+        if not any(node.parameters.get(key) == Ref(self.current) for key in allowed):
+            raise UnsupportedModule(
+                f"{node.label}: expected the network's value as its input {allowed[0]}, "
+                "and constants elsewhere"
+            )
+        operator.apply(self.layers, self._call(node, operator.defaults, operator.inputs))
+        self.users[self.current] = node.label
+        self.current = node.outputs[0]
+        self.chain[self.current] = ChainValue(self.layers.shape)
+
+    def _refuse_branch(self, node: Node, values: list[str]) -> None:
+        only = "skip connections and branches are not supported, only chains of layers"
+        if not values:
+            raise UnsupportedModule(
+                f"{node.label}: does not depend on the input; fold constants before exporting"
+            )
+        if len(values) > 1:
+            raise UnsupportedModule(f"{node.label}: combines {' and '.join(values)}; {only}")
+        if values[0] != self.current:
+            user = self.users[values[0]]
+            raise UnsupportedModule(
+                f"{node.label}: uses {values[0]!r}, which {user} uses already; {only}"
+            )
+
+    def _call(self, node: Node, defaults: Mapping[str, Any], inputs: tuple[str, ...]) -> Call:
+        known = {*inputs, *defaults}
+        unknown = set(node.parameters) - known
+        missing = set(inputs) - set(defaults) - set(node.parameters)
+        if unknown or missing:
+            what = f"has the unknown {sorted(unknown)}" if unknown else f"lacks {sorted(missing)}"
+            raise UnsupportedModule(f"{node.label}: {what}; it takes {sorted(known)}")
+        given = {key: self._resolved(value) for key, value in node.parameters.items()}
+        return Call(node.label, node.name or node.outputs[0], {**defaults, **given}, self.batch)
+
+    def _resolved(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self.chain.get(value.name) or self.constants[value.name]
+        if isinstance(value, list | tuple):
+            return [self._resolved(item) for item in value]
+        return value

@@ -1,0 +1,252 @@
+"""ONNX models read as networks, networks written as ONNX models with their certificate."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..certificate import Certificate
+from ..errors import CertificateError, NetworkError, UnsupportedModule
+from ..layers import Shape, Window
+from ..network import LayerSpec, Network
+from ..storage import network_of, write_atomic
+from ..verify import check_belongs
+from .graph import read_chain
+from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
+from .onnx_operators import FOLDS, INPUTS, OPERATORS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CERTIFICATE_KEY = "admm_lip.certificate"
+_MAX_CERTIFICATE = 256 * 2**20
+
+
+def read_onnx(path: str | os.PathLike[str], input_shape: Shape | None = None) -> Network:
+    """Read an ONNX file whose graph is a chain of layers.
+
+    Args:
+        path: the file; external data is looked for beside it.
+        input_shape: shape of one input without the batch, where the file leaves it open.
+
+    Raises:
+        UnsupportedModule: by the node's name, for what is not a chain of supported layers.
+        NetworkError: for a file that is missing, too large, truncated or damaged.
+    """
+    path = Path(path)
+    try:
+        return _network(parse(path), input_shape)
+    except NetworkError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def read_certificate(path: str | os.PathLike[str]) -> Certificate:
+    """The certificate that an ONNX file carries; ``verify`` it before relying on it.
+
+    Raises:
+        CertificateError: for a file that cannot be read, or carries no valid certificate.
+    """
+    path = Path(path)
+    try:
+        text = parse(path).metadata().get(CERTIFICATE_KEY)
+    except NetworkError as error:
+        raise CertificateError(f"{path}: {error}") from None
+    if text is None:
+        raise CertificateError(
+            f"{path}: carries no certificate; certify the network and write it with export_onnx"
+        )
+    if len(text) > _MAX_CERTIFICATE:
+        raise CertificateError(f"{path}: its certificate exceeds {_MAX_CERTIFICATE} characters")
+    try:
+        return Certificate.from_json(text)
+    except CertificateError as error:
+        raise CertificateError(f"{path}: its certificate: {error}") from None
+
+
+def export_onnx(
+    model: nn.Module | Network | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    certificate: Certificate | None = None,
+    *,
+    input_shape: Shape | None = None,
+) -> None:
+    """Write a network as ONNX, with its certificate in the metadata.
+
+    The weights are stored as they are (all in the widest type among them), the batch is left open.
+    What was written is read back before the file appears under its name: it is the same network.
+
+    Args:
+        model: a chain of supported layers, a :class:`Network`, or the folder of one.
+        path: the file to write.
+        certificate: of exactly this network.
+        input_shape: shape of one input without the batch; needed in front of convolutions.
+
+    Raises:
+        UnsupportedModule: by name, for a layer that ONNX cannot state.
+        CertificateError: for the certificate of another network.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from admm_lip.foreign import export_onnx, open_network
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_onnx(model, f"{folder}/model.onnx")
+        ...     [spec.kind for spec in open_network(f"{folder}/model.onnx").layers]
+        ['linear', 'tanh']
+    """
+    source = Path(model) if isinstance(model, str | os.PathLike) else model
+    network = network_of(source, input_shape)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected an existing folder, got {path.parent}")
+    metadata = {}
+    if certificate is not None:
+        check_belongs(certificate, network)
+        metadata[CERTIFICATE_KEY] = certificate.to_json()
+    content = _serialised(network, metadata)
+    if _network(parse_bytes(content, path.parent), None).digest() != network.digest():
+        raise NetworkError(
+            "the network does not read back from ONNX as the same one; it is not written"
+        )
+    write_atomic(path, content)
+
+
+def _network(model: OnnxModel, input_shape: Shape | None) -> Network:
+    return read_chain(model.graph(INPUTS, input_shape), OPERATORS, FOLDS)
+
+
+def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
+    dtype = np.result_type(*network.arrays.values()) if network.arrays else np.dtype("f4")
+    nodes: list[OnnxNode] = []
+    arrays: dict[str, Any] = {}
+    # An identity at the end gives the output its name, whatever comes before.
+    for spec in (*network.layers, LayerSpec("identity", "output", {})):
+        written = _WRITERS[spec.kind](spec)
+        stored = {key: network.arrays.get(f"{spec.name}.{key}") for key in ("weight", "bias")}
+        values = {k: v for k, v in {**stored, **written.arrays}.items() if v is not None}
+        inputs = {f"{spec.name}.{key}": np.asarray(v, dtype=dtype) for key, v in values.items()}
+        arrays.update(inputs)
+        value = f"value {len(nodes)}" if nodes else "input"
+        output = f"value {len(nodes) + 1}" if len(nodes) < len(network.layers) else "output"
+        nodes.append(OnnxNode(written.op, spec.name, (value, *inputs), output, written.attributes))
+    shapes = (network.input_shape or (), _output_shape(network))
+    return serialise(nodes, arrays, shapes, metadata)
+
+
+def _output_shape(network: Network) -> Shape:
+    shape = network.input_shape or ()
+    for spec in network.layers:
+        if spec.kind == "flatten":
+            shape = (math.prod(shape),)
+        elif spec.kind == "linear":
+            shape = network.arrays[f"{spec.name}.weight"].shape[:1]
+        elif spec.kind == "conv2d":
+            channels, _, *kernel = network.arrays[f"{spec.name}.weight"].shape
+            shape = (channels, *Window.of(spec.options, tuple(kernel), shape, spec.name).out)
+        elif spec.kind == "avg_pool2d":
+            kernel, options = spec.options["kernel_size"], {**spec.options, "dilation": [1, 1]}
+            shape = (shape[0], *Window.of(options, tuple(kernel), shape, spec.name).out)
+    return shape
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """What a layer becomes: the operator, its attributes, arrays beside weight and bias."""
+
+    op: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, float] = field(default_factory=dict)
+
+
+def _plain(op: str, **attributes: Any) -> Callable[[LayerSpec], _Written]:
+    return lambda spec: _Written(op, attributes)
+
+
+def _with_alpha(op: str, option: str) -> Callable[[LayerSpec], _Written]:
+    return lambda spec: _Written(op, {"alpha": _short(spec, option)})
+
+
+def _short(spec: LayerSpec, option: str) -> float:
+    """A number that float32 keeps, as ``Call.number`` reads it."""
+    value = float(spec.options[option])
+    with np.errstate(over="ignore"):
+        kept = float(str(np.float32(value)))
+    if kept != value:
+        raise UnsupportedModule(
+            f"{spec.name}: {option}={value!r} has more digits than ONNX keeps (float32); "
+            f"{kept!r} could be written"
+        )
+    return value
+
+
+def _conv(spec: LayerSpec) -> _Written:
+    options = spec.options
+    attributes = {
+        "strides": list(options["stride"]),
+        "pads": _pads(spec),
+        "dilations": list(options["dilation"]),
+        "group": options["groups"],
+    }
+    return _Written("Conv", attributes)
+
+
+def _pool(spec: LayerSpec) -> _Written:
+    options = spec.options
+    if options["divisor_override"] is not None:
+        raise UnsupportedModule(f"{spec.name}: divisor_override cannot be written as ONNX")
+    attributes = {
+        "kernel_shape": list(options["kernel_size"]),
+        "strides": list(options["stride"]),
+        "pads": _pads(spec),
+        "count_include_pad": int(options["count_include_pad"]),
+    }
+    return _Written("AveragePool", attributes)
+
+
+def _pads(spec: LayerSpec) -> list[int]:
+    top, bottom, left, right = spec.options["padding"]
+    return [top, left, bottom, right]
+
+
+def _softplus(spec: LayerSpec) -> _Written:
+    if (spec.options["beta"], spec.options["threshold"]) != (1.0, 20.0):
+        raise UnsupportedModule(
+            f"{spec.name}: softplus with {dict(spec.options)} cannot be written as ONNX; only "
+            "beta=1 and threshold=20 can"
+        )
+    return _Written("Softplus")
+
+
+def _clip(spec: LayerSpec) -> _Written:
+    return _Written("Clip", arrays={key: _short(spec, key) for key in ("min_val", "max_val")})
+
+
+def _refused(spec: LayerSpec) -> _Written:
+    raise UnsupportedModule(
+        f"{spec.name}: {spec.kind} is no operator of ONNX's opset {OPSET}; "
+        f"can be written: {', '.join(k for k, w in _WRITERS.items() if w is not _refused)}"
+    )
+
+
+_WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
+    "linear": _plain("Gemm", transB=1),
+    "conv2d": _conv,
+    "avg_pool2d": _pool,
+    "flatten": _plain("Flatten", axis=1),
+    "identity": _plain("Identity"),
+    "relu": _plain("Relu"),
+    "leaky_relu": _with_alpha("LeakyRelu", "negative_slope"),
+    "elu": _with_alpha("Elu", "alpha"),
+    "tanh": _plain("Tanh"),
+    "sigmoid": _plain("Sigmoid"),
+    "softplus": _softplus,
+    "hardtanh": _clip,
+    "gelu": lambda spec: _Written("Gelu", {"approximate": spec.options["approximate"]}),
+    "silu": _refused,
+}
