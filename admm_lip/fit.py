@@ -103,7 +103,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         trained = method.prepare(copy.deepcopy(model))
-        plain = _plain_loss(batches, trained, config, loss)
+        plain = _plain_loss(batches, model, config, loss)
         begun = time.perf_counter()
         history = _epochs(trained, batches, method, config, plain, progress)
         seconds = time.perf_counter() - begun

@@ -76,7 +76,7 @@ class Barrier(Method):
 
     bound: float = 1.0
     gamma: float = 1e-2
-    decay: float = 0.2
+    decay: float = 0.3
     stages: int = 5
     train_multiplier: bool = True
     start: float = 0.9

@@ -37,7 +37,8 @@ class _CayleyWeight(nn.Module):
 
 def normalised(free: Tensor, gain: Tensor) -> Tensor:
     """``gain * free / ||free||_F``: direction and size learned apart."""
-    return free * (gain / free.norm().clamp_min(1e-12))
+    size: Tensor = free.norm()
+    return free * (gain / size.clamp_min(1e-12))
 
 
 def cayley(free: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Parseval(Method):
     source: ClassVar[str] = "M. Cisse, P. Bojanowski, E. Grave et al., ICML 2017, section 5.1"
 
     bound: float = 1.0
-    beta: float = 1e-2
+    beta: float = 0.1
     rows: float = 1.0
 
     def __post_init__(self) -> None:
