@@ -38,7 +38,7 @@ from .splitting import (
 
 SEARCH_STEPS = 100
 # The inner gap is allowed this share of the last joint gap, at first this share of the objective.
-INNER, FIRST_TOL = 0.1, 1e-2
+INNER, FIRST_TOL = 0.1, 3e-3
 LONGEST_STEP = 5.0
 
 

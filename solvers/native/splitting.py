@@ -6,8 +6,9 @@ With C = B(p) and a second copy X of it, Y the scaled dual, one iteration is
 
 1. C = B of the values nearest to the anchor and to X - Y          (``Coupling.averager``)
 2. A = relax C + (1 - relax) X + Y                                  (over-relaxation)
-3. X = A with its singular values clipped at 1,  Y = A - X          (``clip_excess``)
-4. now and then move the penalty so that the two residuals keep their best ratio (``_retuned``).
+3. A = combination of the last A's whose change cancels best        (``Anderson.propose``)
+4. X = A with its singular values clipped at 1,  Y = A - X          (``clip_excess``)
+5. now and then move the penalty so that the two residuals keep their best ratio (``_retuned``).
 
 The stopping rule does not trust the residuals.  They only say when it is worth measuring the gap
 between a feasible point (C, drawn towards the centre of the ball until its norm is 1) and the
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .anderson import Anderson
 from .coupling import Coupling, Values
 
 RELAX = 1.6
@@ -214,17 +216,19 @@ def proves_empty(coupling: Coupling, excess: Tensor, nuclear: float) -> bool:
 
 
 def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outcome:
-    """Run the splitting from ``start`` (steps 1-4 of the module) until ``rule`` stops it."""
+    """Run the splitting from ``start`` (steps 1-5 of the module) until ``rule`` stops it."""
     inside, excess, penalty = start
-    average = coupling.averager(penalty)
+    average, memory = coupling.averager(penalty), Anderson(inside)
+    point = inside + excess
     screen, retune, count, nuclear = max(SCREEN * rule.tol, FINEST), 3, 0, math.inf
     while count < rule.max_iterations and not rule.expired:
         count += 1
         c = average(inside - excess)
         before = inside
-        a = torch.add(excess, c, alpha=RELAX).add_(inside, alpha=1.0 - RELAX)
-        excess, nuclear = clip_excess(a)
-        inside = a - excess
+        image = torch.add(excess, c, alpha=RELAX).add_(inside, alpha=1.0 - RELAX)
+        point = memory.propose(point, image)
+        excess, nuclear = clip_excess(point)
+        inside = point - excess
         primal = float(torch.dist(c, inside)) / max(float(inside.norm()), TINY)
         # Where nothing is clipped the dual is zero, and exact.
         dual = float(torch.dist(inside, before)) / float(excess.norm()) if nuclear else 0.0
@@ -244,7 +248,8 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
             retune += 3 + count // 2
             if factor != 1.0:
                 penalty, excess, nuclear = penalty * factor, excess / factor, nuclear / factor
-                average = coupling.averager(penalty)
+                average, point = coupling.averager(penalty), inside + excess
+                memory.forget()
     if count == 0:  # no time at all: the start's own excess is the dual
         nuclear = float(torch.linalg.svdvals(excess).sum())
     outcome = measure(coupling, State(inside, excess, penalty), nuclear, centre)
