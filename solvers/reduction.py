@@ -7,6 +7,7 @@
 * A neuron whose output cannot change (its row is zero, or its slope is known to be 0) is dropped
   with ``t_i`` large; one that nobody listens to (a zero column) with ``t_i`` small.  What becomes
   idle by that is dropped as well.
+* A chain that is smaller read from its outputs is transposed (``native/transpose.py``).
 * ``W_k = c_k V_k`` gives ``L = prod c_k`` times that of the ``V_k``, and ``T_k`` gains
   ``prod_{j >= k} c_j^2``.  The ``c_k`` make all norms equal and the bound of the closed form 1, so
   that multipliers are of order 1 at any depth.  Products of the ``c_k`` live as logarithms only.
@@ -27,7 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .lmi import implied_bound
 from .native.starts import theta_start
+from .native.transpose import inverted, invertible, order, transposed
 from .problem import CertifyProblem, Multiplier, Slopes, Weights
 
 # How far the multipliers of dropped neurons stand from their closed form.  1e-12 costs about 1e-12
@@ -37,6 +40,8 @@ _FAR_IN_CONSTANT = 1e100
 # Multipliers outside this range cannot be stored; a network that needs them proves nothing.
 _LOG_RANGE = 680.0
 _BALANCE_SWEEPS = 3
+# The inverse of a multiplier is taken at a bound this much above the one it proves.
+_INSIDE = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class ReducedCertify:
         dropped: per original hidden layer, logarithms of original multipliers that suit the
             neurons it has not (those of the others are not read).
         gains: per original hidden layer, ``log(t_original / t_reduced)`` of the kept neurons.
+        upright: the reduced problem before it was transposed, ``None`` where it was not.
     """
 
     problem: CertifyProblem
@@ -58,9 +64,12 @@ class ReducedCertify:
     kept: tuple[Tensor, ...] = ()
     dropped: tuple[Tensor, ...] = ()
     gains: tuple[Tensor, ...] = ()
+    upright: CertifyProblem | None = None
 
     def lift(self, multiplier: Multiplier) -> Multiplier:
         """The multiplier of the original problem that proves ``exp(log_scale)`` times the bound."""
+        if self.upright is not None:
+            multiplier = inverted(self.problem, multiplier, self._proven(self.problem, multiplier))
         inner = iter(multiplier)
         lifted = []
         for kept, dropped, gain in zip(self.kept, self.dropped, self.gains, strict=True):
@@ -73,11 +82,20 @@ class ReducedCertify:
     def restrict(self, multiplier: Multiplier) -> Multiplier:
         """The part of an original multiplier that concerns ``problem``, in its scale."""
         rows = zip(self.kept, multiplier, self.gains, strict=True)
-        return tuple(
+        inner = tuple(
             (t[kept].log() - gain).clamp(-_LOG_RANGE, _LOG_RANGE).exp()
             for kept, t, gain in rows
             if bool(kept.any())
         )
+        if self.upright is None:
+            return inner
+        return inverted(self.upright, inner, self._proven(self.upright, inner))
+
+    @staticmethod
+    def _proven(problem: CertifyProblem, multiplier: Multiplier) -> float:
+        """The ``L^2`` at which to invert, a little above the bound: 1 where there is none."""
+        lip = implied_bound(problem.weights, problem.slopes, multiplier)
+        return (1.0 + _INSIDE) * lip**2 if 0.0 < lip < float("inf") else 1.0
 
 
 def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
@@ -110,13 +128,19 @@ def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
     weights, balance = _balanced(whole.weights)
     weights, more = _unit_norms(weights)
     logs = [a + b for a, b in zip(logs, more, strict=True)]
-    start = theta_start(CertifyProblem(weights, whole.slopes), 1.2)
+    whole = CertifyProblem(weights, whole.slopes)
+    start = theta_start(whole, 1.2)
     log_lip = 0.5 * math.log(start.lip_sq) if start is not None and start.lip_sq > 0 else 0.0
     share = log_lip / len(weights)
     reduced = CertifyProblem(tuple(math.exp(-share) * w for w in weights), whole.slopes)
     logs = [c + share for c in logs]
     gains = tuple(2.0 * b + g for b, g in zip(balance, _multiplier_logs(logs), strict=True))
-    return ReducedCertify(reduced, math.fsum(logs), kept, dropped, gains)
+    upright = None
+    back = transposed(reduced)
+    if order(back) < order(reduced) and invertible(reduced):
+        upright = reduced
+        reduced = CertifyProblem(_compressed(back.weights), back.slopes)
+    return ReducedCertify(reduced, math.fsum(logs), kept, dropped, gains, upright)
 
 
 def _multiplier_logs(logs: Sequence[float]) -> list[float]:

@@ -52,7 +52,7 @@ from .centring import Centre, SchurSolver, centre, schur_solver
 from .dual_repair import reachable_band, repaired_value
 from .lmi_operator import LmiOperator, Rows, schur_complement
 from .run import Run
-from .starts import Start, best_start, theta_start
+from .starts import Start, best_start, forward_starts
 from .step_length import cliques_step, slack_step
 
 _MAX_STEPS = 100
@@ -66,6 +66,8 @@ _FEW_BLOCKS = 3
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.
 _KNOWN = 1e-7
 _STIFF = 1e7
+# Closed forms with a larger theta may be better bounds but are worse to centre from.
+_CAUTIOUS = 1.2
 
 
 class Pair(NamedTuple):
@@ -125,12 +127,14 @@ def certify(
         lip_sq = implied_bound(problem.weights, (), ()) ** 2
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
     run = Run(config)
-    found = best_start(_spread(problem))
-    if found is None:
+    spread = _spread(problem)
+    starts, found = forward_starts(spread), best_start(spread)
+    if found is None or not starts:
         return CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale")
     op = LmiOperator(problem, _fixed(problem, found.multiplier))
     run.keep(_as_y(op, found))
-    centred = centre(op, inside(op, found), run)
+    cautious = next((s for s in starts if s.theta <= _CAUTIOUS), starts[0])
+    centred = centre(op, 2.0 * _as_y(op, cautious), run)
     pair = follow(op, centred, run, config) if centred is not None else None
     return _claim(op, run, pair, config)
 
@@ -162,12 +166,6 @@ def _as_y(op: LmiOperator, start: Start) -> Tensor:
     """``(rho, t)`` of a closed form."""
     rho = torch.tensor([max(start.lip_sq, 1e-300)]).to(start.multiplier[0])
     return torch.cat([rho, op.restrict(torch.cat(start.multiplier))])
-
-
-def inside(op: LmiOperator, found: Start) -> Tensor:
-    """Step 1: the closed form best for centring (theta at most 1.2), moved inside."""
-    start = found if found.theta <= 1.2 else theta_start(_spread(op.problem), 1.2) or found
-    return 2.0 * _as_y(op, start)
 
 
 def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> Pair | None:

@@ -15,7 +15,6 @@ At the end ``lambda = ||W_l X_l^{-1} W_l'||`` gives ``L^2 = lambda`` with multip
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,12 +22,16 @@ from torch import Tensor
 
 from ..problem import CertifyProblem, Multiplier
 from .block_cholesky import cholesky
+from .transpose import inverted, invertible, transposed
 
 # Positive networks want 1.0, deep signed ones 1.2 and more.
 THETAS = (1.0, 1.1, 1.2, 1.3)
 
 # Entries of s relative to the largest; a neuron that hardly matters must not get an infinite t.
 _S_RANGE = 1e6
+
+# A multiplier is inverted at a bound this much above the one it proves.
+_INSIDE = 1e-9
 
 
 class Start(NamedTuple):
@@ -74,10 +77,20 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
     return Start(tuple(scale * t for t in diagonals), lip_sq, theta)
 
 
-def best_start(problem: CertifyProblem, thetas: Sequence[float] = THETAS) -> Start | None:
-    """The closed form with the least bound over ``thetas``; ``None`` if every one broke down."""
-    starts = [theta_start(problem, theta) for theta in thetas]
-    found = [s for s in starts if s is not None]
+def forward_starts(problem: CertifyProblem) -> list[Start]:
+    """The closed form for every theta, the least bound first; ``[]`` if all broke down."""
+    starts = [theta_start(problem, theta) for theta in THETAS]
+    return sorted((s for s in starts if s is not None), key=lambda s: s.lip_sq)
+
+
+def best_start(problem: CertifyProblem) -> Start | None:
+    """The closed form with the least bound, on the chain or on its transpose, if there is one."""
+    found = forward_starts(problem)[:1]
+    back = transposed(problem)
+    for start in forward_starts(back)[:1] if invertible(problem) else []:
+        lip_sq = (1.0 + _INSIDE) * start.lip_sq
+        if lip_sq > 0:
+            found.append(Start(inverted(back, start.multiplier, lip_sq), lip_sq, start.theta))
     return min(found, key=lambda s: s.lip_sq, default=None)
 
 

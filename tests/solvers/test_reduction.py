@@ -112,7 +112,7 @@ def test_a_neuron_of_slope_zero_is_dropped() -> None:
 
 def test_wide_inputs_and_outputs_are_factored_out() -> None:
     reduced = reduce_certify(problem_of(weights_of([50, 4, 3, 60])))
-    assert reduced.problem.widths == (4, 4, 3, 3)
+    assert reduced.problem.widths == (3, 3, 4, 4)  # and read from the smaller end
 
 
 def test_layers_come_out_equal_and_the_closed_form_near_one() -> None:
@@ -125,13 +125,22 @@ def test_layers_come_out_equal_and_the_closed_form_near_one() -> None:
     assert 0.5 < start.lip_sq <= 1.0 + 1e-9
 
 
-def test_restrict_undoes_lift() -> None:
-    weights = weights_of([5, 6, 7, 3])
+@pytest.mark.parametrize("widths", [(5, 6, 7, 3), (3, 7, 6, 5)])
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (-0.13, 1.13), (0.2, 1.0), (-2.0, -1.0)])
+def test_restrict_undoes_lift(widths: tuple[int, ...], slopes: tuple[float, float]) -> None:
+    weights = weights_of(widths)
     weights[0][2] = 0.0
-    reduced = reduce_certify(problem_of([1e4 * w for w in weights]))
-    inner = tuple(torch.rand(n).double() + 0.1 for n in reduced.problem.widths[1:-1])
+    reduced = reduce_certify(problem_of([1e4 * w for w in weights], *slopes))
+    start = best_start(reduced.problem)
+    assert start is not None
+    inner = doubled(start.multiplier)
     again = reduced.restrict(reduced.lift(inner))
-    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(inner, again, strict=True))
+    bounds = [
+        implied_bound(reduced.problem.weights, reduced.problem.slopes, t) for t in (inner, again)
+    ]
+    assert bounds[1] <= bounds[0] * (1 + 1e-8)
+    ratios = torch.cat([a / b for a, b in zip(again, inner, strict=True)])
+    assert torch.allclose(ratios, ratios[:1], rtol=1e-10)
 
 
 def test_the_bound_does_not_see_the_scale_of_a_neuron() -> None:
