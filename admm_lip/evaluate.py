@@ -8,6 +8,7 @@ broke.  The truth lies between the two curves.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,9 +21,10 @@ from .certificate import Certificate
 from .data import DataSet
 from .radii import certified_radii
 
-# A radius is computed from float32 logits and an input is a float32 vector: what lies this close to
-# the edge of the ball is rounding, not a counterexample.
+# An attack ends on the sphere, give or take the rounding of its float32 steps: aim this far inside.
 _ROUNDING = 1e-4
+# A constant network certifies an infinite radius; this far is far enough to attack.
+_FAR = 1e6
 
 
 class SoundnessError(AssertionError):
@@ -36,7 +38,8 @@ class EvaluateConfig:
     Args:
         radii: l2 radii, in input units, of the accuracy curves; empty chooses a grid that ends
             where hardly any row is certified.
-        report_radius: the radius of the headline numbers; ``None`` is 0.1 x the input range.
+        report_radius: the radius of the headline numbers; ``None`` is 0.1 x the input range (for
+            a table: a tenth of a standard deviation).
         samples: test rows that are attacked (the first ones); all rows count for the other numbers.
         steps: gradient steps of the attack.
         restarts: ascents of the attack, see :class:`~admm_lip.attacks.AttackConfig`.
@@ -159,12 +162,11 @@ def assert_sound(
     if config.norm != "l2":
         raise ValueError(f"norm: certified radii are l2; expected 'l2', got {config.norm!r}")
     rows = (radii > 0).nonzero().flatten()
-    x, y, radii = x[rows], y[rows], radii[rows].to(x.dtype)
+    x, y, radii = x[rows], y[rows], radii[rows].double().clamp(max=_FAR)
     for attack in (pgd, gradient_free):
-        found = attack(model, x, y, radii, config)
+        found = attack(model, x, y, (radii * (1.0 - _ROUNDING)).to(x.dtype), config)
         distance = (found.double() - x.double()).flatten(1).norm(dim=1)
-        inside = distance < radii.double() * (1.0 - _ROUNDING)
-        broken = _fooled_in_double(model, found, y) & inside
+        broken = _fooled_in_double(model, found, y) & (distance < radii)
         if bool(broken.any()):
             worst = int(broken.nonzero()[0])
             raise SoundnessError(
@@ -187,7 +189,7 @@ def _evaluate_classifier(
     assert_sound(model, x[few], y[few], radii[few], attack)
     certified = [float((radii >= r).double().mean()) if r > 0 else None for r in grid]
     survived = attack_accuracy(model, x[few], y[few], grid, attack)
-    clean = 1.0 - float(_wrong(model, x, y).double().mean())
+    clean = float((~_wrong(model, x, y)).double().mean())
     at = grid.index(report)
     return Evaluation(
         task=data.task,
@@ -204,8 +206,12 @@ def _evaluate_classifier(
 
 
 def report_radius(data: DataSet, config: EvaluateConfig) -> float:
-    """The radius of the headline numbers: as configured, or 0.1 x the input range."""
-    low, high = data.input_range
+    """The radius of the headline numbers: as configured, or a tenth of the scale of the inputs.
+
+    That is 0.1 x the input range; for a standardised table, whose range is set by its outliers, a
+    tenth of a standard deviation.
+    """
+    low, high = (0.0, 1.0) if data.scaling else data.input_range
     return config.report_radius or 0.1 * (high - low)
 
 
@@ -230,9 +236,13 @@ def attack_accuracy(
 
 
 def _grid(radii: Tensor, report: float) -> list[float]:
-    """Twenty radii up to where 2 % of the rows are certified, and at least past ``report``."""
-    top = max(float(torch.quantile(radii.double(), 0.98)), 1.5 * report)
-    return [top * k / 20 for k in range(1, 21)]
+    """About twenty round radii up to where 2 % of the rows are certified, and past ``report``."""
+    # A constant network certifies an infinite radius where it is right.
+    finite = radii[torch.isfinite(radii)].double()
+    top = max(float(torch.quantile(finite, 0.98)) if len(finite) else 0.0, 1.5 * report)
+    decade = 10.0 ** math.floor(math.log10(top / 20.0))
+    step = next(m * decade for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * decade >= top / 20.0)
+    return [round(step * k, 12) for k in range(1, math.ceil(top / step) + 1)]
 
 
 def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -107,8 +107,8 @@ def plot_bounds(certificate: Record, path: Path) -> None:
     """Bars: what sampling reached, the dual lower bound, the proven L, the product of norms.
 
     Args:
-        certificate: with ``lip``, and where known ``sampled_lower``, ``lower_lip``, ``norm_product``
-            and ``requested``.
+        certificate: with ``lip``, and where known ``sampled_lower``, ``lower_lip``,
+            ``norm_product`` and ``requested``.
         path: the PNG to write.
     """
     rows = [

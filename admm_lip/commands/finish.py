@@ -102,6 +102,7 @@ def decision_regions(
     with torch.no_grad():
         classes = model.eval()(grid).argmax(dim=1)
     radius = certified_radii(model, grid, classes, certificate=certificate)
+    radius = radius.clamp(max=float((high - low).norm()))  # infinite where f is constant
     return {
         "extent": np.array([low[0], high[0], low[1], high[1]], dtype=np.float64),
         "classes": classes.reshape(_GRID, _GRID).numpy().astype(np.uint8),
@@ -119,7 +120,8 @@ def summary_lines(folder: RunFolder, summary: Summary) -> list[str]:
     plots = sorted(p.name for p in folder.plots.glob("*.png"))
     lines += [f"    {', '.join(sorted(p.name for p in folder.path.iterdir() if p.is_file()))}"]
     lines += [f"    plots/: {', '.join(plots)}", "", "next:"]
-    return lines + [f"  {command:<46}{why}" for command, why in _next(folder.path)]
+    asked = summary["bounds"]["requested"]
+    return lines + [f"  {command}\n      {why}" for command, why in _next(folder.path, asked)]
 
 
 def _trained(summary: Summary) -> str:
@@ -134,7 +136,7 @@ def _trained(summary: Summary) -> str:
 def _results(summary: Summary) -> list[tuple[str, str]]:
     bounds, measured = summary["bounds"], summary.get("evaluation", {})
     asked = f"   (asked for {bounds['requested']:g})" if bounds["requested"] else ""
-    rows = [
+    rows: list[tuple[str, str]] = [
         ("proven Lipschitz constant", f"{bounds['lip']:.6g}{asked}"),
         ("product of layer norms", f"{bounds['norm_product']:.6g}"),
         ("steepest slope sampled", f"{bounds['sampled_lower']:.6g}"),
@@ -161,9 +163,10 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
     return rows
 
 
-def _next(path: Path) -> list[tuple[str, str]]:
+def _next(path: Path, asked: float | None) -> list[tuple[str, str]]:
+    half = f"admm-lip train --config {path}/config.yaml --bound {0.5 * (asked or 0.0):g}"
     return [
         (f"admm-lip verify {path}", "check the proof: no torch, no solver"),
-        (f"admm-lip train --config {path}/config.yaml --bound 0.5", "another bound"),
-        ("admm-lip compare", "penalty against enforced bound"),
+        *([(half, "the same, under half the bound")] if asked else []),
+        ("admm-lip compare", "penalty against enforced bound, over a grid"),
     ]

@@ -30,7 +30,7 @@ class Recipe:
 
 
 _RECIPES = {
-    "digits": Recipe(epochs=60, batch_size=64, eps=0.3, hidden=(32, 32)),
+    "digits": Recipe(epochs=150, batch_size=64, eps=0.1, hidden=(32, 32)),
     "toy2d": Recipe(bound=40.0, epochs=2000, batch_size=50, loss="cross_entropy", hidden=(10, 10)),
     "mnist14": Recipe(eps=0.25),
     "mnist": Recipe(),
