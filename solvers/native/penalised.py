@@ -105,14 +105,17 @@ def joint_gap(coupling: Coupling, outcome: Outcome, cost: float, share: float) -
 
     The LMI's multiplier made of Z has trace ``share`` on the input block, in units where s is 1.
     Its input rows times k multiply that trace by k^2; with ``k^2 share <= cost`` the Lagrangian
-    does not fall with s, and its value at s = 0 bounds the optimum from below.
+    does not fall with s, and its value at s = 0 bounds the optimum from below.  The largest such k
+    is best near the optimum; k = 1, where it is allowed, far from it.
     """
     state = outcome.state
-    dual = state.penalty * state.excess
     nuclear = state.penalty * outcome.nuclear
-    if share > 0.0:
-        dual[: coupling.inputs] *= math.sqrt(min(cost / share, 4.0))
-    lower = coupling.dual_value(dual, nuclear - share)
+    most = math.sqrt(cost / share) if share > 0.0 else 1.0
+    lower = -math.inf
+    for k in {most, min(most, 1.0)}:
+        dual = state.penalty * state.excess
+        dual[: coupling.inputs] *= k
+        lower = max(lower, coupling.dual_value(dual, nuclear - share))
     return cost + outcome.distance - lower
 
 

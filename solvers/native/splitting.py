@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ TINY = 1e-300
 SCREEN = 0.6
 # Residuals below this are rounding: a gap that is still too wide will not close.
 FINEST = 1e-14
+# After so many iterations the gap is also measured whenever the penalty is looked at.
+PATIENCE = 20
 # Relative dual residual over relative primal residual, where convergence was found fastest (a scan
 # over trained and random networks, multipliers spread over up to nine decades: 5 to 40).
 BEST_RATIO, DRIFT, PACE = 12.0, 4.0, 10.0
@@ -216,45 +219,53 @@ def proves_empty(coupling: Coupling, excess: Tensor, nuclear: float) -> bool:
 
 
 def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outcome:
-    """Run the splitting from ``start`` (steps 1-5 of the module) until ``rule`` stops it."""
-    inside, excess, penalty = start
-    average, memory = coupling.averager(penalty), Anderson(inside)
-    point = inside + excess
-    screen, retune, count, nuclear = max(SCREEN * rule.tol, FINEST), 3, 0, math.inf
+    """Run the splitting from ``start`` (the module's steps) until ``rule`` stops it."""
+    state, nuclear, count = start, math.inf, 0
+    average, memory = coupling.averager(state.penalty), Anderson(state.inside)
+    screen, retune = max(SCREEN * rule.tol, FINEST), 3
     while count < rule.max_iterations and not rule.expired:
         count += 1
-        c = average(inside - excess)
-        before = inside
-        image = torch.add(excess, c, alpha=RELAX).add_(inside, alpha=1.0 - RELAX)
-        point = memory.propose(point, image)
-        excess, nuclear = clip_excess(point)
-        inside = point - excess
-        primal = float(torch.dist(c, inside)) / max(float(inside.norm()), TINY)
-        # Where nothing is clipped the dual is zero, and exact.
-        dual = float(torch.dist(inside, before)) / float(excess.norm()) if nuclear else 0.0
-        if primal <= screen and dual <= BEST_RATIO * screen:
-            outcome = measure(coupling, State(inside, excess, penalty), nuclear, centre)
+        state, nuclear, primal, dual = _step(state, average, memory)
+        if max(primal, dual / BEST_RATIO) <= screen or (count == retune and count > PATIENCE):
+            outcome = measure(coupling, state, nuclear, centre)
             if accepts(coupling, outcome, rule):
                 return replace(outcome, converged=True, iterations=count)
             # The gap falls about as fast as the residual.
-            screen = primal * min(max(enough(coupling, outcome, rule) / outcome.gap, 0.05), 0.8)
+            shortfall = enough(coupling, outcome, rule) / max(outcome.gap, TINY)
+            screen = min(screen, primal * min(max(shortfall, 0.05), 0.8))
             if screen < FINEST:
                 break
         if count == retune:
-            if proves_empty(coupling, excess, nuclear):
+            if proves_empty(coupling, state.excess, nuclear):
                 break
-            factor = _retuned(primal, dual)
             # Ever rarer, so that the penalty settles and the splitting converges.
             retune += 3 + count // 2
+            factor = _retuned(primal, dual)
             if factor != 1.0:
-                penalty, excess, nuclear = penalty * factor, excess / factor, nuclear / factor
-                average, point = coupling.averager(penalty), inside + excess
+                state = State(state.inside, state.excess / factor, state.penalty * factor)
+                average, nuclear = coupling.averager(state.penalty), nuclear / factor
                 memory.forget()
     if count == 0:  # no time at all: the start's own excess is the dual
-        nuclear = float(torch.linalg.svdvals(excess).sum())
-    outcome = measure(coupling, State(inside, excess, penalty), nuclear, centre)
-    empty = proves_empty(coupling, excess, nuclear)
-    return replace(outcome, iterations=count, impossible=empty)
+        nuclear = float(torch.linalg.svdvals(state.excess).sum())
+    outcome = measure(coupling, state, nuclear, centre)
+    done, empty = accepts(coupling, outcome, rule), proves_empty(coupling, state.excess, nuclear)
+    return replace(outcome, iterations=count, converged=done, impossible=empty)
+
+
+def _step(
+    state: State, average: Callable[[Tensor], Tensor], memory: Anderson
+) -> tuple[State, float, float, float]:
+    """Steps 1-4: the next state, its excess's nuclear norm, and both relative residuals."""
+    before, excess, penalty = state
+    c = average(before - excess)
+    image = torch.add(excess, c, alpha=RELAX).add_(before, alpha=1.0 - RELAX)
+    point = memory.propose(before + excess, image)
+    excess, nuclear = clip_excess(point)
+    inside = point - excess
+    primal = float(torch.dist(c, inside)) / max(float(inside.norm()), TINY)
+    # Where nothing is clipped the dual is zero, and exact.
+    dual = float(torch.dist(inside, before)) / float(excess.norm()) if nuclear else 0.0
+    return State(inside, excess, penalty), nuclear, primal, dual
 
 
 def _retuned(primal: float, dual: float) -> float:
