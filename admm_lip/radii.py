@@ -165,7 +165,7 @@ def _points(x: Any, shape: Shape) -> Tensor:
             f"x: expected shape (batch, {_sizes(shape)}), as the certificate's input_shape, "
             f"got {tuple(x.shape)}"
         )
-    return x.detach().to("cpu", torch.float64).reshape(len(x), -1)
+    return x.detach().to("cpu", torch.float64).flatten(1)
 
 
 def _labels(y: Any, count: int, outputs: int) -> Tensor:
