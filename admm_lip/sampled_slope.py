@@ -16,10 +16,10 @@ from torch import Tensor
 from .chain import build_layer
 from .network import Chain, Network
 
-_POINTS = 192
-_ROUNDS = 8
-_POWER_STEPS = 8
-_SCALES = (0.1, 1.0, 10.0)
+_POINTS = 256
+_ROUNDS = 12
+_POWER_STEPS = 6
+_SCALES = (0.3, 1.0, 3.0, 10.0)
 # Entries of a batch of activations of all layers: 64 MiB of float64.
 _MAX_BATCH_ENTRIES = 2**23
 # The norm is computed, not proven: this much is taken off for rounding.

@@ -96,7 +96,7 @@ def test_shared_networks_hold(name: str, shared_data: Path) -> None:
     assert exact[0] <= certificate.lip
     assert certificate.lip == pytest.approx(exact[1], rel=1e-5)
     assert certificate.lower_lip == pytest.approx(exact[1], rel=1e-5)
-    assert 0.9 * exact[0] <= certificate.sampled_lower <= exact[0] * (1.0 + 1e-9)
+    assert 0.85 * exact[0] <= certificate.sampled_lower <= exact[0] * (1.0 + 1e-9)
     verify(certificate, model)
 
 
