@@ -53,7 +53,7 @@ def sampled_slope(network: Network, chain: Chain, seed: int = 0) -> float:
     points, steps = scales * normal(), scales
     norms = _norms(weights, slopes_at(points), normal())
     for k in range(_ROUNDS if activations else 0):
-        keep = norms.argsort(descending=True)[: max(1, count // 6)].repeat(6)[:count]
+        keep = norms.argsort(descending=True)[: count // 6 + 1].repeat(6)[:count]
         points, norms, steps = points[keep], norms[keep], steps[keep]
         moved = points + 0.5**k * steps * normal()
         better = _norms(weights, slopes_at(moved), normal())
