@@ -75,15 +75,24 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
 
 
 def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
-    """Newton steps from a strictly feasible ``y`` until the pair is centred.
+    """Newton steps from a strictly feasible ``y`` until the pair is centred, mu free.
 
     Returns ``None`` when it cannot get there; ``run`` keeps every feasible point on the way.
     """
+    return _centred(op, y, run, None, _MAX_STEPS)
+
+
+def centre_at(op: LmiOperator, y: Tensor, run: Run, mu: float, most: int) -> Centre | None:
+    """The same at a given mu, with at most ``most`` steps."""
+    return _centred(op, y, run, mu, most)
+
+
+def _centred(op: LmiOperator, y: Tensor, run: Run, mu: float | None, most: int) -> Centre | None:
     factor = factorize(op.slack(y))
-    for _ in range(_MAX_STEPS):
+    for _ in range(most + 1):
         if factor is None or not run.may_go_on():
             return None
-        step = newton_step(op, factor)
+        step = newton_step(op, factor, mu)
         if step is None:
             return None
         if step.decrement < _CENTRED:

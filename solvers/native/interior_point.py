@@ -8,7 +8,8 @@ same band of Z enters the dual, so Z is kept as a band and completed when a dens
 (M. Fukuda et al., SIAM J. Optim. 11, 2001): everything but the Cholesky factor of the N x N Schur
 complement costs O(D^2 n).
 
-1.  Start from the best closed form (``starts.py``), moved inside: ``y = 2 (rho, t)``.
+1.  Start from the best closed form (``starts.py``), moved inside: ``y = 2 (rho, t)``.  With the
+    multiplier of a network nearby, steps 1 and 2 are those of ``warm.py``.
 2.  Centre: Newton on the slack alone, until it yields an exactly dual feasible Z
     (``centring.py``).
 3.  Repeat:
@@ -54,6 +55,7 @@ from .lmi_operator import LmiOperator, Rows, schur_complement
 from .run import Run
 from .starts import Start, best_start, forward_starts
 from .step_length import cliques_step, slack_step
+from .warm import usable, warm_centre
 
 _MAX_STEPS = 100
 # Steps shorter than this in both matrices mean that rounding has the upper hand.
@@ -127,6 +129,9 @@ def certify(
         lip_sq = implied_bound(problem.weights, (), ()) ** 2
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
     run = Run(config)
+    pair = _from_warm(problem, warm, run, config) if warm is not None else None
+    if pair is not None:
+        return _claim(*pair, run, config)
     spread = _spread(problem)
     starts, found = forward_starts(spread), best_start(spread)
     if found is None or not starts:
@@ -136,7 +141,19 @@ def certify(
     cautious = next((s for s in starts if s.theta <= _CAUTIOUS), starts[0])
     centred = centre(op, 2.0 * _as_y(op, cautious), run)
     pair = follow(op, centred, run, config) if centred is not None else None
-    return _claim(op, run, pair, config)
+    return _claim(op, pair, run, config)
+
+
+def _from_warm(
+    problem: CertifyProblem, warm: Multiplier, run: Run, config: SolverConfig
+) -> tuple[LmiOperator, Pair] | None:
+    """Steps 1 and 2 from the multiplier of a network nearby, then step 3."""
+    if not usable(problem, warm):
+        return None
+    op = LmiOperator(problem, _fixed(problem, warm))
+    centred = warm_centre(op, warm, run, config.tol)
+    pair = follow(op, centred, run, config) if centred is not None else None
+    return (op, pair) if pair is not None else None
 
 
 def _spread(problem: CertifyProblem) -> CertifyProblem:
@@ -271,7 +288,7 @@ def proven_gap(op: LmiOperator, pair: Pair) -> float:
     return (rho - repaired_value(op.problem, pair.z)) / rho
 
 
-def _claim(op: LmiOperator, run: Run, pair: Pair | None, config: SolverConfig) -> CertifyClaim:
+def _claim(op: LmiOperator, pair: Pair | None, run: Run, config: SolverConfig) -> CertifyClaim:
     """Step 4."""
     y = run.best
     assert y is not None  # the start is kept before anything else

@@ -219,3 +219,37 @@ def test_any_repaired_band_is_a_lower_bound(seed: int, slopes: tuple[float, floa
     )
     lower = repaired_value(problem, band)
     assert 0.0 < lower <= interior_point.certify(problem, TIGHT).lip_sq * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("moved", [1e-3, 1e-2, 0.3])
+def test_a_warm_start_ends_at_the_same_bound(moved: float) -> None:
+    weights = signed((30, 20, 15, 5))
+    before = reduce_certify(problem_of(weights))
+    first = interior_point.certify(before.problem, USUAL)
+    assert first.multiplier is not None
+    old = before.lift(first.multiplier)
+    generator = torch.Generator().manual_seed(1)
+    noise = [torch.randn(w.shape, generator=generator, dtype=torch.float64) for w in weights]
+    after = reduce_certify(
+        problem_of(
+            [w + moved * w.norm() * e / e.norm() for w, e in zip(weights, noise, strict=True)]
+        )
+    )
+    cold = interior_point.certify(after.problem, USUAL)
+    warm = interior_point.certify(after.problem, USUAL, after.restrict(old))
+    assert warm.status is Status.OPTIMAL
+    assert warm.lip_sq == pytest.approx(cold.lip_sq, rel=2e-6)
+    loose = interior_point.certify(after.problem, SolverConfig(tol=1e-3), after.restrict(old))
+    assert loose.status is Status.OPTIMAL
+    if moved <= 1e-2:
+        assert loose.iterations <= 8 < cold.iterations
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, 1e-300, 1e300])
+def test_a_useless_warm_start_does_no_harm(value: float) -> None:
+    reduced = reduce_certify(problem_of(signed((6, 7, 5, 3)))).problem
+    warm = tuple(torch.full((n,), value, dtype=torch.float64) for n in reduced.widths[1:-1])
+    claim = interior_point.certify(reduced, USUAL, warm)
+    assert claim.status is Status.OPTIMAL
+    short = interior_point.certify(reduced, USUAL, warm[:1])
+    assert short.status is Status.OPTIMAL
