@@ -9,6 +9,7 @@ our own, simplified versions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,14 +84,18 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, config: NearestConfig | Non
             if not bool(going.any()):
                 break
             rows = going.nonzero().flatten()
-            step = _to_nearest_boundary(model, point[rows], y[rows], config.norm)
+            step = _to_nearest_boundary(model, point[rows], y[rows], config)
             point[rows] = _boxed(point[rows] + 1.02 * step, config.clip)
         return _pulled_back(model, x, y, point)
 
 
-def _to_nearest_boundary(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> Tensor:
-    """The least step after which, linearised, some other class draws level with ``y``."""
-    dual = dual_norm(norm)
+def _to_nearest_boundary(model: nn.Module, x: Tensor, y: Tensor, config: NearestConfig) -> Tensor:
+    """The least step after which, linearised, some other class draws level with ``y``.
+
+    Entries at the edge of the box move inwards only.
+    """
+    dual = dual_norm(config.norm)
+    low, high = config.clip or (-math.inf, math.inf)
     point = x.detach().requires_grad_(True)
     logits = model(point)
     own = logits.gather(1, y[:, None])
@@ -99,6 +104,8 @@ def _to_nearest_boundary(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> T
     for k in range(logits.shape[1]):
         gap = own[:, 0] - logits[:, k]
         (slope,) = torch.autograd.grad(gap.sum(), point, retain_graph=True)
+        stuck = ((x <= low) & (slope > 0)) | ((x >= high) & (slope < 0))
+        slope = slope.masked_fill(stuck, 0.0)
         size = dual.size(slope)
         distance = (gap.detach() / size).where((y != k) & (size > 0), math.inf)
         closer = distance < best
@@ -120,17 +127,22 @@ def carlini_wagner(
     _only_l2(config, "carlini_wagner")
     best = deepfool(model, x, y, config)
     with frozen(model):
+        done = fooled(model, x, y)
+        least = _lengths(best - x).where(_margins(model, best, y) > config.confidence, math.inf)
         reach = _lengths(best - x)
-        scale = reach.clamp_min(1e-12)
-        weight = torch.ones_like(reach)
-        low, high = torch.zeros_like(reach), torch.full_like(reach, math.inf)
+        scale = reach.where(reach > 0, float(reach.max().clamp_min(1e-12)))
+        weight, low = torch.ones_like(reach), torch.zeros_like(reach)
+        high = torch.full_like(reach, math.inf)
         for _ in range(config.searches):
-            found, hit = _penalised_descent(model, x, y, best, scale, weight, config)
-            closer = hit & (_lengths(found - x) < _lengths(best - x))
-            best = torch.where(_column(closer, x), found, best)
+            found, length = _penalised_descent(model, x, y, best, scale, weight, config)
+            best = torch.where(_column(length < least, x), found, best)
+            least = torch.minimum(length, least)
+            hit = torch.isfinite(length)
             low, high = torch.where(hit, low, weight), torch.where(hit, weight, high)
             weight = torch.where(torch.isinf(high), 10.0 * weight, 0.5 * (low + high))
-        return _pulled_back(model, x, y, best) if config.confidence == 0.0 else best
+        if config.confidence == 0.0:
+            best = _pulled_back(model, x, y, best)
+        return torch.where(_column(done, x), x, best)
 
 
 def _penalised_descent(
@@ -142,7 +154,7 @@ def _penalised_descent(
     weight: Tensor,
     config: NearestConfig,
 ) -> tuple[Tensor, Tensor]:
-    """One search: the closest adversarial point met, and which rows met one."""
+    """One search: the closest adversarial points met and their distances, infinite for none."""
     unit = _column(scale, x)
     moves = ((begin - x) / unit).requires_grad_(True)
     optimizer = torch.optim.Adam([moves], lr=config.lr)
@@ -159,7 +171,7 @@ def _penalised_descent(
         value = moves.flatten(1).square().sum(dim=1) + weight * short
         (moves.grad,) = torch.autograd.grad(value.sum(), moves)
         optimizer.step()
-    return best.detach(), torch.isfinite(least)
+    return best.detach(), least
 
 
 def boundary(model: nn.Module, x: Tensor, y: Tensor, config: NearestConfig | None = None) -> Tensor:
@@ -293,11 +305,14 @@ def _evade(
 
 
 def _project_l2(move: Tensor, radius: float) -> Tensor:
-    share = (radius * _lengths(move).clamp_min(1e-30).reciprocal()).clamp_max(1.0)
+    share: Tensor = (radius * _lengths(move).clamp_min(1e-30).reciprocal()).clamp_max(1.0)
     return move * _column(share, move)
 
 
-_PROJECT = {"l2": _project_l2, "linf": lambda move, radius: move.clamp(-radius, radius)}
+_PROJECT: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "l2": _project_l2,
+    "linf": lambda move, radius: move.clamp(-radius, radius),
+}
 
 
 def _pulled_back(model: nn.Module, x: Tensor, y: Tensor, point: Tensor) -> Tensor:
@@ -321,8 +336,14 @@ def _boxed(point: Tensor, clip: tuple[float, float] | None) -> Tensor:
     return point if clip is None else point.clamp(*clip)
 
 
+def _margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return margin(model(x), y)
+
+
 def _lengths(move: Tensor) -> Tensor:
-    return move.flatten(1).norm(dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(move.flatten(1), dim=1)
+    return lengths
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

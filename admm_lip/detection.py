@@ -225,8 +225,10 @@ def auc(clean: Scores, attacked: Scores, level: float = 0.95) -> Interval:
         variance = area * (1.0 - area) * (1.0 + (0.5 * (m + n) - 1.0) * spread) / (m * n)
         return abs(area - value) - z * math.sqrt(variance)
 
-    low = 0.0 if value == 0.0 else float(brentq(excess, 1e-12, value))
-    high = 1.0 if value == 1.0 else float(brentq(excess, value, 1.0 - 1e-12))
+    # At an estimate of 0 or 1 the excess has a root there that is not the other end.
+    edge = min(max(value, 1e-9), 1.0 - 1e-9)
+    low = 0.0 if value == 0.0 else float(brentq(excess, 1e-12, edge))
+    high = 1.0 if value == 1.0 else float(brentq(excess, edge, 1.0 - 1e-12))
     return Interval(value, low, high)
 
 
