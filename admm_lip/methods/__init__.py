@@ -17,6 +17,7 @@ from .barrier import Barrier
 from .base import Method
 from .cayley import Cayley
 from .gouk import LayerwiseProjection
+from .gradient import InputGradient
 from .lmt import LipschitzMargin
 from .nominal import Nominal
 from .parseval import Parseval
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
         FastGradient,
         ProjectedGradient,
         Trades,
+        InputGradient,
         Cayley,
         AlmostOrthogonal,
         Sll,

@@ -31,7 +31,9 @@ class LayerwiseProjection(Method):
         W <- W / max(1, ||W||_p / c),        c = bound^(1 / layers)
 
     which scales W onto the ball (it is not the nearest point of it).  The norms for p = 1 and inf
-    are exact; that for p = 2 is a power iteration while training, and exact at the end.
+    are exact; that for p = 2 is a power iteration while training, and exact at the end.  Scaling
+    shrinks every singular value for the sake of the largest, so a tight bound wants small steps
+    (lr 1e-4 and below with Adam).
 
     Args:
         bound: on the network's Lipschitz constant in the p-norm.

@@ -68,7 +68,8 @@ class ProductMargin(Method):
     Meant for the plain cross-entropy.
 
     Args:
-        eps: radius to certify, in input units, l2.
+        eps: radius to train for, in input units, l2.  EMMA, which stops at the boundary, wants
+            about 1.5 times the radius that is to be certified; the others that radius itself.
         style: ``"emma"``, ``"gloro"`` or ``"shift"``.
         ramp: share of the run over which eps grows from 0.
         iterations: power iterations per step.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from .base import Method, check_positive
 from .segments import cut, join
-from .spectral import linears, product_bound, spectral_norm
+from .spectral import layer_cap, linears, product_bound, spectral_norm
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ class Torchlip(Method):
         torchlip = load_torchlip()
         parts = cut(model)
         like = parts.linears[0].weight
+        # The factor of its Sequential comes too late for layers that exist already (1.0.5).
+        cap = layer_cap(self.bound, parts.linears)
         layers = [
-            torchlip.SpectralLinear(m.in_features, m.out_features, bias=m.bias is not None)
+            torchlip.SpectralLinear(
+                m.in_features, m.out_features, bias=m.bias is not None, k_coef_lip=cap
+            )
             for m in parts.linears
         ]
         between = list(parts.between)
@@ -62,8 +66,7 @@ class Torchlip(Method):
                         "change the width, or use activation='given'"
                     )
             between[1:-1] = [nn.Sequential(torchlip.GroupSort2()) for _ in between[1:-1]]
-        modules = list(join(between, layers).children())
-        return torchlip.Sequential(*modules, k_coef_lip=self.bound).to(like)  # type: ignore[no-any-return]
+        return torchlip.Sequential(*join(between, layers)).to(like)  # type: ignore[no-any-return]
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The package's export: ordinary ``Linear`` layers, and GroupSort2 where it was used."""
@@ -74,8 +77,7 @@ class Torchlip(Method):
         """The product of the spectral norms; GroupSort2 is 1-Lipschitz."""
         if self.activation == "given":
             return product_bound(model)
-        norms = torch.tensor([spectral_norm(m.weight) for m in linears(model)])
-        return float(norms.prod())
+        return math.prod(spectral_norm(m.weight) for m in linears(model))
 
 
 def load_torchlip() -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from admm_lip.certificate import certify
 from admm_lip.chain import read_network
 from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
@@ -65,6 +66,18 @@ def test_it_learns_the_digits_and_ships_what_it_promises(name: str) -> None:
     if "bound" in SETTINGS.get(name, {}) and name != "parseval":
         assert claimed is not None
         assert claimed <= 20.0 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["gouk", "cayley", "aol", "sandwich", "barrier"])
+def test_the_proven_bound_is_at_most_the_requested_one(name: str) -> None:
+    data = load_data("digits")
+    model = build_mlp(64, 10, ModelConfig(hidden=(12, 8)))
+    config = FitConfig(epochs=2, batch_size=64, loss="margin", lip=2.0)
+    result = fit(model, data.train, METHODS[name](bound=2.0), config, progress=False)
+    proven = certify(result.model).lip
+    assert 0.0 < proven <= 2.0
+    if name == "cayley":
+        assert proven > 1.9
 
 
 @pytest.mark.parametrize("name", HERE)
