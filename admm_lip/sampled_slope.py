@@ -22,6 +22,8 @@ _POWER_STEPS = 6
 _SCALES = (0.3, 1.0, 3.0, 10.0)
 # Entries of a batch of activations of all layers: 64 MiB of float64.
 _MAX_BATCH_ENTRIES = 2**23
+# Points times entries of all weights: about a second of work.
+_MAX_WORK = 2**27
 # The norm is computed, not proven: this much is taken off for rounding.
 _SAFETY = 1.0 - 1e-9
 
@@ -39,7 +41,8 @@ def sampled_slope(network: Network, chain: Chain, seed: int = 0) -> float:
     activations = [build_layer(network, spec) for spec in chain.activations]
     generator = torch.Generator().manual_seed(seed)
     size = chain.widths[0]
-    count = max(6, min(_POINTS, _MAX_BATCH_ENTRIES // sum(chain.widths)))
+    work = _MAX_WORK // sum(w.numel() for w in weights)
+    count = max(6, min(_POINTS, work, _MAX_BATCH_ENTRIES // sum(chain.widths)))
     scales = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
     if not activations:
         count, scales = 1, scales[:1]
