@@ -8,7 +8,7 @@ the output must be the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Node:
     @property
     def label(self) -> str:
         """How an error names it."""
-        return f"node {self.name or ', '.join(self.outputs)!r} ({self.op})"
+        return node_label(self.name, self.outputs, self.op)
 
     def refs(self) -> Iterator[str]:
         """Names of the values it uses, once for every use."""
@@ -79,6 +79,11 @@ class Graph:
     shape: Shape
     batch: int | None
     output: str
+
+
+def node_label(name: str, outputs: Iterable[str], op: str) -> str:
+    """How an error names a node: by its name, else its outputs."""
+    return f"node {name or ', '.join(outputs):.100} ({op:.60})"
 
 
 def input_shape(
@@ -173,6 +178,7 @@ class _Walk:
         self.layers = Layers(graph.shape)
         self.current = graph.input
         self.chain = {graph.input: ChainValue(graph.shape)}
+        self.names = {graph.input, *graph.constants}
         self.users: dict[str, str] = {}
 
     def step(self, node: Node) -> None:
@@ -183,8 +189,11 @@ class _Walk:
                     f"{node.label}: its input {name!r} is made by no node before it; the file is "
                     "damaged, or uses a second output, which is not supported"
                 )
-        if not node.outputs or any(n in self.constants or n in self.chain for n in node.outputs):
+        # Outputs beside the first may be left unnamed; they are not part of a chain.
+        made = [name for name in node.outputs[1:] if name] + [*node.outputs[:1]]
+        if not node.outputs or not node.outputs[0] or self.names.intersection(made):
             raise NetworkError(f"{node.label}: expected an output of a new name")
+        self.names.update(made)
         values = [name for name in uses if name in self.chain]
         fold = self.folds.get(node.op)
         if fold is not None and (fold.of_shape or not values):

@@ -7,7 +7,7 @@ checked, and external data is read only from regular files inside the model's ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,15 +17,16 @@ import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from ..layers import Shape
-from .graph import Graph, Node, Ref, input_shape
+from .graph import Graph, Node, Ref, input_shape, node_label
 from .limits import read_limited
-from .onnx_tensors import FLOATS, MAX_BYTES, Decoder
+from .onnx_tensors import FLOATS, MAX_BYTES, Decoder, text
 
 Array = npt.NDArray[Any]
 Metadata = Mapping[str, str]
 
 OPSET = 20
 _IR_VERSION = 9
+_STANDARD = ("", "ai.onnx")
 # Before 7, Gemm and Add broadcast differently.
 _FIRST_OPSET = 7
 
@@ -59,7 +60,7 @@ class OnnxModel:
         Raises:
             NetworkError: where a key stands twice.
         """
-        pairs = [(entry.key, entry.value) for entry in self.proto.metadata_props]
+        pairs = [(text(entry.key), text(entry.value)) for entry in self.proto.metadata_props]
         if len({key for key, _ in pairs}) < len(pairs):
             raise NetworkError("metadata: a key stands more than once")
         return dict(pairs)
@@ -73,16 +74,19 @@ class OnnxModel:
         """
         proto = self.proto.graph
         _check_opset(self.proto)
+        _check_functions(self.proto)
         if proto.sparse_initializer:
             raise UnsupportedModule("sparse initializers are not supported; store dense ones")
         decode = Decoder(self.folder)
-        constants = {t.name: decode.tensor(t, t.name) for t in proto.initializer}
-        given = [value for value in proto.input if value.name not in constants]
+        constants = {text(t.name): decode.tensor(t, text(t.name)) for t in proto.initializer}
+        if len(constants) < len(proto.initializer):
+            raise NetworkError("an initializer's name stands more than once")
+        given = [v for v in proto.input if text(v.name) not in constants]
         if len(given) != 1 or len(proto.output) != 1:
             raise UnsupportedModule(
                 "expected one input and one output, got the inputs "
-                f"{[v.name for v in given]!r:.200} and the outputs "
-                f"{[v.name for v in proto.output]!r:.200}"
+                f"{[text(v.name) for v in given]!r:.200} and the outputs "
+                f"{[text(v.name) for v in proto.output]!r:.200}"
             )
         batch, sizes = _input_shape(given[0], shape)
         nodes = []
@@ -91,7 +95,8 @@ class OnnxModel:
                 _take_constant(node, decode, constants)
             else:
                 nodes.append(_node(node, inputs, decode))
-        return Graph(tuple(nodes), constants, given[0].name, sizes, batch, proto.output[0].name)
+        ends = text(given[0].name), text(proto.output[0].name)
+        return Graph(tuple(nodes), constants, ends[0], sizes, batch, ends[1])
 
 
 def parse(path: Path) -> OnnxModel:
@@ -181,7 +186,7 @@ def serialise(
 
 def _check_opset(proto: Any) -> None:
     newest = onnx_package().defs.onnx_opset_version()
-    versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    versions = [o.version for o in proto.opset_import if o.domain in _STANDARD]
     if len(versions) != 1 or not _FIRST_OPSET <= versions[0] <= newest:
         raise UnsupportedModule(
             f"opset: expected one version from {_FIRST_OPSET} to {newest} (what the installed "
@@ -189,42 +194,55 @@ def _check_opset(proto: Any) -> None:
         )
 
 
-def _input_shape(value: Any, given: Shape | None) -> tuple[int | None, Shape]:
-    tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or tensor.elem_type not in FLOATS:
+def _check_functions(proto: Any) -> None:
+    """A function of the file's own may stand in for a standard operator of the same name."""
+    own = [text(f.name) for f in proto.functions if f.domain in _STANDARD]
+    if own:
         raise UnsupportedModule(
-            f"input {value.name!r}: expected a tensor of floating-point numbers"
+            f"functions: the file redefines the standard operators {own!r:.200}; inline them"
         )
+
+
+def _input_shape(value: Any, given: Shape | None) -> tuple[int | None, Shape]:
+    name, tensor = text(value.name), value.type.tensor_type
+    if not value.type.HasField("tensor_type") or tensor.elem_type not in FLOATS:
+        raise UnsupportedModule(f"input {name!r}: expected a tensor of floating-point numbers")
     if tensor.HasField("shape"):
         dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
     else:
         dims = [None, *(None for _ in given or ("open",))]
-    return input_shape(value.name, dims, given)
+    return input_shape(name, dims, given)
 
 
 def _node(node: Any, inputs: Mapping[str, tuple[str, ...]], decode: Decoder) -> Node:
-    op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-    names = inputs.get(op, ())
-    label = f"node {node.name or ', '.join(node.output)!r} ({op})"
-    if op in inputs and len(node.input) > len(names):
-        raise UnsupportedModule(f"{label}: {len(node.input)} inputs; it takes {', '.join(names)}")
-    if op not in inputs:  # refused later, by name
-        return Node(op, node.name, {}, tuple(node.output))
+    op, domain = text(node.op_type), text(node.domain)
+    op = op if domain in _STANDARD else f"{domain}::{op}"
+    made = Node(op, text(node.name), {}, tuple(text(name) for name in node.output))
+    if op not in inputs:
+        return made  # refused later, by its name
+    names = inputs[op]
+    if len(node.input) > len(names):
+        raise UnsupportedModule(
+            f"{made.label}: {len(node.input)} inputs; it takes {', '.join(names)}"
+        )
+    given = [text(value) for value in node.input]
     parameters: dict[str, Any] = {
-        key: Ref(value) for key, value in zip(names, node.input, strict=False) if value
+        key: Ref(value) for key, value in zip(names, given, strict=False) if value
     }
     for attribute in node.attribute:
-        if attribute.name in parameters:
-            raise NetworkError(f"{label}: {attribute.name} is given twice")
-        parameters[attribute.name] = decode.attribute(attribute, label)
-    return Node(op, node.name, parameters, tuple(name for name in node.output if name))
+        key = text(attribute.name)
+        if key in parameters:
+            raise NetworkError(f"{made.label}: {key} is given twice")
+        parameters[key] = decode.attribute(attribute, made.label)
+    return replace(made, parameters=parameters)
 
 
 def _take_constant(node: Any, decode: Decoder, constants: dict[str, Array]) -> None:
-    label = f"node {node.name or ', '.join(node.output)!r} (Constant)"
-    if len(node.attribute) != 1 or len(node.output) != 1 or node.output[0] in constants:
+    names = [text(name) for name in node.output]
+    label = node_label(text(node.name), names, "Constant")
+    if len(node.attribute) != 1 or len(names) != 1 or names[0] in constants:
         raise NetworkError(f"{label}: expected one value and one output of a new name")
     value = decode.attribute(node.attribute[0], label)
-    if isinstance(value, str):
+    if isinstance(value, str) or not text(node.attribute[0].name).startswith("value"):
         raise UnsupportedModule(f"{label}: only numbers are supported")
-    constants[node.output[0]] = np.asarray(value)
+    constants[names[0]] = np.asarray(value)

@@ -258,7 +258,8 @@ def _transposed(call: Call) -> Array:
 def _shape_of(call: Call) -> Array:
     value = call["data"]
     sizes = [*value.shape] if isinstance(value, np.ndarray) else [BATCH, *value.shape]
-    return np.array(sizes, dtype=np.int64)
+    end = None if call["end"] is None else call.integer("end")
+    return np.array(sizes[call.integer("start") : end], dtype=np.int64)
 
 
 def _gathered(call: Call) -> Array:
@@ -309,7 +310,7 @@ _PARTS = tuple(f"part{k}" for k in range(8))
 FOLDS: Mapping[str, Fold] = {
     "Identity": Fold(("input",), lambda call: _any_array(call, "input")),
     "Transpose": Fold(("data",), _transposed, {"perm": None}),
-    "Shape": Fold(("data",), _shape_of, of_shape=True),
+    "Shape": Fold(("data",), _shape_of, {"start": 0, "end": None}, of_shape=True),
     "Gather": Fold(("data", "indices"), _gathered, {"axis": 0}),
     "Unsqueeze": Fold(("data", "axes"), _unsqueezed),
     "Concat": Fold(_PARTS, _concatenated, {**dict.fromkeys(_PARTS), "axis": 0}),

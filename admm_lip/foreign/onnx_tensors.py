@@ -56,14 +56,14 @@ class Decoder:
         readers: Mapping[int, Callable[[Any], Any]] = {
             1: lambda a: np.float32(a.f),
             2: lambda a: int(a.i),
-            3: lambda a: _text(a.s, label),
-            4: lambda a: self.tensor(a.t, f"{label}: {a.name}"),
+            3: lambda a: text(a.s),
+            4: lambda a: self.tensor(a.t, f"{label}: {text(a.name)}"),
             6: lambda a: [np.float32(v) for v in a.floats],
             7: lambda a: [int(v) for v in a.ints],
         }
-        if attribute.type not in readers:
+        if attribute.type not in readers or attribute.ref_attr_name:
             raise UnsupportedModule(
-                f"{label}: its attribute {attribute.name!r} is of a kind that is not supported"
+                f"{label}: its attribute {text(attribute.name)!r} is of a kind that is not read"
             )
         return readers[attribute.type](attribute)
 
@@ -101,7 +101,7 @@ class Decoder:
         return np.frombuffer(raw, dtype=kind.stored).astype(kind.stored.newbyteorder("="))
 
     def _external(self, tensor: Any, label: str) -> bytes:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
+        entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
         path = _inside(self.folder, entries.get("location", ""), label)
         offset, length = (_natural(entries, key, label) for key in ("offset", "length"))
         size = path.stat().st_size
@@ -151,8 +151,13 @@ def _natural(entries: Mapping[str, str], key: str, label: str) -> int | None:
     return int(text)
 
 
-def _text(content: bytes, label: str) -> str:
+def text(content: str | bytes) -> str:
+    """Text of a file; protobuf hands out bytes where it is not UTF-8.
+
+    Raises:
+        NetworkError: where it is not.
+    """
     try:
-        return content.decode()
+        return content if isinstance(content, str) else content.decode()
     except UnicodeDecodeError:
-        raise NetworkError(f"{label}: holds text that is not UTF-8") from None
+        raise NetworkError(f"damaged: holds text that is not UTF-8, {content!r:.60}") from None

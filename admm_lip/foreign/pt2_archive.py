@@ -157,7 +157,8 @@ def _cut(storage: bytes, dtype: np.dtype[Any], meta: Fields, name: str) -> Array
             f"fit a storage of {count} values; the file is truncated or damaged"
         )
     flat = np.frombuffer(storage, dtype=dtype, count=count)
-    steps = [s * dtype.itemsize for s in strides]
+    # A stride along one entry is never used, and may be anything.
+    steps = [s * dtype.itemsize if n > 1 else 0 for n, s in zip(sizes, strides, strict=True)]
     view = np.lib.stride_tricks.as_strided(flat[offset:], sizes, steps, writeable=False)
     return view.astype(dtype.newbyteorder("="), order="C")
 
