@@ -68,8 +68,7 @@ class Barrier(Method):
         decay: factor on gamma from stage to stage.
         stages: number of stages.
         train_multiplier: whether T is trained too.
-        start: at the start the layers' norms are brought to this share of ``bound^(1 / layers)``, where
-            they exceed it.
+        start: share of ``bound^(1 / layers)`` that norms above it are cut to before training.
     """
 
     name: ClassVar[str] = "barrier"
