@@ -40,6 +40,8 @@ SEARCH_STEPS = 100
 # The inner gap is allowed this share of the last joint gap, at first this share of the objective.
 INNER, FIRST_TOL = 0.1, 3e-3
 LONGEST_STEP = 5.0
+# Held entries that no s up to this multiple of the first one admits count as infeasible.
+RAISED = 1e12
 
 
 class Trial(NamedTuple):
@@ -52,22 +54,18 @@ class Trial(NamedTuple):
 def search(
     problem: ProjectProblem, mu: float, rule: Rule, warm: WarmBall | None
 ) -> tuple[Outcome, Coupling, float]:
-    """Steps 1-3 of the module; ``mu`` is already divided by the problem's rho.
+    """Steps 1-3 of the module, with mu the weight on s where the distance has weight 1.
 
-    Args:
-        problem: the penalised problem.
-        mu: the weight on s where the distance has weight 1.
-        rule: when to stop; its tolerance is for the joint gap.
-        warm: restart data of a problem nearby, or ``None``.
-
-    Returns:
-        The last outcome (its ``gap`` is the joint one), the coupling and the ``s`` it belongs to.
+    Returns the last outcome (its ``gap`` is the joint one), its coupling and its ``s``.
     """
     lip_sq = warm.lip_sq if warm else _first_lip_sq(problem, mu)
+    highest = RAISED * lip_sq
     coupling = couple(problem, lip_sq)
     state = (warm.state(coupling) if warm else None) or first_state(coupling)
     centre = coupling.centre()
     last: Trial | None = None
+    good = state
+    least = -math.inf
     spent, tol = 0, max(FIRST_TOL, rule.tol)
     for _ in range(SEARCH_STEPS):
         cost = mu * lip_sq
@@ -78,19 +76,23 @@ def search(
         gap = joint_gap(coupling, outcome, cost, share)
         outcome = replace(outcome, gap=gap, iterations=spent)
         outcome = replace(outcome, converged=accepts(coupling, outcome, outer))
-        over = spent >= rule.max_iterations or rule.expired
-        if outcome.converged or outcome.impossible or over:
+        over = spent >= rule.max_iterations or rule.expired or lip_sq > highest
+        if outcome.converged or over:
             break
-        tol = max(min(INNER * gap / (cost + outcome.distance), 0.5 * tol), 0.25 * rule.tol)
         trial = Trial(math.log(lip_sq), math.log(max(share, TINY) / cost))
-        log_s = trial.log_s + _step(
-            trial, last, _descent(share, cost, _input_size(coupling, outcome))
-        )
-        factor = math.exp(0.5 * (log_s - trial.log_s))
-        last, lip_sq = trial, math.exp(log_s)
-        coupling = coupling.rescaled(1.0 / factor)
-        moved = _moved(outcome.state, coupling.inputs, factor)
-        state = first_state(coupling) if coupling.uniform else moved
+        if outcome.norm > 1.0:  # s is too small for the held entries
+            least = trial.log_s
+            step = 0.5 * (last.log_s - least) if last else LONGEST_STEP
+        else:
+            tol = max(min(INNER * gap / (cost + outcome.distance), 0.5 * tol), 0.25 * rule.tol)
+            step = _step(trial, last, _descent(share, cost, _input_size(coupling, outcome)))
+            step = step if trial.log_s + step > least else 0.5 * (least - trial.log_s)
+            last, good = trial, outcome.state
+        lip_sq = math.exp(trial.log_s + step)
+        coupling = coupling.rescaled(math.exp(-0.5 * step))
+        state = first_state(coupling)
+        if last and not coupling.uniform:  # an infeasible trial leaves nothing to go on from
+            state = _moved(good, coupling.inputs, math.sqrt(lip_sq / math.exp(last.log_s)))
     return outcome, coupling, lip_sq
 
 
@@ -158,7 +160,7 @@ def _step(now: Trial, last: Trial | None, descent: float) -> float:
 
 
 def _moved(state: State, inputs: int, factor: float) -> State:
-    """The state at another s: the same weights and the same multiplier of the LMI."""
+    """The state at ``factor`` times the L: the same weights and the same multiplier of the LMI."""
     inside, excess = state.inside.clone(), state.excess.clone()
     inside[:inputs] /= factor
     excess[:inputs] *= factor

@@ -99,6 +99,27 @@ def test_held_entries_beyond_the_bound_are_refused_with_a_proof() -> None:
     assert "held entries alone exceed the ball" in claim.message
 
 
+def test_a_penalised_bound_rises_until_the_held_entries_fit() -> None:
+    problem = penalised(random_problem((3, 5, 2)), 10.0)
+    held = torch.zeros(5, 3, dtype=torch.bool)
+    held[:, 0] = True
+    problem = replace(problem, structure=(Structure(held=held), Structure()))
+    claim = solved(problem, SolverConfig(tol=1e-7))
+    assert claim.weights is not None
+    assert torch.equal(claim.weights[0][:, 0], problem.anchor[0][:, 0])
+    theirs = CvxpyBackend("clarabel").project(problem, SolverConfig(tol=1e-9))
+    assert objective(problem, claim) == pytest.approx(objective(problem, theirs), rel=2e-6)
+
+
+def test_held_entries_behind_the_input_are_refused_in_the_penalised_form_too() -> None:
+    problem = penalised(random_problem((3, 5, 2)), 1.0)
+    anchor = (problem.anchor[0], 50.0 * problem.anchor[1])
+    structure = (Structure(), Structure(held=torch.ones(2, 5, dtype=torch.bool)))
+    claim = project(replace(problem, anchor=anchor, structure=structure), TIGHT)
+    assert claim.status is Status.INFEASIBLE
+    assert "held entries alone exceed the ball" in claim.message
+
+
 @pytest.mark.parametrize("bound", [1.02, 1.0001])
 def test_held_entries_may_need_the_free_ones_to_be_feasible(bound: float) -> None:
     # With x = 0 the norm of [[.6, .8], [.8, x]] is 1.15; with x near -.6 it is 1 (Parrott).
