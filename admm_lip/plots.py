@@ -76,7 +76,7 @@ def plot_training(history: Sequence[Record], path: Path, requested: float | None
         requested: the bound asked for, drawn as a dashed line.
     """
     step = _column(history, "step")
-    with _figure(path, (12.0, 3.6), 1, 3) as (loss, lip, residual):
+    with figure(path, (12.0, 3.6), 1, 3) as (loss, lip, residual):
         loss.set_title("Loss")
         loss.plot(step, _column(history, "loss"), color=BLUE, alpha=0.25, lw=1.0)
         loss.plot(step, _smooth(_column(history, "loss")), color=BLUE)
@@ -123,7 +123,7 @@ def plot_bounds(certificate: Record, path: Path) -> None:
     ]
     proven = float(certificate["lip"])
     top = max(value for _, value, _ in rows)
-    with _figure(path, (7.6, 0.9 + 0.55 * len(rows))) as (axes,):
+    with figure(path, (7.6, 0.9 + 0.55 * len(rows))) as (axes,):
         asked = certificate.get("requested")
         axes.set_title("How tight is the proof?" + (f"   (requested: {asked:g})" if asked else ""))
         for place, (_, value, color) in enumerate(rows):
@@ -151,7 +151,7 @@ def plot_radius(evaluation: Record, path: Path) -> None:
     certified = np.asarray(evaluation["certified_accuracy"], float)
     attacked = np.asarray(evaluation["attack_accuracy"], float)
     report = float(evaluation["report_radius"])
-    with _figure(path, (6.8, 4.4)) as (axes,):
+    with figure(path, (6.8, 4.4)) as (axes,):
         axes.set_title("Accuracy that survives a perturbation of the input")
         axes.fill_between(radii, certified, np.maximum(attacked, certified), color=PALE)
         axes.fill_between(radii, 0.0, certified, color=BLUE, alpha=0.12)
@@ -198,7 +198,7 @@ def plot_front(rows: Sequence[Record], path: Path) -> None:
             ),
         ]
     )
-    with _figure(path, (5.6 * len(panels), 4.2), 1, len(panels)) as axes_row:
+    with figure(path, (5.6 * len(panels), 4.2), 1, len(panels)) as axes_row:
         for axes, (key, title, label) in zip(axes_row, panels, strict=True):
             axes.set_title(title)
             for mode, style in _FRONT.items():
@@ -227,7 +227,7 @@ def plot_regions(regions: Mapping[str, NDArray[Any]], path: Path) -> None:
     classes, radius = regions["classes"], regions["radius"].astype(float)
     x = np.linspace(x0, x1, classes.shape[1])
     y = np.linspace(y0, y1, classes.shape[0])
-    with _figure(path, (6.0, 5.4)) as (axes,):
+    with figure(path, (6.0, 5.4)) as (axes,):
         axes.set_title("Decision regions and certified radius")
         axes.grid(visible=False)
         axes.imshow(
@@ -265,7 +265,7 @@ def plot_regions(regions: Mapping[str, NDArray[Any]], path: Path) -> None:
 
 
 @contextmanager
-def _figure(
+def figure(
     path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1
 ) -> Iterator[tuple[Axes, ...]]:
     """Axes to draw on, saved to ``path`` afterwards: the old file or the new one, never half."""

@@ -60,8 +60,8 @@ class TestClassifier:
     def test_certified_below_attacked_below_clean_and_both_fall(self, digits):
         model = build_mlp(64, 10, ModelConfig((16,)), seed=1)
         nn.init.zeros_(model[0].bias)
-        result = evaluate(model, digits, certify(model), replace(QUICK, samples=1000))
-        assert result.attacked_rows == result.rows == 360
+        result = evaluate(model, digits, certify(model), replace(QUICK, samples=None))
+        assert result.curve_rows == result.rows == 360
         assert result.certified_accuracy[0] == result.attack_accuracy[0] == result.clean_accuracy
         for certified, attacked in zip(
             result.certified_accuracy, result.attack_accuracy, strict=True
@@ -90,15 +90,35 @@ class TestClassifier:
     def test_ties_and_nan_count_as_wrong(self):
         model = nn.Linear(1, 2, bias=False)
         model.weight.data.zero_()
-        data = halves()
-        assert attack_accuracy(model, *data.test, [0.0], AttackConfig()) == [0.0]
+        data, none = halves(), torch.zeros(40)
+        assert attack_accuracy(model, *data.test, none, [0.0], AttackConfig()) == [0.0]
         model.weight.data.fill_(torch.nan)
-        assert attack_accuracy(model, *data.test, [0.0], AttackConfig()) == [0.0]
+        assert attack_accuracy(model, *data.test, none, [0.0], AttackConfig()) == [0.0]
+
+    def test_a_sample_keeps_the_curves_comparable_and_the_headline_on_all_rows(self, digits):
+        model = build_mlp(64, 10, ModelConfig((16,)), seed=1)
+        certificate = certify(model)
+        some = evaluate(model, digits, certificate, replace(QUICK, samples=37))
+        every = evaluate(model, digits, certificate, replace(QUICK, samples=None))
+        assert (some.curve_rows, every.curve_rows) == (37, 360)
+        assert some.clean_accuracy == every.clean_accuracy
+        assert some.certified_at_report == every.certified_at_report
+        for certified, attacked in zip(some.certified_accuracy, some.attack_accuracy, strict=True):
+            assert certified <= attacked
+
+    def test_not_attacking_certified_rows_changes_nothing(self, digits):
+        model = build_mlp(64, 10, ModelConfig((16,)), seed=1)
+        x, y = digits.test[0][:80], digits.test[1][:80]
+        radii = certified_radii(model, x, y, certificate=certify(model))
+        attack, grid = AttackConfig(steps=10, restarts=1), [0.0, 0.05, 0.2]
+        spared = attack_accuracy(model, x, y, radii, grid, attack)
+        everyone = attack_accuracy(model, x, y, torch.zeros(80), grid, attack)
+        assert spared == pytest.approx(everyone, abs=0.02)
 
     def test_the_record_is_plain_and_complete(self):
         record = evaluate(decider(), halves(), certify(decider()), QUICK).to_record()
         assert "rmse" not in record
-        assert record["attacked_rows"] == 40
+        assert record["curve_rows"] == 40
         assert all(isinstance(v, float) for v in record["attack_accuracy"])
 
 
@@ -160,7 +180,6 @@ class TestRegression:
         assert set(result.to_record()) == {
             "task",
             "rows",
-            "attacked_rows",
             "rmse",
             "rmse_raw",
             "r2",

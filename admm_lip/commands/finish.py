@@ -152,7 +152,7 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
             (
                 "accuracy under attack",
                 f"{measured['attacked_at_report']:.1%} at that radius "
-                f"(PGD, {measured['attacked_rows']} rows)",
+                f"(PGD and random search, {measured['curve_rows']} rows)",
             ),
         ]
     if "rmse" in measured:
