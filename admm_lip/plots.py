@@ -270,12 +270,12 @@ def figure(
 ) -> Iterator[tuple[Axes, ...]]:
     """Axes to draw on, saved to ``path`` afterwards: the old file or the new one, never half."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False)
+        sheet = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(sheet)
+        axes = sheet.subplots(rows, columns, squeeze=False)
         yield tuple(axes.flatten())
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": None})
+        sheet.savefig(picture, format="png", metadata={"Software": None})
         write_atomic(path, picture.getvalue())
 
 
