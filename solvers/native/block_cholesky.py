@@ -127,6 +127,17 @@ def inverse(factor: Factor) -> Tensor:
     return dense
 
 
+def inverse_band(factor: Factor) -> Band:
+    """The block-tridiagonal part of ``S^{-1}`` alone, in O(D n^2)."""
+    diagonal = [factor.inverses[-1].T @ factor.inverses[-1]]
+    lower: list[Tensor] = []
+    for below, inverse in zip(reversed(factor.below), reversed(factor.inverses[:-1]), strict=True):
+        gain = below @ inverse
+        lower.append(torch.mm(diagonal[-1], gain).neg_())
+        diagonal.append(torch.mm(inverse.T, inverse).addmm_(gain.T, lower[-1], alpha=-1.0))
+    return Band(diagonal[::-1], lower[::-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Cliques:
     """Cholesky factors of neighbouring pairs of blocks of Z.

@@ -51,6 +51,7 @@ from .block_cholesky import (
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .dual_repair import reachable_band, repaired_value
+from .large import certify_large
 from .lmi_operator import LmiOperator, Rows, schur_complement
 from .run import Run
 from .starts import Start, best_start, forward_starts
@@ -64,6 +65,10 @@ _TOO_SHORT = 1e-4
 _ROUGH = 0.05
 # With more blocks than this Z is multiplied through its factors, not as a dense matrix.
 _FEW_BLOCKS = 3
+# More hidden neurons than this are left to ``large.py``: 8,000 would take half an hour.
+DENSE_LIMIT = 5000
+LARGE_THETAS = (1.1, 1.2, 1.3)
+_NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
 # A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite, so it
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.
 _KNOWN = 1e-7
@@ -133,9 +138,12 @@ def certify(
     if pair is not None:
         return _claim(*pair, run, config)
     spread = _spread(problem)
+    if sum(problem.widths[1:-1]) > DENSE_LIMIT:
+        large = forward_starts(spread, LARGE_THETAS)[:1]
+        return certify_large(problem, large[0], run, config) if large else _NO_START
     starts, found = forward_starts(spread), best_start(spread)
     if found is None or not starts:
-        return CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale")
+        return _NO_START
     op = LmiOperator(problem, _fixed(problem, found.multiplier))
     run.keep(_as_y(op, found))
     cautious = next((s for s in starts if s.theta <= _CAUTIOUS), starts[0])

@@ -15,6 +15,7 @@ At the end ``lambda = ||W_l X_l^{-1} W_l'||`` gives ``L^2 = lambda`` with multip
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..problem import CertifyProblem, Multiplier
 from .block_cholesky import cholesky
+from .step_length import least_eigenvalue
 from .transpose import inverted, invertible, transposed
 
 # Positive networks want 1.0, deep signed ones 1.2 and more.
@@ -29,6 +31,10 @@ THETAS = (1.0, 1.1, 1.2, 1.3)
 
 # Entries of s relative to the largest; a neuron that hardly matters must not get an infinite t.
 _S_RANGE = 1e6
+
+# Norms of larger Gram matrices need not be exact: they set a scale that is checked afterwards.
+_EXACT_NORMS = 256
+_NORM_ACCURACY = 1e-3
 
 # A multiplier is inverted at a bound this much above the one it proves.
 _INSIDE = 1e-9
@@ -57,7 +63,7 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
         width = slopes.beta - slopes.alpha
         q = width[:, None] * q * width
         s = _entries(q) if balanced else torch.ones_like(width)
-        norm = _top_eigenvalue(s.sqrt()[:, None] * q * s.sqrt())
+        norm = norm_of_gram(s.sqrt()[:, None] * q * s.sqrt())
         t = s * (theta / norm) if norm > 0 else s
         product = slopes.alpha * slopes.beta * t
         if bool((product != 0).any()):
@@ -77,9 +83,9 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
     return Start(tuple(scale * t for t in diagonals), lip_sq, theta)
 
 
-def forward_starts(problem: CertifyProblem) -> list[Start]:
+def forward_starts(problem: CertifyProblem, thetas: Sequence[float] = THETAS) -> list[Start]:
     """The closed form for every theta, the least bound first; ``[]`` if all broke down."""
-    starts = [theta_start(problem, theta) for theta in THETAS]
+    starts = [theta_start(problem, theta) for theta in thetas]
     return sorted((s for s in starts if s is not None), key=lambda s: s.lip_sq)
 
 
@@ -111,6 +117,13 @@ def _entries(q: Tensor) -> Tensor:
     if not top > 0:
         return torch.ones_like(d)
     return d.clamp(min=top / _S_RANGE**2) ** -0.5 * top**0.5
+
+
+def norm_of_gram(q: Tensor) -> float:
+    """Largest eigenvalue to a few digits, from above: Lanczos where the matrix is large."""
+    if q.shape[0] <= _EXACT_NORMS or not bool(torch.isfinite(q).all()):
+        return _top_eigenvalue(q)
+    return -least_eigenvalue(lambda x: torch.mv(q, x).neg_(), q.shape[0], q, _NORM_ACCURACY)
 
 
 def _top_eigenvalue(q: Tensor) -> float:

@@ -1,0 +1,102 @@
+"""Descent on the implied bound, and the claims made for networks that are too large for more."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import mixed_net, positive_net, random_net
+
+from admm_lip.solvers.config import SolverConfig
+from admm_lip.solvers.lmi import implied_bound
+from admm_lip.solvers.native import interior_point
+from admm_lip.solvers.native.block_cholesky import band_of, factorize, inverse, inverse_band
+from admm_lip.solvers.native.first_order import descend, evaluate
+from admm_lip.solvers.native.lmi_operator import LmiOperator
+from admm_lip.solvers.native.run import Run
+from admm_lip.solvers.native.starts import best_start
+from admm_lip.solvers.problem import CertifyProblem, Multiplier, Slopes, unit_slopes
+from admm_lip.solvers.reduction import reduce_certify
+from admm_lip.solvers.solution import Status
+
+
+def mixed(widths: tuple[int, ...], seed: int) -> CertifyProblem:
+    net = mixed_net(widths, seed)
+    slopes = tuple(Slopes(torch.as_tensor(a), torch.as_tensor(b)) for a, b in net.ranges)
+    problem = CertifyProblem(tuple(torch.as_tensor(w) for w in net.weights), slopes)
+    return reduce_certify(problem).problem
+
+
+def plain(widths: tuple[int, ...], seed: int = 0, positive: bool = False) -> CertifyProblem:
+    net = positive_net(widths, seed) if positive else random_net(widths, seed)
+    weights = tuple(torch.as_tensor(w) for w in net.weights)
+    return reduce_certify(CertifyProblem(weights, unit_slopes(weights))).problem
+
+
+def started(problem: CertifyProblem) -> Multiplier:
+    start = best_start(problem)
+    assert start is not None
+    return start.multiplier
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_derivative_is_that_of_the_implied_bound(seed: int) -> None:
+    problem = mixed((4, 6, 5, 3), seed)
+    multiplier = tuple(1.3 * t for t in started(problem))
+    found = evaluate(problem, multiplier)
+    assert found is not None
+    bound = implied_bound(problem.weights, problem.slopes, multiplier)
+    assert found.lip_sq == pytest.approx(bound**2, rel=1e-10)
+    generator = torch.Generator().manual_seed(seed)
+    way = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in multiplier]
+    ends = []
+    for sign in (1e-6, -1e-6):
+        moved = tuple(t * torch.exp(sign * d) for t, d in zip(multiplier, way, strict=True))
+        ends.append(2.0 * math.log(implied_bound(problem.weights, problem.slopes, moved)))
+    slope = (ends[0] - ends[1]) / 2e-6
+    assert float(found.gradient @ torch.cat(way)) == pytest.approx(slope, rel=1e-5)
+
+
+def test_descent_comes_close_on_a_shallow_network_and_never_goes_up() -> None:
+    problem = plain((30, 20, 20, 5))
+    start = started(problem)
+    multiplier = descend(problem, start, Run(SolverConfig()))
+    lip = implied_bound(problem.weights, problem.slopes, multiplier)
+    best = interior_point.certify(problem, SolverConfig()).lip_sq ** 0.5
+    assert best * (1 - 1e-6) <= lip <= best * (1 + 1e-3)
+    stopped = descend(problem, start, Run(SolverConfig(max_iterations=1)))
+    lip = implied_bound(problem.weights, problem.slopes, stopped)
+    assert lip <= implied_bound(problem.weights, problem.slopes, start) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_beyond_the_dense_limit_both_bounds_still_hold(
+    monkeypatch: pytest.MonkeyPatch, positive: bool
+) -> None:
+    problem = plain((12,) * 9, 1, positive)
+    exact = interior_point.certify(problem, SolverConfig())
+    monkeypatch.setattr(interior_point, "DENSE_LIMIT", 50)
+    claim = interior_point.certify(problem, SolverConfig())
+    assert claim.multiplier is not None
+    measured = implied_bound(problem.weights, problem.slopes, claim.multiplier)
+    assert claim.lip_sq == pytest.approx(measured**2, rel=1e-12)
+    assert claim.lip_sq >= exact.lower_lip_sq
+    assert 0.0 < claim.lower_lip_sq <= exact.lip_sq
+    assert claim.lip_sq < 1.1 * exact.lip_sq
+    assert claim.status is Status.INACCURATE
+    limited = interior_point.certify(problem, SolverConfig(max_iterations=3))
+    assert limited.status is Status.LIMIT
+    assert limited.iterations == 3
+
+
+def test_the_band_of_the_inverse_is_the_inverse_s_band() -> None:
+    problem = mixed((4, 6, 5, 3), 1)
+    op = LmiOperator(problem, torch.zeros(11).double())
+    start = torch.cat(started(problem))
+    y = torch.cat([torch.tensor([2.0]).double(), 2.0 * start])
+    factor = factorize(op.slack(y))
+    assert factor is not None
+    band, dense = inverse_band(factor), band_of(inverse(factor), op.sizes)
+    for mine, theirs in zip(band.diagonal + band.lower, dense.diagonal + dense.lower, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
