@@ -61,12 +61,10 @@ def search(
     lip_sq = warm.lip_sq if warm else _first_lip_sq(problem, mu)
     highest = RAISED * lip_sq
     coupling = couple(problem, lip_sq)
-    state = (warm.state(coupling) if warm else None) or first_state(coupling)
+    good = state = (warm.state(coupling) if warm else None) or first_state(coupling)
     centre = coupling.centre()
     last: Trial | None = None
-    good = state
-    least = -math.inf
-    spent, tol = 0, max(FIRST_TOL, rule.tol)
+    least, spent, tol = -math.inf, 0, max(FIRST_TOL, rule.tol)
     for _ in range(SEARCH_STEPS):
         cost = mu * lip_sq
         outer = replace(rule, max_iterations=rule.max_iterations - spent, besides=cost)
@@ -75,9 +73,9 @@ def search(
         share = input_share(coupling, outcome.state)
         gap = joint_gap(coupling, outcome, cost, share)
         outcome = replace(outcome, gap=gap, iterations=spent)
-        outcome = replace(outcome, converged=accepts(coupling, outcome, outer))
-        over = spent >= rule.max_iterations or rule.expired or lip_sq > highest
-        if outcome.converged or over:
+        if accepts(coupling, outcome, outer):
+            return replace(outcome, converged=True), coupling, lip_sq
+        if spent >= rule.max_iterations or rule.expired or lip_sq > highest:
             break
         trial = Trial(math.log(lip_sq), math.log(max(share, TINY) / cost))
         if outcome.norm > 1.0:  # s is too small for the held entries
@@ -85,15 +83,15 @@ def search(
             step = 0.5 * (last.log_s - least) if last else LONGEST_STEP
         else:
             tol = max(min(INNER * gap / (cost + outcome.distance), 0.5 * tol), 0.25 * rule.tol)
-            step = _step(trial, last, _descent(share, cost, _input_size(coupling, outcome)))
-            step = step if trial.log_s + step > least else 0.5 * (least - trial.log_s)
+            descent = _descent(share, cost, _input_size(coupling, outcome))
+            step = _step(trial, last, descent, least)
             last, good = trial, outcome.state
         lip_sq = math.exp(trial.log_s + step)
         coupling = coupling.rescaled(math.exp(-0.5 * step))
         state = first_state(coupling)
         if last and not coupling.uniform:  # an infeasible trial leaves nothing to go on from
             state = _moved(good, coupling.inputs, math.sqrt(lip_sq / math.exp(last.log_s)))
-    return outcome, coupling, lip_sq
+    return replace(outcome, converged=False), coupling, lip_sq
 
 
 def input_share(coupling: Coupling, state: State) -> float:
@@ -149,14 +147,18 @@ def _descent(share: float, cost: float, size: float) -> float:
     return 2.0 * math.log((share + size) / (cost + size)) if share + size > 0 else -LONGEST_STEP
 
 
-def _step(now: Trial, last: Trial | None, descent: float) -> float:
-    """Secant step on the log ratio, or the descent step where the ratio is still tiny."""
+def _step(now: Trial, last: Trial | None, descent: float, least: float) -> float:
+    """Secant step on the log ratio, or the descent step where the ratio is still tiny.
+
+    ``least`` is the largest log s known to be infeasible: at most half the way down to it.
+    """
     step = descent
     if last is not None and now.excess > -1.0 and now.log_s != last.log_s:
         slope = (now.excess - last.excess) / (now.log_s - last.log_s)
         # tau falls at least like the square root of 1/s against mu s, up to inexact projections.
         step = -now.excess / slope if slope < -0.25 else descent
-    return min(max(step, -LONGEST_STEP), LONGEST_STEP)
+    step = min(max(step, -LONGEST_STEP), LONGEST_STEP)
+    return step if now.log_s + step > least else 0.5 * (least - now.log_s)
 
 
 def _moved(state: State, inputs: int, factor: float) -> State:
