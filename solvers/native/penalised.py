@@ -59,11 +59,9 @@ def search(
     Returns the last outcome (its ``gap`` is the joint one), its coupling and its ``s``.
     """
     lip_sq = warm.lip_sq if warm else _first_lip_sq(problem, mu)
-    highest = RAISED * lip_sq
-    coupling = couple(problem, lip_sq)
+    highest, coupling = RAISED * lip_sq, couple(problem, lip_sq)
     good = state = (warm.state(coupling) if warm else None) or first_state(coupling)
-    centre = coupling.centre()
-    last: Trial | None = None
+    centre, last = coupling.centre(), None
     least, spent, tol = -math.inf, 0, max(FIRST_TOL, rule.tol)
     for _ in range(SEARCH_STEPS):
         cost = mu * lip_sq
@@ -72,7 +70,8 @@ def search(
         spent += outcome.iterations
         share = input_share(coupling, outcome.state)
         gap = joint_gap(coupling, outcome, cost, share)
-        outcome = replace(outcome, gap=gap, iterations=spent)
+        empty = outcome.impossible and lip_sq > highest
+        outcome = replace(outcome, gap=gap, iterations=spent, impossible=empty, converged=False)
         if accepts(coupling, outcome, outer):
             return replace(outcome, converged=True), coupling, lip_sq
         if spent >= rule.max_iterations or rule.expired or lip_sq > highest:
@@ -91,7 +90,7 @@ def search(
         state = first_state(coupling)
         if last and not coupling.uniform:  # an infeasible trial leaves nothing to go on from
             state = _moved(good, coupling.inputs, math.sqrt(lip_sq / math.exp(last.log_s)))
-    return replace(outcome, converged=False), coupling, lip_sq
+    return outcome, coupling, lip_sq
 
 
 def input_share(coupling: Coupling, state: State) -> float:
