@@ -23,7 +23,7 @@ from .certificate import Certificate, chain_slopes
 from .errors import CertificateError
 from .layers import Array, Shape
 from .network import Chain, Network
-from .proof import is_constant, unproven
+from .proof import is_constant, rounding_margin, unproven
 from .sampled_slope import sampled_slope
 from .solvers.config import SolverConfig
 from .solvers.lmi import implied_bound
@@ -33,8 +33,8 @@ from .solvers.solution import CertifySolution
 from .solvers.solve import solve_certify
 from .storage import network_of
 
-# Relative inflation of the bound at which the proof is tried; it starts where small networks pass.
-_INFLATIONS = tuple(1e-12 * 2.0**k for k in range(37))
+# Largest relative inflation of the bound at which the proof is tried.
+_LARGEST_INFLATION = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ def _first_proven(chain: Chain, candidates: list[Candidate]) -> Candidate:
     for candidate in candidates:
         if not math.isfinite(candidate.lip):
             continue
-        for inflated in _inflated(candidate):
+        for inflated in _inflated(candidate, _first_inflation(chain, candidate)):
             reason = unproven(chain, inflated.multiplier, inflated.lip)
             if reason is None:
                 return inflated
@@ -179,7 +179,16 @@ def _first_proven(chain: Chain, candidates: list[Candidate]) -> Candidate:
     )
 
 
-def _inflated(candidate: Candidate) -> Iterator[Candidate]:
+def _first_inflation(chain: Chain, candidate: Candidate) -> float:
+    """Where trying begins: the proof's rounding margin, which an inflation must make up for.
+
+    The least eigenvalue grows by half the inflation (:func:`_inflated`), so a little less than
+    twice the margin is the first that can succeed at an optimal multiplier.
+    """
+    return rounding_margin(chain, candidate.multiplier, candidate.lip)
+
+
+def _inflated(candidate: Candidate, first: float) -> Iterator[Candidate]:
     """Slightly larger bounds with multipliers to match, in the order of trial.
 
     ``t_k (1 + e)^(l+1-k)`` with ``L (1 + e)^((l+1)/2)`` shrinks every off-diagonal block of the
@@ -187,12 +196,14 @@ def _inflated(candidate: Candidate) -> Iterator[Candidate]:
     by about e/2, whatever the depth.  The plain inflation of L is for positive alpha.
     """
     depth = len(candidate.multiplier)
-    for e in _INFLATIONS:
+    e = first
+    while e < _LARGEST_INFLATION:
         profile = tuple(t * (1.0 + e) ** (depth - k) for k, t in enumerate(candidate.multiplier))
         lip = candidate.lip * (1.0 + e) ** ((depth + 1) / 2)
         yield Candidate(candidate.method, profile, lip)
         yield Candidate(candidate.method, candidate.multiplier, lip)
         yield Candidate(candidate.method, profile, lip * (1.0 + e) ** (depth + 1))
+        e *= 2.0
 
 
 def _version(package: str) -> str:

@@ -93,6 +93,15 @@ def unproven(chain: Chain, multiplier: Sequence[Array], lip: float) -> str | Non
         return _failing_block(lmi, lmi.shift())
 
 
+def rounding_margin(chain: Chain, multiplier: Sequence[Array], lip: float) -> float:
+    """How far above zero the scaled matrix must stay for the proof to succeed; 0.1 if undefined."""
+    if _out_of_range(chain, multiplier, lip) is not None:
+        return 0.1
+    with np.errstate(all="ignore"):
+        margin = scaled_lmi(chain, multiplier, lip).shift()
+    return margin if margin < 0.1 else 0.1
+
+
 def is_constant(chain: Chain) -> bool:
     """Whether no input can reach the output, read off the exact zeros of the weights."""
     reached = np.ones(chain.widths[0], dtype=bool)

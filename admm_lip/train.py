@@ -229,7 +229,12 @@ def _finished(run: Run, state: AdmmState, history: list[Row], stopped: str) -> T
     """Write the consensus into the model, and certify exactly what is stored there."""
     write_weights(run.parameters, state.consensus)
     run.model.eval()
-    certificate = certify(run.model, solver=run.config.solver, requested=run.config.bound)
+    certificate = certify(
+        run.model,
+        solver=run.config.solver,
+        requested=run.config.bound,
+        multiplier=state.multiplier,
+    )
     return TrainResult(
         model=run.model,
         certificate=certificate,
