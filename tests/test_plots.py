@@ -29,7 +29,13 @@ EVALUATION = {
     "report_radius": 0.1,
     "certified_at_report": 0.9,
 }
-BOUNDS = {"lip": 1.0, "requested": 1.0, "norm_product": 2.5, "sampled_lower": 0.8, "lower_lip": 0.99}
+BOUNDS = {
+    "lip": 1.0,
+    "requested": 1.0,
+    "norm_product": 2.5,
+    "sampled_lower": 0.8,
+    "lower_lip": 0.99,
+}
 FRONT = [
     {
         "mode": mode,
