@@ -96,8 +96,9 @@ def estimate_distances(
             torch.split(x, batch_size), torch.split(y, batch_size), strict=True
         ):
             point = part.detach().requires_grad_(True)
-            values = row.rows(check_logits(model(point), len(part)), labels)
-            slopes.append(size(gradients(values, point)[0]))
+            logits = check_logits(model(point), len(part))
+            values = row.rows(logits, labels)
+            slopes.append(size(gradients(values, logits, point)[0]))
             room.append((row.least - values.detach()).clamp_min(0.0))
     gap, slope = torch.cat(room), torch.cat(slopes)
     first = torch.where(gap > 0, gap / slope, torch.zeros_like(gap))

@@ -58,8 +58,9 @@ def loss_gradient_norms(
             torch.split(x, batch_size), torch.split(y, batch_size), strict=True
         ):
             point = part.detach().requires_grad_(True)
-            rows = row_losses(loss, model(point), targets)
-            found.append(size(gradients(rows, point)[0]))
+            outputs = model(point)
+            rows = row_losses(loss, outputs, targets)
+            found.append(size(gradients(rows, outputs, point)[0]))
     return torch.cat(found)
 
 

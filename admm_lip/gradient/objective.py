@@ -136,9 +136,10 @@ def _sizes(
     def rows_at(point: Tensor) -> Tensor:
         return row_losses(loss, passes.again(point), targets, known=True)
 
-    rows = row_losses(loss, _checked(passes.first(x), targets), targets)
+    outputs = _checked(passes.first(x), targets)
+    rows = row_losses(loss, outputs, targets)
     point = x.clone().requires_grad_(True)
-    (gradient,) = gradients(rows_at(point), point, create_graph=penalty.scheme == "double")
+    (gradient,) = gradients(rows_at(point), outputs, point, create_graph=penalty.scheme == "double")
     return rows, SCHEMES[penalty.scheme](gradient, rows, x, rows_at, penalty)
 
 
@@ -168,10 +169,11 @@ def _held_objective(
     """
     parameters = [p for p in passes.model.parameters() if p.requires_grad]
     point = x.clone().requires_grad_(True)
-    rows = row_losses(loss, _checked(passes.first(point), targets), targets)
+    outputs = _checked(passes.first(point), targets)
+    rows = row_losses(loss, outputs, targets)
     # A mask of dropout belongs to the whole batch: then the top sample keeps the graph of all.
     whole = passes.draws and penalty.largest > 0.0
-    gradient, *known = gradients(rows, point, *parameters, keep=whole)
+    gradient, *known = gradients(rows, outputs, point, *parameters, keep=whole)
     here: Tensor = _Known.apply(  # type: ignore[no-untyped-call]
         rows.detach().mean(), [g / len(x) for g in known], *parameters
     )
@@ -202,19 +204,26 @@ class _Known(torch.autograd.Function):
 
 
 def gradients(
-    rows: Tensor, inputs: Tensor, *more: Tensor, keep: bool = False, create_graph: bool = False
+    rows: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    *more: Tensor,
+    keep: bool = False,
+    create_graph: bool = False,
 ) -> list[Tensor]:
     """Gradients of the summed ``rows`` in ``inputs`` and in ``more``.
 
     Args:
         rows: losses ``(n,)``.
+        outputs: of the model, that the losses are of.
         inputs: a leaf that they depend on.
         more: other leaves.
         keep: keep the graph of ``rows``, which holds memory (implied by ``create_graph``).
         create_graph: give the gradients a graph of their own.
 
     Raises:
-        ValueError: when the rows do not depend on the inputs by differentiable operations.
+        ValueError: when the rows do not depend on the inputs by differentiable operations: the
+            gradient is missing, or it is 0 everywhere though the outputs differ.
     """
     found: list[Tensor | None] = [None]
     if rows.requires_grad:
@@ -228,11 +237,13 @@ def gradients(
             )
         )
     first = found[0]
-    if first is None or (not bool(first.any()) and bool((rows > 0).any())):
+    # Equal outputs for all samples are a constant network, which a strong penalty may well reach.
+    flat = first is not None and not bool(first.any()) and bool((outputs != outputs[:1]).any())
+    if first is None or flat:
         raise ValueError(
             "model: expected outputs that are differentiable in the inputs, got a gradient that is "
-            f"{'missing' if first is None else '0 in every entry'}; look for detach(), argmax, "
-            "rounding or numpy inside the model (or a network whose units are all dead)"
+            f"{'0 in every entry' if flat else 'missing'}; look for detach(), argmax, rounding or "
+            "numpy inside the model"
         )
     return [
         torch.zeros_like(v) if g is None else g for g, v in zip(found, (inputs, *more), strict=True)

@@ -232,6 +232,17 @@ def test_models_that_cannot_be_penalised(scheme, then, wording):
         penalised_loss(Wrapped(then), x, y, CE, GradientPenalty(0.1, scheme=scheme))
 
 
+@pytest.mark.parametrize("scheme", ["finite", "double"])
+def test_a_constant_network_is_trained_on(scheme):
+    """All units dead, as after too strong a penalty: its biases still have a gradient."""
+    model, (x, y) = tanh_net(), batch(10, 9, 5)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    found = parameter_gradient(model, x, y, GradientPenalty(0.1, 0.1, scheme=scheme))
+    assert found.isfinite().all()
+    assert found.any()
+
+
 def test_whole_numbers_are_no_inputs():
     with pytest.raises(
         ValueError, match=r"inputs: expected floating point numbers, got torch.int64"
