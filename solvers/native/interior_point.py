@@ -23,11 +23,13 @@ complement costs O(D^2 n).
         ``dZ = sigma mu P - Z - sym(Z dS P) - R``   (HKM direction).
     d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
         Cholesky factors.
-4.  Return the multiplier with the least bound recomputed from it, and the repaired lower bound.
+4.  Return the best multiplier with the bound recomputed from it, and the repaired lower bound.
+    Where step 2 fails, and beyond ``DENSE_LIMIT`` neurons, ``large.py`` does what it can instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,7 +52,7 @@ from .block_cholesky import (
     inverse,
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
-from .dual_repair import reachable_band, repaired_value
+from .dual_repair import repaired_value
 from .large import certify_large
 from .lmi_operator import LmiOperator, Rows, schur_complement
 from .run import Run
@@ -134,22 +136,51 @@ def certify(
         lip_sq = implied_bound(problem.weights, (), ()) ** 2
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
     run = Run(config)
-    pair = _from_warm(problem, warm, run, config) if warm is not None else None
-    if pair is not None:
-        return _claim(*pair, run, config)
-    spread = _spread(problem)
     if sum(problem.widths[1:-1]) > DENSE_LIMIT:
-        large = forward_starts(spread, LARGE_THETAS)[:1]
-        return certify_large(problem, large[0], run, config) if large else _NO_START
-    starts, found = forward_starts(spread), best_start(spread)
-    if found is None or not starts:
+        op = _started(problem, forward_starts(_spread(problem), LARGE_THETAS), warm, run)
+    else:
+        found = _from_warm(problem, warm, run, config) if warm is not None else None
+        if found is not None:
+            return _claim(*found, run, config)
+        starts = forward_starts(_spread(problem))
+        op = _started(problem, [best_start(_spread(problem)), *starts], None, run)
+        pair = _from_cold(op, starts, run, config) if op is not None else None
+        if op is not None and pair is not None:
+            return _claim(op, pair, run, config)
+    if op is None or run.best is None:
         return _NO_START
-    op = LmiOperator(problem, _fixed(problem, found.multiplier))
-    run.keep(_as_y(op, found))
+    return certify_large(problem, op.multiplier(run.best), run, config)
+
+
+def _started(
+    problem: CertifyProblem, starts: Sequence[Start | None], warm: Multiplier | None, run: Run
+) -> LmiOperator | None:
+    """The operator, and in ``run`` the best of the warm and the closed-form multipliers.
+
+    On the boundary a deep network's closed form may prove nothing for rounding; doubled, it lies
+    well inside.
+    """
+    found = [s for s in starts if s is not None]
+    if not found:
+        return None
+    op = LmiOperator(problem, _fixed(problem, found[0].multiplier))
+    points = [_as_y(op, s) for s in found]
+    if warm is not None and usable(problem, warm):
+        points.insert(0, _as_y(op, Start(warm, 1.0, 1.0)))
+    for y in [*points, 2.0 * points[-1]]:
+        lip = implied_bound(problem.weights, problem.slopes, op.multiplier(y))
+        if lip < float("inf"):
+            run.keep(torch.cat([torch.tensor([lip**2]).to(y), y[1:]]))
+    return op
+
+
+def _from_cold(
+    op: LmiOperator, starts: Sequence[Start], run: Run, config: SolverConfig
+) -> Pair | None:
+    """Steps 1 to 3 from the best cautious closed form."""
     cautious = next((s for s in starts if s.theta <= _CAUTIOUS), starts[0])
     centred = centre(op, 2.0 * _as_y(op, cautious), run)
-    pair = follow(op, centred, run, config) if centred is not None else None
-    return _claim(op, pair, run, config)
+    return follow(op, centred, run, config) if centred is not None else None
 
 
 def _from_warm(
@@ -296,14 +327,15 @@ def proven_gap(op: LmiOperator, pair: Pair) -> float:
     return (rho - repaired_value(op.problem, pair.z)) / rho
 
 
-def _claim(op: LmiOperator, pair: Pair | None, run: Run, config: SolverConfig) -> CertifyClaim:
+def _claim(op: LmiOperator, pair: Pair, run: Run, config: SolverConfig) -> CertifyClaim:
     """Step 4."""
     y = run.best
-    assert y is not None  # the start is kept before anything else
+    if y is None:
+        return _NO_START
     multiplier = op.multiplier(y)
     lip_sq = implied_bound(op.problem.weights, op.problem.slopes, multiplier) ** 2
-    lower = repaired_value(op.problem, pair.z if pair is not None else reachable_band(op.problem))
-    if lip_sq - lower <= config.tol * lip_sq:
+    lower = repaired_value(op.problem, pair.z)
+    if lip_sq < float("inf") and lip_sq - lower <= config.tol * lip_sq:
         status = Status.OPTIMAL
     else:
         status = Status.LIMIT if run.limited else Status.INACCURATE

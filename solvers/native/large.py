@@ -19,20 +19,19 @@ from .block_cholesky import Band, factorize, inverse_band
 from .dual_repair import reachable_band, repaired_value
 from .first_order import descend
 from .run import Run
-from .starts import Start
 
 _ABOVE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def certify_large(
-    problem: CertifyProblem, start: Start, run: Run, config: SolverConfig
+    problem: CertifyProblem, start: Multiplier, run: Run, config: SolverConfig
 ) -> CertifyClaim:
     """Steps 2 and 3 from a closed form; never worse than it."""
-    multiplier = descend(problem, start.multiplier, run)
+    multiplier = descend(problem, start, run)
     lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
     lower = lower_bound(problem, multiplier, lip_sq)
     status = Status.INACCURATE
-    if lip_sq - lower <= config.tol * lip_sq:
+    if lip_sq < float("inf") and lip_sq - lower <= config.tol * lip_sq:
         status = Status.OPTIMAL
     elif run.limited:
         status = Status.LIMIT

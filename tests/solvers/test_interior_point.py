@@ -198,6 +198,16 @@ def test_a_time_limit_leaves_the_best_so_far() -> None:
     assert bound**2 == pytest.approx(claim.lip_sq)
 
 
+def test_a_deep_chain_cut_short_still_proves_its_start() -> None:
+    reduced = reduce_certify(problem_of(signed((8,) * 65))).problem
+    claim = interior_point.certify(reduced, SolverConfig(max_iterations=1))
+    assert claim.status is Status.LIMIT
+    assert claim.multiplier is not None
+    measured = implied_bound(reduced.weights, reduced.slopes, claim.multiplier)
+    assert measured**2 == pytest.approx(claim.lip_sq)
+    assert claim.lower_lip_sq <= claim.lip_sq < float("inf")
+
+
 def test_an_unreachable_accuracy_is_said_to_be() -> None:
     claim = solved(problem_of(signed((20,) * 5)), SolverConfig(tol=1e-15))
     assert claim.status is Status.INACCURATE
