@@ -94,9 +94,10 @@ def least_eigenvalue(
         w.addmv_(known.T, torch.mv(known, w), alpha=-1.0)
         alphas.append(float(overlap[j]))
         betas.append(float(torch.linalg.vector_norm(w)))
-        if j + 1 == count or betas[-1] < 1e-12 or j % 4 == 3:
+        exhausted = betas[-1] <= 1e-12 * max(map(abs, alphas + betas))
+        if j + 1 == count or exhausted or j % 4 == 3:
             least, residual = _ritz(alphas, betas)
-            if residual <= accuracy * abs(least) or betas[-1] < 1e-12:
+            if residual <= accuracy * abs(least) or exhausted:
                 break
         q = w / betas[-1]
     return least

@@ -15,7 +15,7 @@ from admm_lip.solvers.native.block_cholesky import band_of, factorize, inverse, 
 from admm_lip.solvers.native.first_order import descend, evaluate
 from admm_lip.solvers.native.lmi_operator import LmiOperator
 from admm_lip.solvers.native.run import Run
-from admm_lip.solvers.native.starts import best_start
+from admm_lip.solvers.native.starts import best_start, norm_of_gram
 from admm_lip.solvers.problem import CertifyProblem, Multiplier, Slopes, unit_slopes
 from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.solution import Status
@@ -100,3 +100,15 @@ def test_the_band_of_the_inverse_is_the_inverse_s_band() -> None:
     band, dense = inverse_band(factor), band_of(inverse(factor), op.sizes)
     for mine, theirs in zip(band.diagonal + band.lower, dense.diagonal + dense.lower, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-14, 1.0, 1e100])
+def test_the_norm_of_a_large_gram_matrix_is_met_from_above(scale: float) -> None:
+    root = torch.randn(400, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = float(torch.linalg.matrix_norm(root, 2)) ** 2
+    norm = norm_of_gram(scale * (root @ root.T)) / scale
+    assert exact * (1 - 1e-9) <= norm <= exact * 1.1
+
+
+def test_the_norm_of_a_zero_gram_matrix_is_zero() -> None:
+    assert norm_of_gram(torch.zeros(400, 400, dtype=torch.float64)) == 0.0
