@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import signal
@@ -357,3 +358,20 @@ def test_a_run_is_the_same_from_the_shell(tmp_path):
     assert result.returncode == 0, result.stderr
     assert {p.name for p in Path("run").iterdir()} == FILES
     assert torch.isfinite(build_module(load_network("run"))(torch.zeros(1, 64))).all()
+
+
+def test_threads_are_limited_inside_and_restored(monkeypatch, capsys):
+    module = importlib.import_module("admm_lip.train")  # the package's name is the function
+    before, seen = torch.get_num_threads(), []
+    real = module.train
+
+    def watched(*arguments, **keywords):
+        seen.append(torch.get_num_threads())
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "train", watched)
+    assert cli.main(["train", "--run-dir", "run", *QUICK]) == 0
+    assert seen == [1]
+    assert torch.get_num_threads() == before
+    assert cli.main(["train", "--run-dir", "b", "--threads", "0"]) == 2
+    assert "threads: expected at least 1, got 0" in capsys.readouterr().err

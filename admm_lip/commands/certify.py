@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from ..records import RunFolderError
-from .options import Parser, add_config, config_of, parse, say
+from .options import Parser, add_config, add_threads_option, config_of, parse, say, threads
 
 
 def parser() -> Parser:
@@ -38,12 +40,18 @@ def parser() -> Parser:
         "unless there is one).",
     )
     add_config(made, "solver", SolverConfig, "solver.")
+    add_threads_option(made)
     return made
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
+    with threads(options.threads):
+        return _certify(options)
+
+
+def _certify(options: Namespace) -> int:
     from ..certificate import certify
     from ..chain import build_module
     from ..solvers import SolverConfig

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..records import RunFolder, create_run, default_run_path, write_rows
-from .options import Parser, UsageError, parse, say
+from .options import Parser, UsageError, add_threads_option, parse, say, threads
 from .plot import draw
 from .recipes import Job, add_data_options, add_evaluate_options, add_train_options, prepare
 
@@ -48,6 +48,7 @@ def parser() -> Parser:
     add_data_options(made)
     add_train_options(made, skip=("bound", "mu", "seed"))
     add_evaluate_options(made)
+    add_threads_option(made)
     return made
 
 
@@ -70,10 +71,11 @@ def run(arguments: list[str]) -> int:
     say(_COLUMNS.format("mode", "asked", "seed", "proven L", "clean", "certified", "seconds"))
     rows: list[Row] = []
     try:
-        for row in _rows(values, first, grid):
-            rows.append(row)
-            write_rows(folder.front, rows)
-            say(_line(row))
+        with threads(options.threads):
+            for row in _rows(values, first, grid):
+                rows.append(row)
+                write_rows(folder.front, rows)
+                say(_line(row))
     finally:
         _wrap_up(folder, rows)
     return 0

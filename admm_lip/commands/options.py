@@ -10,7 +10,8 @@ import sys
 import textwrap
 import typing
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -156,6 +157,32 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
+
+
+def add_threads_option(parser: Parser) -> None:
+    """How many CPU threads torch may use."""
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads. One is fastest for small networks (more wait for each other, by far the "
+        "longest on a busy machine) and gives the same digits however many cores there are.",
+    )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch limited to ``count`` CPU threads inside, as it was after."""
+    import torch
+
+    if count < 1:
+        raise UsageError(f"threads: expected at least 1, got {count}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def say(text: str = "") -> None:

@@ -5,8 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
 from ..records import CONFIG, create_run, read_yaml
-from .options import Parser, UsageError, add_config, config_of, parse, say
+from .options import (
+    Parser,
+    UsageError,
+    add_config,
+    add_threads_option,
+    config_of,
+    parse,
+    say,
+    threads,
+)
 
 
 def parser() -> Parser:
@@ -38,6 +49,7 @@ def parser() -> Parser:
     )
     made.add_argument("--overwrite", action="store_true", help="Replace an earlier run there.")
     add_config(made, "solver", SolverConfig, "solver.")
+    add_threads_option(made)
     return made
 
 
@@ -46,6 +58,11 @@ def run(arguments: list[str]) -> int:
     options = parse(parser(), arguments)
     if options.bound is None:
         raise UsageError("bound: expected --bound L, a number > 0, got none")
+    with threads(options.threads):
+        return _project(options)
+
+
+def _project(options: Namespace) -> int:
     from ..chain import build_module
     from ..project import project
     from ..solvers import SolverConfig

@@ -122,6 +122,7 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
         "model": asdict(model_config),
         **{key: value for key, value in asdict(train).items() if key != "mode"},
         "evaluate": asdict(evaluate),
+        "threads": values.get("threads", 1),
     }
     model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
     return Job(data, model, train, evaluate, settings)

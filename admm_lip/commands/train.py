@@ -7,7 +7,7 @@ import sys
 from jsonargparse import Namespace
 
 from ..records import RunFolder, create_run, default_run_path, open_run
-from .options import Parser, UsageError, parse, say
+from .options import Parser, UsageError, add_threads_option, parse, say, threads
 
 _INTERRUPTED = 130
 _EPILOG = """
@@ -60,6 +60,7 @@ def parser() -> Parser:
     add_data_options(made)
     add_train_options(made)
     add_evaluate_options(made)
+    add_threads_option(made)
     return made
 
 
@@ -70,6 +71,11 @@ def run(arguments: list[str]) -> int:
     earlier = _earlier_run(options)
     if earlier is not None:
         options = parse(made, ["--config", str(earlier.config), *arguments])
+    with threads(options.threads):
+        return _train(options, earlier)
+
+
+def _train(options: Namespace, earlier: RunFolder | None) -> int:
     from ..train import train
     from .finish import finish_run, summary_lines
     from .recipes import prepare
