@@ -36,12 +36,14 @@ class TrainConfig:
         lr: its step size.
         schedule: a name in ``optimize.SCHEDULES``.
         round_steps: optimizer steps between two projections.
-        rho: augmented-Lagrangian parameter; ``None`` chooses it from the loss, eps and L.
+        rho: augmented-Lagrangian parameter; ``None`` chooses it from the loss, its
+            scale and L.
         rho_rule: ``"constant"``, or ``"balance"`` (doubled or halved when the primal and dual
             residuals differ ten-fold).
         relaxation: over-relaxation of the projection, in [1, 2).
         restart: continue every round from the consensus (the dual and optimizer state are kept).
-        multiplier_step: ``"auto"``, ``"fixed"``, ``"sensitivity"`` or ``"lipsdp"``.
+        multiplier_step: ``"fixed"``, ``"sensitivity"``, ``"lipsdp"``, or ``"auto"``, which chooses
+            by the activations and the task.
         multiplier_every: rounds between two ``"lipsdp"`` solves.
         multiplier_rate: step of ``"sensitivity"`` in ``log t``.
         lip_step: how the penalised form moves L: one damped Newton step a round, or the exact
@@ -78,7 +80,7 @@ class TrainConfig:
     relaxation: float = 1.6
     restart: bool = True
     multiplier_step: str = "auto"
-    multiplier_every: int = 8
+    multiplier_every: int = 64
     multiplier_rate: float = 0.1
     lip_step: str = "newton"
     start: str = "model"

@@ -135,13 +135,16 @@ def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tupl
     )
     schedule_factor(config.schedule, 0.0)
     multiplier_step = resolve_multiplier_step(
-        config.multiplier_step, tuple(layer.kind for layer in chain.activations)
+        config.multiplier_step,
+        tuple(layer.kind for layer in chain.activations),
+        regression=targets.is_floating_point(),
     )
     begin = start(
         tuple(p.detach().to(torch.float64) for p in parameters),
         slopes,
         config,
         parameters[0].dtype,
+        variance=_variance(targets),
     )
     write_weights(parameters, begin.state.consensus)
     with torch.no_grad():
@@ -154,12 +157,20 @@ def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tupl
 
 
 def _check_first_batch(batches: Batches, layers: list[nn.Linear]) -> torch.Tensor:
-    """Look at one batch: its labels must fit the outputs."""
+    """The targets (those of one batch where the data come from a loader), labels checked."""
     _, targets = next(iter(batches.epoch(0, 0)))
+    everything: torch.Tensor = getattr(batches, "targets", targets)
     if not targets.is_floating_point():
-        everything = getattr(batches, "targets", targets)
         check_labels(everything, layers[-1].out_features)
-    return targets
+    return everything
+
+
+def _variance(targets: torch.Tensor) -> float | None:
+    """Mean variance of a regression's targets; ``None`` for class labels."""
+    if not targets.is_floating_point():
+        return None
+    rows = targets.to(torch.float64).reshape(len(targets), -1)
+    return float(rows.var(dim=0, correction=0).mean())
 
 
 class Keeper:

@@ -21,7 +21,7 @@ from admm_lip.multiplier_step import (
 )
 from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
 from admm_lip.solvers.lmi import ball_tiles, implied_bound
-from admm_lip.start import MULTIPLIER_SPREAD, feasible, spread_limited, start
+from admm_lip.start import MULTIPLIER_SPREAD, default_rho, feasible, spread_limited, start
 
 TIGHT = SolverConfig("native", tol=1e-9, fallback=())
 
@@ -158,6 +158,17 @@ def test_the_lipsdp_rule_certifies_the_consensus_at_the_bound_and_runs_when_due(
     assert ball.norm(smaller) <= 1 + 1e-6
 
 
-def test_auto_is_fixed_only_for_homogeneous_activations() -> None:
+def test_auto_looks_at_the_activations_and_the_task() -> None:
     assert resolve_multiplier_step("auto", ("relu", "leaky_relu")) is fixed
+    assert resolve_multiplier_step("auto", ("relu",), regression=True) is by_lipsdp
+    assert resolve_multiplier_step("auto", ("tanh",), regression=True) is by_sensitivity
     assert resolve_multiplier_step("auto", ("relu", "tanh")) is by_sensitivity
+
+
+def test_rho_of_a_regression_follows_the_scale_of_its_targets_and_of_the_bound() -> None:
+    config = TrainConfig(bound=1.0, loss="squared_error")
+    plain = default_rho(config, 1.0, 2, variance=1.0)
+    assert default_rho(config, 1.0, 2, variance=9.0) == pytest.approx(9.0 * plain)
+    # Targets c y under bound c L: weights grow by c^(1/2) each, the loss by c^2.
+    assert default_rho(config, 3.0, 2, variance=9.0) == pytest.approx(3.0 * plain)
+    assert default_rho(config, 1.0, 2, variance=0.0) > 0.0
