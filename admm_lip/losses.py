@@ -45,9 +45,8 @@ def margin_loss(eps: float, temperature: float) -> BoundedLoss:
 
     def loss(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
         tau = temperature * lip
-        offset = torch.zeros_like(outputs).scatter_(
-            1, targets[:, None], 2.0 * math.sqrt(2.0) * eps * lip / tau
-        )
+        own = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
+        offset = 2.0 * math.sqrt(2.0) * eps * lip / tau * own.to(outputs.dtype)
         return temperature * functional.cross_entropy(outputs / tau - offset, targets)
 
     return loss
