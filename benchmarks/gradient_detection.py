@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--rows", type=int, default=150, help="pictures attacked")
+    parser.add_argument("--rows", type=int, default=100, help="pictures attacked")
     parser.add_argument("--record", default="gradient_detection", help="name of the record")
     options = parser.parse_args(argv)
     rows = []

@@ -93,6 +93,7 @@ def plot_theory(data: dict[str, Any], path: Path) -> None:
         lemma.loglog(weights, _array(data["lemma"], "lip"), color=BLUE, label="R(f_w), exact")
         lemma.loglog(weights, _array(data["lemma"], "bound"), "--", color=ORANGE, label="C / w")
         lemma.loglog(weights, _array(data["lemma"], "loss"), color=GREEN, label="loss(f_w)")
+        lemma.set_ylim(bottom=1e-2)
         lemma.set_xlabel("weight w")
         lemma.legend()
         sizes = _array(data["rate"], "samples")
@@ -108,7 +109,6 @@ def plot_theory(data: dict[str, Any], path: Path) -> None:
 def _draw_fit(panel: Any, data: Row) -> None:
     panel.set_title("A tenth of the labels corrupted")
     panel.plot(data["points"], data["labels"], "o", ms=4, color=GREY, label="labels")
-    panel.plot(data["fine"], data["plain"], color=GREEN, lw=1.2, label="network, no penalty")
     panel.plot(data["fine"], data["network"], color=BLUE, label="network, Lip penalty")
     panel.plot(data["points"], data["exact"], "--", color=ORANGE, label="exact linear program")
     panel.legend(fontsize=8)

@@ -107,7 +107,6 @@ def fit_panel() -> Row:
         "exact": exact.tolist(),
         "fine": fine.tolist(),
         "network": found.tolist(),
-        "plain": network_fit(t, y, 0.0, fine).tolist(),
         "exact_objective": loss + weight * lip,
         "network_objective": float(np.abs(at_points - y).mean()) + weight * steepest,
         "exact_lip": lip,

@@ -19,6 +19,7 @@ from admm_lip.gradient import (
     penalised_loss,
     row_losses,
 )
+from admm_lip.losses import named_loss
 
 CE = functional.cross_entropy
 NORMS = ["l2", "linf"]
@@ -362,3 +363,18 @@ def test_no_other_buffer_moves_either():
     model, (x, y) = Counting(), batch(15, 4, 5)
     penalised_loss(model, x, y, CE, GradientPenalty(0.1, 0.1)).backward()
     assert model.count == 1
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "squared_error"])
+def test_every_loss_of_the_package_splits_into_samples(name):
+    model, (x, y) = tanh_net(), batch(16, 8, 5)
+    bounded = named_loss(name, 0.3, 0.5)
+    targets = model(x).detach() + 1.0 if name == "squared_error" else y
+
+    def loss(outputs, targets):
+        return bounded(outputs, targets, 2.0)
+
+    single = [loss(model(a[None]), b[None]) for a, b in zip(x, targets, strict=True)]
+    torch.testing.assert_close(row_losses(loss, model(x), targets), torch.stack(single))
+    penalty = GradientPenalty(0.2, 0.1, 0.1, scheme="double")
+    assert penalised_loss(model, x, targets, loss, penalty) > loss(model(x), targets)
