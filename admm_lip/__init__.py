@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .certificate import Certificate as Certificate
+    from .certificate import FunctionalCertificate as FunctionalCertificate
     from .certificate import certify as certify
+    from .certificate import load_certificate as load_certificate
     from .errors import CertificateError as CertificateError
     from .project import project as project
     from .radii import certified_radii as certified_radii
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Certificate": "certificate",
     "CertificateError": "errors",
+    "FunctionalCertificate": "certificate",
     "SolverConfig": "solvers.config",
     "TrainConfig": "train",
     "TrainResult": "train",
     "certified_radii": "radii",
     "certify": "certificate",
+    "load_certificate": "certificate",
     "project": "project",
     "train": "train",
     "verify": "verify",

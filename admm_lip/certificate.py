@@ -1,69 +1,76 @@
-"""A proven Lipschitz bound with the multiplier that proves it: what it holds, its file, its making.
+"""Proven Lipschitz bounds with the multipliers that prove them: the certificates, and their making.
 
 Reading and checking a certificate needs no torch; :func:`certify` does.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+
+from .document import (
+    Document,
+    LayerSlopes,
+    chain_slopes,
+    check_multiplier,
+    check_number,
+    check_numbers,
+    check_text,
+    in_file,
+    parsed,
+    tuple_of,
+    tuples_of,
+)
 from .errors import CertificateError
-from .layers import Shape
-from .network import Chain, Network
-from .storage import write_atomic
+from .layers import Array, Shape
+from .network import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from .solvers.config import SolverConfig
 
-FORMAT = 1
-_MAX_FILE = 256 * 2**20
+__all__ = [
+    "AnyCertificate",
+    "Certificate",
+    "FunctionalBound",
+    "FunctionalCertificate",
+    "LayerSlopes",
+    "certify",
+    "chain_slopes",
+    "load_certificate",
+]
+
+Functionals = Literal["pairwise", "per_output", "directions"]
 
 
-class LayerSlopes(NamedTuple):
-    """What a certificate supposes of a hidden layer: its activation and its slope range."""
-
-    activation: str
-    alpha: float
-    beta: float
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """``||f(x) - f(y)|| <= lip ||x - y||`` for all x, y, with its proof.
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Document):
+    """``||f(x) - f(y)||_2 <= lip ||x - y||`` for all x, y, with its proof.
 
     It speaks of the real-valued function of the stored weights, in evaluation mode.
 
     Attributes:
         lip: the proven bound.
-        multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron.
-        slopes: per hidden layer, the activation and its slope range.
-        digest: SHA-256 of the network (``Network.digest``).
-        input_shape: shape of one input.
+        multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron; for
+            ``norm="linf"`` with ``t_0`` in front, one number per input, whose sum is at most
+            ``lip^2 / 2``.
         method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"norm_product"``, or
             ``"constant"`` for a network that does not depend on its input.
-        solver: backend that found it, ``""`` where none was needed.
-        solver_version: version of that backend.
         requested: the bound that was asked for, or ``None``.
         lower_lip: what no multiplier of this kind can beat: the solver's dual bound, or
             ``sampled_lower`` where that is larger.
-        norm_product: product of the spectral norms and the greatest slopes, for comparison.
+        norm_product: product of the spectral norms and the greatest slopes, for comparison (times
+            the square root of the number of inputs for ``norm="linf"``).
         sampled_lower: largest Jacobian norm found: no method can certify less.
-        norm: of inputs and outputs.
         kind: ``"global"``: for all inputs.
-        units: of the input distance: that of the numbers the model takes.
-        package_version: of admm-lip.
-        format: of the file.
 
-    Only ``lip`` is proven; ``verify`` checks it from ``multiplier`` and the weights alone.
+    The other fields are those of :class:`~admm_lip.document.Document`.  Only ``lip`` is proven;
+    ``verify`` checks it from ``multiplier`` and the weights alone.
 
     Raises:
         CertificateError: naming the field, for a value of the wrong type or range.
@@ -71,116 +78,183 @@ class Certificate:
 
     lip: float
     multiplier: tuple[tuple[float, ...], ...]
-    slopes: tuple[LayerSlopes, ...]
-    digest: str
-    input_shape: Shape
     method: str
-    solver: str
-    solver_version: str
     requested: float | None
     lower_lip: float
     norm_product: float
     sampled_lower: float
-    norm: str = "l2"
     kind: str = "global"
-    units: str = "model input"
-    package_version: str = ""
-    format: int = FORMAT
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT or isinstance(self.format, bool):
-            raise CertificateError(f"format: expected {FORMAT}, got {self.format!r}")
+        super().__post_init__()
         for name in ("lip", "lower_lip", "norm_product", "sampled_lower"):
-            _check_number(name, getattr(self, name), least=0.0)
+            check_number(name, getattr(self, name), least=0.0)
         if self.requested is not None:
-            _check_number("requested", self.requested, least=0.0)
-        for name in _TEXTS:
-            if not isinstance(getattr(self, name), str):
-                raise CertificateError(f"{name}: expected text, got {getattr(self, name)!r}")
-        if not self.input_shape or not all(type(n) is int and n > 0 for n in self.input_shape):
-            raise CertificateError(f"input_shape: expected sizes > 0, got {self.input_shape!r}")
-        for k, t in enumerate(self.multiplier):
-            if not isinstance(t, tuple):
-                raise CertificateError(f"multiplier[{k}]: expected a tuple, got {t!r}")
-            for i, value in enumerate(t):
-                _check_number(f"multiplier[{k}][{i}]", value, least=0.0)
-        for k, slopes in enumerate(self.slopes):
-            if not isinstance(slopes, LayerSlopes) or not isinstance(slopes.activation, str):
-                raise CertificateError(f"slopes[{k}]: expected LayerSlopes, got {slopes!r}")
-            _check_number(f"slopes[{k}].alpha", slopes.alpha)
-            _check_number(f"slopes[{k}].beta", slopes.beta, least=slopes.alpha)
+            check_number("requested", self.requested, least=0.0)
+        check_text("method", self.method)
+        check_multiplier("multiplier", self.multiplier)
 
-    def save(self, path: str | Path) -> None:
-        """Write ``path`` as JSON, atomically; floats are written so that they read back exactly."""
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"path: expected an existing folder, got {path.parent}")
-        write_atomic(path, self.to_json().encode())
+    @classmethod
+    def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
+        multiplier = tuples_of("multiplier", data["multiplier"])
+        return super()._from_lists({**data, "multiplier": multiplier})
+
+
+@dataclass(frozen=True)
+class FunctionalBound:
+    """``|c'f(x) - c'f(y)| <= lip ||x - y||`` for one linear functional c of the outputs.
+
+    Attributes:
+        direction: c, one number per output.
+
+    The others are as in :class:`Certificate`.
+    """
+
+    direction: tuple[float, ...]
+    lip: float
+    multiplier: tuple[tuple[float, ...], ...]
+    method: str
+    lower_lip: float
+    norm_product: float
+    sampled_lower: float
+
+    def __post_init__(self) -> None:
+        check_numbers("direction", self.direction)
+        for name in ("lip", "lower_lip", "norm_product", "sampled_lower"):
+            check_number(name, getattr(self, name), least=0.0)
+        check_text("method", self.method)
+        check_multiplier("multiplier", self.multiplier)
 
     @staticmethod
-    def load(path: str | Path) -> Certificate:
-        """Read a certificate's file; ``verify`` it before relying on it.
+    def from_data(name: str, data: Any) -> FunctionalBound:
+        """A bound from its JSON object."""
+        names = {f.name for f in fields(FunctionalBound)}
+        if not isinstance(data, dict) or set(data) != names:
+            raise CertificateError(f"{name}: expected the fields {sorted(names)}")
+        direction = tuple_of(f"{name}.direction", data["direction"])
+        multiplier = tuples_of(f"{name}.multiplier", data["multiplier"])
+        try:
+            return FunctionalBound(**{**data, "direction": direction, "multiplier": multiplier})
+        except CertificateError as error:
+            raise CertificateError(f"{name}.{error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionalCertificate(Document):
+    """Bounds of linear functionals of the outputs, each with its own proof.
+
+    Attributes:
+        bounds: one per functional.  For ``kind="pairwise"`` those of ``e_i - e_j`` for all
+            ``i < j`` in lexicographic order, for ``"per_output"`` those of ``e_i``.
+        kind: ``"pairwise"``, ``"per_output"`` or ``"directions"``.
+    """
+
+    bounds: tuple[FunctionalBound, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bounds or not all(isinstance(b, FunctionalBound) for b in self.bounds):
+            raise CertificateError(f"bounds: expected FunctionalBounds, got {self.bounds!r:.200}")
+
+    @property
+    def lips(self) -> Array:
+        """The proven bounds, in the order of ``bounds``."""
+        return np.array([b.lip for b in self.bounds])
+
+    def pair_lips(self) -> Array:
+        """The symmetric matrix of the ``L_ij``, zero on its diagonal.
 
         Raises:
-            CertificateError: for a file that is missing, truncated, edited or of another format.
+            CertificateError: for another kind than ``"pairwise"``.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise CertificateError(f"{path}: expected a certificate file, found none")
-        if path.stat().st_size > _MAX_FILE:
-            raise CertificateError(f"{path}: larger than the limit of {_MAX_FILE} bytes")
-        try:
-            return Certificate.from_json(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise CertificateError(f"{path}: not a text file") from None
-        except CertificateError as error:
-            raise CertificateError(f"{path}: {error}") from None
+        outputs = len(self.bounds[0].direction)
+        if self.kind != "pairwise" or len(self.bounds) != outputs * (outputs - 1) // 2:
+            raise CertificateError(f"kind: expected pairwise with all pairs, got {self.kind}")
+        matrix = np.zeros((outputs, outputs))
+        matrix[np.triu_indices(outputs, 1)] = self.lips
+        return np.asarray(matrix + matrix.T)
 
-    def to_json(self) -> str:
-        """The certificate as JSON text, with a checksum of its content."""
-        data = asdict(self)
-        data["slopes"] = [s._asdict() for s in self.slopes]
-        data["checksum"] = _checksum(data)
-        return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-    @staticmethod
-    def from_json(text: str) -> Certificate:
-        """The inverse of :meth:`to_json`."""
-        try:
-            data = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise CertificateError(f"truncated or not JSON ({error})") from None
-        names = {f.name for f in fields(Certificate)}
-        if not isinstance(data, dict) or set(data) != names | {"checksum"}:
-            got = sorted(set(data) ^ (names | {"checksum"})) if isinstance(data, dict) else data
-            raise CertificateError(f"not a certificate of format {FORMAT}: see {got!r:.200}")
-        checksum = data.pop("checksum")
-        if checksum != _checksum(data):
-            raise CertificateError(
-                "checksum: the file was edited or damaged after it was written; certify anew"
-            )
-        return Certificate(**_from_lists(data))
+    @classmethod
+    def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
+        rows = tuple_of("bounds", data["bounds"])
+        bounds = tuple(FunctionalBound.from_data(f"bounds[{k}]", r) for k, r in enumerate(rows))
+        return super()._from_lists({**data, "bounds": bounds})
 
 
-def chain_slopes(chain: Chain) -> tuple[LayerSlopes, ...]:
-    """The slope ranges of a chain as a certificate states them (one range per layer)."""
-    return tuple(
-        LayerSlopes(spec.kind, float(slopes.alpha.min()), float(slopes.beta.max()))
-        for spec, slopes in zip(chain.activations, chain.slopes, strict=True)
-    )
+AnyCertificate = Certificate | FunctionalCertificate
+
+# The class of each kind of certificate.
+CLASSES: Mapping[str, type[Certificate] | type[FunctionalCertificate]] = {
+    "global": Certificate,
+    "pairwise": FunctionalCertificate,
+    "per_output": FunctionalCertificate,
+    "directions": FunctionalCertificate,
+}
+
+
+def load_certificate(path: str | Path) -> AnyCertificate:
+    """Read a certificate of any kind; ``verify`` it before relying on it.
+
+    Raises:
+        CertificateError: for a file that is missing, truncated, edited, or of a kind or format
+            that this version does not know.
+    """
+    found: AnyCertificate = in_file(path, _any_from_json)
+    return found
+
+
+def _any_from_json(text: str) -> AnyCertificate:
+    data = parsed(text)
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, got {kind!r:.200}")
+    return CLASSES[kind].from_data(data)
+
+
+@overload
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | None = None,
+    *,
+    kind: Literal["global"] = "global",
+    norm: str = "l2",
+    input_scale: Any = None,
+    solver: str | SolverConfig = "auto",
+    requested: float | None = None,
+    multiplier: Sequence[Any] | None = None,
+) -> Certificate: ...
+
+
+@overload
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | None = None,
+    *,
+    kind: Functionals,
+    directions: Any = None,
+    norm: str = "l2",
+    input_scale: Any = None,
+    solver: str | SolverConfig = "auto",
+    progress: bool = True,
+) -> FunctionalCertificate: ...
 
 
 def certify(
     model: nn.Module | Network,
     input_shape: Shape | None = None,
     *,
+    kind: str = "global",
+    directions: Any = None,
+    norm: str = "l2",
+    input_scale: Any = None,
     solver: str | SolverConfig = "auto",
     requested: float | None = None,
     multiplier: Sequence[Any] | None = None,
-) -> Certificate:
-    """Find a multiplier, prove the Lipschitz bound it gives, and return both.
+    progress: bool = True,
+) -> AnyCertificate:
+    """Find multipliers, prove the Lipschitz bounds they give, and return both.
 
-    The multiplier is LipSDP's optimum (Fazlyab et al., 2019, diagonal form) as far as the solver
+    A multiplier is LipSDP's optimum (Fazlyab et al., 2019, diagonal form) as far as the solver
     reaches it; the bound is recomputed from it and raised by as little as a floating-point proof
     needs (about 1e-10, relatively).  Where the product of norms is smaller than what the solver
     reached, the multiplier that proves the product is returned instead.
@@ -188,18 +262,29 @@ def certify(
     Args:
         model: a chain of supported layers, or a :class:`~admm_lip.network.Network`.
         input_shape: shape of one input without the batch; needed in front of convolutions.
-        solver: a backend's name or a ``SolverConfig``.
+        kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
+            which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
+            ``"directions"``: the functionals given.
+        directions: linear functionals of the outputs, shape ``(functionals, outputs)``.
+        norm: of inputs: ``"l2"`` or ``"linf"``.
+        input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
+            scale of each feature (or one number), so that distances are in raw units.
+        solver: a backend's name or a ``SolverConfig``.  A name stands for a relative gap in ``L^2``
+            of 1e-6 for the global bound and 1e-3 for each functional.
         requested: the bound that was asked for; noted, not enforced.
         multiplier: one that is known already (a training run's): tried beside the solver's, and
-            the solver's warm start; arrays or tensors of shape ``(n_k,)``.
+            the solver's warm start; arrays or tensors, shapes as in the certificate.
+        progress: show a bar where functionals take more than two seconds.
 
     Returns:
-        A certificate that has passed :func:`admm_lip.verify`'s proof.
+        A :class:`Certificate`, or a :class:`FunctionalCertificate` for the other kinds, that has
+        passed :func:`admm_lip.verify`'s proof.
 
     Raises:
         UnsupportedModule: by qualified name, for a layer that cannot be certified.
         SolverError: when no backend found a multiplier.
-        CertificateError: when no bound could be proven through rounding.
+        CertificateError: when no bound could be proven through rounding, or an argument does not
+            fit the network.
 
     Example:
         >>> import torch
@@ -212,53 +297,19 @@ def certify(
         1.0
     """
     # Here and not above: a certificate is read and verified without torch.
-    from .certifier import certified
+    from .certifier import Order, certified
+    from .functionals import certified_functionals
 
-    return certified(model, input_shape, solver, requested, multiplier)
-
-
-_TEXTS = (
-    "digest",
-    "method",
-    "solver",
-    "solver_version",
-    "norm",
-    "kind",
-    "units",
-    "package_version",
-)
-
-
-def _check_number(name: str, value: Any, least: float = -sys.float_info.max) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Comparisons, because math.isfinite fails on integers beyond the floats.
-    if not is_number or not least <= value <= sys.float_info.max:
-        above = f" >= {least:g}" if least > -sys.float_info.max else ""
-        raise CertificateError(f"{name}: expected a finite number{above}, got {value!r}")
-
-
-def _refuse_constant(name: str) -> float:
-    raise CertificateError(f"holds {name}, which no certificate does")
-
-
-def _from_lists(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples that a certificate keeps."""
-    for name in ("multiplier", "slopes", "input_shape"):
-        if not isinstance(data[name], list):
-            raise CertificateError(f"{name}: expected a list, got {data[name]!r:.200}")
-    slopes = data["slopes"]
-    if not all(isinstance(s, dict) and set(s) == set(LayerSlopes._fields) for s in slopes):
-        raise CertificateError(f"slopes: expected {LayerSlopes._fields} per hidden layer")
-    if not all(isinstance(t, list) for t in data["multiplier"]):
-        raise CertificateError("multiplier: expected a list of numbers per hidden layer")
-    return {
-        **data,
-        "multiplier": tuple(tuple(t) for t in data["multiplier"]),
-        "slopes": tuple(LayerSlopes(**s) for s in slopes),
-        "input_shape": tuple(data["input_shape"]),
-    }
-
-
-def _checksum(data: dict[str, Any]) -> str:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    if kind not in CLASSES:
+        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, got {kind!r}")
+    if (directions is None) == (kind == "directions"):
+        raise CertificateError(
+            f"directions: goes with kind='directions' and with no other, got kind={kind!r} and "
+            f"directions={'None' if directions is None else 'given'}"
+        )
+    if kind != "global" and not (requested is None and multiplier is None):
+        raise CertificateError("requested, multiplier: go with kind='global' only")
+    order = Order(norm=norm, input_scale=input_scale, solver=solver)
+    if kind == "global":
+        return certified(model, input_shape, order, requested, multiplier)
+    return certified_functionals(model, input_shape, order, kind, directions, progress)

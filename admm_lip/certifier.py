@@ -12,18 +12,20 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .certificate import Certificate, chain_slopes
+from .certificate import Certificate
+from .document import MODEL_UNITS, RAW_UNITS, chain_slopes
 from .errors import CertificateError
 from .layers import Array, Shape
 from .network import Chain, Network
 from .proof import is_constant, rounding_margin, unproven
+from .restate import Matrices, measured
 from .sampled_slope import sampled_slope
 from .solvers.config import SolverConfig
 from .solvers.lmi import implied_bound
@@ -38,6 +40,31 @@ _LARGEST_INFLATION = 0.1
 
 
 @dataclass(frozen=True, eq=False)
+class Order:
+    """What the caller of :func:`admm_lip.certify` asked for, whatever the kind."""
+
+    norm: str = "l2"
+    input_scale: Any = None
+    solver: str | SolverConfig = "auto"
+
+    def config(self, tol: float) -> SolverConfig:
+        """The solver's settings; a bare name gets ``tol``."""
+        if isinstance(self.solver, str):
+            return SolverConfig(self.solver, tol=tol)
+        return self.solver
+
+    def scale_of(self, network: Network) -> tuple[float, ...] | None:
+        """One scale per input feature, in the order of the flattened input."""
+        if self.input_scale is None:
+            return None
+        given = self.input_scale
+        values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+        if values.size == 1:
+            values = np.full(network.size_in, values)
+        return tuple(values.astype(np.float64).ravel().tolist())
+
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A multiplier and the bound it implies in exact arithmetic, nearly."""
 
@@ -46,50 +73,139 @@ class Candidate:
     lip: float
 
 
+@dataclass(frozen=True, eq=False)
+class Proven:
+    """A candidate that passed the proof, with what the solver said and the product of norms."""
+
+    candidate: Candidate
+    solution: CertifySolution | None
+    product: float
+
+    @property
+    def backend(self) -> str:
+        """The backend that found the multiplier, ``""`` where it was none."""
+        used = self.solution is not None and self.candidate.method == "lipsdp"
+        return self.solution.backend if used and self.solution is not None else ""
+
+    @property
+    def dual_bound(self) -> float:
+        """The solver's lower bound on the LipSDP optimum, 0 where there is none."""
+        if self.solution is None:
+            return 0.0
+        return min(self.solution.lower_lip, self.candidate.lip)
+
+    @property
+    def multiplier(self) -> tuple[tuple[float, ...], ...]:
+        """The multiplier as a certificate keeps it."""
+        return tuple(tuple(t.tolist()) for t in self.candidate.multiplier)
+
+
 def certified(
     model: nn.Module | Network,
     input_shape: Shape | None,
-    solver: str | SolverConfig,
+    order: Order,
     requested: float | None,
     multiplier: Sequence[Any] | None,
 ) -> Certificate:
-    """What :func:`admm_lip.certify` does."""
+    """What :func:`admm_lip.certify` does for the global kind."""
     network = network_of(model, input_shape)
-    chain = network.chain()
-    product = norm_product(chain)
+    chain, scale = network.chain(), order.scale_of(network)
+    matrices = measured(chain, order.norm, scale)
+    norms = [spectral_norm(w) for w in matrices.weights]
     if is_constant(chain):
-        ones = tuple(np.ones(len(s.alpha)) for s in chain.slopes)
-        solution, proven = None, Candidate("constant", ones, 0.0)
+        proven = constant(matrices)
     else:
-        config = SolverConfig(solver) if isinstance(solver, str) else solver
-        solution, candidates = _candidates(chain, config, multiplier)
-        proven = _first_proven(chain, candidates)
-    backend = solution.backend if solution and proven.method == "lipsdp" else ""
-    sampled = sampled_slope(network, chain) if proven.lip > 0.0 else 0.0
+        proven = prove(matrices, matrices, norms, order.config(1e-6), multiplier)
+    lip = proven.candidate.lip
+    seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
+    sampled = sampled_slope(network, seen, norm=order.norm) if lip > 0.0 else 0.0
     return Certificate(
-        lip=proven.lip,
-        multiplier=tuple(tuple(t.tolist()) for t in proven.multiplier),
-        slopes=chain_slopes(chain),
-        digest=network.digest(),
-        input_shape=network.input_shape or (),
-        method=proven.method,
-        solver=backend,
-        solver_version=_version(backend) if backend else "",
+        lip=lip,
+        multiplier=proven.multiplier,
+        method=proven.candidate.method,
         requested=requested,
-        lower_lip=max(sampled, min(solution.lower_lip, proven.lip) if solution else 0.0),
-        norm_product=product,
+        lower_lip=max(sampled, proven.dual_bound),
+        norm_product=proven.product,
         sampled_lower=sampled,
-        package_version=_version("admm-lip"),
+        kind="global",
+        **stated(network, chain, order, {proven.backend}),
     )
 
 
-def norm_product(chain: Chain) -> float:
+def stated(network: Network, chain: Chain, order: Order, backends: set[str]) -> dict[str, Any]:
+    """The fields that every kind of certificate has, but the kind."""
+    used = sorted(backends - {""})
+    scale = order.scale_of(network)
+    return {
+        "slopes": chain_slopes(chain),
+        "digest": network.digest(),
+        "input_shape": network.input_shape or (),
+        "solver": ", ".join(used),
+        "solver_version": ", ".join(_version(name) for name in used),
+        "norm": order.norm,
+        "units": MODEL_UNITS if scale is None else RAW_UNITS,
+        "input_scale": scale,
+        "package_version": _version("admm-lip"),
+    }
+
+
+def constant(matrices: Matrices) -> Proven:
+    """The certificate of what does not depend on the input."""
+    ones = tuple(np.ones(len(s.alpha)) for s in matrices.slopes)
+    return Proven(Candidate("constant", ones, 0.0), None, 0.0)
+
+
+def prove(
+    matrices: Matrices,
+    solved: Matrices,
+    norms: Sequence[float],
+    config: SolverConfig,
+    known: Sequence[Any] | None = None,
+) -> Proven:
+    """Steps 1 to 3 for the l2 constant of a chain that is not constant.
+
+    Args:
+        matrices: what the proof is about.
+        solved: a chain with the same optimal multipliers, what the solver gets.
+        norms: spectral norm of each of the matrices.
+        config: of the solver.
+        known: a multiplier to try as well, and to start from.
+
+    Raises:
+        CertificateError: when nothing could be proven through rounding.
+    """
+    problem = _problem(solved)
+    warm = _as_tensors(matrices, known) if known is not None else None
+    solution, found = None, []
+    if matrices.slopes:
+        solution = solve_certify(problem, config, warm)
+        found.append(("lipsdp", solution.multiplier))
+    if warm is not None:
+        found.append(("given", warm))
+    closed = product_multiplier(matrices, norms)
+    found.append(("norm_product", tuple(torch.from_numpy(t) for t in closed)))
+    candidates = [
+        Candidate(
+            method,
+            tuple(t.detach().cpu().numpy() for t in multiplier),
+            implied_bound(problem.weights, problem.slopes, multiplier),
+        )
+        for method, multiplier in found
+    ]
+    best = first_proven(matrices, sorted(candidates, key=lambda c: c.lip))
+    return Proven(best, solution, norm_product(matrices, norms))
+
+
+def norm_product(chain: Chain | Matrices, norms: Sequence[float] | None = None) -> float:
     """Product of the layers' spectral norms and greatest absolute slopes (computed, not proven)."""
-    norms = [spectral_norm(w) for w in chain.weights]
+    if norms is None:
+        norms = [spectral_norm(w) for w in chain.weights]
     return math.prod(norms) * math.prod(_steepest(chain))
 
 
-def product_multiplier(chain: Chain) -> tuple[Array, ...]:
+def product_multiplier(
+    chain: Chain | Matrices, norms: Sequence[float] | None = None
+) -> tuple[Array, ...]:
     """The multiplier in closed form that proves the product of norms.
 
     With m the greatest absolute slope, ``(x - alpha v)(x - beta v) <= 0`` implies
@@ -97,10 +213,12 @@ def product_multiplier(chain: Chain) -> tuple[Array, ...]:
     the layers with weights ``c_l = ||W_l||^2, c_{k-1} = c_k m_k^2 ||W_{k-1}||^2`` telescopes to
     ``||W_l x_l||^2 <= (product)^2 ||x_0||^2``, hence ``t_k = c_k m_k / (beta_k - alpha_k)``.
     """
+    if norms is None:
+        norms = [spectral_norm(w) for w in chain.weights]
     steepest, weight, multiplier = _steepest(chain), 1.0, []
     for k in range(len(chain.slopes) - 1, -1, -1):
         alpha, beta = float(chain.slopes[k].alpha.min()), float(chain.slopes[k].beta.max())
-        weight *= spectral_norm(chain.weights[k + 1]) ** 2
+        weight *= norms[k + 1] ** 2
         t = weight * steepest[k] / (beta - alpha)
         multiplier.append(np.full(chain.slopes[k].alpha.shape, t))
         weight *= steepest[k] ** 2
@@ -117,42 +235,18 @@ def spectral_norm(matrix: Array) -> float:
     return largest * math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0))
 
 
-def _steepest(chain: Chain) -> list[float]:
+def _steepest(chain: Chain | Matrices) -> list[float]:
     return [float(np.maximum(np.abs(s.alpha), np.abs(s.beta)).max()) for s in chain.slopes]
 
 
-def _candidates(
-    chain: Chain, config: SolverConfig, known: Sequence[Any] | None
-) -> tuple[CertifySolution | None, list[Candidate]]:
-    """All candidates, the least implied bound first; a single affine map needs no solver."""
-    problem = _problem(chain)
-    warm = _as_tensors(chain, known) if known is not None else None
-    solution, found = None, []
-    if chain.slopes:
-        solution = solve_certify(problem, config, warm)
-        found.append(("lipsdp", solution.multiplier))
-    if warm is not None:
-        found.append(("given", warm))
-    found.append(("norm_product", tuple(torch.from_numpy(t) for t in product_multiplier(chain))))
-    candidates = [
-        Candidate(
-            method,
-            tuple(t.detach().cpu().numpy() for t in multiplier),
-            implied_bound(problem.weights, problem.slopes, multiplier),
-        )
-        for method, multiplier in found
-    ]
-    return solution, sorted(candidates, key=lambda c: c.lip)
-
-
-def _problem(chain: Chain) -> CertifyProblem:
+def _problem(chain: Matrices) -> CertifyProblem:
     return CertifyProblem(
         tuple(torch.from_numpy(w) for w in chain.weights),
         tuple(TensorSlopes(*(torch.from_numpy(v) for v in s)) for s in chain.slopes),
     )
 
 
-def _as_tensors(chain: Chain, known: Sequence[Any]) -> tuple[Tensor, ...]:
+def _as_tensors(chain: Matrices, known: Sequence[Any]) -> tuple[Tensor, ...]:
     tensors = tuple(torch.as_tensor(t, dtype=torch.float64).detach().cpu() for t in known)
     expected = [s.alpha.shape for s in chain.slopes]
     if [tuple(t.shape) for t in tensors] != expected:
@@ -163,8 +257,12 @@ def _as_tensors(chain: Chain, known: Sequence[Any]) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _first_proven(chain: Chain, candidates: list[Candidate]) -> Candidate:
-    """The first candidate that is proven, each at its least inflation."""
+def first_proven(chain: Matrices, candidates: Sequence[Candidate]) -> Candidate:
+    """The first candidate that is proven, each at its least inflation.
+
+    Raises:
+        CertificateError: when there is none.
+    """
     reason: str | None = "no candidate implies a finite bound"
     for candidate in candidates:
         if not math.isfinite(candidate.lip):
@@ -179,7 +277,7 @@ def _first_proven(chain: Chain, candidates: list[Candidate]) -> Candidate:
     )
 
 
-def _first_inflation(chain: Chain, candidate: Candidate) -> float:
+def _first_inflation(chain: Matrices, candidate: Candidate) -> float:
     """Where trying begins: the proof's rounding margin, which an inflation must make up for.
 
     The least eigenvalue grows by half the inflation (:func:`_inflated`), so a little less than

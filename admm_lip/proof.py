@@ -37,6 +37,7 @@ import scipy.linalg as sl
 
 from .layers import Array
 from .network import Chain
+from .restate import Matrices
 
 _U = 2.0**-53
 # Squares and products of admitted numbers neither overflow nor vanish.
@@ -72,11 +73,12 @@ class ScaledLmi:
         return _SLACK * (self.error + cholesky + subtraction) + sum(sizes) * terms * _UNDERFLOW
 
 
-def unproven(chain: Chain, multiplier: Sequence[Array], lip: float) -> str | None:
+def unproven(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> str | None:
     """Why ``multiplier`` does not prove that ``lip`` bounds the l2 Lipschitz constant of ``chain``.
 
     Args:
-        chain: the network's matrices, slope ranges and error bounds.
+        chain: matrices, slope ranges and error bounds: of the network itself, or restated for
+            another norm or a functional (``restate.py``).
         multiplier: ``(t_1, ..., t_l)``, float64, ``t_k`` of shape ``(n_k,)``.
         lip: the claimed bound; 0 is proven by structure alone (:func:`is_constant`).
 
@@ -93,7 +95,7 @@ def unproven(chain: Chain, multiplier: Sequence[Array], lip: float) -> str | Non
         return _failing_block(lmi, lmi.shift())
 
 
-def rounding_margin(chain: Chain, multiplier: Sequence[Array], lip: float) -> float:
+def rounding_margin(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> float:
     """How far above zero the scaled matrix must stay for the proof to succeed; 0.1 if undefined."""
     if _out_of_range(chain, multiplier, lip) is not None:
         return 0.1
@@ -102,7 +104,7 @@ def rounding_margin(chain: Chain, multiplier: Sequence[Array], lip: float) -> fl
     return margin if margin < 0.1 else 0.1
 
 
-def is_constant(chain: Chain) -> bool:
+def is_constant(chain: Chain | Matrices) -> bool:
     """Whether no input can reach the output, read off the exact zeros of the weights."""
     reached = np.ones(chain.widths[0], dtype=bool)
     for weight, error in zip(chain.weights, chain.errors, strict=True):
@@ -111,7 +113,7 @@ def is_constant(chain: Chain) -> bool:
     return not bool(reached.any())
 
 
-def scaled_lmi(chain: Chain, multiplier: Sequence[Array], lip: float) -> ScaledLmi:
+def scaled_lmi(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> ScaledLmi:
     """Steps 1 and 2: the scaled blocks and the bound on their error."""
     base = [np.full(chain.widths[0], lip * lip), *(2.0 * t for t in multiplier)]
     base.append(np.ones(chain.widths[-1]))
@@ -193,7 +195,7 @@ def _not_definite(k: int) -> str:
     return f"the matrix inequality does not hold through rounding (it fails in block {k})"
 
 
-def _out_of_range(chain: Chain, multiplier: Sequence[Array], lip: float) -> str | None:
+def _out_of_range(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> str | None:
     low, high = _RANGE
     if not (math.isfinite(lip) and low <= lip <= high):
         return f"lip is {lip!r}; a proof needs a number from 2^-400 to 2^400"

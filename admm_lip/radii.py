@@ -1,10 +1,13 @@
 """Certified radii: how far an input may move before its class can change.
 
-A global bound L gives ``(f_y - max_{j != y} f_j) / (sqrt(2) L)``, because ``(e_y - e_j)' f`` has
-Lipschitz constant at most ``sqrt(2) L``.  The logits are those of the real-valued function of the
-stored weights; they are enclosed, not estimated: evaluated in float64 with a running bound on every
-rounding, and the margin is taken at its lower end.  For the functions of the mathematical library
-(tanh, exp, erf) an accuracy of 32 units in the last place is assumed.
+If ``(e_y - e_j)' f`` has Lipschitz constant ``L_yj`` then the radius is the least
+``(f_y - f_j) / L_yj`` over the other classes.  Pairwise certificates state these constants; a global bound L gives
+``sqrt(2) L`` for all of them, and bounds of single outputs give ``L_y + L_j``.
+
+The logits are those of the real-valued function of the stored weights; they are enclosed, not
+estimated: evaluated in float64 with a running bound on every rounding, and the margin is taken at
+its lower end.  For the functions of the mathematical library (tanh, exp, erf) an accuracy of 32
+units in the last place is assumed.
 """
 
 from __future__ import annotations
@@ -13,14 +16,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .certificate import Certificate
+from .certificate import AnyCertificate
 from .chain import build_layer
 from .errors import CertificateError
-from .layers import Shape
+from .layers import Array, Shape
 from .network import Chain, LayerSpec, Network
+from .restate import NORMS
 from .storage import network_of
 from .verify import check_belongs
 
@@ -33,25 +38,30 @@ Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
 
 
 def certified_radii(
-    model: nn.Module | Network, x: Tensor, y: Tensor, *, certificate: Certificate
+    model: nn.Module | Network, x: Tensor, y: Tensor, *, certificate: AnyCertificate
 ) -> Tensor:
-    """Radius of the l2 ball around each input in which the predicted class provably is ``y``.
+    """Radius of the ball around each input in which the predicted class provably is ``y``.
+
+    The ball is that of the certificate's norm (l2 or linf), the radius in its units.
 
     Args:
         model: a classifier, the one the certificate was made for.  One output is read as a binary
             classifier that decides at 0.
-        x: inputs, ``(batch, *input_shape)``; any real dtype, taken at its exact values.
+        x: inputs as the model takes them, ``(batch, *input_shape)``; any real dtype, taken at its
+            exact values.
         y: integer labels, ``(batch,)``; for one output 0 / 1 or -1 / 1.
-        certificate: of this model, ``norm="l2"``, ``kind="global"``.  Its digest is compared with
-            the model's; whether its bound is proven is for :func:`admm_lip.verify` to say.
+        certificate: of this model, of kind ``"global"``, ``"pairwise"`` (the largest radii) or
+            ``"per_output"``.  Its digest is compared with the model's; whether its bounds are
+            proven is for :func:`admm_lip.verify` to say.
 
     Returns:
-        float64 tensor ``(batch,)`` on the device of ``x``, in the units of ``x``: 0 where the class
-        is wrong, tied within rounding, or an input or logit is not finite; ``inf`` where the
-        network is constant and right.
+        float64 tensor ``(batch,)`` on the device of ``x``, in the units of the certificate (those
+        of ``x``, or raw ones where it has an ``input_scale``): 0 where the class is wrong, tied
+        within rounding, or an input or logit is not finite; ``inf`` where the margins are
+        constant and right.
 
     Raises:
-        CertificateError: for a certificate of another network, norm or kind.
+        CertificateError: for a certificate of another network, or of a kind without radii.
         ValueError: naming ``x`` or ``y``, for shapes and labels that make no sense.
 
     Example:
@@ -64,25 +74,50 @@ def certified_radii(
         >>> [round(r, 6) for r in radii.tolist()]
         [1.414214, 0.0]
     """
-    if (certificate.norm, certificate.kind) != ("l2", "global"):
+    steepness = _STEEPNESS.get(certificate.kind)
+    if steepness is None or certificate.norm not in NORMS:
         raise CertificateError(
-            "norm / kind: expected l2 / global, "
-            f"got {certificate.norm} / {certificate.kind}; certify the model anew"
+            f"norm / kind: expected {' or '.join(NORMS)} / one of {', '.join(_STEEPNESS)}, got "
+            f"{certificate.norm} / {certificate.kind}; certify the model anew"
         )
     network = network_of(model, certificate.input_shape)
     check_belongs(certificate, network)
     chain = network.chain()
     points = _points(x, network.input_shape or ())
     labels = _labels(y, len(points), chain.widths[-1])
+    slopes = torch.from_numpy(steepness(certificate, chain.widths[-1]))
     rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
     parts = [
-        _margin(*logits_with_error(network, chain, points[k : k + rows]), labels[k : k + rows])
+        _radii(
+            *logits_with_error(network, chain, points[k : k + rows]), labels[k : k + rows], slopes
+        )
         for k in range(0, len(points), rows)
     ]
-    margin = torch.cat(parts) if parts else points.new_zeros(0)
-    steepest = certificate.lip * (math.sqrt(2.0) if chain.widths[-1] > 1 else 1.0)
-    radius = margin / steepest * (1.0 - 8.0 * _U)
-    return torch.where(margin > 0.0, radius, torch.zeros_like(radius)).to(x.device)
+    return (torch.cat(parts) if parts else points.new_zeros(0)).to(x.device)
+
+
+def _global_steepness(certificate: Any, outputs: int) -> Array:
+    """A bound of ``(e_i - e_j)' f`` for all i, j; of f itself where it is one output."""
+    factor = math.sqrt(2.0) * (1.0 + 2.0 * _U) if outputs > 1 else 1.0
+    return np.full((outputs, outputs), certificate.lip * factor)
+
+
+def _pairwise_steepness(certificate: Any, outputs: int) -> Array:
+    slopes: Array = certificate.pair_lips()
+    return slopes
+
+
+def _per_output_steepness(certificate: Any, outputs: int) -> Array:
+    lips: Array = certificate.lips
+    return lips[:, None] + lips if outputs > 1 else lips[:, None]
+
+
+# Per kind of certificate, its bounds for the difference of two outputs.
+_STEEPNESS: Mapping[str, Callable[[Any, int], Array]] = {
+    "global": _global_steepness,
+    "pairwise": _pairwise_steepness,
+    "per_output": _per_output_steepness,
+}
 
 
 def logits_with_error(network: Network, chain: Chain, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,16 +178,22 @@ _EVALUATED: Mapping[str, Evaluated] = {
 }
 
 
-def _margin(logits: Tensor, error: Tensor, labels: Tensor) -> Tensor:
-    """Lower end of ``f_y - max_{j != y} f_j`` (one output: of ``+-f``); NaN where not finite."""
+def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Tensor:
+    """Lower end of ``min_j (f_y - f_j) / L_yj`` (one output: of ``+-f / L``), at least 0."""
     if logits.shape[1] == 1:
-        return labels * logits[:, 0] - error[:, 0]
-    own = labels[:, None]
-    gap = logits.gather(1, own) - logits
-    lower = gap - _SLACK * (error.gather(1, own) + error) - 2.0 * _U * gap.abs()
-    finite = torch.isfinite(lower).all(dim=1)
-    others = lower.scatter(1, own, math.inf).amin(dim=1)
-    return torch.where(finite, others, torch.full_like(others, math.nan))
+        lower, steepest = (labels * logits[:, 0] - error[:, 0])[:, None], slopes
+    else:
+        own = labels[:, None]
+        gap = logits.gather(1, own) - logits
+        lower = gap - _SLACK * (error.gather(1, own) + error) - 2.0 * _U * gap.abs()
+        others = torch.ones_like(lower, dtype=torch.bool).scatter(1, own, False)
+        width = lower.shape[1] - 1
+        steepest = slopes[labels][others].view(-1, width)
+        lower = torch.where(torch.isfinite(lower).all(dim=1, keepdim=True), lower, 0.0)
+        lower = lower[others].view(-1, width)
+    # A margin over a slope of 0 is infinite.
+    radius = (lower / steepest * (1.0 - 8.0 * _U)).amin(dim=1)
+    return torch.where((lower > 0.0).all(dim=1), radius, torch.zeros_like(radius))
 
 
 def _points(x: Any, shape: Shape) -> Tensor:

@@ -8,7 +8,7 @@ computed from the full matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,14 +28,17 @@ _MAX_WORK = 2**27
 _SAFETY = 1.0 - 1e-9
 
 
-def sampled_slope(network: Network, chain: Chain, seed: int = 0) -> float:
+def sampled_slope(network: Network, chain: Chain, seed: int = 0, norm: str = "l2") -> float:
     """Largest norm of the Jacobian at the points tried (true of the real function up to rounding).
 
     Args:
         network: for the activations.
         chain: ``network.chain()``.
         seed: of the points.
+        norm: of the inputs; for ``"linf"`` the norm of J is the largest ``||J v||_2`` over the
+            vectors of signs that a few steps of ``v = sign(J'J v)`` reach.
     """
+    steepest = _STEEPEST[norm]
     weights = [torch.from_numpy(w) for w in chain.weights]
     biases = [torch.from_numpy(b) for b in chain.biases]
     activations = [build_layer(network, spec) for spec in chain.activations]
@@ -54,15 +57,17 @@ def sampled_slope(network: Network, chain: Chain, seed: int = 0) -> float:
         return _slopes(weights, biases, activations, points)
 
     points, steps = scales * normal(), scales
-    norms = _norms(weights, slopes_at(points), normal())
+    norms = _norms(weights, slopes_at(points), normal(), steepest)
     for k in range(_ROUNDS if activations else 0):
         keep = norms.argsort(descending=True)[: count // 6 + 1].repeat(6)[:count]
         points, norms, steps = points[keep], norms[keep], steps[keep]
         moved = points + 0.5**k * steps * normal()
-        better = _norms(weights, slopes_at(moved), normal())
+        better = _norms(weights, slopes_at(moved), normal(), steepest)
         gains = better > norms
         points = torch.where(gains[:, None], moved, points)
         norms = torch.where(gains, better, norms)
+    if norm != "l2":
+        return _SAFETY * float(norms.max())
     best = points[norms.argmax()][None]
     return _SAFETY * _full_norm(weights, [d[0] for d in slopes_at(best)])
 
@@ -84,9 +89,27 @@ def _slopes(
     return found
 
 
-def _norms(weights: list[Tensor], slopes: list[Tensor], start: Tensor) -> Tensor:
+def _unit(u: Tensor) -> Tensor:
+    length: Tensor = u.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+    return u / length
+
+
+def _signs(u: Tensor) -> Tensor:
+    return torch.where(u < 0, -1.0, 1.0).to(u.dtype)
+
+
+# Per input norm, the vectors v with ||v|| = 1 that maximise u'v.
+_STEEPEST: Mapping[str, Callable[[Tensor], Tensor]] = {"l2": _unit, "linf": _signs}
+
+
+def _norms(
+    weights: list[Tensor],
+    slopes: list[Tensor],
+    start: Tensor,
+    steepest: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Per point, a lower estimate of the Jacobian's norm: a few steps of power iteration on J'J."""
-    v = start / start.norm(dim=1, keepdim=True)
+    v = steepest(start)
     norms = start.new_zeros(len(start))
     for _ in range(_POWER_STEPS):
         u = v
@@ -96,8 +119,7 @@ def _norms(weights: list[Tensor], slopes: list[Tensor], start: Tensor) -> Tensor
         norms = u.norm(dim=1)
         for w, d in zip(reversed(weights[1:]), reversed(slopes), strict=True):
             u = (u @ w) * d
-        u = u @ weights[0]
-        v = u / u.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+        v = steepest(u @ weights[0])
     return norms
 
 

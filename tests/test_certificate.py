@@ -293,9 +293,9 @@ def test_fields_of_the_wrong_kind_are_named(changes: dict[str, Any], message: st
 def test_a_file_with_a_checksum_of_its_own_is_still_type_checked(
     change: dict[str, Any], message: str
 ) -> None:
-    from admm_lip.certificate import _checksum
+    from admm_lip.document import checksum
 
     data = {**json.loads(SMALL.to_json()), **change}
     data.pop("checksum")
     with pytest.raises(CertificateError, match=message):
-        Certificate.from_json(json.dumps({**data, "checksum": _checksum(data)}))
+        Certificate.from_json(json.dumps({**data, "checksum": checksum(data)}))

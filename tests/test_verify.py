@@ -255,9 +255,27 @@ def test_a_changed_parameter_is_rejected(layer: int, entry: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "linf"}, "norm / kind / units: expected l2 / global / model input, got linf"),
-        ({"kind": "local"}, "got l2 / local / model input"),
-        ({"units": "standardised"}, "got l2 / global / standardised"),
+        ({"norm": "linf"}, r"multiplier: expected 3 layers of it \(one per hidden layer, for norm"),
+        ({"norm": "l1"}, "norm: expected one of l2, linf, got 'l1'"),
+        ({"kind": "local"}, "kind: expected one of global, pairwise, .* got 'local' in a Certif"),
+        (
+            {"kind": "pairwise"},
+            "with its own class of certificate, got 'pairwise' in a Certificate",
+        ),
+        ({"units": "raw input"}, "units: expected 'model input' with no input_scale, got 'raw inp"),
+        ({"input_scale": (2.0,) * 5}, "units: expected 'raw input' with an input_scale, got 'mode"),
+        (
+            {"input_scale": (2.0,) * 4, "units": "raw input"},
+            r"input_scale: expected 5 finite numbers > 0, one per input feature, got shape \(4,\)",
+        ),
+        (
+            {"input_scale": (2.0,) * 4 + (-1.0,), "units": "raw input"},
+            "input_scale: expected 5 finite numbers > 0",
+        ),
+        (
+            {"input_scale": (1.0,) * 4 + (0.9,), "units": "raw input"},
+            "lip: .* is not proven: the matrix inequality",
+        ),
         ({"digest": "0" * 64}, "digest: the certificate is of another network"),
         (
             {"slopes": (LayerSlopes("relu", 0.0, 0.5), LayerSlopes("tanh", 0.0, 1.0))},
@@ -268,7 +286,7 @@ def test_a_changed_parameter_is_rejected(layer: int, entry: int) -> None:
             r"slopes\[1\]: expected tanh",
         ),
         ({"slopes": ()}, "slopes: expected 2 hidden layers, got 0"),
-        ({"multiplier": ()}, "2 hidden layers, but 0 multipliers"),
+        ({"multiplier": ()}, r"multiplier: expected 2 layers of it .*, got 0"),
         ({"multiplier": ((1.0,) * 8, (0.0,) * 6)}, r"multiplier\[1\] has an entry outside"),
     ],
 )
