@@ -1,9 +1,10 @@
 """The engine of the studies: a grid of cells, run in parallel, resumable, failures recorded.
 
-A study is a table of settings (``settings/NAME.yaml``) and three functions: ``cells`` lists what
-is to be run, ``run_cell`` runs one and returns a flat row, ``tabulate`` makes the table a reader
-sees.  Each finished cell is written to ``results/cells/NAME`` at once, under the hash of what it
-ran, so an interrupted study goes on where it stopped and a changed setting is run anew.
+A study is a table of settings (``settings/NAME.yaml``) and four functions: ``cells`` lists what is
+to be run, ``run_cell`` runs one and returns a flat row, ``tabulate`` makes the table a reader sees
+and ``draw`` the plots, both from rows alone.  Each finished cell is written to
+``results/cells/NAME`` at once, under the hash of what it ran, so an interrupted study goes on where
+it stopped and a changed setting is run anew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -41,14 +43,18 @@ class Study:
         title: one line for a reader.
         cells: ``(settings) -> cells``; a cell is plain data and decides its row completely.
         run_cell: ``(cell, data_dir) -> row``; picklable.
-        finish: ``(rows) -> None``: draws the plots; called after all cells.
+        tabulate: ``(rows) -> markdown``; rows without errors, at least one.
+        draw: ``(rows, folder) -> pictures written``; the same rows.
+        jobs: cells at a time unless asked otherwise; 1 where seconds are what is measured.
     """
 
     name: str
     title: str
     cells: Callable[[dict[str, Any]], list[Cell]]
     run_cell: Callable[[Cell, str | None], Row]
-    finish: Callable[[list[Row]], None] | None = None
+    tabulate: Callable[[list[Row]], str]
+    draw: Callable[[list[Row], Path], list[Path]]
+    jobs: int = 2
 
 
 def read_settings(name: str, quick: bool) -> dict[str, Any]:
@@ -71,16 +77,26 @@ def run_study(
     data_dir: str | None,
     jobs: int,
     folder: Path,
+    minutes: float = math.inf,
 ) -> list[Row]:
     """Run the missing cells of a study in parallel, one thread each; returns all rows.
 
     A cell that raises becomes a row with ``error``; it is run again the next time.
+
+    Args:
+        study: what to run.
+        settings: of the study.
+        data_dir: folder of the data sets.
+        jobs: cells at a time.
+        folder: of the finished cells.
+        minutes: no cell starts later than this; those left are rows with ``error``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = study.cells(settings)
     missing = [c for c in cells if not (folder / f"{cell_key(c)}.json").is_file()]
-    work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        joblib.delayed(guarded)(study.run_cell, cell, data_dir) for cell in missing
+    deadline = time.time() + 60.0 * minutes
+    work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(
+        joblib.delayed(guarded)(study.run_cell, cell, data_dir, deadline) for cell in missing
     )
     failed: dict[str, Row] = {}
     for cell, row in tqdm(work, total=len(missing), desc=study.name, unit="cell"):
@@ -92,11 +108,16 @@ def run_study(
 
 
 def guarded(
-    run_cell: Callable[[Cell, str | None], Row], cell: Cell, data_dir: str | None
+    run_cell: Callable[[Cell, str | None], Row],
+    cell: Cell,
+    data_dir: str | None,
+    deadline: float = math.inf,
 ) -> tuple[Cell, Row]:
     """Run one cell on one thread; an exception becomes part of its row."""
     torch.set_num_threads(1)
     begun = time.perf_counter()
+    if time.time() > deadline:
+        return cell, cell | {"error": "not run: the study was out of time"}
     try:
         row = run_cell(cell, data_dir)
     except Exception as error:
@@ -104,13 +125,19 @@ def guarded(
     return cell, cell | row | {"cell_seconds": time.perf_counter() - begun}
 
 
+def succeeded(rows: list[Row]) -> list[Row]:
+    """The rows of cells that ran to their end."""
+    return [row for row in rows if "error" not in row]
+
+
 def run_from_command_line(study: Study, argv: Sequence[str]) -> None:
-    """``python -m benchmarks NAME [--data-dir DIR] [--jobs N] [--quick]``."""
+    """``python -m benchmarks NAME [--data-dir DIR] [--jobs N] [--minutes M] [--quick]``."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {study.name}", description=study.title
     )
     parser.add_argument("--data-dir", default=None, help="folder of the image sets and tables")
-    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=study.jobs, help="cells at a time")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell after this")
     parser.add_argument("--quick", action="store_true", help="small settings: does it run?")
     options = parser.parse_args(argv)
     settings = read_settings(study.name, options.quick)
@@ -121,10 +148,14 @@ def run_from_command_line(study: Study, argv: Sequence[str]) -> None:
         data_dir=options.data_dir,
         jobs=options.jobs,
         folder=record.RESULTS / "cells" / name,
+        minutes=options.minutes,
     )
     record.save(name, settings | {"jobs": options.jobs}, rows)
-    if study.finish is not None:
-        study.finish(rows)
+    if good := succeeded(rows):
+        print(study.tabulate(good))
+        if not options.quick:
+            for path in study.draw(good, record.RESULTS):
+                print(f"plot: benchmarks/results/{path.name}")
     for row in rows:
         if "error" in row:
             print("failed:", row["error"])

@@ -1,0 +1,104 @@
+"""One way to train any contender of a study, ADMM or a method of the table.
+
+A cell names its contender by plain data: ``method`` (``"admm"`` or a name in ``METHODS``),
+``options`` (fields of ``TrainConfig``, or of the method) and ``train`` (fields that ``TrainConfig``
+and ``FitConfig`` share: epochs, batch_size, loss, eps, lr, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from admm_lip import TrainConfig, certify, train
+from admm_lip.certificate import Certificate
+from admm_lip.data import DataSet, load_data
+from admm_lip.errors import UnsupportedModule
+from admm_lip.fit import FitConfig, fit
+from admm_lip.methods import METHODS
+from admm_lip.models import ModelConfig, build_mlp
+
+from .study import Cell
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished contender.
+
+    Attributes:
+        model: the network.
+        lip: its Lipschitz bound: proven, or the method's own claim where there is no certificate.
+        certificate: the proof; ``None`` for layers that the certifier does not read (sorting,
+            residual blocks).
+        seconds: of training.
+    """
+
+    model: nn.Module
+    lip: float
+    certificate: Certificate | None
+    seconds: float
+
+
+def train_contender(model: nn.Module, data: Pair, cell: Cell) -> Trained:
+    """Train a copy of ``model`` as the cell says."""
+    return TRAINERS.get(cell["method"], _by_method)(model, data, cell)
+
+
+def _by_admm(model: nn.Module, data: Pair, cell: Cell) -> Trained:
+    config = TrainConfig(seed=cell["seed"], **{**cell["train"], **cell["options"]})
+    result = train(model, data, config, progress=False)
+    return Trained(result.model, result.certificate.lip, result.certificate, result.seconds)
+
+
+def _by_method(model: nn.Module, data: Pair, cell: Cell) -> Trained:
+    method = METHODS[cell["method"]](**cell["options"])
+    supposed = {"lip": cell["options"].get("bound", 1.0)}
+    config = FitConfig(seed=cell["seed"], **{**supposed, **cell["train"]})
+    result = fit(model, data, method, config, progress=False)
+    try:
+        certificate = certify(result.model)
+    except UnsupportedModule:
+        if result.claimed_lip is None:
+            raise
+        return Trained(result.model, result.claimed_lip, None, result.seconds)
+    return Trained(result.model, certificate.lip, certificate, result.seconds)
+
+
+TRAINERS: dict[str, Callable[[nn.Module, Pair, Cell], Trained]] = {"admm": _by_admm}
+
+
+def build(n_inputs: int, n_outputs: int, cell: Cell) -> nn.Sequential:
+    """The untrained network of a cell: ``hidden``, ``activation`` and ``seed``."""
+    shape = ModelConfig(tuple(cell["hidden"]), cell.get("activation", "relu"))
+    return build_mlp(n_inputs, n_outputs, shape, seed=cell["seed"])
+
+
+def data_of(cell: Cell, data_dir: str | None) -> DataSet:
+    """The data set of a cell; ``limit`` keeps the first rows, ``validation`` hides the test set."""
+    return _loaded(cell["data"], data_dir, cell.get("limit"), bool(cell.get("validation")))
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, data_dir: str | None, limit: int | None, validation: bool) -> DataSet:
+    data = load_data(name, data_dir)
+    if validation:
+        data = data.split(validation=1 / 6, seed=0)
+    if limit is None:
+        return data
+    (x, y), (u, v) = data.train, data.test
+    fields: dict[str, Any] = {**vars(data), "train": (x[:limit], y[:limit])}
+    return DataSet(**{**fields, "test": (u[:limit], v[:limit])})
+
+
+def predictions(model: nn.Module, x: Tensor) -> Tensor:
+    """Class labels ``(n,)``."""
+    with torch.no_grad():
+        labels: Tensor = model(x).argmax(dim=1)
+    return labels

@@ -1,0 +1,129 @@
+"""MNIST and Fashion-MNIST, 784-64-64-10: clean and certified accuracy of every method.
+
+One network per method and radius, trained for that radius and certified at it.  Each method's step
+size is the best of the same few candidates on a validation split (``images_tuning``, which must
+have run); the test set is only looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import record
+from .contenders import build, data_of, train_contender
+from .measures import accuracy, certified, steepest
+from .pictures import Curve, Look, draw_panels
+from .study import Cell, Row, Study, run_from_command_line, succeeded
+from .tables import groups, half_width, markdown, mean, spread
+
+TUNING = "images_tuning"
+SLOPE_ROWS = 500
+
+
+def cells(settings: Cell) -> list[Cell]:
+    """Every seed, data set, radius and contender, seeds outermost."""
+    chosen = tuned(record.load(TUNING)["rows"]) if settings["tuned"] else {}
+    found = [
+        cell_of(settings, name, data, eps, seed)
+        for seed in range(max(row["seeds"][d] for row, d in _seeded(settings)))
+        for data in settings["data"]
+        for eps in settings["eps"]
+        for name, row in settings["contenders"].items()
+        if seed < row["seeds"][data]
+    ]
+    return [
+        {**cell, "train": cell["train"] | chosen.get((cell["data"], cell["contender"]), {})}
+        for cell in found
+    ]
+
+
+def _seeded(settings: Cell) -> list[tuple[Mapping[str, Any], str]]:
+    return [(row, data) for row in settings["contenders"].values() for data in settings["data"]]
+
+
+def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell:
+    """One contender at one radius; ``eps_field`` is the method's own name for the radius."""
+    row = settings["contenders"][name]
+    radius = {row["eps_field"]: eps * row.get("eps_factor", 1.0)} if "eps_field" in row else {}
+    return {
+        "data": data,
+        "limit": settings["limit"],
+        "hidden": settings["hidden"],
+        "seed": seed,
+        "eps": eps,
+        "contender": name,
+        "method": row["method"],
+        "options": {**row.get("options", {}), **radius},
+        "train": {**settings["train"], "eps": eps, **row.get("train", {})},
+    }
+
+
+def tuned(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Per data set and contender, the step size with the most rows certified in validation."""
+    best = {}
+    for key, some in groups(succeeded(rows), "data", "contender").items():
+        best[key] = {"lr": max(some, key=lambda row: float(row["certified"]))["train"]["lr"]}
+    return best
+
+
+def run_cell(cell: Cell, data_dir: str | None) -> Row:
+    """Train for the cell's radius and certify at it."""
+    data = data_of(cell, data_dir)
+    trained = train_contender(build(data.n_features, data.n_outputs, cell), data.train, cell)
+    lower = steepest(trained.model, data.test[0][:SLOPE_ROWS])
+    return {
+        "lip": trained.lip,
+        "proven": trained.certificate is not None,
+        "tightness": lower / trained.lip,
+        "clean": accuracy(trained.model, data.test),
+        "certified": certified(trained, data.test, [cell["eps"]])[0],
+        "seconds": trained.seconds,
+    }
+
+
+def tabulate(rows: list[Row]) -> str:
+    """Clean and certified accuracy at the trained radius, with 95 % intervals over seeds."""
+    header = ["data", "radius", "method", "lr", "seeds", "clean %", "certified %", "L", "tightness"]
+    lines = [
+        [
+            data,
+            f"{eps:g}",
+            name,
+            f"{some[0]['train']['lr']:g}",
+            len(some),
+            spread(some, "clean"),
+            spread(some, "certified"),
+            f"{mean(some, 'lip'):.4g}" + ("" if some[0]["proven"] else " (claimed)"),
+            f"{mean(some, 'tightness'):.3f}",
+        ]
+        for (data, eps, name), some in groups(rows, "data", "eps", "contender").items()
+    ]
+    return markdown(header, lines)
+
+
+def draw(rows: list[Row], folder: Path) -> list[Path]:
+    """Certified accuracy against the radius trained for, one panel per data set."""
+    panels: dict[str, list[Curve]] = {}
+    for (data,), some in groups(rows, "data").items():
+        panels[data] = []
+        for (name,), mine in groups(some, "contender").items():
+            at = sorted(groups(mine, "eps").items())
+            errors = [half_width([row["certified"] for row in found]) for _, found in at]
+            means = [mean(found, "certified") for _, found in at]
+            radii = [radius for (radius,), _ in at]
+            panels[data].append(Curve(name, radii, means, error=errors, markers=True))
+    path = folder / "images.png"
+    draw_panels(panels, path, Look("radius trained for and certified, l2", "certified, %", True))
+    return [path]
+
+
+STUDY = Study(
+    "images", "MNIST and Fashion-MNIST: certified accuracy", cells, run_cell, tabulate, draw
+)
+
+
+def main(argv: list[str]) -> None:
+    """Run the study."""
+    run_from_command_line(STUDY, argv)

@@ -1,0 +1,132 @@
+"""``python -m benchmarks report``: every table and plot, made from the records alone.
+
+Writes ``results/report.html``, one page that needs no other file, and prints the tables as
+markdown.  Nothing is run again; a study without a record is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from admm_lip.storage import write_atomic
+
+from . import record
+from .study import Study, succeeded
+from .tables import markdown
+
+STUDIES = (
+    "toy2d",
+    "mnist_noise",
+    "front",
+    "images_tuning",
+    "images",
+    "images_cost",
+    "square_wave",
+    "tabular",
+    "backends",
+)
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 72rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #dde2e8;
+       padding-top: 1.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block;
+        overflow-x: auto; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #dde2e8; text-align: right;
+         white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { background: #f4f6f8; } th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; } .small { color: #6b727b; font-size: 13px; }
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Write the page and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
+    parser.add_argument("--output", type=Path, default=record.RESULTS / "report.html")
+    options = parser.parse_args(argv)
+    sections = [section(name) for name in STUDIES if (record.RESULTS / f"{name}.json").is_file()]
+    sections += [other(path) for path in sorted(record.RESULTS.glob("*.json")) if _is_other(path)]
+    write_atomic(options.output, page([found for found, _ in sections]).encode())
+    for _, text in sections:
+        print(text, end="\n\n")
+    print(f"report: {options.output}")
+
+
+def section(name: str) -> tuple[str, str]:
+    """HTML and markdown of one study."""
+    study: Study = importlib.import_module(f"benchmarks.{name}").STUDY
+    loaded = record.load(name)
+    rows = succeeded(loaded["rows"])
+    table = study.tabulate(rows) if rows else "no cell has run"
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [_embedded(p) for p in (study.draw(rows, Path(folder)) if rows else [])]
+    parts = [f"<h2>{html.escape(study.title)}</h2>", _about(loaded), *pictures, as_html(table)]
+    return "\n".join(parts), f"## {study.title}\n\n{table}"
+
+
+def other(path: Path) -> tuple[str, str]:
+    """HTML and markdown of a record that is no study: its flat fields."""
+    loaded = record.load(path.stem)
+    rows = loaded["rows"]
+    fields = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
+    table = markdown(fields, [[row.get(key, "") for key in fields] for row in rows])
+    title = path.stem.replace("_", " ")
+    return f"<h2>{html.escape(title)}</h2>\n{_about(loaded)}\n{as_html(table)}", (
+        f"## {title}\n\n{table}"
+    )
+
+
+def _is_other(path: Path) -> bool:
+    if path.stem in STUDIES or path.stem.endswith("_quick"):
+        return False
+    rows: list[Any] = record.load(path.stem).get("rows", [])
+    return bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def _about(loaded: dict[str, Any]) -> str:
+    """Machine, versions, and what failed."""
+    stamp = html.escape(", ".join(f"{key} {_flat(v)}" for key, v in loaded["machine"].items()))
+    errors = [row["error"] for row in loaded["rows"] if "error" in row]
+    counted = "".join(
+        f"<br>{errors.count(e)} cells not in the table: {html.escape(e)}"
+        for e in dict.fromkeys(errors)
+    )
+    return f'<p class="small">{stamp}{counted}</p>'
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{k} {v}" for k, v in value.items()) + ")"
+    return str(value)
+
+
+def _embedded(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
+
+
+def as_html(table: str) -> str:
+    """A markdown table (header, rule, rows) as HTML; other text as a paragraph."""
+    lines = table.splitlines()
+    if len(lines) < 2 or not lines[0].startswith("|"):
+        return f"<p>{html.escape(table)}</p>"
+    head, *body = ([html.escape(c.strip()) for c in line[1:-1].split("|")] for line in lines)
+    rows = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
+    rows += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in body[1:]]
+    return "<table>\n" + "\n".join(rows) + "\n</table>"
+
+
+def page(sections: list[str]) -> str:
+    """The whole document."""
+    body = "\n".join(sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>admm-lip: the studies</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>admm-lip: the studies</h1>\n{body}\n</body></html>\n"
+    )

@@ -1,0 +1,135 @@
+"""Every study in its quick mode, the engine, and the report."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from admm_lip.records import read_json
+from benchmarks import images, record, report, study, tabular
+from benchmarks.measures import jacobian_norms, steepest
+from benchmarks.square_wave import DENSE, best_error, grid
+from benchmarks.tables import groups, half_width, markdown, spread
+
+NO_FILES = ("toy2d", "mnist_noise", "front", "images", "images_cost", "square_wave", "backends")
+
+
+def run_quick(name: str, folder: Path, data_dir: str | None = None) -> list[study.Row]:
+    found = importlib.import_module(f"benchmarks.{name}").STUDY
+    settings = study.read_settings(name, quick=True)
+    return study.run_study(found, settings, data_dir=data_dir, jobs=1, folder=folder)
+
+
+def check(name: str, rows: list[study.Row], folder: Path) -> None:
+    found = importlib.import_module(f"benchmarks.{name}").STUDY
+    assert [row.get("where") for row in rows if "error" in row] == []
+    table = found.tabulate(rows).splitlines()
+    assert len(table) > 2
+    assert len({line.count("|") for line in table}) == 1
+    pictures = found.draw(rows, folder)
+    assert pictures
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+def test_the_quick_mode_runs_tabulates_and_draws(name: str, tmp_path: Path) -> None:
+    rows = run_quick(name, tmp_path / "cells")
+    check(name, rows, tmp_path)
+    proven = [(row["lip"], row.get("options", {}).get("bound")) for row in rows if "lip" in row]
+    assert all(lip <= bound * (1 + 1e-6) for lip, bound in proven if bound and lip)
+
+
+def test_regression_tables_run_on_their_published_splits(tmp_path: Path, shared_data: Path) -> None:
+    rows = run_quick("tabular", tmp_path / "cells", str(shared_data))
+    check("tabular", rows, tmp_path)
+    (x, y), (u, v), _ = tabular.load_split("yacht", 0, str(shared_data))
+    assert (len(y) + len(v), x.shape[1], u.shape[1]) == (308, 6, 6)
+    assert float(y.mean()) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_tuning_hides_the_test_set_and_the_study_takes_the_best_rate(tmp_path: Path) -> None:
+    rows = run_quick("images_tuning", tmp_path / "cells")
+    check("images_tuning", rows, tmp_path)
+    assert all(row["validation"] for row in rows)
+    best = max(rows, key=lambda row: row["certified"])
+    assert images.tuned(rows) == {("digits", "ADMM"): {"lr": best["train"]["lr"]}}
+
+
+def test_finished_cells_are_not_run_again_and_failed_ones_are(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def run_cell(cell: study.Cell, data_dir: str | None) -> study.Row:
+        calls.append(cell["k"])
+        if cell["k"] == 1 and calls.count(1) == 1:
+            raise RuntimeError("no luck")
+        return {"square": cell["k"] ** 2}
+
+    made = study.Study(
+        "made", "", lambda s: [{"k": k} for k in range(3)], run_cell, lambda r: "", lambda r, f: []
+    )
+    options = {"data_dir": None, "jobs": 1, "folder": tmp_path}
+    first = study.run_study(made, {}, **options)
+    assert [row.get("square") for row in first] == [0, None, 4]
+    assert first[1]["error"] == "RuntimeError: no luck"
+    assert "run_cell" in first[1]["where"]
+    second = study.run_study(made, {}, **options)
+    assert [row["square"] for row in second] == [0, 1, 4]
+    assert calls == [0, 1, 2, 1]
+
+
+def test_a_study_out_of_time_says_which_cells_are_missing(tmp_path: Path) -> None:
+    found = importlib.import_module("benchmarks.square_wave").STUDY
+    settings = study.read_settings("square_wave", quick=True)
+    rows = study.run_study(found, settings, data_dir=None, jobs=1, folder=tmp_path, minutes=-1.0)
+    assert {row["error"] for row in rows} == {"not run: the study was out of time"}
+
+
+def test_the_best_error_is_that_of_the_ramps() -> None:
+    x, _ = grid(DENSE)
+    for bound in (1.0, 5.0, 10.0):
+        jumps = x.new_tensor([-1.0, 0.0, 1.0])
+        distance = (x - jumps).abs()
+        nearest = distance.min(dim=1).values
+        off = (0.5 - bound * nearest).clamp_min(0.0)
+        assert float(off.square().mean()) == pytest.approx(best_error(bound), rel=1e-3)
+
+
+def test_the_slope_found_is_a_lower_bound_and_exact_for_an_affine_map() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3)
+    x = torch.randn(8, 5)
+    exact = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
+    assert steepest(layer, x) == pytest.approx(exact, rel=1e-4)
+    assert jacobian_norms(layer, x).tolist() == pytest.approx([exact] * 8, rel=1e-4)
+
+
+def test_tables_group_average_and_format() -> None:
+    rows = [{"k": "a", "v": 1.0}, {"k": "b", "v": 5.0}, {"k": "a", "v": 3.0}]
+    assert [len(some) for some in groups(rows, "k").values()] == [2, 1]
+    # Student's t with one degree of freedom: 12.706 deviations of the mean (deviation 2^.5).
+    assert half_width([1.0, 3.0]) == pytest.approx(12.7062, rel=1e-4)
+    assert math.isnan(half_width([1.0]))
+    assert spread([rows[1]], "v", 1) == "5.0"
+    assert markdown(["x"], [[0.123456]]).splitlines() == ["| x |", "| --- |", "| 0.1235 |"]
+
+
+def test_the_report_is_one_page_made_from_the_records_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = run_quick("square_wave", tmp_path / "cells")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    record.save("square_wave", {}, [*rows, {"error": "ValueError: <bad>"}])
+    record.save("elsewhere", {}, [{"set": "a & b", "distance": 2.5}])
+    report.main(["--output", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert "data:image/png;base64," in text
+    assert "ValueError: &lt;bad&gt;" in text
+    assert "a &amp; b" in text
+    assert "http" not in text
+    printed = capsys.readouterr().out
+    assert "| L | method | seeds |" in printed
+    assert read_json(tmp_path / "square_wave.json")["machine"]
