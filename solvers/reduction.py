@@ -28,10 +28,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lmi import implied_bound
 from .native.starts import norm_of_gram, theta_start
 from .native.transpose import inverted, invertible, order, transposed
 from .problem import CertifyProblem, Multiplier, Slopes, Weights
+from .proving import proving
 
 # How far the multipliers of dropped neurons stand from their closed form.  1e-12 costs about 1e-12
 # of the bound; in a constant network nothing holds the idle ones but underflow.
@@ -42,6 +42,8 @@ _LOG_RANGE = 680.0
 _BALANCE_SWEEPS = 3
 # The inverse of a multiplier is taken at a bound this much above the one it proves.
 _INSIDE = 1e-10
+# Entries of a multiplier below this share of its layer's largest are raised before an inversion.
+_SMALLEST = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class ReducedCertify:
     def lift(self, multiplier: Multiplier) -> Multiplier:
         """The multiplier of the original problem that proves ``exp(log_scale)`` times the bound."""
         if self.upright is not None:
-            multiplier = inverted(self.problem, multiplier, self._proven(self.problem, multiplier))
+            multiplier = _turned(self.problem, multiplier)
         inner = iter(multiplier)
         lifted = []
         for kept, dropped, gain in zip(self.kept, self.dropped, self.gains, strict=True):
@@ -89,13 +91,7 @@ class ReducedCertify:
         )
         if self.upright is None:
             return inner
-        return inverted(self.upright, inner, self._proven(self.upright, inner))
-
-    @staticmethod
-    def _proven(problem: CertifyProblem, multiplier: Multiplier) -> float:
-        """The ``L^2`` at which to invert, a little above the bound: 1 where there is none."""
-        lip = implied_bound(problem.weights, problem.slopes, multiplier)
-        return (1.0 + _INSIDE) * lip**2 if 0.0 < lip < float("inf") else 1.0
+        return _turned(self.upright, inner)
 
 
 def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
@@ -141,6 +137,22 @@ def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
         upright = reduced
         reduced = CertifyProblem(_compressed(back.weights), back.slopes)
     return ReducedCertify(reduced, math.fsum(logs), kept, dropped, gains, upright)
+
+
+def _turned(problem: CertifyProblem, multiplier: Multiplier) -> Multiplier:
+    """The multiplier of the transposed problem; one that proves nothing is inflated until it does.
+
+    Approximate solvers end a little outside, or with zeros; an inverse may not be taken there.
+    Where no inflation helps the result is NaN, which proves nothing either.
+    """
+    tops = [_SMALLEST * float(t.max()) for t in multiplier]
+    positive = tuple(
+        t.clamp(min=max(top, torch.finfo(t.dtype).tiny))
+        for t, top in zip(multiplier, tops, strict=True)
+    )
+    inside, lip = proving(problem, positive)
+    lip_sq = (1.0 + _INSIDE) * lip**2 if 0.0 < lip < float("inf") else float("nan")
+    return inverted(problem, inside, lip_sq)
 
 
 def _multiplier_logs(logs: Sequence[float]) -> list[float]:

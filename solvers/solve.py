@@ -19,18 +19,16 @@ import torch
 from . import registry
 from .config import SolverConfig
 from .errors import SolveFailed, SolverUnavailable
-from .lmi import ball_tiles, implied_bound
+from .lmi import ball_tiles
 from .problem import CertifyProblem, Multiplier, ProjectProblem, Structure, Weights
 from .projection_reduction import reduce_project
+from .proving import proving
 from .reduction import reduce_certify
 from .registry import Backend
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
 
 _log = logging.getLogger("admm_lip")
 _said: set[str] = set()
-
-# How far beyond a claimed multiplier a proof is looked for, relatively.
-_INFLATION = tuple(10.0**-k for k in range(10, 2, -1))
 
 _Claim = TypeVar("_Claim", CertifyClaim, ProjectClaim)
 _Solution = TypeVar("_Solution", CertifySolution, ProjectSolution)
@@ -110,26 +108,6 @@ def solve_certify(
         )
 
     return _run(_Task(ask, measure, lambda s: s.lip), config, sum(reduced.problem.widths[:-1]))
-
-
-def proving(problem: CertifyProblem, multiplier: Multiplier) -> tuple[Multiplier, float]:
-    """The multiplier, inflated by as little as makes it prove a bound, and that bound.
-
-    The optimum may lie where the LMI without its inputs is singular, and an iterative solver ends
-    a little beyond.  ``t_k g^(l+1-k)`` with g slightly above 1 restores what rounding took: every
-    layer gains on the next one.  The bound is ``inf`` where the largest g is not enough.
-    """
-    best = multiplier, implied_bound(problem.weights, problem.slopes, multiplier)
-    if math.isfinite(best[1]):
-        return best
-    depth = len(multiplier)
-    for excess in _INFLATION:
-        inflated = tuple(t * (1.0 + excess) ** (depth - k) for k, t in enumerate(multiplier))
-        lip = implied_bound(problem.weights, problem.slopes, inflated)
-        if lip >= best[1] and math.isfinite(lip):
-            break
-        best = inflated, lip
-    return best
 
 
 def solve_project(

@@ -64,16 +64,16 @@ def evaluate(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
     return Value(lip_sq, torch.cat(parts))
 
 
-def descend(problem: CertifyProblem, start: Multiplier, run: Run) -> Multiplier:
-    """Adam from ``start`` until the steps have become short or ``run`` is over; the best point.
+def descend(problem: CertifyProblem, start: Multiplier, run: Run, share: float = 1.0) -> Multiplier:
+    """Adam from ``start`` until its steps are short or ``run`` (or a share of its time) is over.
 
-    Never returns a multiplier with a larger bound than ``start``.
+    Returns the best multiplier seen, never one with a larger bound than ``start``.
     """
     sizes = [t.shape[0] for t in start]
     best = log_t = torch.cat(list(start)).log()
     least, length, idle = float("inf"), _FIRST_STEP, 0
     mean, square, count = torch.zeros_like(log_t), torch.zeros_like(log_t), 0
-    while length > _LAST_STEP and run.may_go_on():
+    while length > _LAST_STEP and run.may_go_on(share):
         found = evaluate(problem, torch.split(log_t.exp(), sizes))
         run.iterations += 1
         gained = found is not None and found.lip_sq < least

@@ -171,6 +171,8 @@ def _started(
         lip = implied_bound(problem.weights, problem.slopes, op.multiplier(y))
         if lip < float("inf"):
             run.keep(torch.cat([torch.tensor([lip**2]).to(y), y[1:]]))
+            if y is not points[0] or warm is None:
+                break  # the closed forms are sorted
     return op
 
 

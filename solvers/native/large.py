@@ -20,30 +20,35 @@ from .dual_repair import reachable_band, repaired_value
 from .first_order import descend
 from .run import Run
 
-_ABOVE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# Share of the time limit that the descent may use; the rest is for the lower bound.
+_DESCENT_SHARE = 0.7
+_ABOVE = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
 
 
 def certify_large(
     problem: CertifyProblem, start: Multiplier, run: Run, config: SolverConfig
 ) -> CertifyClaim:
     """Steps 2 and 3 from a closed form; never worse than it."""
-    multiplier = descend(problem, start, run)
+    multiplier = descend(problem, start, run, _DESCENT_SHARE)
     lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
-    lower = lower_bound(problem, multiplier, lip_sq)
+    limited = run.limited
+    lower = lower_bound(problem, multiplier, lip_sq, run)
     status = Status.INACCURATE
     if lip_sq < float("inf") and lip_sq - lower <= config.tol * lip_sq:
         status = Status.OPTIMAL
-    elif run.limited:
+    elif limited:
         status = Status.LIMIT
     return CertifyClaim(
         status, multiplier, lip_sq, lower, run.iterations, f"{run.iterations} first-order steps"
     )
 
 
-def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float) -> float:
-    """Step 3: ``L^2`` of the best repaired dual point."""
+def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, run: Run) -> float:
+    """Step 3: ``L^2`` of the best repaired dual point that the time allows."""
     values = [repaired_value(problem, reachable_band(problem))]
     for excess in _ABOVE:
+        if run.late():
+            break
         rho = torch.tensor((1.0 + excess) * lip_sq).to(multiplier[0])
         blocks = lmi_blocks(problem.weights, problem.slopes, multiplier, rho)
         factor = factorize(Band(*eliminate_output(*blocks)))

@@ -24,19 +24,24 @@ class Run:
     """
 
     def __init__(self, config: SolverConfig) -> None:
-        seconds = config.time_limit
-        self._deadline = float("inf") if seconds is None else perf_counter() + seconds
+        self._start = perf_counter()
+        self._seconds = float("inf") if config.time_limit is None else config.time_limit
         self._most = config.max_iterations
         self.iterations = 0
         self.centring = 0
         self.best: Tensor | None = None
         self.limited = False
 
-    def may_go_on(self) -> bool:
-        """Whether both limits leave room for another step."""
+    def may_go_on(self, share: float = 1.0) -> bool:
+        """Whether both limits, or this share of the time, leave room for another step."""
         full = self._most is not None and self.iterations >= self._most
-        self.limited = full or perf_counter() >= self._deadline
+        late = perf_counter() >= self._start + share * self._seconds
+        self.limited = full or late
         return not self.limited
+
+    def late(self) -> bool:
+        """Whether the time is up, whatever the iterations."""
+        return perf_counter() >= self._start + self._seconds
 
     def count(self, y: Tensor) -> None:
         """One step is done and ended at ``y``, whose ``S(y)`` has a Cholesky factor."""

@@ -123,7 +123,13 @@ def norm_of_gram(q: Tensor) -> float:
     """Largest eigenvalue to a few digits, from above: Lanczos where the matrix is large."""
     if q.shape[0] <= _EXACT_NORMS or not bool(torch.isfinite(q).all()):
         return _top_eigenvalue(q)
-    return -least_eigenvalue(lambda x: torch.mv(q, x).neg_(), q.shape[0], q, _NORM_ACCURACY)
+    top = float(q.abs().max())
+    if top == 0.0:
+        return 0.0
+    scaled = q / -top  # products of very small or large entries would leave the range
+    return -top * least_eigenvalue(
+        lambda x: torch.mv(scaled, x), q.shape[0], scaled, _NORM_ACCURACY
+    )
 
 
 def _top_eigenvalue(q: Tensor) -> float:

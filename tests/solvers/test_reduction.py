@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from oracles import random_net
 from torch import Tensor
 
+from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
+from admm_lip.solvers.native import interior_point
 from admm_lip.solvers.native.starts import best_start
 from admm_lip.solvers.problem import CertifyProblem, Slopes, unit_slopes
+from admm_lip.solvers.proving import proving
 from admm_lip.solvers.reduction import reduce_certify
 
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=6)
@@ -141,6 +144,21 @@ def test_restrict_undoes_lift(widths: tuple[int, ...], slopes: tuple[float, floa
     assert bounds[1] <= bounds[0] * (1 + 1e-8)
     ratios = torch.cat([a / b for a, b in zip(again, inner, strict=True)])
     assert torch.allclose(ratios, ratios[:1], rtol=1e-10)
+
+
+def test_the_lift_of_an_inexact_multiplier_still_proves_nearly_its_bound() -> None:
+    problem = problem_of(weights_of([12, 9, 8, 3]))
+    reduced = reduce_certify(problem)
+    assert reduced.upright is not None
+    claim = interior_point.certify(reduced.problem, SolverConfig(tol=1e-8))
+    assert claim.multiplier is not None
+    inner = math.sqrt(claim.lip_sq) * math.exp(reduced.log_scale)
+    proven = implied_bound(problem.weights, problem.slopes, reduced.lift(claim.multiplier))
+    assert proven == pytest.approx(inner, rel=1e-7)
+    rough = proving(problem, reduced.lift(tuple((1.0 - 1e-5) * t for t in claim.multiplier)))[1]
+    assert rough == pytest.approx(inner, rel=1e-2)
+    hopeless = reduced.lift(tuple(0.0 * t for t in claim.multiplier))
+    assert proving(problem, hopeless)[1] == float("inf")
 
 
 def test_the_bound_does_not_see_the_scale_of_a_neuron() -> None:

@@ -32,6 +32,7 @@ from admm_lip.solvers import (
     unit_slopes,
 )
 from admm_lip.solvers.cvxpy_ import mosek_licence
+from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.solution import CertifyClaim, ProjectClaim
 from admm_lip.solvers.solve import ball_norm, make_feasible, proving
 
@@ -169,7 +170,11 @@ def test_an_unlicensed_mosek_without_fallback_is_an_error() -> None:
             call(SolverConfig("mosek", fallback=()))
 
 
-INSUFFICIENT = tuple(torch.full((len(w),), 1e-9, dtype=torch.float64) for w in WEIGHTS[:-1])
+# What a backend is asked about, and answers for, is the reduced problem.
+INNER = tuple(
+    torch.ones(n, dtype=torch.float64) for n in reduce_certify(CERTIFY).problem.widths[1:-1]
+)
+INSUFFICIENT = tuple(1e-9 * t for t in INNER)
 
 BAD_CERTIFY = {
     "breaks down": (
@@ -185,7 +190,7 @@ BAD_CERTIFY = {
         "the multiplier that came back proves no bound",
     ),
     "returns NaN": (
-        CertifyClaim(Status.OPTIMAL, tuple(float("nan") * t for t in ONES), lip_sq=0.1),
+        CertifyClaim(Status.OPTIMAL, tuple(float("nan") * t for t in INNER), lip_sq=0.1),
         "the multiplier that came back proves no bound",
     ),
     "ran out of time": (CertifyClaim(Status.LIMIT, None), "no multiplier came back"),
@@ -306,7 +311,7 @@ def test_a_bug_in_a_backend_is_not_taken_for_a_failure(scripted: Scripted) -> No
 
 def limited() -> CertifyClaim:
     """A sound but loose answer, cut off by a limit."""
-    return CertifyClaim(Status.LIMIT, tuple(50.0 * t for t in ONES), lip_sq=2500.0)
+    return CertifyClaim(Status.LIMIT, tuple(50.0 * t for t in INNER), lip_sq=2500.0)
 
 
 def test_an_answer_cut_off_by_the_time_limit_is_bettered_by_the_fallback(
