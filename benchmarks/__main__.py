@@ -21,6 +21,7 @@ BENCHMARKS = {
     "square_wave": "a square wave under slope bounds 1, 5 and 10: tightness and error",
     "tabular": "regression tables, published splits: error against L",
     "backends": "one run with every solver backend: same answer, seconds",
+    "ablation": "one setting of the ADMM trainer changed at a time",
     "report": "one HTML page of all tables and plots, from the records alone",
     "gradient_study": "input-gradient penalties on a small convolutional network",
     "gradient_detection": "attacks told from clean inputs by the norm of the Jacobian",

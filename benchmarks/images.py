@@ -51,6 +51,7 @@ def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell
         "data": data,
         "limit": settings["limit"],
         "hidden": settings["hidden"],
+        "activation": row.get("activation", "relu"),
         "seed": seed,
         "eps": eps,
         "contender": name,

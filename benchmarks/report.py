@@ -30,6 +30,7 @@ STUDIES = (
     "square_wave",
     "tabular",
     "backends",
+    "ablation",
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 72rem; margin: 2rem auto;

@@ -15,7 +15,16 @@ from benchmarks.measures import jacobian_norms, steepest
 from benchmarks.square_wave import DENSE, best_error, grid
 from benchmarks.tables import groups, half_width, markdown, spread
 
-NO_FILES = ("toy2d", "mnist_noise", "front", "images", "images_cost", "square_wave", "backends")
+NO_FILES = (
+    "toy2d",
+    "mnist_noise",
+    "front",
+    "images",
+    "images_cost",
+    "square_wave",
+    "backends",
+    "ablation",
+)
 
 
 def run_quick(name: str, folder: Path, data_dir: str | None = None) -> list[study.Row]:
