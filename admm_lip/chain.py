@@ -20,6 +20,8 @@ from . import trace
 from .activations import ACTIVATIONS
 from .errors import UnsupportedModule
 from .network import LayerSpec, Network
+from .sorting import HALF_ABS, SORTS
+from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -94,6 +96,17 @@ def _dropout_options(dropout: Any) -> dict[str, Any]:
     return {}
 
 
+def _torchlip_sort_options(module: Any) -> dict[str, Any]:
+    settings = getattr(module, "group_size", None), getattr(module, "_coefficient_lip", None)
+    if settings != (2, 1.0):
+        raise ValueError(
+            f"group_size={settings[0]}, k_coef_lip={settings[1]}; only 2 and 1 are handled"
+        )
+    return {}
+
+
+# deel-torchlip's GroupSort2, known by its name (``trace.is_torchlip_sort``).
+_TORCHLIP_SORT = Reader("group_sort2", _torchlip_sort_options)
 _DROPOUT = Reader("identity", _dropout_options)
 _HARDTANH = Reader("hardtanh", lambda m: {"min_val": m.min_val, "max_val": m.max_val})
 
@@ -118,6 +131,9 @@ READERS: Mapping[type[nn.Module], Reader] = {
     nn.ReLU6: _HARDTANH,
     nn.GELU: Reader("gelu", _attributes("approximate")),
     nn.SiLU: Reader("silu"),
+    GroupSort2: Reader("group_sort2"),
+    MaxMin: Reader("max_min"),
+    HalfAbs: Reader(HALF_ABS),
 }
 
 
@@ -163,6 +179,8 @@ def _reader(name: str, layer: nn.Module) -> Reader:
             f"{name}: is parametrized and in training mode, where reading a weight may change it; "
             "call model.eval() first"
         )
+    if trace.is_torchlip_sort(layer):
+        return _TORCHLIP_SORT
     for base in type(layer).__mro__:
         if base in READERS:
             same = ("forward", "_conv_forward", "__call__")
@@ -309,7 +327,7 @@ _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
     **{
         reader.kind: _builder_of(cls)
         for cls, reader in reversed(list(READERS.items()))
-        if reader.kind in ACTIVATIONS
+        if reader.kind in (*ACTIVATIONS, *SORTS, HALF_ABS)
     },
     "linear": _build_linear,
     "conv2d": _build_conv,

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .sorting_torch import GroupSort2, MaxMin
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -20,7 +22,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardtanh": nn.Hardtanh,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    "max_min": MaxMin,
+    "group_sort2": GroupSort2,
 }
+_PAIRED = ("max_min", "group_sort2")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class ModelConfig:
     Args:
         hidden: widths of the hidden layers; empty is a single affine map.
         activation: ``relu``, ``leaky_relu``, ``elu``, ``tanh``, ``sigmoid``, ``softplus``,
-            ``hardtanh``, ``gelu`` or ``silu``.
+            ``hardtanh``, ``gelu``, ``silu``, or ``max_min`` or ``group_sort2``, which sort
+            neighbouring pairs and need even widths.
         init: ``"orthogonal"`` (every layer with singular values 1 and zero bias: the start that
             suits training under a bound) or ``"torch"`` (torch's own).
 
@@ -50,6 +56,11 @@ class ModelConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
+            )
+        odd = [n for n in self.hidden if n % 2]
+        if self.activation in _PAIRED and odd:
+            raise ValueError(
+                f"hidden: {self.activation} sorts pairs and needs even widths, got {odd[0]}"
             )
         if self.init not in ("orthogonal", "torch"):
             raise ValueError(f"init: expected 'orthogonal' or 'torch', got {self.init!r}")

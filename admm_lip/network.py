@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +20,30 @@ import numpy as np
 from .activations import ACTIVATIONS, Options, SlopeRange, check_activation
 from .errors import NetworkError, UnsupportedModule
 from .layers import AFFINE, KINDS, RESHAPES, AffineMap, Array, Shape, check_options, check_size
+from .sorting import (
+    HALF_ABS,
+    SORTS,
+    RotationBack,
+    after_rotation_back,
+    check_even,
+    half_abs_slopes,
+    rotated,
+    rotation_back,
+)
 
 FORMAT = 1
 _UNIT_ROUNDOFF = 2.0**-53
 _FLOATS = (np.float16, np.float32, np.float64)
+# Activations that act on pairs of features; they take no options.
+_PAIRED = (*SORTS, HALF_ABS)
 
 
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer: its kind, its qualified name (the prefix of its arrays) and its options.
 
-    Kinds: ``linear``, ``conv2d``, ``avg_pool2d``, ``flatten``, ``identity`` and the activations of
-    :data:`admm_lip.activations.ACTIVATIONS`.
+    Kinds: ``linear``, ``conv2d``, ``avg_pool2d``, ``flatten``, ``identity``, the activations of
+    :data:`admm_lip.activations.ACTIVATIONS`, and ``group_sort2``, ``max_min`` and ``half_abs``.
 
     Raises:
         UnsupportedModule: for an unknown kind, or options the kind does not take.
@@ -42,13 +54,18 @@ class LayerSpec:
     options: Options
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in (*KINDS, *_PAIRED):
             raise UnsupportedModule(
                 f"{self.name}: layer kind {self.kind!r} is not supported; "
-                f"supported: {', '.join(KINDS)}"
+                f"supported: {', '.join((*KINDS, *_PAIRED))}"
             )
-        check = check_activation if self.kind in ACTIVATIONS else check_options
-        check(self.kind, self.name, self.options)
+        if self.kind in _PAIRED and self.options:
+            raise UnsupportedModule(
+                f"{self.name}: {self.kind} takes no options, got {sorted(self.options)}"
+            )
+        if self.kind not in _PAIRED:
+            check = check_activation if self.kind in ACTIVATIONS else check_options
+            check(self.kind, self.name, self.options)
 
 
 class Slopes(NamedTuple):
@@ -61,6 +78,9 @@ class Slopes(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Chain:
     """The affine maps and activations of a network, neighbouring affine maps merged.
+
+    Every activation acts per neuron; sorting pairs becomes ``half_abs`` between two rotations that
+    the affine maps take in (``sorting.py``).
 
     Attributes:
         weights: ``(W_0, ..., W_l)``, float64, dense.
@@ -143,6 +163,8 @@ class Network:
                 shape = step.shape
             elif spec.kind in ACTIVATIONS:
                 parts.activation(spec)
+            elif spec.kind in _PAIRED:
+                parts.paired(spec, shape)
             else:
                 shape = _reshaped(spec, shape)
         return parts.chain()
@@ -151,7 +173,7 @@ class Network:
         """Hexadecimal SHA-256 of the function: kinds, options and float64 values, not the names."""
         sha = hashlib.sha256()
         # Where no layer sees rows and columns, (1, 28, 28) and (784,) are the same function.
-        spatial = any(s.kind in AFFINE and AFFINE[s.kind].spatial for s in self.layers)
+        spatial = _sees_shape(self.layers)
         sha.update(_canonical({"format": FORMAT, "input": self.input_shape if spatial else None}))
         for spec in self.layers:
             if spec.kind in RESHAPES:
@@ -219,6 +241,20 @@ class _Parts:
         self.specs.append(spec)
         self.slopes.append(Slopes(*(np.full(self.size, value) for value in slopes)))
 
+    def paired(self, spec: LayerSpec, shape: Shape) -> None:
+        check_even(spec.name, spec.kind, shape)
+        sort = SORTS.get(spec.kind)
+        if sort is not None:
+            size = math.prod(shape)
+            check_size(spec.name, size, size)
+            plain = AffineMap(np.eye(size), np.zeros(size), 0.0, shape)
+            self.open = rotated(replace(self.open or plain, shape=shape))
+        self.close()
+        self.specs.append(LayerSpec(HALF_ABS, spec.name, {}))
+        self.slopes.append(Slopes(*half_abs_slopes(self.size)))
+        if sort is not None:
+            self.open = rotation_back(sort, shape)
+
     def close(self) -> None:
         if self.open is None:
             check_size("an identity between two activations", self.size, self.size)
@@ -251,6 +287,8 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     last term underflow.  The bias ``A b_1 + b_2`` is bounded in the same way, entry by entry
     through ``|(A b)_i| <= ||A|| ||b||``.
     """
+    if isinstance(first, RotationBack):
+        return after_rotation_back(second, first)
     inner = second.matrix.shape[1]
     product = second.matrix @ first.matrix
     gamma = inner * _UNIT_ROUNDOFF / (1.0 - inner * _UNIT_ROUNDOFF)
@@ -264,6 +302,18 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     if not (np.isfinite(bias).all() and math.isfinite(error) and math.isfinite(bias_error)):
         raise NetworkError("merging neighbouring affine layers overflows; rescale their weights")
     return AffineMap(product, bias, 1.01 * error + tiny, second.shape, 1.01 * bias_error + tiny)
+
+
+def _sees_shape(layers: Iterable[LayerSpec]) -> bool:
+    """Whether a layer works on channels, rows or columns, not on a flat vector."""
+    flat = False
+    for spec in layers:
+        if spec.kind in AFFINE and AFFINE[spec.kind].spatial:
+            return True
+        if spec.kind in _PAIRED and not flat:
+            return True
+        flat = flat or spec.kind in ("flatten", "linear")
+    return False
 
 
 def _first_shape(

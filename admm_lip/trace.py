@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from .errors import UnsupportedModule
+from .sorting_torch import HalfAbs, MaxMin
 
 
 class Step(NamedTuple):
@@ -76,6 +77,12 @@ _DROPOUT_PARAMETERS = ("p", "training", "inplace")
 _VIEWS = ("view", "reshape")
 
 
+def is_torchlip_sort(module: nn.Module) -> bool:
+    """Whether a module is deel-torchlip's ``GroupSort2``; the package need not be installed."""
+    cls = type(module)
+    return cls.__name__ == "GroupSort2" and cls.__module__.startswith("deel.torchlip.")
+
+
 class Reshape(nn.Module):
     """What ``x.view(x.size(0), n)`` does: flatten, with ``size`` the asserted length or None."""
 
@@ -88,7 +95,9 @@ class _Tracer(fx.Tracer):
     """Stops at torch's own layers, classes derived from them, and parametrized modules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if parametrize.is_parametrized(m):
+        if parametrize.is_parametrized(m) or isinstance(m, MaxMin | HalfAbs):
+            return True
+        if is_torchlip_sort(m):
             return True
         # The last two of the method resolution order are nn.Module and object.
         torch_owned = any(c.__module__.startswith("torch.nn") for c in type(m).__mro__[:-2])

@@ -6,7 +6,7 @@ from admm_lip.models import ACTIVATIONS, ModelConfig, build_mlp
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_builds_and_runs(activation):
-    model = build_mlp(3, 2, ModelConfig((4, 5), activation))
+    model = build_mlp(3, 2, ModelConfig((4, 6), activation))
     assert model(torch.zeros(7, 3)).shape == (7, 2)
     assert [type(m).__name__ for m in model[::2]] == ["Linear"] * 3
 
@@ -37,6 +37,10 @@ def test_seeded_and_without_side_effects(init):
     [
         ({"hidden": [4, 0]}, r"hidden: expected widths of at least 1, got \[4, 0\]"),
         ({"activation": "rleu"}, r"activation: expected one of relu, .*got 'rleu'"),
+        (
+            {"hidden": [4, 7], "activation": "max_min"},
+            "hidden: max_min sorts pairs and needs even widths, got 7",
+        ),
         ({"init": "zeros"}, r"init: expected 'orthogonal' or 'torch', got 'zeros'"),
     ],
 )
