@@ -1,8 +1,8 @@
 """Certified radii: how far an input may move before its class can change.
 
 If ``(e_y - e_j)' f`` has Lipschitz constant ``L_yj`` then the radius is the least
-``(f_y - f_j) / L_yj`` over the other classes.  Pairwise certificates state these constants; a global bound L gives
-``sqrt(2) L`` for all of them, and bounds of single outputs give ``L_y + L_j``.
+``(f_y - f_j) / L_yj`` over the other classes.  Pairwise certificates state these constants; a
+global bound L gives ``sqrt(2) L`` for all of them, and bounds of single outputs give ``L_y + L_j``.
 
 The logits are those of the real-valued function of the stored weights; they are enclosed, not
 estimated: evaluated in float64 with a running bound on every rounding, and the margin is taken at
