@@ -1,0 +1,1 @@
+"""Local bounds: what a network does on a ball around one input."""

@@ -1,0 +1,192 @@
+"""Bounds of every pre-activation on a ball around each input, batched and rounded outwards.
+
+Layer by layer, three enclosures of ``z_k = W_k x_k + b_k`` on ``||x' - x|| <= r`` are intersected:
+
+* **intervals**: the ranges of the layer before, through ``|W_k|``;
+* **norms**: ``|z_ki(x') - z_ki(x)| <= ||w_i D|| d_k`` with D marking the neurons before that can
+  move, ``d_k`` the radius of the ball that ``x_k`` stays in: r times the running product of the
+  layers' norms and the slopes seen so far;
+* **lines**: linear bounds substituted back to the input (``linear.py``).
+
+The first layer's range on the ball is exact: ``z_0i(x) +- r ||w_i||``, with a box cut to
+``z_0i(x) +- max w_i d`` over the displacements d that ball and box admit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .curves import (
+    U,
+    Lines,
+    Range,
+    anchored_slopes,
+    lines_on,
+    slopes_on,
+    value_range,
+    value_with_error,
+)
+from .region import Region
+from .tensors import SLACK, TINY, Affine, Net
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What is known of one hidden layer on every sample's ball; tensors ``(batch, n)``.
+
+    Attributes:
+        center: encloses the pre-activations at the sample itself.
+        interval: encloses them on the ball; ``center`` lies within.
+        slopes: the activation's slopes between any two points of ``interval``.
+        anchored: its slopes between ``center`` and a point of ``interval``.
+        lines: below and above the activation on ``interval``.
+        outputs: range of the activation.
+        largest: ``max |z|`` on the interval.
+        reach: ``max |x|`` of the activation's output.
+        constant_error: rounding of the lines' intercepts in a sum, per unit of a coefficient.
+    """
+
+    center: Range
+    interval: Range
+    slopes: Range
+    anchored: Range
+    lines: Lines
+    outputs: Range
+    largest: Tensor
+    reach: Tensor
+    constant_error: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """All hidden layers, and the network's outputs at the samples themselves.
+
+    Attributes:
+        region: the balls.
+        layers: one per hidden layer.
+        last: ``x_l`` at the sample and a bound on its error.
+    """
+
+    region: Region
+    layers: tuple[Layer, ...]
+    last: tuple[Tensor, Tensor]
+
+
+def preactivation_bounds(net: Net, region: Region) -> Bounds:
+    """Enclose every pre-activation of every sample on its region.
+
+    Args:
+        net: the network.
+        region: the samples, their radii, and the box of admissible inputs.
+
+    Returns:
+        Bounds for the real-valued network of the stored weights.
+    """
+    from .linear import backward_range  # the lines of the layers so far
+
+    layers: list[Layer] = []
+    value, error = region.points, torch.zeros_like(region.points)
+    moved = region.radius * SLACK
+    for k, spec in enumerate(net.activations):
+        affine = net.maps[k]
+        z, z_error = affine_at(affine, value, error)
+        center = Range(z - z_error, z + z_error)
+        if k == 0:
+            interval = region.first_range(net, center)
+        else:
+            before = layers[-1]
+            interval = _through(affine, before.outputs)
+            interval = _intersected(_by_norm(affine, before, center, moved), interval)
+            interval = _intersected(backward_range(net, region, layers, k), interval)
+        interval = Range(
+            torch.minimum(interval.low, center.low), torch.maximum(interval.high, center.high)
+        )
+        layers.append(_layer(net, k, center, interval, z))
+        moved = _moved(affine, layers[-1], moved)
+        value, evaluated = value_with_error(spec, z)
+        steepest = torch.maximum(layers[-1].slopes.low.abs(), layers[-1].slopes.high.abs())
+        error = SLACK * (steepest * z_error + evaluated) + TINY
+    return Bounds(region, tuple(layers), (value, error))
+
+
+def affine_at(affine: Affine, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """``W x + b`` and a bound on its error, where ``x`` is within ``error`` of ``value``."""
+    z = value @ affine.weight.T + affine.bias
+    spread = value.abs() @ affine.size.T + affine.bias.abs()
+    off = error @ affine.size.T + affine.gamma * spread + affine.bias_error
+    if affine.error > 0.0:
+        off = off + affine.error * (value.norm(dim=1) + error.norm(dim=1))[:, None]
+    return z, SLACK * off + TINY
+
+
+def _layer(net: Net, k: int, center: Range, interval: Range, z: Tensor) -> Layer:
+    spec = net.activations[k]
+    slopes = slopes_on(spec, interval)
+    lines = lines_on(spec, z, interval, slopes)
+    outputs = value_range(spec, interval, slopes)
+    return Layer(
+        center=center,
+        interval=interval,
+        slopes=slopes,
+        anchored=anchored_slopes(spec, center, interval),
+        lines=lines,
+        outputs=outputs,
+        largest=_largest(interval),
+        reach=_largest(outputs),
+        constant_error=2.0 * torch.maximum(lines.low.abs(), lines.high.abs()),
+    )
+
+
+def _largest(interval: Range) -> Tensor:
+    return torch.maximum(interval.low.abs(), interval.high.abs())
+
+
+def _intersected(one: Range, other: Range) -> Range:
+    """Both enclose the same numbers; NaN (from overflow) counts as no knowledge."""
+    low = torch.where(one.low > other.low, one.low, other.low)
+    high = torch.where(one.high < other.high, one.high, other.high)
+    return Range(low, high)
+
+
+def _through(affine: Affine, inputs: Range) -> Range:
+    """Interval arithmetic: middle and radius."""
+    middle = 0.5 * (inputs.low + inputs.high)
+    radius = torch.maximum(inputs.high - middle, middle - inputs.low) * (1.0 + 4.0 * U)
+    z, off = affine_at(affine, middle, radius)
+    return Range(z - off, z + off)
+
+
+def _by_norm(affine: Affine, before: Layer, center: Range, moved: Tensor) -> Range:
+    """Rows without the columns of constant neurons, times the distance that ``x_k`` moves."""
+    moving = (before.slopes.high - before.slopes.low + before.slopes.high.abs() > 0.0).double()
+    rows = (moving @ affine.size.square().T).sqrt() * SLACK + affine.error
+    reach = rows * moved[:, None] * SLACK + TINY
+    return Range(center.low - reach, center.high + reach)
+
+
+def _moved(affine: Affine, layer: Layer, moved: Tensor) -> Tensor:
+    """Distance that the layer's output moves: ``||D W|| <= `` a norm of the rows that are left."""
+    steepest = torch.maximum(layer.slopes.low.abs(), layer.slopes.high.abs())
+    rows = (steepest.square() @ affine.rows.square()).sqrt()
+    return torch.minimum(steepest.amax(dim=1) * affine.norm, rows) * moved * SLACK
+
+
+def is_finite(bounds: Bounds) -> Tensor:
+    """Boolean ``(batch,)``: every bound of the sample is a number."""
+    finite = torch.isfinite(bounds.last[1]).all(dim=1)
+    for layer in bounds.layers:
+        finite &= torch.isfinite(layer.interval.low).all(dim=1)
+        finite &= torch.isfinite(layer.interval.high).all(dim=1)
+    return finite
+
+
+def radius_problem(radius: Tensor) -> str | None:
+    """What is wrong with radii, or ``None``."""
+    if bool((torch.isfinite(radius) & (radius >= 0.0)).all()):
+        return None
+    bad = next(r for r in radius.tolist() if not (math.isfinite(r) and r >= 0.0))
+    return f"radius: expected finite numbers >= 0, got {bad!r}"

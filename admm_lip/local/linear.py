@@ -1,0 +1,125 @@
+"""Linear bounds of functionals of a network, substituted layer by layer back to the input.
+
+A row a over the outputs of a hidden layer is bounded from below by a row over its pre-activations:
+where ``a_i >= 0`` the line below the activation is used, where ``a_i < 0`` the one above (Zhang et
+al., NeurIPS 2018).  At the first pre-activations the ball itself is used: ``a z_0(x) - r ||a W_0||``.
+
+Coefficients are rounded; what is missing is an exact multiple of what they multiply, so
+
+    |lost| <= sum_i |a_i| q_i,
+
+with ``q`` a vector per layer and sample (rounding of the product with ``W``, of the product with
+the slope, of the stored weights), which is subtracted as the rows pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .bounds import Bounds, Layer, affine_at
+from .curves import U, Range
+from .region import Region
+from .tensors import SLACK, TINY, Affine, Net, gamma
+
+
+def backward_range(net: Net, region: Region, layers: Sequence[Layer], k: int) -> Range:
+    """Range of ``z_k`` (``k >= 1``) from the lines of the layers before it."""
+    weight = net.maps[k].weight.expand(len(region), -1, -1)
+    bias = net.maps[k].bias.expand(len(region), -1)
+    off = _stored(net.maps[k], layers[-1])
+    low = lower_bounds(net, region, layers, weight, bias) - off
+    high = lower_bounds(net, region, layers, -weight, -bias) - off
+    return Range(low, -high)
+
+
+def margin_bounds(net: Net, bounds: Bounds, rows: Tensor, shift: Tensor) -> Tensor:
+    """Lower bounds of ``rows f + shift`` on every sample's region.
+
+    Args:
+        net: the network.
+        bounds: of all hidden layers.
+        rows: ``(batch, m, n_out)``: functionals of the outputs, with entries 0 and +-1.
+        shift: ``(batch, m)``.
+
+    Returns:
+        ``(batch, m)``.
+    """
+    last = net.maps[-1]
+    weight = rows @ last.weight
+    layers = bounds.layers
+    size = rows.abs()
+    if not layers:
+        return _direct(net, bounds, rows, shift)
+    # Differences of two rows are rounded once per entry.
+    lost = 2.0 * U * (size @ last.size) @ layers[-1].reach[:, :, None]
+    off = lost[..., 0] + size.sum(-1) * _stored(last, layers[-1])[:, :1]
+    constant = rows @ last.bias + shift
+    off = off + 4.0 * U * (size @ last.bias.abs() + shift.abs())
+    return lower_bounds(net, bounds.region, layers, weight, constant) - off * SLACK
+
+
+def _direct(net: Net, bounds: Bounds, rows: Tensor, shift: Tensor) -> Tensor:
+    """A single affine map."""
+    z, error = affine_at(net.maps[0], *bounds.last)
+    size = rows.abs()
+    value = (rows @ z[:, :, None])[..., 0] + shift
+    off = (size @ (error + 4.0 * U * z.abs())[:, :, None])[..., 0] + 4.0 * U * shift.abs()
+    return value - off * SLACK - bounds.region.support(net, -rows)
+
+
+def _stored(affine: Affine, before: Layer) -> Tensor:
+    """Per entry of ``W x + b``, what the errors of the stored weights may add; ``(batch, 1)``."""
+    return affine.error * before.reach.norm(dim=1, keepdim=True) * SLACK + affine.bias_error
+
+
+def lower_bounds(
+    net: Net, region: Region, layers: Sequence[Layer], rows: Tensor, constant: Tensor
+) -> Tensor:
+    """Lower bounds of ``rows x_k + constant``, ``x_k`` the outputs of the last of ``layers``.
+
+    Args:
+        net: the network.
+        region: the samples' regions.
+        layers: the hidden layers up to it.
+        rows: ``(batch, m, n_k)``.
+        constant: ``(batch, m)``.
+    """
+    lost = torch.zeros_like(constant)
+    for k in range(len(layers) - 1, -1, -1):
+        layer, affine = layers[k], net.maps[k]
+        up, down = rows.clamp(min=0.0), rows.clamp(max=0.0)
+        lines = layer.lines
+        terms = _times(up, lines.low) + _times(down, lines.high)
+        lost = lost + gamma(2 * rows.shape[-1]) * _times(rows.abs(), layer.constant_error)
+        rows = up * lines.low_slope[:, None] + down * lines.high_slope[:, None]
+        constant = constant + terms
+        if k == 0:
+            break
+        size = affine.size @ layers[k - 1].reach[:, :, None]
+        q = affine.gamma * (size[..., 0] + affine.bias.abs()) + 2.0 * U * layer.largest
+        lost = lost + _times(rows.abs(), q + _stored(affine, layers[k - 1]))
+        lost = lost + 4.0 * U * constant.abs()
+        constant = constant + rows @ affine.bias
+        rows = rows @ affine.weight
+    return _on_region(net, region, layers[0], rows, constant, lost)
+
+
+def _on_region(
+    net: Net, region: Region, first: Layer, rows: Tensor, constant: Tensor, lost: Tensor
+) -> Tensor:
+    """The last step, from the first pre-activations to the ball."""
+    middle = 0.5 * (first.center.low + first.center.high)
+    off = torch.maximum(first.center.high - middle, middle - first.center.low)
+    size = rows.abs()
+    value = _times(rows, middle)
+    doubt = off + gamma(rows.shape[-1]) * middle.abs() + 2.0 * U * first.largest
+    lost = lost + _times(size, doubt) + 4.0 * U * (constant.abs() + value.abs())
+    return constant + value - region.support(net, -rows) - SLACK * lost - TINY
+
+
+def _times(rows: Tensor, vector: Tensor) -> Tensor:
+    """``(batch, m, n) x (batch, n) -> (batch, m)``."""
+    return (rows @ vector[:, :, None])[..., 0]
