@@ -82,11 +82,13 @@ def load_files(architecture: Path, weights: Path) -> Network:
 def network_of(
     model: nn.Module | Network | str | Path, input_shape: Shape | None = None
 ) -> Network:
-    """The network of a torch module, of a folder, or itself; torch is loaded for a module only."""
+    """The network of a torch module, a folder or file, or itself; torch for a module only."""
     if isinstance(model, Network):
         return model
     if isinstance(model, str | os.PathLike):
-        return load_network(model)
+        from .foreign import open_network  # which reads folders by load_network
+
+        return open_network(Path(model), input_shape)
     from .chain import read_network
 
     return read_network(_module(model), input_shape)

@@ -206,6 +206,30 @@ class TestOtherCommands:
         assert "passes over the data. Chosen for the data set if not given." in text
         assert "relative accuracy: the gap in L^2" in text
 
+    def test_an_onnx_file_is_certified_verified_and_projected(self, trained, capsys):
+        pytest.importorskip("onnx", reason="reading ONNX needs the extra admm-lip[onnx]")
+        from admm_lip.foreign import export_onnx
+
+        export_onnx(
+            load_network(trained), "net.onnx", Certificate.load(trained / "certificate.json")
+        )
+        assert cli.main(["verify", "net.onnx"]) == 0
+        assert cli.main(["certify", "net.onnx"]) == 0
+        assert cli.main(["verify", "net.onnx", "--certificate", "net.certificate.json"]) == 0
+        assert cli.main(["project", "net.onnx", "--bound", "0.5"]) == 0
+        projected = Certificate.load(Path("net-bound0.5") / "certificate.json")
+        assert projected.lip <= 0.5
+        assert capsys.readouterr().out.count("verified: the network in net.onnx") == 2
+
+    def test_pairwise_bounds_are_proven_and_verified(self, trained, capsys):
+        assert cli.main(["certify", str(trained), "--kind", "pairwise", "--output", "p.json"]) == 0
+        assert cli.main(["verify", str(trained), "--certificate", "p.json"]) == 0
+        assert "verified: 45 pairwise bounds (l2)" in capsys.readouterr().out
+
+    def test_exact_arithmetic_agrees(self, trained, capsys):
+        assert cli.main(["verify", str(trained), "--exact"]) == 0
+        assert "verified (also in exact arithmetic)" in capsys.readouterr().out
+
     def test_verify_rejects_a_changed_weight(self, trained, tmp_path, capsys):
         copy = tmp_path / "copy"
         copy.mkdir()

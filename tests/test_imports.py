@@ -91,7 +91,12 @@ def test_the_package_imports_neither_tests_nor_benchmarks(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "where"),
-    [("cvxpy", "solvers/cvxpy_.py"), ("mosek", "solvers/cvxpy_.py"), ("matplotlib", "plots.py")],
+    [
+        ("cvxpy", "solvers/cvxpy_.py"),
+        ("mosek", "solvers/cvxpy_.py"),
+        ("onnx", "foreign/onnx_file.py"),
+        ("matplotlib", "plots.py"),
+    ],
 )
 def test_an_optional_library_is_imported_in_one_file_and_lazily(module: str, where: str) -> None:
     users = [p for p in (*files(PACKAGE), *files(SOLVERS)) if module in roots(imported(p))]

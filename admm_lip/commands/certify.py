@@ -1,13 +1,21 @@
-"""``admm-lip certify``: a proven Lipschitz bound for a network on disk."""
+"""``admm-lip certify``: a proof for a network that is on disk already."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
 from ..records import RunFolderError
 from .options import Parser, add_config, add_threads_option, config_of, parse, say, threads
+
+if TYPE_CHECKING:
+    from ..certificate import AnyCertificate
+    from ..network import Network
+
+_KINDS = ("global", "pairwise", "per_output")
+_NORMS = ("l2", "linf")
 
 
 def parser() -> Parser:
@@ -17,27 +25,45 @@ def parser() -> Parser:
     made = Parser(
         "certify",
         """
-        Prove a Lipschitz bound for a network that is already trained: a run folder, or any folder
-        with weights.safetensors and architecture.json.
+        Prove a Lipschitz bound for a network that is already trained: a run folder, any folder
+        with weights.safetensors and architecture.json, an ONNX file, or a torch.export archive.
 
         From Python: admm_lip.certify(model) for any supported torch module.
         """,
         """
         examples:
           admm-lip certify runs/RUN
+          admm-lip certify model.onnx --kind pairwise
+              a bound for every difference of two outputs: the strongest radii
           admm-lip certify FOLDER --output proof.json --solver.name clarabel
         """,
-        usage="certify FOLDER [options]",
+        usage="certify PATH [options]",
     )
     made.add_argument(
-        "folder", type=str, help="Folder with weights.safetensors and architecture.json."
+        "network",
+        type=str,
+        help="Folder with weights.safetensors and architecture.json, or an ONNX, safetensors or "
+        "torch.export file.",
+    )
+    made.add_argument(
+        "--kind",
+        default="global",
+        choices=_KINDS,
+        help="All outputs together, every difference of two outputs, or every output.",
+    )
+    made.add_argument("--norm", default="l2", choices=_NORMS, help="Norm of input changes.")
+    made.add_argument(
+        "--input-shape",
+        type=list[int] | None,
+        default=None,
+        help="Shape of one input, such as [1,28,28]; needed where the file does not say it.",
     )
     made.add_argument(
         "--output",
         type=str | None,
         default=None,
-        help="Where to write the certificate (not given: certificate.json in the folder, "
-        "unless there is one).",
+        help="Where to write the certificate (not given: certificate.json in the folder, or "
+        "NAME.certificate.json beside the file, unless it is there already).",
     )
     add_config(made, "solver", SolverConfig, "solver.")
     add_threads_option(made)
@@ -52,25 +78,43 @@ def run(arguments: list[str]) -> int:
 
 
 def _certify(options: Namespace) -> int:
-    from ..certificate import certify
     from ..chain import build_module
-    from ..solvers import SolverConfig
-    from ..storage import load_network
-    from .finish import bounds_of, describe
+    from ..foreign import open_network
+    from .finish import describe
 
-    folder = Path(options.folder)
-    output = Path(options.output) if options.output else folder / "certificate.json"
+    path = Path(options.network)
+    beside = path / "certificate.json" if path.is_dir() else path.with_suffix(".certificate.json")
+    output = Path(options.output) if options.output else beside
     if options.output and output.exists():
         raise RunFolderError(f"output: {output} exists; name another file with --output")
-    model = build_module(load_network(folder))
-    certificate = certify(model, solver=config_of(SolverConfig, options.solver))
-    say(describe(model))
-    for name, value in bounds_of(certificate).items():
-        if value is not None:
-            say(f"  {name:<14}{value:.9g}")
+    shape = tuple(options.input_shape) if options.input_shape else None
+    network = open_network(path, shape)
+    certificate, lines = _prove(options, network)
+    say(describe(build_module(network)))
+    for line in lines:
+        say(f"  {line}")
     if output.exists():
         say(f"  {output} is there already and is left as it is; --output FILE writes this one")
     else:
         certificate.save(output)
         say(f"  written to {output}")
     return 0
+
+
+def _prove(options: Namespace, network: Network) -> tuple[AnyCertificate, list[str]]:
+    """The certificate of the kind asked for, and what to say of it."""
+    from ..certificate import certify
+    from ..solvers import SolverConfig
+    from .finish import bounds_of
+
+    solver = config_of(SolverConfig, options.solver)
+    if options.kind == "global":
+        proven = certify(network, norm=options.norm, solver=solver)
+        values = bounds_of(proven).items()
+        return proven, [f"{name:<14}{v:.9g}" for name, v in values if v is not None]
+    functionals = certify(network, kind=options.kind, norm=options.norm, solver=solver)
+    lips = functionals.lips
+    return functionals, [
+        f"{options.kind}: {len(lips)} bounds, from {lips.min():.9g} to {lips.max():.9g}",
+        f"mean          {lips.mean():.9g}",
+    ]

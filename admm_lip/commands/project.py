@@ -35,17 +35,20 @@ def parser() -> Parser:
           admm-lip project runs/RUN --bound 0.5
           admm-lip project runs/RUN --bound 0.5 --run-dir runs/halved
         """,
-        usage="project FOLDER --bound L [options]",
+        usage="project PATH --bound L [options]",
     )
     made.add_argument(
-        "folder", type=str, help="Folder with weights.safetensors and architecture.json."
+        "network",
+        type=str,
+        help="Folder with weights.safetensors and architecture.json, or an ONNX, safetensors or "
+        "torch.export file.",
     )
     made.add_argument("--bound", type=float | None, default=None, help="The Lipschitz bound.")
     made.add_argument(
         "--run-dir",
         type=str | None,
         default=None,
-        help="Folder for the result (not given: FOLDER-bound<L>).",
+        help="Folder for the result (not given: PATH-bound<L>).",
     )
     made.add_argument("--overwrite", action="store_true", help="Replace an earlier run there.")
     add_config(made, "solver", SolverConfig, "solver.")
@@ -64,20 +67,21 @@ def run(arguments: list[str]) -> int:
 
 def _project(options: Namespace) -> int:
     from ..chain import build_module
+    from ..foreign import open_network
     from ..project import project
     from ..solvers import SolverConfig
-    from ..storage import load_network
     from .finish import finish, summary_lines
     from .recipes import prepare
 
-    source = Path(options.folder)
-    model = build_module(load_network(source))
+    source = Path(options.network)
+    model = build_module(open_network(source))
     settings = _settings(source, options.bound)
     job = prepare(settings) if settings else None
     solver = config_of(SolverConfig, options.solver)
     projected = project(model, bound=options.bound, solver=solver)
     folder = create_run(
-        options.run_dir or f"{str(source).rstrip('/')}-bound{options.bound:g}",
+        options.run_dir
+        or f"{source if source.is_dir() else source.with_suffix('')}-bound{options.bound:g}",
         settings or {"bound": options.bound},
         overwrite=options.overwrite,
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import Parser, parse, say
+
+if TYPE_CHECKING:
+    from ..certificate import AnyCertificate
 
 
 def parser() -> Parser:
@@ -19,17 +23,26 @@ def parser() -> Parser:
         examples:
           admm-lip verify runs/RUN
           admm-lip verify runs/RUN --certificate other.json
+          admm-lip verify model.onnx          (the certificate in its metadata)
+          admm-lip verify runs/RUN --exact    (rational arithmetic, small networks)
         """,
-        usage="verify FOLDER [options]",
+        usage="verify PATH [options]",
     )
     made.add_argument(
-        "folder", type=str, help="Folder with weights.safetensors and architecture.json."
+        "network",
+        type=str,
+        help="Folder with weights.safetensors and architecture.json, or an ONNX, safetensors or "
+        "torch.export file.",
     )
     made.add_argument(
         "--certificate",
         type=str | None,
         default=None,
-        help="Certificate to check (not given: certificate.json in the folder).",
+        help="Certificate to check (not given: certificate.json in the folder, or the one inside "
+        "the ONNX file).",
+    )
+    made.add_argument(
+        "--exact", action="store_true", help="Check once more in exact rational arithmetic."
     )
     return made
 
@@ -37,11 +50,41 @@ def parser() -> Parser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
-    from ..certificate import Certificate
+    from ..foreign import open_network
     from ..verify import verify
 
-    folder = Path(options.folder)
-    certificate = Certificate.load(Path(options.certificate or folder / "certificate.json"))
-    verify(certificate, folder)
-    say(f"verified: the network in {folder} has l2 Lipschitz constant <= {certificate.lip:.9g}")
+    path = Path(options.network)
+    certificate = _certificate(path, options.certificate)
+    network = open_network(path, certificate.input_shape)
+    verify(certificate, network)
+    if options.exact:
+        from ..exact import exact_check
+
+        exact_check(network, certificate)
+    how = " (also in exact arithmetic)" if options.exact else ""
+    say(f"verified{how}: {_claim(path, certificate)}")
     return 0
+
+
+def _claim(path: Path, certificate: AnyCertificate) -> str:
+    """What has been verified, in one line."""
+    from ..certificate import Certificate
+
+    norm = certificate.norm
+    if isinstance(certificate, Certificate):
+        return f"the network in {path} has {norm} Lipschitz constant <= {certificate.lip:.9g}"
+    lips = certificate.lips
+    return (
+        f"{len(lips)} {certificate.kind} bounds ({norm}) of the network in {path}, "
+        f"from {lips.min():.9g} to {lips.max():.9g}"
+    )
+
+
+def _certificate(path: Path, given: str | None) -> AnyCertificate:
+    """The certificate to check: the one named, the folder's, or the one inside the file."""
+    from ..certificate import load_certificate
+    from ..foreign import read_certificate
+
+    if given is not None:
+        return load_certificate(given)
+    return read_certificate(path) if path.is_file() else load_certificate(path / "certificate.json")
