@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from .problem import Slopes
+from .storage import any_known, storage_bound
 
 
 def lmi_blocks(
@@ -99,8 +100,11 @@ def implied_bound(
 
     Every ``S_k`` must be positive definite, which its Cholesky factor decides: skipping that check
     gives numbers below the true constant.  The result is computed, not yet proven through
-    rounding; ``admm_lip.verify`` does that.
+    rounding; ``admm_lip.verify`` does that.  Neurons whose slope is known exactly are substituted
+    (``storage.py``); their multipliers are not read.
     """
+    if any_known(slopes):
+        return storage_bound(weights, slopes, multiplier)
     # lambda_max over the inputs only sees the row space of W_0.
     first = weights[0]
     if first.shape[1] > first.shape[0]:
