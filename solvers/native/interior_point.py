@@ -75,6 +75,8 @@ _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; res
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.
 _KNOWN = 1e-7
 _STIFF = 1e7
+# Factors that move a closed form inside.
+_ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.
 _CAUTIOUS = 1.2
 
@@ -157,23 +159,27 @@ def _started(
 ) -> LmiOperator | None:
     """The operator, and in ``run`` the best of the warm and the closed-form multipliers.
 
-    On the boundary a deep network's closed form may prove nothing for rounding; doubled, it lies
-    well inside.
+    On the boundary a deep network's closed form may prove nothing for rounding: it is moved inside
+    by as little as helps.
     """
     found = [s for s in starts if s is not None]
     if not found:
         return None
     op = LmiOperator(problem, _fixed(problem, found[0].multiplier))
-    points = [_as_y(op, s) for s in found]
+    points = [room * _as_y(op, found[0]) for room in _ROOM]
+    points.extend(_ROOM[-1] * _as_y(op, s) for s in found[1:])
     if warm is not None and usable(problem, warm):
-        points.insert(0, _as_y(op, Start(warm, 1.0, 1.0)))
-    for y in [*points, 2.0 * points[-1]]:
-        lip = implied_bound(problem.weights, problem.slopes, op.multiplier(y))
-        if lip < float("inf"):
-            run.keep(torch.cat([torch.tensor([lip**2]).to(y), y[1:]]))
-            if y is not points[0] or warm is None:
-                break  # the closed forms are sorted
+        _keep_proven(op, _as_y(op, Start(warm, 1.0, 1.0)), run)
+    any(_keep_proven(op, y, run) for y in points)  # the best first: one is enough
     return op
+
+
+def _keep_proven(op: LmiOperator, y: Tensor, run: Run) -> bool:
+    """Keep ``y`` with the bound that it proves; whether there is one."""
+    lip = implied_bound(op.problem.weights, op.problem.slopes, op.multiplier(y))
+    if lip < float("inf"):
+        run.keep(torch.cat([torch.tensor([lip**2]).to(y), y[1:]]))
+    return lip < float("inf")
 
 
 def _from_cold(
