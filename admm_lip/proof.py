@@ -24,53 +24,25 @@ Assumed: IEEE double arithmetic rounding to nearest (fused multiply-add and flus
 to zero are fine) and a BLAS that multiplies matrices the conventional way, not Strassen's.
 ``u = 2^-53`` and ``gamma_n = n u / (1 - n u)``.  Underflows are covered by ``2^-600`` per row,
 which the admitted ranges of L and T allow for.  NumPy and SciPy only.
+
+Chains with neurons of known slope are proven layer by layer instead (``storage_proof.py``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg as sl
 
+from .definite import SLACK, ScaledLmi, U, failing_block, gamma, inverse_root
 from .layers import Array
 from .network import Chain
 from .restate import Matrices
+from .storage_proof import any_known, storage_margin, storage_unproven
 
-_U = 2.0**-53
 # Squares and products of admitted numbers neither overflow nor vanish.
 _RANGE = (2.0**-400, 2.0**400)
-_UNDERFLOW = 2.0**-600
-# Covers the rounding of the bound itself, which sums some thousands of positive terms.
-_SLACK = 1.01
-
-
-@dataclass(frozen=True, eq=False)
-class ScaledLmi:
-    """The assembled matrix F, scaled to a diagonal near 1, and how far it is from the exact one.
-
-    Attributes:
-        diagonal: the diagonal blocks; a vector stands for a diagonal matrix.
-        lower: ``lower[k]`` is block ``(k+1, k)``.
-        error: bound on the spectral norm of exact minus assembled.
-    """
-
-    diagonal: tuple[Array, ...]
-    lower: tuple[Array, ...]
-    error: float
-
-    def shift(self) -> float:
-        """The c of the module's docstring."""
-        sizes = [len(d) for d in self.diagonal]
-        terms = max(a + b for a, b in zip([0, *sizes], sizes, strict=False)) + 4
-        gamma = _gamma(terms)
-        trace = sum(float(np.sum(_diag(d))) for d in self.diagonal)
-        largest = max(float(np.max(np.abs(_diag(d)))) for d in self.diagonal)
-        cholesky = gamma / (1.0 - gamma) * trace
-        subtraction = 2.0 * _U * (1.0 + largest)
-        return _SLACK * (self.error + cholesky + subtraction) + sum(sizes) * terms * _UNDERFLOW
 
 
 def unproven(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> str | None:
@@ -91,8 +63,10 @@ def unproven(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -
     if reason is not None:
         return reason
     with np.errstate(all="ignore"):  # what overflows is not finite, and fails below
+        if any_known(chain):
+            return storage_unproven(chain, multiplier, lip)
         lmi = scaled_lmi(chain, multiplier, lip)
-        return _failing_block(lmi, lmi.shift())
+        return failing_block(lmi, lmi.shift())
 
 
 def rounding_margin(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> float:
@@ -100,7 +74,10 @@ def rounding_margin(chain: Chain | Matrices, multiplier: Sequence[Array], lip: f
     if _out_of_range(chain, multiplier, lip) is not None:
         return 0.1
     with np.errstate(all="ignore"):
-        margin = scaled_lmi(chain, multiplier, lip).shift()
+        if any_known(chain):
+            margin = storage_margin(chain, multiplier, lip)
+        else:
+            margin = scaled_lmi(chain, multiplier, lip).shift()
     return margin if margin < 0.1 else 0.1
 
 
@@ -117,9 +94,9 @@ def scaled_lmi(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float)
     """Steps 1 and 2: the scaled blocks and the bound on their error."""
     base = [np.full(chain.widths[0], lip * lip), *(2.0 * t for t in multiplier)]
     base.append(np.ones(chain.widths[-1]))
-    scale = [_inverse_root(d) for d in base]
+    scale = [inverse_root(d) for d in base]
     diagonal: list[Array] = [d * s * s for d, s in zip(base, scale, strict=True)]
-    lower, error = [], 2.0 * _U
+    lower, error = [], 2.0 * U
     for k, (weight, off) in enumerate(zip(chain.weights, chain.errors, strict=True)):
         row = scale[k + 1]
         if k < len(multiplier):
@@ -131,9 +108,9 @@ def scaled_lmi(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float)
                 diagonal[k] = np.diag(diagonal[k]) + term
         block = (row[:, None] * weight) * scale[k]
         lower.append(-block)
-        error += 3.01 * _U * float(np.linalg.norm(block))
+        error += 3.01 * U * float(np.linalg.norm(block))
         error += float(np.max(np.abs(row))) * float(np.max(scale[k])) * off
-    return ScaledLmi(tuple(diagonal), tuple(lower), _SLACK * error)
+    return ScaledLmi(tuple(diagonal), tuple(lower), SLACK * error)
 
 
 def _product_term(
@@ -148,51 +125,11 @@ def _product_term(
     scaled = weight * scale
     term = scaled.T @ ((2.0 * middle)[:, None] * scaled)
     trace = float(np.sum(2.0 * np.abs(middle)[:, None] * scaled**2))
-    rounding = _gamma(weight.shape[0] + 5) * (2.0 + trace)
+    rounding = gamma(weight.shape[0] + 5) * (2.0 + trace)
     shaken = float(np.max(scale)) * off
     norm = float(np.linalg.norm(scaled))
     stored = 2.0 * float(np.max(np.abs(middle))) * (2.0 * norm * shaken + shaken**2)
-    return (term + term.T) / 2.0, _SLACK * (rounding + stored)
-
-
-def _failing_block(lmi: ScaledLmi, shift: float) -> str | None:
-    """Step 3: the Cholesky factorisation of ``F - shift I``, from the input to the output."""
-    if not shift < 0.1:
-        return f"the rounding margin is {shift:.2g}, too large for a proof in double precision"
-    half: Array | None = None
-    for k, block in enumerate(lmi.diagonal):
-        if half is None and block.ndim == 1:  # a diagonal block of its own: its factor is known
-            pivots = block - shift
-            if not (np.isfinite(pivots).all() and pivots.min() > 0.0):
-                return _not_definite(k)
-            half = lmi.lower[0].T / np.sqrt(pivots)[:, None]
-            continue
-        schur: Array = np.diag(block) if block.ndim == 1 else block.copy()
-        schur[np.diag_indices_from(schur)] -= shift
-        if half is not None:
-            schur = schur - half.T @ half
-        factor = _cholesky(schur)
-        if factor is None:
-            return _not_definite(k)
-        if k < len(lmi.lower):
-            half = sl.solve_triangular(factor, lmi.lower[k].T, lower=True, check_finite=False)
-    return None
-
-
-def _cholesky(matrix: Array) -> Array | None:
-    """Lower factor, or ``None`` unless every pivot is positive and every entry finite."""
-    if not np.isfinite(matrix).all():
-        return None
-    try:
-        factor = np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        return None
-    sound = bool(np.isfinite(factor).all()) and bool((np.diag(factor) > 0.0).all())
-    return factor if sound else None
-
-
-def _not_definite(k: int) -> str:
-    return f"the matrix inequality does not hold through rounding (it fails in block {k})"
+    return (term + term.T) / 2.0, SLACK * (rounding + stored)
 
 
 def _out_of_range(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> str | None:
@@ -207,16 +144,3 @@ def _out_of_range(chain: Chain | Matrices, multiplier: Sequence[Array], lip: flo
         if not (np.isfinite(t).all() and (t >= low).all() and (t <= high).all()):
             return f"multiplier[{k}] has an entry outside 2^-400 to 2^400"
     return None
-
-
-def _inverse_root(values: Array) -> Array:
-    """Powers of two s with ``s^2 values`` in [1/2, 2)."""
-    return np.asarray(np.ldexp(1.0, -(np.frexp(values)[1] // 2)), dtype=np.float64)
-
-
-def _gamma(terms: int) -> float:
-    return terms * _U / (1.0 - terms * _U)
-
-
-def _diag(block: Array) -> Array:
-    return block if block.ndim == 1 else np.diag(block)

@@ -25,11 +25,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from .activations import SlopeRange
 from .errors import NetworkError
 from .layers import AffineMap, Array, Shape
+
+Indices = npt.NDArray[np.intp]
 
 HALF_ABS = "half_abs"
 SUM, DIFFERENCE = SlopeRange(1.0, 1.0), SlopeRange(-1.0, 1.0)
@@ -125,7 +128,7 @@ def after_rotation_back(second: AffineMap, first: RotationBack) -> AffineMap:
     return AffineMap(matrix, second.bias, error, second.shape, second.bias_error)
 
 
-def _pair_rows(shape: Shape, size: int) -> tuple[Array, Array]:
+def _pair_rows(shape: Shape, size: int) -> tuple[Indices, Indices]:
     """Where the first and the second of all pairs stand in the flattened vector."""
     order = np.arange(size).reshape(shape[0] // 2, 2, -1)
     return order[:, 0].ravel(), order[:, 1].ravel()

@@ -57,9 +57,10 @@ class MaxMin(nn.Module):
                 f"{type(self).__name__}: expected (batch, features, ...) with an even number of "
                 f"features to sort in pairs, got shape {tuple(x.shape)}; change the width"
             )
+        x = x.contiguous()
         first, second = _pairs(x).unbind(2)
         marked = first < second if self.descending else second < first
-        out: Tensor = _Exchange.apply(x.contiguous(), marked)  # type: ignore[no-untyped-call]
+        out: Tensor = _Exchange.apply(x, marked)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -100,4 +101,4 @@ class HalfAbs(nn.Module):
 
 
 def _pairs(x: Tensor) -> Tensor:
-    return x.unflatten(1, (-1, 2))
+    return x.view(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:])
