@@ -2,8 +2,8 @@
 
     python -m benchmarks mnist_bound --data-dir DIR [--seeds 0 1 2] [--validation]
 
-Each seed trains the plain network first and the constrained one straight after it, so the ratio of
-their times is taken under the same load.  ``--validation`` holds 10,000 training pictures out and
+Each seed trains the plain network first and the constrained one straight after it.  The ratio is of
+processor time, on one thread, for the whole calls: data checks, start and certification included.  ``--validation`` holds 10,000 training pictures out and
 scores on them: the mode for tuning.
 """
 
@@ -37,6 +37,7 @@ def one_seed(data: Any, scored: Any, seed: int, config: TrainConfig, hidden: Any
     """Plain training, then training under the bound, from the same start."""
     x, y = scored
     model = build_mlp(x.shape[1], 10, ModelConfig(hidden), seed=seed)
+    begun = time.process_time()
     plain = fit(
         model,
         data,
@@ -44,9 +45,10 @@ def one_seed(data: Any, scored: Any, seed: int, config: TrainConfig, hidden: Any
         FitConfig(epochs=config.epochs, batch_size=config.batch_size, seed=seed, lr=config.lr),
         progress=False,
     )
-    begun = time.perf_counter()
+    plain_seconds = time.process_time() - begun
+    begun = time.process_time()
     result = train(model, data, config, progress=False)
-    whole = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     radii = certified_radii(result.model, x, y, certificate=result.certificate)
     row = {
         "seed": seed,
@@ -55,9 +57,9 @@ def one_seed(data: Any, scored: Any, seed: int, config: TrainConfig, hidden: Any
         "highest_ball_norm": max(r["ball_norm"] for r in result.history),
         "rounds": len(result.history),
         "projection_iterations": sum(r["iterations"] for r in result.history) / len(result.history),
-        "seconds": whole,
-        "plain_seconds": plain.seconds,
-        "ratio": whole / plain.seconds,
+        "cpu_seconds": seconds,
+        "plain_cpu_seconds": plain_seconds,
+        "ratio": seconds / plain_seconds,
         "plain_clean": accuracy(plain.model, x, y),
     }
     for radius in RADII:
@@ -76,6 +78,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--validation", action="store_true", help="score on a validation split")
     parser.add_argument("--record", default="mnist_bound", help="name of the record")
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)
     loaded = load_data("mnist", options.data_dir)
     if options.validation:
         loaded = loaded.split(validation=1 / 6, seed=0)
