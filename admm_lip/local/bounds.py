@@ -14,7 +14,6 @@ The first layer's range on the ball is exact: ``z_0i(x) +- r ||w_i||``, with a b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +25,12 @@ from .curves import (
     Range,
     anchored_slopes,
     lines_on,
+    parts_of,
     slopes_on,
     value_range,
     value_with_error,
 )
+from ..network import LayerSpec
 from .region import Region
 from .tensors import SLACK, TINY, Affine, Net
 
@@ -105,9 +106,9 @@ def preactivation_bounds(net: Net, region: Region) -> Bounds:
         interval = Range(
             torch.minimum(interval.low, center.low), torch.maximum(interval.high, center.high)
         )
-        layers.append(_layer(net, k, center, interval, z))
+        layers.append(_layer(spec, center, interval, z))
         moved = _moved(affine, layers[-1], moved)
-        value, evaluated = value_with_error(spec, z)
+        value, evaluated = _evaluated(spec, z)
         steepest = torch.maximum(layers[-1].slopes.low.abs(), layers[-1].slopes.high.abs())
         error = SLACK * (steepest * z_error + evaluated) + TINY
     return Bounds(region, tuple(layers), (value, error))
@@ -123,21 +124,32 @@ def affine_at(affine: Affine, value: Tensor, error: Tensor) -> tuple[Tensor, Ten
     return z, SLACK * off + TINY
 
 
-def _layer(net: Net, k: int, center: Range, interval: Range, z: Tensor) -> Layer:
-    spec = net.activations[k]
-    slopes = slopes_on(spec, interval)
-    lines = lines_on(spec, z, interval, slopes)
-    outputs = value_range(spec, interval, slopes)
+def _evaluated(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
+    parts = [value_with_error(one, z[:, run]) for run, one in parts_of(spec, z.shape[1])]
+    return torch.cat([v for v, _ in parts], dim=1), torch.cat([e for _, e in parts], dim=1)
+
+
+def _layer(spec: LayerSpec, center: Range, interval: Range, z: Tensor) -> Layer:
+    parts = []
+    for run, one in parts_of(spec, z.shape[1]):
+        at, on = (Range(r.low[:, run], r.high[:, run]) for r in (center, interval))
+        slopes = slopes_on(one, on)
+        lines = lines_on(one, z[:, run], on, slopes)
+        parts.append((slopes, anchored_slopes(one, at, on), lines, value_range(one, on, slopes)))
+    slopes, anchored, lines, outputs = (
+        type(same[0])(*(torch.cat(ends, dim=1) for ends in zip(*same, strict=True)))
+        for same in zip(*parts, strict=True)
+    )
     return Layer(
         center=center,
         interval=interval,
         slopes=slopes,
-        anchored=anchored_slopes(spec, center, interval),
+        anchored=anchored,
         lines=lines,
         outputs=outputs,
         largest=_largest(interval),
         reach=_largest(outputs),
-        constant_error=2.0 * torch.maximum(lines.low.abs(), lines.high.abs()),
+        constant_error=torch.maximum(lines.low.abs(), lines.high.abs()),
     )
 
 
@@ -173,20 +185,3 @@ def _moved(affine: Affine, layer: Layer, moved: Tensor) -> Tensor:
     steepest = torch.maximum(layer.slopes.low.abs(), layer.slopes.high.abs())
     rows = (steepest.square() @ affine.rows.square()).sqrt()
     return torch.minimum(steepest.amax(dim=1) * affine.norm, rows) * moved * SLACK
-
-
-def is_finite(bounds: Bounds) -> Tensor:
-    """Boolean ``(batch,)``: every bound of the sample is a number."""
-    finite = torch.isfinite(bounds.last[1]).all(dim=1)
-    for layer in bounds.layers:
-        finite &= torch.isfinite(layer.interval.low).all(dim=1)
-        finite &= torch.isfinite(layer.interval.high).all(dim=1)
-    return finite
-
-
-def radius_problem(radius: Tensor) -> str | None:
-    """What is wrong with radii, or ``None``."""
-    if bool((torch.isfinite(radius) & (radius >= 0.0)).all()):
-        return None
-    bad = next(r for r in radius.tolist() if not (math.isfinite(r) and r >= 0.0))
-    return f"radius: expected finite numbers >= 0, got {bad!r}"

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..activations import Options, slope_range
 from ..network import LayerSpec
+from ..sorting import HALF_ABS
 
 U = 2.0**-53
 # Error of a derivative, in units of u (1 + |z|) times the steepest slope.
@@ -192,6 +193,19 @@ CURVES: Mapping[str, Curve] = {
         lambda o: (-1, 1, -1),
     ),
 }
+
+
+def parts_of(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
+    """The layer as runs of neurons with one scalar activation each; one run for most kinds.
+
+    Sorted pairs are an identity and an absolute value (``sorting.py``): LeakyReLU of slope 1, -1.
+    """
+    if spec.kind != HALF_ABS:
+        return [(slice(0, size), spec)]
+    return [
+        (slice(low, high), LayerSpec("leaky_relu", spec.name, {"negative_slope": slope}))
+        for low, high, slope in ((0, size // 2, 1.0), (size // 2, size, -1.0))
+    ]
 
 
 def value_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,8 +131,14 @@ def reduce(net: Net, slopes: Sequence[Range]) -> Reduced:
             error = SLACK * (affine.norm * error + grown * size) + TINY
     opened = torch.cat(radii, dim=1) > 0.0
     return Reduced(
-        torch.cat(rows, dim=1), errors, opened, tuple(counts), coefficients, error,
-        tuple(index), tuple(radii),
+        torch.cat(rows, dim=1),
+        errors,
+        opened,
+        tuple(counts),
+        coefficients,
+        error,
+        tuple(index),
+        tuple(radii),
     )
 
 
@@ -152,12 +158,8 @@ def with_outputs(net: Net, reduced: Reduced, samples: Tensor, rows: Tensor) -> G
     inner = reduced.last[samples]
     size = inner.norm(dim=1) * SLACK
     grown = (last.gamma * norms + lost * SLACK)[:, None] * size
-    error = reduced.error[samples] + SLACK * (
-        norms[:, None] * reduced.last_error[samples] + grown
-    )
-    return Gain(
-        reduced.rows[samples], weight @ inner, error, reduced.open[samples], reduced.sizes
-    )
+    error = reduced.error[samples] + SLACK * (norms[:, None] * reduced.last_error[samples] + grown)
+    return Gain(reduced.rows[samples], weight @ inner, error, reduced.open[samples], reduced.sizes)
 
 
 def scaled(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
@@ -214,7 +216,8 @@ def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
 
 def proven_lip(gain: Gain, roots: Tensor) -> Tensor:
     """The least bound tried that is proven: the implied one, raised by 1e-9 to 1e-2."""
-    lip = least_lip(gain, roots)
+    # The error of the coefficients is to stay small beside the bound, even one of 0.
+    lip = least_lip(gain, roots).maximum(1e6 * gain.error.norm(dim=1) + 2.0**-300)
     proven = torch.full_like(lip, torch.inf)
     for excess in (1e-9, 1e-7, 1e-5, 1e-3, 1e-2):
         missing = torch.isinf(proven) & torch.isfinite(lip)

@@ -35,14 +35,13 @@ def backward_range(net: Net, region: Region, layers: Sequence[Layer], k: int) ->
     return Range(low, -high)
 
 
-def margin_bounds(net: Net, bounds: Bounds, rows: Tensor, shift: Tensor) -> Tensor:
-    """Lower bounds of ``rows f + shift`` on every sample's region.
+def margin_bounds(net: Net, bounds: Bounds, rows: Tensor) -> Tensor:
+    """Lower bounds of ``rows f`` on every sample's region.
 
     Args:
         net: the network.
         bounds: of all hidden layers.
         rows: ``(batch, m, n_out)``: functionals of the outputs, with entries 0 and +-1.
-        shift: ``(batch, m)``.
 
     Returns:
         ``(batch, m)``.
@@ -52,22 +51,20 @@ def margin_bounds(net: Net, bounds: Bounds, rows: Tensor, shift: Tensor) -> Tens
     layers = bounds.layers
     size = rows.abs()
     if not layers:
-        return _direct(net, bounds, rows, shift)
+        return center_values(net, bounds, rows) - bounds.region.support(net, -rows)
     # Differences of two rows are rounded once per entry.
     lost = 2.0 * U * (size @ last.size) @ layers[-1].reach[:, :, None]
     off = lost[..., 0] + size.sum(-1) * _stored(last, layers[-1])[:, :1]
-    constant = rows @ last.bias + shift
-    off = off + 4.0 * U * (size @ last.bias.abs() + shift.abs())
+    constant = rows @ last.bias
+    off = off + 4.0 * U * (size @ last.bias.abs())
     return lower_bounds(net, bounds.region, layers, weight, constant) - off * SLACK
 
 
-def _direct(net: Net, bounds: Bounds, rows: Tensor, shift: Tensor) -> Tensor:
-    """A single affine map."""
-    z, error = affine_at(net.maps[0], *bounds.last)
-    size = rows.abs()
-    value = (rows @ z[:, :, None])[..., 0] + shift
-    off = (size @ (error + 4.0 * U * z.abs())[:, :, None])[..., 0] + 4.0 * U * shift.abs()
-    return value - off * SLACK - bounds.region.support(net, -rows)
+def center_values(net: Net, bounds: Bounds, rows: Tensor) -> Tensor:
+    """Lower bounds of ``rows f`` at the samples themselves; shapes as in :func:`margin_bounds`."""
+    z, error = affine_at(net.maps[-1], *bounds.last)
+    value = _times(rows, z)
+    return value - _times(rows.abs(), error + 4.0 * U * z.abs()) * SLACK - TINY
 
 
 def _stored(affine: Affine, before: Layer) -> Tensor:

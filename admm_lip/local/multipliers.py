@@ -18,12 +18,12 @@ from torch import Tensor
 from .gain import Gain, Reduced, least_lip
 
 # How far the closed form stands above the least that dominates.
-THETAS = (0.5, 1.0, 2.0)
+THETAS = (2.0, 4.0, 8.0, 16.0, 32.0)
 # Multipliers below this share of the mean are raised to it.
 _FLOOR = 1e-9
 # The path: gaps in s^2 relative to it, and Newton steps at each.
-_GAPS = (0.5, 0.1, 0.02, 0.005)
-_STEPS = 4
+_GAPS = (0.5, 0.1, 0.03)
+_STEPS = 6
 _HALVINGS = 12
 # Room given to a start: the bound and the multiplier are raised by this.
 _ROOM = 1.1

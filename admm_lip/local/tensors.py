@@ -130,9 +130,7 @@ def proven_norms(matrices: Tensor) -> Tensor:
     scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest)[1].clamp(-1000, 1000))
     scaled = matrices * scale
     total = scaled.square().sum(dim=(-2, -1)) * SLACK + TINY
-    gram = (
-        scaled @ scaled.mT if scaled.shape[-2] <= scaled.shape[-1] else scaled.mT @ scaled
-    )
+    gram = scaled @ scaled.mT if scaled.shape[-2] <= scaled.shape[-1] else scaled.mT @ scaled
     n, terms = gram.shape[-1], max(scaled.shape[-2:])
     eye = torch.eye(n, dtype=torch.float64, device=gram.device)
     top = torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0.0)

@@ -1,0 +1,342 @@
+"""Local certificates: on the ball around each input, a proven Lipschitz bound and margin.
+
+from admm_lip.local import LocalConfig, certify_local
+found = certify_local(model, x, radius=0.5, y=labels)
+found.robust        # which inputs provably keep their class on their ball
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..certificate import AnyCertificate
+from ..errors import CertificateError
+from ..network import Network
+from ..radii import _labels, _points
+from ..storage import network_of
+from ..verify import check_belongs
+from .bounds import preactivation_bounds
+from .curves import Range
+from .levels import BY_NAME, GLOBAL, LEVELS, NONE, Found, Wanted, local_lips
+from .linear import center_values, margin_bounds
+from .known import Known, known_of
+from .region import Box, Region
+from .result import LocalCertificate
+from .tensors import Net, net_of
+
+# Samples bounded together; a batch also has at most this many entries in its largest tensor.
+_SAMPLES = 256
+_ENTRIES = 2**22
+# A target that every bound exceeds by far.
+_UNASKED = 1e-300
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """How far a local bound is driven.
+
+    Args:
+        level: the highest level: ``"norms"``, ``"closed"``, ``"implied"`` or ``"optimised"``
+            (``levels.py``).
+        seconds: per sample; no level is begun beyond it.  The cheapest level always runs.
+        box: ends of the admissible inputs, such as ``(0, 1)`` for pictures: only perturbed inputs
+            inside it count.  ``None`` is every input.
+        rounds: of the search for a radius.
+        tol: relative accuracy of that search.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    level: str = "closed"
+    seconds: float | None = None
+    box: Box | None = None
+    rounds: int = 12
+    tol: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.level not in BY_NAME:
+            raise ValueError(f"level: expected one of {', '.join(BY_NAME)}, got {self.level!r}")
+        if self.seconds is not None and not 0.0 <= self.seconds < math.inf:
+            raise ValueError(f"seconds: expected a finite number >= 0, got {self.seconds!r}")
+        if self.box is not None and not -math.inf < self.box[0] < self.box[1] < math.inf:
+            raise ValueError(f"box: expected two finite ends, the lower first, got {self.box!r}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds: expected at least 1, got {self.rounds!r}")
+        if not 0.0 < self.tol < 1.0:
+            raise ValueError(f"tol: expected a number in (0, 1), got {self.tol!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network and samples, checked; everything is float64 on the CPU.
+
+    Attributes:
+        functionals: ``(batch, m, p, n_out)``.
+        items: which of them are asked for, ``(batch, m)``.
+        known: bounds and multipliers for all inputs, or ``None``.
+    """
+
+    network: Network
+    net: Net
+    points: Tensor
+    labels: Tensor | None
+    functionals: Tensor
+    items: Tensor
+    known: Known | None
+    config: LocalConfig
+
+    def part(self, rows: Tensor) -> Task:
+        """The task of some of the samples."""
+        return replace(
+            self,
+            points=self.points[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            functionals=self.functionals[rows],
+            items=self.items[rows],
+        )
+
+    def batches(self) -> list[Tensor]:
+        """Rows to be handled together."""
+        widths = [len(a.bias) for a in self.net.maps]
+        entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
+        return list(
+            torch.arange(len(self.points)).split(max(1, min(_SAMPLES, _ENTRIES // entries)))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What was proven of a batch at its radii.
+
+    Attributes:
+        found: Lipschitz bounds.
+        margin: lower bounds of the functionals on the balls, by lines, ``(batch, m)``.
+        center: lower bounds at the samples themselves.
+    """
+
+    found: Found
+    margin: Tensor
+    center: Tensor
+
+
+def certify_local(
+    model: nn.Module | Network,
+    x: Tensor,
+    radius: float | Tensor,
+    y: Tensor | None = None,
+    *,
+    certificate: AnyCertificate | None = None,
+    config: LocalConfig | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> LocalCertificate:
+    """Prove what a network does on the l2 ball around each input.
+
+    Without labels: a Lipschitz constant of the whole output between any two points of the ball.
+    With labels: for every other class j a constant of ``f_y - f_j`` between the input and any point
+    of its ball (fewer slopes are possible then, so it is smaller), and a lower bound of the margin
+    from linear bounds; the class is proven where either keeps the margin positive.
+
+    Args:
+        model: a chain of supported layers, or a :class:`~admm_lip.network.Network`.
+        x: inputs ``(batch, *input_shape)``, taken at their exact values.
+        radius: of the balls, in the units of ``x``: one number, or one per input.
+        y: integer labels, ``(batch,)``, or ``None``.
+        certificate: of this model, l2, in its own units: no bound will be above the certificate's,
+            and its multipliers serve the level ``"implied"``.
+        config: effort and input box.
+        input_shape: needed in front of convolutions.
+
+    Returns:
+        A :class:`LocalCertificate`, every number of it proven through rounding.
+
+    Raises:
+        ValueError: naming ``x``, ``y`` or ``radius``.
+        CertificateError: for a certificate of another network, norm or unit.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip.local import certify_local
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(),
+        ...                             torch.nn.Linear(2, 1))
+        >>> for p, v in zip(model.parameters(), ([[1.], [1.]], [0., -1.], [[1., -1.]], [0.])):
+        ...     p.data = torch.tensor(v)      # relu(x) - relu(x - 1): constant from 1 on
+        >>> found = certify_local(model, torch.tensor([[0.5], [3.0]]), radius=0.25)
+        >>> [round(v, 6) for v in found.lip[:, 0].tolist()]
+        [1.0, 0.0]
+    """
+    task = task_of(model, x, y, certificate, config, input_shape)
+    radii = radii_of(radius, len(task.points))
+    begun = time.monotonic()
+    outcomes = []
+    for done, rows in enumerate(task.batches()):
+        share = _deadline(task.config, begun, (done + 1) * len(rows))
+        outcomes.append(prove(task.part(rows), radii[rows], deadline=share))
+    return assembled(task, radii, outcomes)
+
+
+def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertificate:
+    """One certificate of all batches."""
+    empty = torch.zeros(0, task.items.shape[1], dtype=torch.float64)
+    hidden = sum(len(a.bias) for a in task.net.maps[:-1])
+    found = [o.found for o in outcomes]
+    return LocalCertificate(
+        digest=task.network.digest(),
+        input_shape=task.network.input_shape or (),
+        box=task.config.box,
+        x=task.points,
+        radius=radii,
+        labels=task.labels,
+        lip=torch.cat([f.lip for f in found] or [empty]),
+        level=torch.cat([f.level for f in found] or [empty.to(torch.int8)]),
+        roots=torch.cat([f.roots for f in found] or [empty[:, :, None].expand(-1, -1, hidden)]),
+        margin=torch.cat([o.margin for o in outcomes] or [empty]),
+        center=torch.cat([o.center for o in outcomes] or [empty]),
+    )
+
+
+def prove(
+    task: Task, radii: Tensor, *, decide: bool = False, deadline: float = math.inf
+) -> Outcome:
+    """Bounds of a batch at the given radii.
+
+    Args:
+        task: the batch.
+        radii: ``(batch,)``.
+        decide: only what the class needs: nothing is bounded where lines already prove it.
+        deadline: see :class:`Wanted`.
+    """
+    net, region = task.net, Region(task.points, radii, task.config.box)
+    bounds = preactivation_bounds(net, region)
+    centred = task.labels is not None
+    slopes = [layer.anchored if centred else layer.slopes for layer in bounds.layers]
+    flat = task.functionals[:, :, 0] if centred else task.functionals[:, 0]
+    center, margin = center_values(net, bounds, flat), margin_bounds(net, bounds, flat)
+    if centred:
+        asked = (margin <= 0.0) & (center > 0.0) & (radii > 0.0)[:, None]
+        goal = center / radii[:, None] * (1.0 - 1e-8)
+        # What lines decide, or nothing can, gets a bound but no Newton steps.
+        target = torch.where(asked, goal, _UNASKED)
+    else:
+        center = margin = torch.zeros_like(task.items, dtype=torch.float64)
+        asked, target = task.items, torch.zeros_like(center)
+    wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
+    found = local_lips(net, slopes, wanted)
+    if task.known is not None:
+        found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
+    # A little off, so that another machine's rounding proves it as well.
+    margin = margin - 1e-9 * (margin.abs() + center.abs())
+    margin = torch.where(torch.isfinite(margin), margin, -math.inf)
+    return Outcome(_finite(found, slopes), margin, center)
+
+
+def _wanted(task: Task, items: Tensor, target: Tensor, deadline: float) -> Wanted:
+    level = BY_NAME[task.config.level]
+    known = None if task.known is None else task.known.multipliers(task.labels, len(items))
+    return Wanted(task.functionals, items, target, level, deadline, known)
+
+
+def _capped(found: Found, lips: Tensor, items: Tensor) -> Found:
+    """No bound above the one for all inputs."""
+    use = items & (lips < found.lip)
+    return Found(
+        torch.where(use, lips, found.lip),
+        torch.where(use, GLOBAL, found.level).to(torch.int8),
+        torch.where(use[:, :, None], 0.0, found.roots),
+    )
+
+
+def _finite(found: Found, slopes: list[Range]) -> Found:
+    """Samples whose bounds overflowed prove nothing."""
+    bad = torch.isnan(found.lip)
+    for s in slopes:
+        bad |= ~(torch.isfinite(s.low) & torch.isfinite(s.high)).all(dim=1, keepdim=True)
+    level = torch.where(bad, NONE, found.level).to(torch.int8)
+    return Found(torch.where(bad, math.inf, found.lip), level, found.roots)
+
+
+def _deadline(config: LocalConfig, begun: float, samples: int) -> float:
+    return math.inf if config.seconds is None else begun + config.seconds * samples
+
+
+def task_of(
+    model: nn.Module | Network,
+    x: Tensor,
+    y: Tensor | None,
+    certificate: AnyCertificate | None,
+    config: LocalConfig | None,
+    input_shape: tuple[int, ...] | None,
+) -> Task:
+    """Read and check everything but the radius."""
+    shape = certificate.input_shape if certificate is not None else input_shape
+    network = network_of(model, shape)
+    if certificate is not None:
+        check_belongs(certificate, network)
+        if certificate.norm != "l2" or certificate.input_scale is not None:
+            raise CertificateError(
+                "norm / units: local bounds are l2 in the units of the model, got a certificate "
+                f"of {certificate.norm} in {certificate.units}; certify without input_scale"
+            )
+    config = config or LocalConfig()
+    net = net_of(network.chain())
+    points = _points(x, network.input_shape or ())
+    check_points(points, config.box)
+    outputs = len(net.maps[-1].bias)
+    labels = None if y is None else _labels(y, len(points), outputs)
+    functionals, items = functionals_for(labels, len(points), outputs)
+    known = None if certificate is None else known_of(certificate, outputs)
+    return Task(network, net, points, labels, functionals, items, known, config)
+
+
+def functionals_for(labels: Tensor | None, count: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """The functionals of each sample, ``(batch, m, p, n_out)``, and which are asked for.
+
+    Without labels: all outputs together.  With labels: ``f_y - f_j`` for every j, of which y itself
+    is not asked for; of one output: plus or minus that.
+    """
+    eye = torch.eye(outputs, dtype=torch.float64)
+    if labels is None:
+        return eye.expand(count, 1, -1, -1), torch.ones(count, 1, dtype=torch.bool)
+    if outputs == 1:
+        signs = labels.to(torch.float64)[:, None, None, None]
+        return signs, torch.ones(count, 1, dtype=torch.bool)
+    rows = eye[labels][:, None] - eye
+    return rows[:, :, None], torch.arange(outputs) != labels[:, None]
+
+
+def check_points(points: Tensor, box: Box | None) -> None:
+    """Raise :class:`ValueError` for inputs that are not finite or outside the box."""
+    finite = torch.isfinite(points).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0, 0])
+        raise ValueError(f"x: expected finite inputs, got a NaN or infinity in row {row}")
+    if box is not None and len(points):
+        low, high = float(points.min()), float(points.max())
+        if low < box[0] or high > box[1]:
+            raise ValueError(
+                f"x: expected inputs inside the box [{box[0]:g}, {box[1]:g}], got values from "
+                f"{low:g} to {high:g}"
+            )
+
+
+def radii_of(radius: Any, count: int) -> Tensor:
+    """One radius per sample, checked."""
+    radii = torch.as_tensor(radius, dtype=torch.float64).detach().cpu()
+    if radii.ndim > 1 or (radii.ndim == 1 and len(radii) != count):
+        raise ValueError(
+            f"radius: expected one number or one per input, ({count},), got {tuple(radii.shape)}"
+        )
+    radii = radii.expand(count).clone()
+    for value in radii.tolist():
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"radius: expected finite numbers >= 0, got {value!r}")
+    return radii
+
+
+__all__ = ["LEVELS", "LocalConfig", "certify_local"]

@@ -1,0 +1,117 @@
+"""Local certified radii: the largest ball on which a class can be proven, input by input.
+
+A ball of radius r is proven for class y if for every other class j either linear bounds keep
+``f_y - f_j`` positive on it, or a local bound ``L_yj(r) r`` stays below the margin at x.  The
+search starts from the radius that holds everywhere, grows while the proof succeeds, and then halves
+the interval between the largest proven radius and the least failed one.  Whatever the search does,
+each radius it returns has been proven.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor, nn
+
+from ..certificate import AnyCertificate
+from ..network import Network
+from ..radii import certified_radii
+from .certify import LocalConfig, Outcome, Task, assembled, prove, task_of
+from .result import LocalCertificate, kept
+
+# How much the radius grows from one success to the next while nothing has failed.
+_GROWTH = 2.0
+# First radius tried without a bound for all inputs, as a share of the estimate below.
+_CAUTION = 0.5
+
+
+def local_radii(
+    model: nn.Module | Network,
+    x: Tensor,
+    y: Tensor,
+    *,
+    certificate: AnyCertificate | None = None,
+    config: LocalConfig | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> LocalCertificate:
+    """The largest l2 radius at which each input's class is proven, with its proof.
+
+    Args:
+        model: a classifier; one output is a binary classifier that decides at 0.
+        x: inputs, ``(batch, *input_shape)``.
+        y: integer labels, ``(batch,)``.
+        certificate: of this model, l2, in its own units: where the search starts; no radius will
+            be below ``certified_radii(model, x, y, certificate=certificate)``.
+        config: effort, input box, accuracy.
+        input_shape: needed in front of convolutions.
+
+    Returns:
+        A certificate whose ``radius`` holds the radii, 0 where the class is wrong or tied.
+
+    Raises:
+        ValueError: naming ``x`` or ``y``.
+        CertificateError: for a certificate of another network, norm or unit.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip.local import local_radii
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+        >>> model[0].weight.data = torch.eye(2)
+        >>> x, y = torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])
+        >>> [round(r, 2) for r in local_radii(model, x, y).radius.tolist()]
+        [1.41, 0.0]
+    """
+    task = task_of(model, x, y, certificate, config, input_shape)
+    floor = torch.zeros(len(task.points), dtype=torch.float64)
+    if certificate is not None:
+        floor = certified_radii(task.network, x, y, certificate=certificate).cpu()
+    begun = time.monotonic()
+    found: list[Outcome] = []
+    radii = torch.zeros_like(floor)
+    for done, rows in enumerate(task.batches()):
+        seconds = task.config.seconds
+        deadline = math.inf if seconds is None else begun + seconds * (done + 1) * len(rows)
+        radii[rows] = search(task.part(rows), floor[rows], deadline)
+        found.append(prove(task.part(rows), radii[rows]))
+    return assembled(task, radii, found)
+
+
+def search(task: Task, floor: Tensor, deadline: float) -> Tensor:
+    """Proven radii of a batch; ``floor`` is proven already."""
+    zero = torch.zeros_like(floor)
+    at_x = prove(task, zero, decide=True)
+    right = holds(task, at_x, zero)
+    proven = torch.where(torch.isfinite(floor) & right, floor, zero)
+    failed = torch.full_like(proven, math.inf)
+    guess = torch.where(proven > 0.0, proven * _GROWTH, _CAUTION * first_guess(task, at_x))
+    active = right & torch.isfinite(floor) & (guess > 0.0)
+    for _ in range(task.config.rounds):
+        rows = active.nonzero()[:, 0]
+        if not len(rows) or time.monotonic() >= deadline:
+            break
+        tried = guess[rows]
+        outcome = prove(task.part(rows), tried, decide=True, deadline=deadline)
+        good = holds(task.part(rows), outcome, tried)
+        proven[rows] = torch.where(good, tried.maximum(proven[rows]), proven[rows])
+        failed[rows] = torch.where(good, failed[rows], tried)
+        middle = 0.5 * (proven + failed)
+        guess = torch.where(torch.isinf(failed), proven * _GROWTH, middle)
+        active &= failed - proven > task.config.tol * proven
+    return proven
+
+
+def holds(task: Task, outcome: Outcome, radii: Tensor) -> Tensor:
+    """Boolean ``(batch,)``: the class is proven on the ball."""
+    good = kept(outcome.center, outcome.margin, outcome.found.lip, radii)
+    return (good | ~task.items).all(dim=1)
+
+
+def first_guess(task: Task, at_x: Outcome) -> Tensor:
+    """The distance to the boundary by the slope that linear bounds see on a small ball."""
+    small = 1e-4 * (1.0 + task.points.norm(dim=1))
+    near = prove(task, small, decide=True)
+    slope = (at_x.center - near.margin).clamp(min=1e-300) / small[:, None]
+    distance = torch.where(task.items, at_x.center / slope, math.inf)
+    return distance.amin(dim=1).clamp(min=0.0, max=1e12)
