@@ -7,8 +7,10 @@ and ``FitConfig`` share: epochs, batch_size, loss, eps, lr, ...).
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -37,18 +39,23 @@ class Trained:
         lip: its Lipschitz bound: proven, or the method's own claim where there is no certificate.
         certificate: the proof; ``None`` for layers that the certifier does not read (sorting,
             residual blocks).
-        seconds: of training.
+        seconds: of training, by the clock on the wall.
+        cpu_seconds: the same times the share of a core that the process got meanwhile.
     """
 
     model: nn.Module
     lip: float
     certificate: Certificate | None
     seconds: float
+    cpu_seconds: float = math.nan
 
 
 def train_contender(model: nn.Module, data: Pair, cell: Cell) -> Trained:
     """Train a copy of ``model`` as the cell says."""
-    return TRAINERS.get(cell["method"], _by_method)(model, data, cell)
+    wall, cpu = time.perf_counter(), time.process_time()
+    trained = TRAINERS.get(cell["method"], _by_method)(model, data, cell)
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return replace(trained, cpu_seconds=trained.seconds * min(1.0, share))
 
 
 def _by_admm(model: nn.Module, data: Pair, cell: Cell) -> Trained:

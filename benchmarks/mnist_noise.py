@@ -49,6 +49,7 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
         "clean": accuracy(trained.model, data.test),
         "attacked": attacked(trained.model, few, cell["radii"]),
         "seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
         **{
             name: under_noise(trained.model, data.test, name, sizes)
             for name, sizes in cell["noise"].items()

@@ -20,6 +20,7 @@ from admm_lip import loop as loop_module
 from admm_lip.checkpoint import CheckpointError
 from admm_lip.errors import UnsupportedModule
 from admm_lip.loop import TrainingFailed
+from admm_lip.models import ModelConfig, build_mlp
 from admm_lip.solvers import SolveFailed, SolverConfig
 
 FAST = {"epochs": 3, "batch_size": 16, "lr": 0.02}
@@ -135,6 +136,22 @@ def test_regression_with_squared_error_and_a_single_affine_map() -> None:
     assert result.certificate.lip == pytest.approx(1.0, abs=1e-3)
     found = result.model[0].weight.detach()[0]
     torch.testing.assert_close(found, best(s), atol=0.02, rtol=0)
+
+
+def test_a_regression_uses_more_of_its_bound_when_multipliers_are_solved_again() -> None:
+    x = torch.linspace(-2.0, 2.0, 200)[:, None]
+    wave = (torch.sin(3.0 * x) > 0.0).float()
+    model = build_mlp(1, 1, ModelConfig((16, 16)), seed=0)
+    ends = {}
+    for rule in ("auto", "fixed"):
+        config = TrainConfig(
+            bound=4.0, epochs=60, batch_size=50, multiplier_step=rule, multiplier_every=16
+        )
+        result = quiet(model, config, (x, wave))
+        verify(result.certificate, result.model)
+        ends[rule] = result.certificate.lip, result.history[-1]["loss"]
+    assert 1.1 * ends["fixed"][0] < ends["auto"][0] <= 4.0
+    assert ends["auto"][1] < ends["fixed"][1]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum", "lbfgs"])
