@@ -5,11 +5,12 @@ Two problems (``problem.py``), one matrix inequality (``lmi.py``), a table of ba
 :func:`solve_project`.
 """
 
+from .backend import Availability
 from .config import SolverConfig
 from .errors import ProblemError, SolveFailed, SolverError, SolverUnavailable, UnknownBackend
 from .native.splitting import WarmBall
 from .problem import CertifyProblem, ProjectProblem, Slopes, Structure, unit_slopes
-from .registry import Availability, available, doctor
+from .registry import available, doctor
 from .solution import CertifySolution, ProjectSolution, Status
 from .solve import Warm, solve_certify, solve_project
 

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from .affine import ProjectMap, certify_map, project_map
+from .backend import Availability
 from .config import SolverConfig
 from .errors import SolverUnavailable
 from .native.block_cholesky import band_of
 from .native.dual_repair import reachable_band, repaired_value
 from .problem import CertifyProblem, Multiplier, ProjectProblem
-from .registry import Availability
 from .solution import CertifyClaim, ProjectClaim, Status
 
 # MOSEK's response codes for licence trouble: missing file 1008, expired 1001, server 1014, 1021 ...

@@ -1,6 +1,6 @@
-"""What a backend is, which ones there are, and whether each can run here.
+"""Which backends there are, and whether each can run here.
 
-To add a backend: (1) write a class with the four members of :class:`Backend` in a file of its own;
+To add a backend: (1) write a class with the members of ``backend.Backend`` in a file of its own;
 (2) add one row to ``_FACTORIES``, and its name to the rows of ``_AUTO`` it is good for; (3) run
 ``tests/solvers``: every backend in the table goes through the same oracle suite.
 """
@@ -8,48 +8,12 @@ To add a backend: (1) write a class with the four members of :class:`Backend` in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Protocol
 
-from .config import SolverConfig
+from .backend import Availability, Backend
 from .errors import UnknownBackend
-from .problem import CertifyProblem, Multiplier, ProjectProblem
-from .solution import CertifyClaim, ProjectClaim
-
-
-@dataclass(frozen=True)
-class Availability:
-    """Whether a backend can run here, and why (not): one line for a person."""
-
-    usable: bool
-    reason: str
-
-
-class Backend(Protocol):
-    """One algorithm for both semidefinite problems.
-
-    Backends get problems that are already reduced and scaled (``reduction.py``), never raise for
-    numerical trouble (they return a claim with a status), and are never trusted.
-    """
-
-    name: str
-
-    def availability(self) -> Availability:
-        """Whether this backend can run here; cheap after the first call."""
-        ...
-
-    def certify(
-        self, problem: CertifyProblem, config: SolverConfig, warm: Multiplier | None
-    ) -> CertifyClaim:
-        """Minimise ``L^2`` over the multipliers."""
-        ...
-
-    def project(self, problem: ProjectProblem, config: SolverConfig, warm: Any) -> ProjectClaim:
-        """Project the anchor onto the weights that the multiplier certifies."""
-        ...
 
 
 def _native() -> Backend:

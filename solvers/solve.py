@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from . import registry
+from .backend import Backend
 from .config import SolverConfig
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
@@ -24,7 +25,6 @@ from .problem import CertifyProblem, Multiplier, ProjectProblem, Structure, Weig
 from .projection_reduction import reduce_project
 from .proving import proving
 from .reduction import reduce_certify
-from .registry import Backend
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
 
 _log = logging.getLogger("admm_lip")

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ..backend import Availability
 from ..config import SolverConfig
 from ..problem import CertifyProblem, Multiplier, ProjectProblem
-from ..registry import Availability
 from ..solution import CertifyClaim, ProjectClaim, Status
 from . import interior_point, spectral_ball
 
