@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
@@ -126,7 +127,9 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        yield pool
+        # NumPy's own threads would wait for each other in a loop that eats the cores.
+        with threadpool_limits(share, user_api="blas"):
+            yield pool
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
