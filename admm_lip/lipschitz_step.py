@@ -6,6 +6,7 @@ Enforced form: ``L^2 = bound^2`` throughout.  Penalised form: ``s = L^2`` moves 
 
 because scaling the inputs by a constant moves s and W_0 alone.  One damped Newton step on ``log s``
 per round solves it along with the rest of the run; the exact form minimises over s every time.
+Where all activations sort pairs both are the exact form, which costs nothing there.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from dataclasses import replace
 
 from .admm import AdmmState, Matrices
 from .config import TrainConfig
-from .solvers import ProjectProblem, ProjectSolution, Slopes, solve_project
+from .layer_norms import Activations, LayerNorms, project_layers
+from .solvers import ProjectProblem, ProjectSolution, solve_project
 
 LARGEST_LOG_STEP = 0.2
 
 
 def lipschitz_step(
-    anchor: Matrices, state: AdmmState, slopes: tuple[Slopes, ...], config: TrainConfig
+    anchor: Matrices, state: AdmmState, slopes: Activations, config: TrainConfig
 ) -> ProjectSolution:
-    """Project ``anchor`` onto the LMI of the state's multiplier.
+    """Project ``anchor`` onto the LMI of the state's multiplier (``layer_norms.py``: of I).
 
     Returns:
         The measured solution; its ``weights`` are the new consensus and satisfy the bound of its
@@ -32,6 +34,8 @@ def lipschitz_step(
     Raises:
         SolveFailed: when no backend of the chain gave a feasible point.
     """
+    if isinstance(slopes, LayerNorms):
+        return project_layers(anchor, state, config)
     exact = config.mode == "penalty" and config.lip_step == "exact"
     problem = ProjectProblem(
         anchor=anchor,
@@ -46,7 +50,11 @@ def lipschitz_step(
 
 
 def next_lip_sq(
-    anchor: Matrices, solution: ProjectSolution, state: AdmmState, config: TrainConfig
+    anchor: Matrices,
+    solution: ProjectSolution,
+    state: AdmmState,
+    config: TrainConfig,
+    slopes: Activations = (),
 ) -> float:
     """``L^2`` of the next round: constant when enforced, one damped Newton step when penalised.
 
@@ -54,7 +62,7 @@ def next_lip_sq(
 
         log s+ = log s - (mu s - g) / (mu s + rho/2 ||W_0||^2),   clipped to +-0.2
     """
-    if config.mu is None or config.lip_step == "exact":
+    if config.mu is None or config.lip_step == "exact" or isinstance(slopes, LayerNorms):
         return solution.lip_sq
     first = solution.weights[0]
     s = solution.lip_sq

@@ -21,12 +21,13 @@ from tqdm import tqdm
 from .admm import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
 from .batches import Batch, Batches
 from .config import TrainConfig
+from .layer_norms import Activations
 from .lipschitz_step import lipschitz_step, next_lip_sq
 from .loss_step import NonFiniteLoss, loss_step, pull_of
 from .losses import BoundedLoss
 from .multiplier_step import RoundView
 from .optimize import schedule_factor
-from .solvers import Slopes, SolveFailed
+from .solvers import SolveFailed
 
 Row = dict[str, Any]
 Share = Callable[[AdmmState], AdmmState]
@@ -50,7 +51,7 @@ class Run:
 
     model: nn.Module
     parameters: tuple[nn.Parameter, ...]
-    slopes: tuple[Slopes, ...]
+    slopes: Activations
     batches: Batches
     optimizer: torch.optim.Optimizer
     loss: BoundedLoss
@@ -117,7 +118,7 @@ def one_round(
         consensus=solution.weights,
         dual=dual,
         lip_sq=solution.lip_sq,
-        target_sq=next_lip_sq(point, solution, state, config),
+        target_sq=next_lip_sq(point, solution, state, config, run.slopes),
         rho=RHO_RULES[config.rho_rule](state.rho, measured),
         warm=solution.warm,
     )

@@ -25,7 +25,9 @@ import torch
 
 from .admm import AdmmState, Matrices
 from .config import TrainConfig
-from .solvers import CertifyProblem, Slopes, SolveFailed, solve_certify
+from .layer_norms import Activations, LayerNorms
+from .solvers import CertifyProblem, SolveFailed, solve_certify
+from .sorting import HALF_ABS
 
 # The step forgets directions and sizes at these rates (running averages).
 DIRECTION_DECAY, SIZE_DECAY = 0.8, 0.95
@@ -38,7 +40,7 @@ class RoundView:
     """What a multiplier step may look at: the anchor, the slopes, the relative step size."""
 
     anchor: Matrices
-    slopes: tuple[Slopes, ...]
+    slopes: Activations
     relative_lr: float
 
 
@@ -81,6 +83,7 @@ def by_lipsdp(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmSta
     """T optimal at the consensus, scaled so that it certifies exactly the bound of the round."""
     if (state.iteration + 1) % config.multiplier_every:
         return state
+    assert not isinstance(view.slopes, LayerNorms)  # resolve_multiplier_step sees to it
     solver = replace(config.solver, tol=max(config.solver.tol, LIPSDP_TOL))
     problem = CertifyProblem(state.consensus, view.slopes)
     try:
@@ -113,11 +116,19 @@ def resolve_multiplier_step(
     """The rule of that name.
 
     ``"auto"`` is ``sensitivity`` unless every activation is homogeneous; then it is ``fixed`` for
-    classifiers and ``lipsdp`` for regressions.
+    classifiers and ``lipsdp`` for regressions.  Networks that sort pairs have no multiplier that
+    could move (``layer_norms.py``).
 
     Raises:
-        ValueError: for a name that is not in ``MULTIPLIER_STEPS``.
+        ValueError: for a name that is not in ``MULTIPLIER_STEPS``, or does not suit the network.
     """
+    if HALF_ABS in activations:
+        if name not in ("auto", "fixed"):
+            raise ValueError(
+                "multiplier_step: a network that sorts pairs is trained with multipliers of I; "
+                f"expected 'auto' or 'fixed', got {name!r}"
+            )
+        return fixed
     if name == "auto":
         homogeneous = "lipsdp" if regression else "fixed"
         name = homogeneous if HOMOGENEOUS.issuperset(activations) else "sensitivity"

@@ -22,11 +22,11 @@ from .certificate import Certificate, certify
 from .chain import linear_layers, read_network
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .layer_norms import LayerNorms, layer_start, training_constraint
 from .loop import Row, Run, TrainingFailed, run_rounds, write_weights
 from .losses import resolve_loss
 from .multiplier_step import resolve_multiplier_step
 from .optimize import make_optimizer, schedule_factor
-from .solvers import Slopes
 from .start import orthogonal_, start
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
@@ -70,8 +70,8 @@ def train(
     """Train a network under a Lipschitz bound (or penalty) by ADMM, and certify the result.
 
     Args:
-        model: a chain of ``Linear`` layers and slope-restricted activations; it is copied, the one
-            that went in is not changed.
+        model: a chain of ``Linear`` layers and activations that are slope-restricted, or all sort
+            pairs; it is copied, the one that went in is not changed.
         data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors.
         config: all settings; give ``bound`` or ``mu``.
         loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
@@ -120,14 +120,7 @@ def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tupl
     parameters = tuple(cast(nn.Parameter, layer.weight) for layer in layers)
     chain = read_network(model).chain()
     model.train()
-    device = parameters[0].device
-    slopes = tuple(
-        Slopes(
-            torch.as_tensor(alpha, device=device).clamp(max=0.0),
-            torch.as_tensor(beta, device=device),
-        )
-        for alpha, beta in chain.slopes
-    )
+    slopes = training_constraint(chain, parameters[0].device)
     batches = as_batches(data, config.batch_size)
     targets = _check_first_batch(batches, layers)
     bounded = resolve_loss(
@@ -139,13 +132,12 @@ def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tupl
         tuple(layer.kind for layer in chain.activations),
         regression=targets.is_floating_point(),
     )
-    begin = start(
-        tuple(p.detach().to(torch.float64) for p in parameters),
-        slopes,
-        config,
-        parameters[0].dtype,
-        variance=_variance(targets),
-    )
+    weights = tuple(p.detach().to(torch.float64) for p in parameters)
+    dtype, variance = parameters[0].dtype, _variance(targets)
+    if isinstance(slopes, LayerNorms):
+        begin = layer_start(weights, config, dtype, variance)
+    else:
+        begin = start(weights, slopes, config, dtype, variance)
     write_weights(parameters, begin.state.consensus)
     with torch.no_grad():
         for layer, factor in zip(layers, begin.bias_factors, strict=True):
@@ -244,7 +236,7 @@ def _finished(run: Run, state: AdmmState, history: list[Row], stopped: str) -> T
         run.model,
         solver=run.config.solver,
         requested=run.config.bound,
-        multiplier=state.multiplier,
+        multiplier=state.multiplier or None,
     )
     return TrainResult(
         model=run.model,
