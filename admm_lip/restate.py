@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from .errors import CertificateError
-from .layers import Array
-from .network import Chain, Slopes
+from .layers import AFFINE, Array
+from .network import Chain, Network, Slopes
 
 NORMS = ("l2", "linf")
 _U = 2.0**-53
@@ -75,6 +75,33 @@ def measured(chain: Chain, norm: str, input_scale: Sequence[float] | None) -> Ma
     if input_scale is not None:
         matrices = _scaled(matrices, checked_scale(input_scale, chain.widths[0]))
     return _with_norm_layer(matrices) if norm == "linf" else matrices
+
+
+def distance_of(network: Network, norm: str, raw: bool) -> str:
+    """How input distances, and with them radii, are measured: one line for a person.
+
+    Args:
+        network: the network that a certificate is of.
+        norm: the certificate's.
+        raw: whether it has an ``input_scale``.
+
+    Example:
+        >>> import numpy as np
+        >>> from admm_lip.network import LayerSpec, Network
+        >>> net = Network((LayerSpec("linear", "std", {}),), {"std.weight": np.diag([0.5, 2.0])})
+        >>> distance_of(net, "l2", raw=False)
+        "l2, in the units of the model's input, which its layer 'std' then scales"
+    """
+    if raw:
+        return f"{norm}, in raw units: the model takes raw / input_scale and a constant"
+    first = next((spec for spec in network.layers if spec.kind in AFFINE), None)
+    weight = network.arrays.get(f"{first.name}.weight") if first is not None else None
+    line = f"{norm}, in the units of the model's input"
+    if first is None or first.kind != "linear" or weight is None:
+        return line
+    square = weight.shape[0] == weight.shape[1] > 1
+    scales = square and not np.any(weight - np.diag(np.diag(weight)))
+    return f"{line}, which its layer {first.name!r} then scales" if scales else line
 
 
 def functional(matrices: Matrices, direction: Array) -> Matrices:

@@ -17,8 +17,8 @@ from test_functionals import stacked
 from torch import nn
 
 from admm_lip import SolverConfig, certify, verify
-from admm_lip.network import Chain, LayerSpec, Slopes
-from admm_lip.restate import Matrices, measured
+from admm_lip.network import Chain, LayerSpec, Network, Slopes
+from admm_lip.restate import Matrices, distance_of, measured
 
 TIGHT = SolverConfig(tol=1e-8)
 Array = np.ndarray[Any, Any]
@@ -184,3 +184,15 @@ def test_the_layer_in_front_states_the_inequality_with_a_diagonal_input_block() 
     assert big[0, 0] == lip_sq - tau.sum()
     assert not big[0, 1:].any()
     assert np.allclose(big[1:, 1:], small)
+
+
+def test_a_network_says_how_its_inputs_are_measured() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"std.weight": np.diag([0.5, 2.0, 1.0]), "out.weight": rng.standard_normal((2, 3))}
+    layers = (LayerSpec("linear", "std", {}), LayerSpec("linear", "out", {}))
+    scaled = Network(layers, arrays)
+    plain = Network(layers, {**arrays, "std.weight": rng.standard_normal((3, 3))})
+    own = "linf, in the units of the model's input"
+    assert distance_of(plain, "linf", raw=False) == own
+    assert distance_of(scaled, "linf", raw=False) == f"{own}, which its layer 'std' then scales"
+    assert distance_of(scaled, "l2", raw=True).startswith("l2, in raw units: the model takes raw /")

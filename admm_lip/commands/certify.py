@@ -53,6 +53,13 @@ def parser() -> Parser:
     )
     made.add_argument("--norm", default="l2", choices=_NORMS, help="Norm of input changes.")
     made.add_argument(
+        "--input-scale",
+        type=float | list[float] | None,
+        default=None,
+        help="Where the model takes standardised inputs: the scale of every feature, or one "
+        "number; distances are then in raw units.",
+    )
+    made.add_argument(
         "--input-shape",
         type=list[int] | None,
         default=None,
@@ -65,7 +72,14 @@ def parser() -> Parser:
         help="Where to write the certificate (not given: certificate.json in the folder, or "
         "NAME.certificate.json beside the file, unless it is there already).",
     )
-    add_config(made, "solver", SolverConfig, "solver.")
+    add_config(made, "solver", SolverConfig, "solver.", skip=("tol",))
+    made.add_argument(
+        "--solver.tol",
+        type=float | None,
+        default=None,
+        help="Relative gap in L^2 to prove (not given: 1e-6 for all outputs together, 1e-3 for "
+        "each difference or output).",
+    )
     add_threads_option(made)
     return made
 
@@ -104,17 +118,26 @@ def _certify(options: Namespace) -> int:
 def _prove(options: Namespace, network: Network) -> tuple[AnyCertificate, list[str]]:
     """The certificate of the kind asked for, and what to say of it."""
     from ..certificate import certify
+    from ..functionals import TOL
+    from ..restate import distance_of
     from ..solvers import SolverConfig
     from .finish import bounds_of
 
-    solver = config_of(SolverConfig, options.solver)
+    usual = SolverConfig().tol if options.kind == "global" else TOL
+    tol = usual if options.solver.tol is None else options.solver.tol
+    solver = config_of(SolverConfig, options.solver, tol=tol)
+    scale, norm = options.input_scale, options.norm
+    lines = [f"{'inputs':<14}{distance_of(network, norm, scale is not None)}"]
     if options.kind == "global":
-        proven = certify(network, norm=options.norm, solver=solver)
+        proven = certify(network, norm=norm, input_scale=scale, solver=solver)
         values = bounds_of(proven).items()
-        return proven, [f"{name:<14}{v:.9g}" for name, v in values if v is not None]
-    functionals = certify(network, kind=options.kind, norm=options.norm, solver=solver)
+        return proven, lines + [f"{name:<14}{v:.9g}" for name, v in values if v is not None]
+    functionals = certify(network, kind=options.kind, norm=norm, input_scale=scale, solver=solver)
     lips = functionals.lips
+    gap = max((b.lip - b.lower_lip) / b.lip if b.lip > 0.0 else 0.0 for b in functionals.bounds)
     return functionals, [
+        *lines,
         f"{options.kind}: {len(lips)} bounds, from {lips.min():.9g} to {lips.max():.9g}",
-        f"mean          {lips.mean():.9g}",
+        f"{'mean':<14}{lips.mean():.9g}",
+        f"{'largest gap':<14}{gap:.2g}, relative, to what any multiplier could prove",
     ]
