@@ -136,6 +136,37 @@ class TestTrain:
         assert settings["model"]["hidden"] == [5]
 
 
+class TestOtherMethods:
+    def test_another_method_is_trained_proven_and_measured(self, capsys):
+        settings = ["--method", "gradient", "--method-settings", '{"total_variation": 0.3}']
+        assert cli.main(["train", "--run-dir", "run", *settings, *QUICK]) == 0
+        folder = Path("run")
+        verify(Certificate.load(folder / "certificate.json"), folder)
+        summary = records(folder)
+        assert summary["method_settings"]["total_variation"] == 0.3
+        assert len(summary["losses"]) == 3
+        assert "for 3 epochs by gradient" in capsys.readouterr().out
+        again = ["train", "--config", "run/config.yaml", "--run-dir", "again", "--quiet"]
+        assert cli.main(again) == 0
+        assert records(Path("again"))["losses"] == summary["losses"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--method", "sandwch"], "got 'sandwch'; did you mean 'sandwich'?"),
+            (
+                ["--method", "sandwich", "--method-settings", '{"bond": 1}'],
+                "method-settings: sandwich takes bound, got 'bond'; did you mean 'bound'?",
+            ),
+            (["--method", "pgd", "--resume", "run"], "only runs of --method admm can be continued"),
+        ],
+    )
+    def test_bad_methods_are_named(self, arguments, message, capsys):
+        assert cli.main(["train", *arguments]) == 2
+        assert message in capsys.readouterr().err
+        assert not Path("runs").exists()
+
+
 class TestInterruption:
     OPTIONS = ("--data", "toy2d", *QUICK, "--epochs", "1000")
 

@@ -127,10 +127,10 @@ def summary_lines(folder: RunFolder, summary: Summary) -> list[str]:
 def _trained(summary: Summary) -> str:
     if "train_seconds" not in summary:
         return ""
-    return (
-        f", trained on {summary.get('data', 'data')} for {summary['rounds']} rounds "
-        f"in {summary['train_seconds']:.1f} s"
-    )
+    method = summary.get("method")
+    how = f"{summary['epochs']} epochs by {method}" if method else f"{summary['rounds']} rounds"
+    where = summary.get("data", "data")
+    return f", trained on {where} for {how} in {summary['train_seconds']:.1f} s"
 
 
 def _results(summary: Summary) -> list[tuple[str, str]]:
