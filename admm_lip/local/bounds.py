@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..network import LayerSpec
 from .curves import (
-    U,
     Lines,
     Range,
+    U,
     anchored_slopes,
     lines_on,
     parts_of,
@@ -30,7 +31,6 @@ from .curves import (
     value_range,
     value_with_error,
 )
-from ..network import LayerSpec
 from .region import Region
 from .tensors import SLACK, TINY, Affine, Net
 

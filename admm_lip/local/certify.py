@@ -23,12 +23,12 @@ from ..storage import network_of
 from ..verify import check_belongs
 from .bounds import preactivation_bounds
 from .curves import Range
+from .known import Known, known_of
 from .levels import BY_NAME, GLOBAL, LEVELS, NONE, Found, Wanted, local_lips
 from .linear import center_values, margin_bounds
-from .known import Known, known_of
 from .region import Box, Region
 from .result import LocalCertificate
-from .tensors import Net, net_of
+from .tensors import Net, chunks, net_of
 
 # Samples bounded together; a batch also has at most this many entries in its largest tensor.
 _SAMPLES = 256
@@ -106,9 +106,7 @@ class Task:
         """Rows to be handled together."""
         widths = [len(a.bias) for a in self.net.maps]
         entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
-        return list(
-            torch.arange(len(self.points)).split(max(1, min(_SAMPLES, _ENTRIES // entries)))
-        )
+        return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // entries))
 
 
 @dataclass(frozen=True, eq=False)

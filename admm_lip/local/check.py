@@ -20,7 +20,7 @@ from .levels import CLOSED, GLOBAL, LEVELS, NORMS, gathered, masked_norms
 from .linear import center_values, margin_bounds
 from .region import Region
 from .result import LocalCertificate
-from .tensors import net_of
+from .tensors import chunks, net_of
 
 _GROUP = 32
 
@@ -50,7 +50,7 @@ def verify_local(
         )
     task = _task(found, network, certificate)
     for rows in task.batches():
-        for group in rows.split(_GROUP):
+        for group in chunks(rows, _GROUP):
             _check_group(task.part(group), found, group)
 
 

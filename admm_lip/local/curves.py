@@ -11,7 +11,8 @@ interval [l, u] and rounded outwards,
 * whether phi is convex or concave there, and so the lines above and below it.
 
 Values and derivatives are evaluated in float64 with a bound on their error; for the functions of
-the mathematical library (tanh, exp, erf) 32 units in the last place are assumed, as in ``radii.py``.
+the mathematical library (tanh, exp, erf) 32 units in the last place are assumed, as in
+``admm_lip/radii.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _DERIVATIVE = 64.0
 
 
 class Knot(NamedTuple):
-    """A point where ``phi'`` jumps or turns: where, the range of ``phi'`` there, the jump's sign."""
+    """Where ``phi'`` jumps or turns: the place, the range of ``phi'`` there, the jump's sign."""
 
     at: float
     low: float
@@ -116,8 +117,9 @@ def _silu_derivative(options: Options, z: Tensor) -> Tensor:
 
 
 def _softplus(options: Options, z: Tensor) -> Tensor:
-    scaled = options["beta"] * z
-    return torch.logaddexp(scaled, torch.zeros_like(scaled)) / options["beta"]
+    beta = float(options["beta"])
+    scaled = beta * z
+    return torch.logaddexp(scaled, torch.zeros_like(scaled)) / beta
 
 
 def _elu_knots(options: Options) -> tuple[Knot, ...]:
@@ -331,28 +333,39 @@ def lines_on(spec: LayerSpec, center: Tensor, interval: Range, slopes: Range) ->
     intercepts are those of the rounded slopes, moved outwards.
     """
     curvature = curvature_on(spec, interval)
-    l, u = interval
-    (at_l, error_l), (at_u, error_u) = value_with_error(spec, l), value_with_error(spec, u)
-    error = error_l + error_u
-    width = u - l
-    z = torch.minimum(torch.maximum(center, l), u)
-    at_z, error_z = value_with_error(spec, z)
-    tangent, doubt = derivative_with_error(spec, z)
-    chord = torch.where(width > 0.0, (at_u - at_l) / width.clamp(min=1e-300), tangent)
+    convex, concave = curvature == 1, curvature == -1
+    left, right = interval
+    at_left, error_left = value_with_error(spec, left)
+    at_right, error_right = value_with_error(spec, right)
+    width = right - left
+    chord = (at_right - at_left) / width.clamp(min=1e-300)
     chord = torch.where(slopes.low == slopes.high, slopes.low, chord)
     chord = chord.clamp(*slope_range(spec.kind, spec.options))
-    ends = at_l - chord * l, at_u - chord * u
-    base = at_z - tangent * z
-    slack = error + error_z + (doubt + 4.0 * U * tangent.abs()) * width
-    slack = slack + 8.0 * U * (at_l.abs() + at_u.abs() + at_z.abs())
-    slack = slack + 8.0 * U * (chord.abs() + tangent.abs() + slopes.low.abs()) * (l.abs() + u.abs())
-    convex, concave = curvature == 1, curvature == -1
+    ends = at_left - chord * left, at_right - chord * right
+    tangent, base, slack = _tangent(spec, center, interval)
     a = slopes.low
-    low_slope = torch.where(convex, tangent, torch.where(concave, chord, a))
-    high_slope = torch.where(convex, chord, torch.where(concave, tangent, a))
-    low = torch.where(convex, base, torch.where(concave, torch.minimum(*ends), at_l - a * l))
-    high = torch.where(convex, torch.maximum(*ends), torch.where(concave, base, at_u - a * u))
-    return Lines(low_slope, low - slack, high_slope, high + slack)
+    slack = slack + error_left + error_right + 8.0 * U * (at_left.abs() + at_right.abs())
+    slack = slack + 8.0 * U * (chord.abs() + a.abs()) * (left.abs() + right.abs())
+    through = at_left - a * left, at_right - a * right
+    low = torch.where(convex, base, torch.where(concave, torch.minimum(*ends), through[0]))
+    high = torch.where(convex, torch.maximum(*ends), torch.where(concave, base, through[1]))
+    return Lines(
+        torch.where(convex, tangent, torch.where(concave, chord, a)),
+        low - slack,
+        torch.where(convex, chord, torch.where(concave, tangent, a)),
+        high + slack,
+    )
+
+
+def _tangent(spec: LayerSpec, center: Tensor, interval: Range) -> tuple[Tensor, Tensor, Tensor]:
+    """Slope and intercept of the tangent at ``center``, and what rounding may take from it."""
+    left, right = interval
+    z = torch.minimum(torch.maximum(center, left), right)
+    value, error = value_with_error(spec, z)
+    slope, doubt = derivative_with_error(spec, z)
+    slack = error + (doubt + 4.0 * U * slope.abs()) * (right - left)
+    slack = slack + 8.0 * U * (value.abs() + slope.abs() * (left.abs() + right.abs()))
+    return slope, value - slope * z, slack
 
 
 def _quotient(spec: LayerSpec, t: Tensor, z: Tensor) -> Range:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .curves import U, Range
+from .curves import Range, U
 from .tensors import SLACK, TINY, Net, gamma
 
 
@@ -175,7 +175,7 @@ def least_lip(gain: Gain, roots: Tensor) -> Tensor:
 
     With ``B = [E / s, D]`` it is ``||K^-1 E||`` for the Cholesky factor K of ``I - D D'``.
     """
-    b = scaled(gain, roots, torch.ones_like(roots[:, 0]) if roots.shape[1] else _ones(gain))
+    b = scaled(gain, roots, torch.ones(len(roots), dtype=torch.float64))
     e, d = b[..., : gain.inputs], b[..., gain.inputs :]
     eye = torch.eye(d.shape[-2], dtype=torch.float64)
     factor, info = torch.linalg.cholesky_ex(eye - d @ d.mT)
@@ -187,10 +187,6 @@ def least_lip(gain: Gain, roots: Tensor) -> Tensor:
     return torch.where(sound, top, torch.full_like(top, torch.inf))
 
 
-def _ones(gain: Gain) -> Tensor:
-    return torch.ones(len(gain.rows), dtype=torch.float64)
-
-
 def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
     """Boolean ``(batch,)``: the multiplier proves ``lip`` through rounding."""
     usable = torch.isfinite(lip) & (lip > 2.0**-400)
@@ -199,11 +195,10 @@ def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
     roots = torch.where(usable[:, None], roots, torch.ones_like(roots))
     b = scaled(gain, roots, lip)
     below = torch.cat([lip[:, None].expand(-1, gain.inputs), roots], dim=1)
-    steepest = torch.where(gain.open, roots, 0.0).sum(dim=1) * 0.0 + 1.0
-    if roots.shape[1]:
-        steepest = torch.maximum(steepest, torch.where(gain.open, roots, 0.0).amax(dim=1))
+    at_neurons = torch.where(gain.open, roots, 0.0)
+    most = torch.cat([torch.ones_like(lip)[:, None], at_neurons], dim=1).amax(dim=1)
     total = b.square().sum(dim=(1, 2)) * SLACK
-    off = 4.0 * U * total.sqrt() + steepest * (gain.error / below).norm(dim=1)
+    off = 4.0 * U * total.sqrt() + most * (gain.error / below).norm(dim=1)
     n, terms = b.shape[1], b.shape[2]
     shift = SLACK * (3.0 * off + gamma(terms) * total + 2.0 * gamma(n + 4) * n)
     eye = torch.eye(n, dtype=torch.float64)
@@ -211,7 +206,8 @@ def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
     shift = torch.where(usable, shift, torch.zeros_like(shift))
     matrix = (1.0 - shift)[:, None, None] * eye - b @ b.mT
     matrix = torch.where(usable[:, None, None], matrix, -eye)
-    return usable & (torch.linalg.cholesky_ex(matrix)[1] == 0)
+    proven: Tensor = usable & (torch.linalg.cholesky_ex(matrix)[1] == 0)
+    return proven
 
 
 def proven_lip(gain: Gain, roots: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .curves import Range
 from .gain import Gain, Reduced, proven_lip, reduce, with_outputs
 from .multipliers import THETAS, best_of, closed_form, from_global, improved
-from .tensors import SLACK, TINY, Net, proven_norms
+from .tensors import SLACK, TINY, Net, chunks, proven_norms
 
 LEVELS = ("none", "global", "norms", "closed", "implied", "optimised")
 NONE, GLOBAL, NORMS, CLOSED, IMPLIED, OPTIMISED = range(len(LEVELS))
@@ -94,7 +94,7 @@ def local_lips(net: Net, slopes: Sequence[Range], wanted: Wanted) -> Found:
     assert isinstance(opened, Tensor)
     samples = wanted.items.any(dim=1).nonzero()[:, 0]
     ordered = samples[torch.argsort(opened[samples])]
-    for group in ordered.split(_GROUP):
+    for group in chunks(ordered, _GROUP):
         if time.monotonic() >= wanted.deadline:
             break
         _raise_level(net, slopes, wanted, group, found)
@@ -107,7 +107,8 @@ def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
     weight = rows @ last.weight
     lost = rows.flatten(2).norm(dim=2) * (last.error + 4.0 * 2.0**-53 * last.frobenius)
     if not slopes:
-        return (_norms(weight) + lost) * SLACK
+        affine: Tensor = (_norms(weight) + lost) * SLACK
+        return affine
     halves = [torch.maximum(s.low.abs(), s.high.abs()).sqrt() * (1.0 + 1e-15) for s in slopes]
     top = [h.amax(dim=1) for h in halves]
     product = proven_norms(halves[0][:, :, None] * net.factor) * SLACK
@@ -116,13 +117,15 @@ def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
         norms = proven_norms(middle) * (1.0 + 1e-12) + net.maps[k].error * top[k] * top[k - 1]
         product = product * norms * SLACK
     outer = _norms(weight * halves[-1][:, None, None]) * (1.0 + 1e-12) + lost * top[-1][:, None]
-    return outer * product[:, None] * SLACK + TINY
+    raised: Tensor = outer * product[:, None] * SLACK + TINY
+    return raised
 
 
 def _norms(matrices: Tensor) -> Tensor:
     """Proven norms; a single row's is its length."""
     if matrices.shape[-2] == 1:
-        return matrices[..., 0, :].norm(dim=-1) * SLACK + TINY
+        lengths: Tensor = matrices[..., 0, :].norm(dim=-1) * SLACK + TINY
+        return lengths
     return proven_norms(matrices)
 
 
@@ -141,7 +144,7 @@ def _raise_level(
     open_items = wanted.items[group] & (found.lip[group] > wanted.target[group])
     items = open_items.nonzero()
     size = (reduced.rows.shape[1] + wanted.rows.shape[2]) * reduced.rows.shape[2]
-    for part in items.split(max(1, _ENTRIES // max(size, 1))):
+    for part in chunks(items, _ENTRIES // max(size, 1)):
         local, functional = part[:, 0], part[:, 1]
         gain = with_outputs(net, reduced, local, wanted.rows[group][local, functional])
         at = group[local], functional

@@ -2,7 +2,8 @@
 
 A row a over the outputs of a hidden layer is bounded from below by a row over its pre-activations:
 where ``a_i >= 0`` the line below the activation is used, where ``a_i < 0`` the one above (Zhang et
-al., NeurIPS 2018).  At the first pre-activations the ball itself is used: ``a z_0(x) - r ||a W_0||``.
+al., NeurIPS 2018).  At the first pre-activations the ball itself is used:
+``a z_0(x) - r ||a W_0||``.
 
 Coefficients are rounded; what is missing is an exact multiple of what they multiply, so
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .bounds import Bounds, Layer, affine_at
-from .curves import U, Range
+from .curves import Range, U
 from .region import Region
 from .tensors import SLACK, TINY, Affine, Net, gamma
 
@@ -64,12 +65,14 @@ def center_values(net: Net, bounds: Bounds, rows: Tensor) -> Tensor:
     """Lower bounds of ``rows f`` at the samples themselves; shapes as in :func:`margin_bounds`."""
     z, error = affine_at(net.maps[-1], *bounds.last)
     value = _times(rows, z)
-    return value - _times(rows.abs(), error + 4.0 * U * z.abs()) * SLACK - TINY
+    lower: Tensor = value - _times(rows.abs(), error + 4.0 * U * z.abs()) * SLACK - TINY
+    return lower
 
 
 def _stored(affine: Affine, before: Layer) -> Tensor:
     """Per entry of ``W x + b``, what the errors of the stored weights may add; ``(batch, 1)``."""
-    return affine.error * before.reach.norm(dim=1, keepdim=True) * SLACK + affine.bias_error
+    most: Tensor = affine.error * before.reach.norm(dim=1, keepdim=True) * SLACK
+    return most + affine.bias_error
 
 
 def lower_bounds(
@@ -119,4 +122,5 @@ def _on_region(
 
 def _times(rows: Tensor, vector: Tensor) -> Tensor:
     """``(batch, m, n) x (batch, n) -> (batch, m)``."""
-    return (rows @ vector[:, :, None])[..., 0]
+    product: Tensor = (rows @ vector[:, :, None])[..., 0]
+    return product

@@ -10,6 +10,7 @@ as their square roots.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +46,7 @@ def closed_form(gain: Gain, theta: float) -> Tensor:
     weight = gain.rows.norm(dim=-1) + 1e-150
     roots = torch.ones_like(weight)
     ends = torch.tensor([0, *gain.sizes]).cumsum(0).tolist()
-    for low, high in reversed(list(zip(ends[:-1], ends[1:], strict=True))):
+    for low, high in reversed(list(itertools.pairwise(ends))):
         if high == low:
             continue
         block, cross = form[:, low:high, low:high], form[:, low:high, :low]

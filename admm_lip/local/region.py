@@ -63,7 +63,8 @@ class Region:
         if self.box is not None:
             cut = _cut_support(self, rows @ first.weight) + self.radius[:, None] * off
             reach = torch.minimum(reach, cut)
-        return reach * SLACK + TINY
+        raised: Tensor = reach * SLACK + TINY
+        return raised
 
 
 def _cut_support(region: Region, v: Tensor) -> Tensor:
@@ -89,4 +90,5 @@ def _cut_support(region: Region, v: Tensor) -> Tensor:
         scale = torch.where(free > 0.0, left / (free + TINY), scale)
     share = torch.minimum(size, room / (scale + TINY))
     outer = ((size - share) * room).sum(-1)
-    return region.radius[:, None] * share.norm(dim=-1) + outer
+    most: Tensor = region.radius[:, None] * share.norm(dim=-1) + outer
+    return most

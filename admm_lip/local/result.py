@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,10 @@ def _checked(about: Any, tensors: dict[str, Tensor]) -> LocalCertificate:
         raise CertificateError("lip, level, roots: expected equal shapes")
     if not (tensors["lip"].shape == tensors["margin"].shape == tensors["center"].shape):
         raise CertificateError("lip, margin, center: expected equal shapes")
-    known = {f.name for f in fields(LocalCertificate)} & set(tensors)
     return LocalCertificate(
         digest=digest,
         input_shape=tuple(shape),
         box=None if box is None else (float(box[0]), float(box[1])),
-        **{"labels": None, **{name: tensors[name] for name in known}},
+        labels=tensors.pop("labels", None),
+        **tensors,
     )

@@ -26,6 +26,12 @@ def gamma(terms: int) -> float:
     return n * U / (1.0 - n * U)
 
 
+def chunks(rows: Tensor, size: int) -> list[Tensor]:
+    """Consecutive parts of at most ``size`` rows, at least one row each."""
+    size = max(1, size)
+    return [rows[k : k + size] for k in range(0, len(rows), size)]
+
+
 @dataclass(frozen=True, eq=False)
 class Affine:
     """One affine map: ``W``, ``|W|``, ``b``, and what is known of their errors.
@@ -112,7 +118,8 @@ def first_factor(first: Affine) -> Tensor:
     shift = shift * SLACK + TINY
     for _ in range(20):
         shifted = gram + shift * torch.eye(n, dtype=torch.float64)
-        factor, info = torch.linalg.cholesky_ex(shifted)
+        found, info = torch.linalg.cholesky_ex(shifted)
+        factor: Tensor = found
         if int(info) == 0:
             return factor
         shift *= 4.0
