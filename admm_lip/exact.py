@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, SlopeRange
 from .certificate import Certificate, LayerSlopes
 from .errors import CertificateError
 from .layers import Array, Shape, Window
 from .network import LayerSpec, Network
+from .sorting import DIFFERENCE, HALF_ABS, SORTS, half_abs_slopes
 from .verify import check_belongs
 
 Whole = npt.NDArray[Any]
@@ -138,6 +139,13 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
             size = matrix.over.shape[0]
         elif spec.kind == "flatten":
             shape = (math.prod(shape),)
+        elif spec.kind in (*SORTS, HALF_ABS):
+            if spec.kind in SORTS:
+                turn = _rotation(shape)
+                current = turn if current is None else turn @ current
+            activations.append(LayerSpec(HALF_ABS, spec.name, {}))
+            weights.append(_identity(size) if current is None else current)
+            current = _rotation_back(spec.kind, shape) if spec.kind in SORTS else None
         elif spec.kind in ACTIVATIONS and set(ACTIVATIONS[spec.kind].slopes(spec.options)) != {1.0}:
             activations.append(spec)
             weights.append(_identity(size) if current is None else current)
@@ -203,10 +211,10 @@ def _form(
         scaled_identity = _identity(len(gram.over)) * square
         return (scaled_identity + -gram).over
     slopes = [
-        tuple(Rational.of(np.array(end)) for end in ACTIVATIONS[a.kind].slopes(a.options))
-        for a in activations
+        _slopes_of(a, len(t)) for a, t in zip(activations, certificate.multiplier, strict=True)
     ]
-    products = [bool((alpha * beta).over) for alpha, beta in slopes]
+    known = [np.flatnonzero((alpha + -beta).over == 0) for alpha, beta in slopes]
+    products = [bool((alpha * beta).over.any()) for alpha, beta in slopes]
     blocks: list[Rational] = []
     lower: list[Rational] = []
     first = weights[0]
@@ -215,6 +223,7 @@ def _form(
     for k, weight in enumerate((first, *weights[1:-1])):
         alpha, beta = slopes[k]
         t = Rational.of(np.array(certificate.multiplier[k]))
+        t.over[known[k]] = 0  # a linear neuron is substituted below
         doubled = t + t
         if products[k]:
             own = weight.T @ ((doubled * alpha * beta).rows() * weight)
@@ -227,7 +236,47 @@ def _form(
         blocks[0] = blocks[0] + -(gram * inverse)
         lower = lower[1:]
     blocks[-1] = blocks[-1] + -(last.T @ last)
-    return _assembled(blocks, lower)
+    widths = [len(block.over) for block in blocks]
+    return _substituted(_assembled(blocks, lower), widths, (first, *weights[1:-1]), slopes, known)
+
+
+def _substituted(
+    form: Whole,
+    widths: Sequence[int],
+    matrices: Sequence[Rational],
+    slopes: Sequence[tuple[Rational, Rational]],
+    known: Sequence[Any],
+) -> Whole:
+    """The form with ``x_i = a (W x)_i`` put in for every linear neuron i, from the last layer on.
+
+    Up to a positive factor, which keeps the numbers whole.
+    """
+    # Without a block of its own for the input, the first layer has no linear neuron.
+    matrices = matrices[len(matrices) - len(widths) + 1 :]
+    starts = np.cumsum([0, *widths])
+    for k in range(len(matrices), 0, -1):
+        which = known[k - 1 - len(matrices)]
+        if not len(which):
+            continue
+        alpha = slopes[k - 1 - len(matrices)][0]
+        rows = alpha.rows() * matrices[k - 1]
+        gone = starts[k] + which
+        before = slice(starts[k - 1], starts[k])
+        for _ in range(2):  # the columns, then the rows
+            column = form[:, gone].dot(rows.over[which])
+            form = form * rows.under
+            form[:, before] = form[:, before] + column
+            form = np.delete(form, gone, axis=1).T
+    return form
+
+
+def _slopes_of(spec: LayerSpec, size: int) -> tuple[Rational, Rational]:
+    """The slope range of every neuron of a layer."""
+    if spec.kind == HALF_ABS:
+        ends = half_abs_slopes(size)
+        return Rational.of(ends[0]), Rational.of(ends[1])
+    low, high = ACTIVATIONS[spec.kind].slopes(spec.options)
+    return Rational.of(np.full(size, low)), Rational.of(np.full(size, high))
 
 
 def _input_block(weight: Rational, square: Rational) -> tuple[list[Rational], Rational]:
@@ -256,9 +305,30 @@ def _assembled(blocks: Sequence[Rational], lower: Sequence[Rational]) -> Whole:
 
 
 def _check_slopes(claimed: Sequence[LayerSlopes], activations: Sequence[LayerSpec]) -> None:
-    true = [(a.kind, *ACTIVATIONS[a.kind].slopes(a.options)) for a in activations]
+    true = [(a.kind, *_widest(a)) for a in activations]
     if [tuple(slopes) for slopes in claimed] != true:
         raise CertificateError(f"slopes: expected {true!r:.200}, got {[*claimed]!r:.200}")
+
+
+def _widest(spec: LayerSpec) -> SlopeRange:
+    return DIFFERENCE if spec.kind == HALF_ABS else ACTIVATIONS[spec.kind].slopes(spec.options)
+
+
+def _rotation(shape: Shape) -> Rational:
+    """Sums, then differences, of the pairs of neighbouring features or channels."""
+    size = math.prod(shape)
+    order = np.arange(size).reshape(shape[0] // 2, 2, -1)
+    even, odd = order[:, 0].ravel(), order[:, 1].ravel()
+    unit = _identity(size).over
+    return Rational(np.concatenate([unit[even] + unit[odd], unit[even] - unit[odd]]), 1)
+
+
+def _rotation_back(kind: str, shape: Shape) -> Rational:
+    """From the sums and the folded differences to the sorted pairs."""
+    turn = _rotation(shape).over.T
+    half = turn.shape[1] // 2
+    sign = 1 if SORTS[kind].descending else -1
+    return Rational(np.concatenate([turn[:, :half], sign * turn[:, half:]], axis=1), 2)
 
 
 def _is_constant(weights: Sequence[Rational]) -> bool:

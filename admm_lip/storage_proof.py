@@ -39,7 +39,8 @@ from .restate import Matrices
 Indices = npt.NDArray[np.intp]
 
 # How much a storage is enlarged, in units of the rounding margin: tried in this order.
-_ENLARGEMENTS = (8.0, 128.0, 2048.0)
+# Where a layer's multipliers are nearly the least possible, its storage is known to few digits.
+_ENLARGEMENTS = tuple(2.0**k for k in (3, 7, 11, 15, 19, 23))
 _UNDERFLOW = 2.0**-1000
 # Size given to what does not depend on anything, relative to the largest: next to nothing.
 _IDLE = 2.0**-60
@@ -91,10 +92,7 @@ def storage_unproven(
 
 
 def storage_margin(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> float:
-    """The largest relative enlargement of a storage that rounding alone asks for; 0.1 if undefined.
-
-    What it costs of the bound is the sum over the layers.
-    """
+    """What the least enlargement of the storages costs of the bound, relatively; 0.1 if undefined."""
     storage, margin = np.eye(chain.widths[-1]), 0.0
     for k in range(len(chain.slopes) - 1, -1, -1):
         layer = Layer(chain.slopes[k], multiplier[k], chain.weights[k + 1], chain.errors[k + 1])
@@ -102,7 +100,7 @@ def storage_margin(chain: Chain | Matrices, multiplier: Sequence[Array], lip: fl
         tight = _tight_storage(layer, pulled)
         if tight is None:
             return margin if margin > 0.0 else 0.1
-        margin = max(margin, _layer_lmi(layer, pulled, tight).shift())
+        margin += _ENLARGEMENTS[0] * _layer_lmi(layer, pulled, tight).shift()
         storage = tight
     return margin
 
