@@ -23,8 +23,7 @@ from .batches import Batch, Batches
 from .config import TrainConfig
 from .layer_norms import Activations
 from .lipschitz_step import lipschitz_step, next_lip_sq
-from .loss_step import NonFiniteLoss, loss_step, pull_of
-from .losses import BoundedLoss
+from .loss_step import NonFiniteLoss, Objective, loss_step, pull_of
 from .multiplier_step import RoundView
 from .optimize import schedule_factor
 from .solvers import SolveFailed
@@ -54,7 +53,7 @@ class Run:
     slopes: Activations
     batches: Batches
     optimizer: torch.optim.Optimizer
-    loss: BoundedLoss
+    objective: Objective
     multiplier_step: Callable[[AdmmState, RoundView, TrainConfig], AdmmState]
     config: TrainConfig
     share: Share = local
@@ -105,8 +104,8 @@ def one_round(
     """One ADMM round; returns the next state and its history row."""
     config = run.config
     pull = pull_of(run.parameters, state)
-    lip = state.target_sq**0.5
-    loss = loss_step(run.model, run.optimizer, run.loss, batches, pull, lip)
+    lip, progress = state.target_sq**0.5, state.iteration / run.total_rounds
+    loss = loss_step(run.model, run.optimizer, run.objective, batches, pull, lip, progress)
     weights = read_weights(run.parameters)
     relaxed = relax(weights, state.consensus, config.relaxation)
     point = anchor(relaxed, state.dual, state.rho)

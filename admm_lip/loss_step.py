@@ -1,4 +1,4 @@
-"""The loss step: a few optimizer steps on the augmented Lagrangian.
+"""The loss step: a few optimizer steps on the augmented Lagrangian of an objective.
 
 The model moves; the ADMM state does not.
 """
@@ -6,7 +6,7 @@ The model moves; the ADMM state does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from .admm import AdmmState
 from .batches import Batch
-from .losses import BoundedLoss
 from .optimize import set_learning_rate
+
+# (model, inputs, targets, lip, share of the run that is done) -> scalar to minimise on one batch.
+Objective = Callable[[nn.Module, Tensor, Tensor, float, float], Tensor]
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -55,20 +57,22 @@ def pull_of(parameters: Sequence[nn.Parameter], state: AdmmState) -> Pull:
 def loss_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: BoundedLoss,
+    objective: Objective,
     batches: Iterable[tuple[Batch, float]],
     pull: Pull,
     lip: float,
+    progress: float,
 ) -> float:
     """Run one optimizer step per batch on ``loss + pull``.
 
     Args:
         model: moves.
         optimizer: over all parameters of the model.
-        loss: ``loss(outputs, targets, lip)``.
+        objective: ``objective(model, inputs, targets, lip, progress)``, the loss of a batch.
         batches: pairs of a batch and the step size to use for it.
         pull: the augmented-Lagrangian term.
         lip: the bound of this round, for losses that use it.
+        progress: share of the run that is done, for ramps.
 
     Returns:
         The mean loss over the batches, without the pull.
@@ -84,7 +88,7 @@ def loss_step(
         # Some optimizers (L-BFGS) evaluate more than once; the loss reported is the first one.
         def closure(x: Tensor = inputs, y: Tensor = targets, seen: list[Tensor] = seen) -> float:
             optimizer.zero_grad()
-            value = loss(model(x), y, lip)
+            value = objective(model, x, y, lip, progress)
             value.backward()  # type: ignore[no-untyped-call]
             seen.append(value.detach())
             return value.detach() + pull.add_gradient()  # type: ignore[return-value]

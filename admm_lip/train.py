@@ -24,7 +24,9 @@ from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .layer_norms import LayerNorms, layer_start, training_constraint
 from .loop import Row, Run, TrainingFailed, run_rounds, write_weights
-from .losses import resolve_loss
+from .loss_step import Objective
+from .losses import BoundedLoss, resolve_loss
+from .methods.base import Method
 from .multiplier_step import resolve_multiplier_step
 from .optimize import make_optimizer, schedule_factor
 from .start import orthogonal_, start
@@ -63,6 +65,7 @@ def train(
     config: TrainConfig,
     loss: Any = None,
     *,
+    method: Method | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -75,6 +78,8 @@ def train(
         data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors.
         config: all settings; give ``bound`` or ``mu``.
         loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
+        method: takes the place of the plain loss by its own objective (a gradient penalty, an
+            adversarial loss, see ``methods``); the bound or penalty on L comes on top.
         run_dir: folder for checkpoints; ``None`` writes nothing.
         resume: continue from the checkpoint in ``run_dir``, to the identical result.
         progress: show a bar.
@@ -102,7 +107,7 @@ def train(
     threads = torch.random.fork_rng(devices=[])
     with threads:
         torch.manual_seed(config.seed)
-        run, state = _set_up(copy.deepcopy(model), data, config, loss)
+        run, state = _set_up(copy.deepcopy(model), data, config, loss, method)
         history: list[Row] = []
         keeper = Keeper(run, Path(run_dir) if run_dir is not None else None)
         if resume:
@@ -112,7 +117,9 @@ def train(
     return _finished(run, state, history, stopped)
 
 
-def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tuple[Run, AdmmState]:
+def _set_up(
+    model: nn.Module, data: Any, config: TrainConfig, loss: Any, method: Method | None
+) -> tuple[Run, AdmmState]:
     """Check everything once, before the first step."""
     layers = linear_layers(model.eval())  # dropout is the identity in what is certified
     if config.start == "scratch":
@@ -126,6 +133,7 @@ def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tupl
     bounded = resolve_loss(
         config.loss if loss is None else loss, targets, config.eps, config.temperature
     )
+    objective = _objective(bounded, method)
     schedule_factor(config.schedule, 0.0)
     multiplier_step = resolve_multiplier_step(
         config.multiplier_step,
@@ -144,8 +152,24 @@ def _set_up(model: nn.Module, data: Any, config: TrainConfig, loss: Any) -> tupl
             if layer.bias is not None:
                 layer.bias.mul_(factor)
     optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
-    run = Run(model, parameters, slopes, batches, optimizer, bounded, multiplier_step, config)
+    run = Run(model, parameters, slopes, batches, optimizer, objective, multiplier_step, config)
     return run, begin.state
+
+
+def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
+    """The loss of a model on a batch, by way of the method's objective where there is one."""
+    if method is None:
+        return lambda model, x, y, lip, progress: loss(model(x), y, lip)
+    kind = type(method)
+    for hook in ("prepare", "after_step", "finish"):
+        if getattr(kind, hook) is not getattr(Method, hook):
+            raise TypeError(
+                f"method: {method.name} changes the network itself ({hook}), so it cannot run "
+                "under ADMM; train it by admm_lip.fit.fit"
+            )
+    return lambda model, x, y, lip, progress: method.objective(
+        model, x, y, lambda outputs, targets: loss(outputs, targets, lip), progress
+    )
 
 
 def _check_first_batch(batches: Batches, layers: list[nn.Linear]) -> torch.Tensor:

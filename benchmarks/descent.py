@@ -38,7 +38,8 @@ def log_lip_sq(weights: Sequence[Tensor], log_t: Sequence[Tensor]) -> Tensor | N
         if k:
             schur = torch.diag(2.0 * log_t[k - 1].exp()) - half.T @ half
     gram = half @ half.T if half.shape[0] <= half.shape[1] else half.T @ half
-    return torch.linalg.eigvalsh(gram)[-1].log()
+    largest: Tensor = torch.linalg.eigvalsh(gram)[-1]
+    return largest.log()
 
 
 def forward_start(weights: Sequence[Tensor], theta: float) -> list[Tensor]:

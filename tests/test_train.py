@@ -19,7 +19,10 @@ from admm_lip import TrainConfig, certify, train, verify
 from admm_lip import loop as loop_module
 from admm_lip.checkpoint import CheckpointError
 from admm_lip.errors import UnsupportedModule
+from admm_lip.gradient import loss_gradient_norms
 from admm_lip.loop import TrainingFailed
+from admm_lip.methods.gradient import InputGradient
+from admm_lip.methods.sandwich import Sandwich
 from admm_lip.models import ModelConfig, build_mlp
 from admm_lip.solvers import SolveFailed, SolverConfig
 
@@ -87,6 +90,24 @@ def test_training_learns_something() -> None:
     result = quiet(network(), config)
     assert float((result.model(x).argmax(1) == y).float().mean()) > 0.9
     assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
+
+
+def test_a_method_s_objective_runs_under_the_bound() -> None:
+    config = TrainConfig(bound=1.5, **FAST)
+    plain = quiet(network(), config)
+    nothing = quiet(network(), config, method=InputGradient(total_variation=0.0, largest=0.0))
+    penalised = quiet(network(), config, method=InputGradient(total_variation=1.0))
+    for row, same in zip(plain.history, nothing.history, strict=True):
+        assert row["loss"] == pytest.approx(same["loss"], rel=1e-4)
+    assert penalised.certificate.lip <= 1.5
+    x, y = blobs()
+    sizes = [
+        float(loss_gradient_norms(r.model, x, y).mean())
+        for r in (plain, penalised)
+    ]
+    assert sizes[1] < sizes[0]
+    with pytest.raises(TypeError, match="method: sandwich changes the network itself"):
+        quiet(network(), config, method=Sandwich())
 
 
 def test_the_model_that_went_in_is_not_touched_and_a_plain_one_comes_out() -> None:

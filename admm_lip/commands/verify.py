@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, parse, say
+from .options import Parser, UsageError, parse, say
 
 if TYPE_CHECKING:
     from ..certificate import AnyCertificate
@@ -58,8 +58,13 @@ def run(arguments: list[str]) -> int:
     network = open_network(path, certificate.input_shape)
     verify(certificate, network)
     if options.exact:
+        from ..certificate import Certificate
         from ..exact import exact_check
 
+        if not isinstance(certificate, Certificate):
+            raise UsageError(
+                f"exact: expected a global certificate, got {certificate.kind}; leave --exact out"
+            )
         exact_check(network, certificate)
     how = " (also in exact arithmetic)" if options.exact else ""
     say(f"verified{how}: {_claim(path, certificate)}")
