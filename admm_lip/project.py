@@ -7,6 +7,8 @@
    hidden layers end 20 to 40 percent nearer than after step 2; re-solving LipSDP at the projection
    gains 1 to 5 percent.
 4. The weights are rounded to the model's dtype, and exactly those numbers are certified.
+
+Networks that sort pairs move in the frame of sums and differences (``frame.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from .admm import Matrices
 from .certificate import Certificate, certify
 from .chain import linear_layers, read_network
 from .errors import CertificateError
+from .frame import Frame
 from .multiplier_step import sensitivity
 from .solvers import (
     CertifyProblem,
@@ -101,16 +104,18 @@ def _nearest(model: nn.Module, bound: float, config: SolverConfig) -> Projection
     The certified bound misses the projection's where rounding adds to it, or where a slope range
     with alpha > 0 was widened to contain 0, which costs up to 25 percent of the bound.
     """
-    anchor = _weights(model)
+    frame = Frame.of(read_network(model))
+    anchor = frame.into(_weights(model))
     margin = max(CAST_MARGIN[layer.weight.dtype] for layer in linear_layers(model))
     goal = bound * (1.0 - margin)
     problem, best = _start(anchor, _convex_slopes(model), goal, config), None
     for _ in range(_ATTEMPTS):
         problem = nearest_multiplier(problem, config)
         moved = copy.deepcopy(model)
-        _write(moved, solve_project(problem, config).weights)
-        certificate = certify(moved, solver=config, requested=bound, multiplier=problem.multiplier)
-        distance = _distance(anchor, _weights(moved))
+        _write(moved, frame.back(solve_project(problem, config).weights))
+        known = frame.chain_multiplier(problem.multiplier)
+        certificate = certify(moved, solver=config, requested=bound, multiplier=known)
+        distance = _distance(anchor, frame.into(_weights(moved)))
         if certificate.lip <= bound and (best is None or distance < best.distance):
             best = Projection(moved, certificate, distance)
         if bound * (1.0 - margin - _SLACK) <= certificate.lip <= bound:
@@ -173,7 +178,7 @@ def _moved(problem: ProjectProblem, solution: ProjectSolution, step: float) -> M
 
 
 def _convex_slopes(model: nn.Module) -> tuple[Slopes, ...]:
-    """The model's slope ranges, widened to contain 0: only then is the set convex."""
+    """The chain's slope ranges, widened to contain 0: only then is the set convex."""
     return tuple(
         Slopes(torch.from_numpy(s.alpha).clamp(max=0.0), torch.from_numpy(s.beta).clamp(min=0.0))
         for s in read_network(model).chain().slopes

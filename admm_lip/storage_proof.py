@@ -92,7 +92,7 @@ def storage_unproven(
 
 
 def storage_margin(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> float:
-    """What the least enlargement of the storages costs of the bound, relatively; 0.1 if undefined."""
+    """What the least enlargement of all storages costs, relatively; 0.1 if undefined."""
     storage, margin = np.eye(chain.widths[-1]), 0.0
     for k in range(len(chain.slopes) - 1, -1, -1):
         layer = Layer(chain.slopes[k], multiplier[k], chain.weights[k + 1], chain.errors[k + 1])

@@ -249,4 +249,7 @@ _WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
     "hardtanh": _clip,
     "gelu": lambda spec: _Written("Gelu", {"approximate": spec.options["approximate"]}),
     "silu": _refused,
+    "group_sort2": _refused,
+    "max_min": _refused,
+    "half_abs": _refused,
 }

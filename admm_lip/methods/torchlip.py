@@ -23,7 +23,7 @@ class Torchlip(Method):
     Args:
         bound: on the network's Lipschitz constant.
         activation: ``"groupsort2"`` in place of the given activations, or ``"given"`` to keep them.
-            The chain reader knows no sorting; with it the bound is the product of the norms.
+            With it the method's own bound is the product of the norms.
     """
 
     name: ClassVar[str] = "torchlip"
