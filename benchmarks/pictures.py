@@ -60,13 +60,15 @@ def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path, look: Look) -
             axes.set_visible(False)
         for axes, (title, curves) in zip(axes_all, panels.items(), strict=False):
             axes.set_title(title)
-            for curve in curves:
+            for place, curve in enumerate(curves):
                 axes.errorbar(
                     curve.x,
                     curve.y,
                     yerr=curve.error or None,
                     color=colors[curve.label],
                     elinewidth=1.0,
+                    # The first one is the subject: nothing is drawn over it.
+                    zorder=3.0 - place / len(curves),
                     linestyle="--" if curve.dashed else "-",
                     marker="o" if curve.markers else "",
                     markersize=4.5,

@@ -1,7 +1,7 @@
 """``python -m benchmarks report``: every table and plot, made from the records alone.
 
-Writes ``results/report.html``, one page that needs no other file, and prints the tables as
-markdown.  Nothing is run again; a study without a record is left out.
+Writes ``results/report.html``, one page that needs no other file, the plots beside it, and prints
+the tables as markdown.  Nothing is run again; a study without a record is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import base64
 import html
 import importlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,8 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--output", type=Path, default=record.RESULTS / "report.html")
     options = parser.parse_args(argv)
-    sections = [section(name) for name in STUDIES if (record.RESULTS / f"{name}.json").is_file()]
+    known = [name for name in STUDIES if (record.RESULTS / f"{name}.json").is_file()]
+    sections = [section(name, options.output.parent) for name in known]
     sections += [other(path) for path in sorted(record.RESULTS.glob("*.json")) if _is_other(path)]
     write_atomic(options.output, page([found for found, _ in sections]).encode())
     for _, text in sections:
@@ -59,28 +59,28 @@ def main(argv: list[str]) -> None:
     print(f"report: {options.output}")
 
 
-def section(name: str) -> tuple[str, str]:
-    """HTML and markdown of one study."""
+def section(name: str, folder: Path) -> tuple[str, str]:
+    """HTML and markdown of one study; its pictures are drawn anew in ``folder``."""
     study: Study = importlib.import_module(f"benchmarks.{name}").STUDY
     loaded = record.load(name)
     rows = succeeded(loaded["rows"])
     table = study.tabulate(rows) if rows else "no cell has run"
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = [_embedded(p) for p in (study.draw(rows, Path(folder)) if rows else [])]
+    pictures = [_embedded(path) for path in (study.draw(rows, folder) if rows else [])]
     parts = [f"<h2>{html.escape(study.title)}</h2>", _about(loaded), *pictures, as_html(table)]
     return "\n".join(parts), f"## {study.title}\n\n{table}"
 
 
 def other(path: Path) -> tuple[str, str]:
-    """HTML and markdown of a record that is no study: its flat fields."""
+    """HTML and markdown of a record that is no study: its flat fields, and its picture."""
     loaded = record.load(path.stem)
     rows = loaded["rows"]
     fields = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
     table = markdown(fields, [[row.get(key, "") for key in fields] for row in rows])
     title = path.stem.replace("_", " ")
-    return f"<h2>{html.escape(title)}</h2>\n{_about(loaded)}\n{as_html(table)}", (
-        f"## {title}\n\n{table}"
-    )
+    picture = path.with_suffix(".png")
+    shown = _embedded(picture) if picture.is_file() else ""
+    parts = [f"<h2>{html.escape(title)}</h2>", _about(loaded), shown, as_html(table)]
+    return "\n".join(parts), f"## {title}\n\n{table}"
 
 
 def _is_other(path: Path) -> bool:

@@ -35,11 +35,12 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def spread(rows: Sequence[Row], key: str, digits: int = 2) -> str:
-    """``mean ± half_width`` of one column; the mean alone below two rows."""
+    """``mean ± half_width`` of one column; below three rows their values."""
     values = [float(row[key]) for row in rows]
-    centre = f"{math.fsum(values) / len(values):.{digits}f}"
-    width = half_width(values)
-    return centre if math.isnan(width) else f"{centre} ± {width:.{digits}f}"
+    if len(values) < 3:
+        return ", ".join(f"{value:.{digits}f}" for value in values)
+    centre = math.fsum(values) / len(values)
+    return f"{centre:.{digits}f} ± {half_width(values):.{digits}f}"
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

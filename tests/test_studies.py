@@ -122,7 +122,8 @@ def test_tables_group_average_and_format() -> None:
     # Student's t with one degree of freedom: 12.706 deviations of the mean (deviation 2^.5).
     assert half_width([1.0, 3.0]) == pytest.approx(12.7062, rel=1e-4)
     assert math.isnan(half_width([1.0]))
-    assert spread([rows[1]], "v", 1) == "5.0"
+    assert spread(rows[:2], "v", 1) == "1.0, 5.0"
+    assert spread([*rows, rows[2]], "v", 1) == "3.0 ± 2.6"
     assert markdown(["x"], [[0.123456]]).splitlines() == ["| x |", "| --- |", "| 0.1235 |"]
 
 
