@@ -21,7 +21,7 @@ from ..network import Network
 from ..radii import _labels, _points
 from ..storage import network_of
 from ..verify import check_belongs
-from .bounds import preactivation_bounds
+from .bounds import Bounds, preactivation_bounds
 from .curves import Range
 from .known import Known, known_of
 from .levels import BY_NAME, GLOBAL, LEVELS, NONE, Found, Wanted, local_lips
@@ -215,7 +215,7 @@ def prove(
     centred = task.labels is not None
     slopes = [layer.anchored if centred else layer.slopes for layer in bounds.layers]
     flat = task.functionals[:, :, 0] if centred else task.functionals[:, 0]
-    center, margin = center_values(net, bounds, flat), margin_bounds(net, bounds, flat)
+    center, margin = _claims(net, bounds, flat)
     if centred:
         asked = (margin <= 0.0) & (center > 0.0) & (radii > 0.0)[:, None]
         goal = center / radii[:, None] * (1.0 - 1e-8)
@@ -228,10 +228,16 @@ def prove(
     found = local_lips(net, slopes, wanted)
     if task.known is not None:
         found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
-    # A little off, so that another machine's rounding proves it as well.
-    margin = margin - 1e-9 * (margin.abs() + center.abs())
-    margin = torch.where(torch.isfinite(margin), margin, -math.inf)
     return Outcome(_finite(found, slopes), margin, center)
+
+
+def _claims(net: Net, bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower bounds at the samples and on their balls, low enough for another order of summation."""
+    center = center_values(net, bounds, rows, doubt=2.0)
+    spare = (center_values(net, bounds, rows) - center) + 1e-9 * center.abs()
+    margin = margin_bounds(net, bounds, rows)
+    margin = margin - spare - 1e-9 * margin.abs()
+    return center, torch.where(torch.isfinite(margin), margin, -math.inf)
 
 
 def _wanted(task: Task, items: Tensor, target: Tensor, deadline: float) -> Wanted:

@@ -61,12 +61,15 @@ def margin_bounds(net: Net, bounds: Bounds, rows: Tensor) -> Tensor:
     return lower_bounds(net, bounds.region, layers, weight, constant) - off * SLACK
 
 
-def center_values(net: Net, bounds: Bounds, rows: Tensor) -> Tensor:
-    """Lower bounds of ``rows f`` at the samples themselves; shapes as in :func:`margin_bounds`."""
+def center_values(net: Net, bounds: Bounds, rows: Tensor, doubt: float = 1.0) -> Tensor:
+    """Lower bounds of ``rows f`` at the samples themselves; shapes as in :func:`margin_bounds`.
+
+    ``doubt`` is what the bound on the rounding is multiplied by.
+    """
     z, error = affine_at(net.maps[-1], *bounds.last)
     value = _times(rows, z)
-    lower: Tensor = value - _times(rows.abs(), error + 4.0 * U * z.abs()) * SLACK - TINY
-    return lower
+    off: Tensor = doubt * SLACK * _times(rows.abs(), error + 4.0 * U * z.abs()) + TINY
+    return value - off
 
 
 def _stored(affine: Affine, before: Layer) -> Tensor:
