@@ -88,6 +88,11 @@ class Factor:
         """``pivots[k]^{-1}``: many products follow."""
         return [_triangular_inverse(p) for p in self.pivots]
 
+    @cached_property
+    def logdet(self) -> float:
+        """``logdet S``."""
+        return 2.0 * sum(float(torch.diagonal(p).log().sum()) for p in self.pivots)
+
 
 def factorize(band: Band) -> Factor | None:
     """Block Cholesky factor, from the first block on; ``None`` if not positive definite."""

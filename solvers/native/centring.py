@@ -7,7 +7,9 @@ mu that makes the Newton decrement least is ``1/mu = (b'H^-1 g) / (b'H^-1 b)``, 
 
     dy = H^{-1}(g - b/mu),      Z = mu (P - P dS P)
 
-is exactly dual feasible; it is positive definite when the decrement is below 1.
+is exactly dual feasible; it is positive definite when the decrement is below 1.  Because
+``b'dy = 0``, the steps only maximise ``logdet S`` at the rho of the start: deep networks do most of
+that without H (``banded_newton.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .banded_newton import approach, worthwhile
 from .block_cholesky import (
     Band,
     Factor,
@@ -79,6 +82,8 @@ def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
 
     Returns ``None`` when it cannot get there; ``run`` keeps every feasible point on the way.
     """
+    if worthwhile(op):
+        y = approach(op, y, run)
     return _centred(op, y, run, None, _MAX_STEPS)
 
 
@@ -131,8 +136,7 @@ def _damped(
 
 def barrier(y: Tensor, factor: Factor, mu: float) -> float:
     """``rho/mu - logdet S``."""
-    logdet = 2.0 * sum(float(torch.diagonal(p).log().sum()) for p in factor.pivots)
-    return float(y[0]) / mu - logdet
+    return float(y[0]) / mu - factor.logdet
 
 
 class SchurSolver:

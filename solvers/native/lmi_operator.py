@@ -132,21 +132,21 @@ class LmiOperator:
         return float(((w @ z.diagonal[-1]) * w).sum())
 
     @cached_property
-    def _into_u(self) -> list[Tensor]:
+    def into_u(self) -> list[Tensor]:
         """``diag(alpha) W_k``: minus the previous layer's part of U."""
         pairs = zip(self.problem.slopes, self.problem.weights, strict=False)
         return [s.alpha[:, None] * w for s, w in pairs]
 
     @cached_property
-    def _into_v(self) -> list[Tensor]:
+    def into_v(self) -> list[Tensor]:
         """``diag(beta) W_k``: minus the previous layer's part of V."""
         pairs = zip(self.problem.slopes, self.problem.weights, strict=False)
         return [s.beta[:, None] * w for s, w in pairs]
 
     def rows(self, p: Tensor) -> Rows:
         """``U'P`` and ``V'P``, P of D rows, not necessarily symmetric."""
-        up = self._left(self._into_u, p) if self.has_alpha else p[self.sizes[0] :]
-        return Rows(up, self._left(self._into_v, p))
+        up = self._left(self.into_u, p) if self.has_alpha else p[self.sizes[0] :]
+        return Rows(up, self._left(self.into_v, p))
 
     def _left(self, into: list[Tensor], p: Tensor) -> Tensor:
         out = p.new_empty(p.shape[0] - self.sizes[0], p.shape[1])
@@ -167,9 +167,9 @@ class LmiOperator:
         n = self.sizes[0]
         rows = self.rows(p)
         up, vp = self.restrict(rows.up), self.restrict(rows.vp)
-        vv = self._columns(self._right(self._into_v, vp))
+        vv = self._columns(self._right(self.into_v, vp))
         if self.has_alpha:
-            uu, vu = (self._columns(self._right(self._into_u, m)) for m in (up, vp))
+            uu, vu = (self._columns(self._right(self.into_u, m)) for m in (up, vp))
         else:
             uu, vu = (self._columns(m[:, n:]) for m in (up, vp))
         return Forms(uu, vu, vv, up[:, :n], vp[:, :n], p[:n, :n], rows)
@@ -186,9 +186,9 @@ class LmiOperator:
         torch.mul(p[at[0]], dy[0], out=out[at[0]])
         torch.add(by_u, by_v, out=out[self.sizes[0] :])
         for k, c in enumerate(columns):
-            out[at[k]].addmm_(self._into_v[k].T, by_v[c], alpha=-1.0)
+            out[at[k]].addmm_(self.into_v[k].T, by_v[c], alpha=-1.0)
             if self.has_alpha:
-                out[at[k]].addmm_(self._into_u[k].T, by_u[c], alpha=-1.0)
+                out[at[k]].addmm_(self.into_u[k].T, by_u[c], alpha=-1.0)
         return out
 
     def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:

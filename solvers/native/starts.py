@@ -116,7 +116,8 @@ def _entries(q: Tensor) -> Tensor:
     top = float(d.max())
     if not top > 0:
         return torch.ones_like(d)
-    return d.clamp(min=top / _S_RANGE**2) ** -0.5 * top**0.5
+    scale: Tensor = d.clamp(min=top / _S_RANGE**2).rsqrt()
+    return scale * top**0.5
 
 
 def norm_of_gram(q: Tensor) -> float:

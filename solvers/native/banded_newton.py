@@ -1,0 +1,209 @@
+"""Centring steps that are linear in depth: the Newton equations without their N x N matrix.
+
+With rho held, ``centring.py`` maximises ``logdet S(rho, t)``: ``H dt = g`` with
+``H_ij = tr(A_i P A_j P)``, ``P = S^{-1}`` and ``g_i = tr(A_i P)``.  Neither side needs more than
+blocks near the diagonal:
+
+* ``P``'s band changes by the band of ``-P dS P``, which the derivative of the block elimination
+  gives; its adjoint is ``-H dt``.  One product costs a few matrix products per layer.
+* H falls off with the distance of two layers as the square of P does.  The band of H alone, every
+  clique positive definite because it is a part of H, determines a positive definite M whose
+  inverse is block tridiagonal (``block_cholesky.completion``).  M stands in for H as the
+  preconditioner of conjugate gradients, which need about 5 products at the first steps and 10 at
+  the last ones, whatever the depth.
+
+The directions are inexact (Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982); the
+last step, whose Z has to be exactly feasible, is left to ``centring.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques, inverse_band
+from .lmi_operator import LmiOperator
+from .run import Run
+
+Product = Callable[[Tensor], Tensor]
+
+# Close enough to the centre for one dense step to finish.
+_NEAR = 0.5
+_MAX_STEPS = 300
+# How well a direction solves its equation, and the products it may cost.
+_ACCURACY = 0.15
+_MAX_PRODUCTS = 60
+_SHRINK = 0.6
+# Below these the dense equations are cheaper.
+_LEAST_LAYERS = 6
+_LEAST_WIDTH = 40
+
+
+def worthwhile(op: LmiOperator) -> bool:
+    """Whether the network is deep and wide enough for these steps to be the cheaper ones."""
+    layers = len(op.sizes) - 1
+    return (
+        op.free is None and layers >= _LEAST_LAYERS and sum(op.sizes[1:]) >= _LEAST_WIDTH * layers
+    )
+
+
+def approach(op: LmiOperator, y: Tensor, run: Run) -> Tensor:
+    """Go from a strictly feasible ``y`` to a point near the central path at the same rho.
+
+    Returns the last point reached; where the steps fail that is simply not yet the centre.
+    """
+    factor = factorize(op.slack(y))
+    for _ in range(_MAX_STEPS):
+        if factor is None or not run.may_go_on():
+            break
+        found = newton_direction(op, factor)
+        if found is None or found[1] < _NEAR:
+            break
+        moved = _damped(op, y, factor, *found)
+        if moved is None:
+            break
+        y, factor = moved
+        run.centring += 1
+        run.count(y)
+    return y
+
+
+def newton_direction(op: LmiOperator, factor: Factor) -> tuple[Tensor, float] | None:
+    """``dt`` with ``H dt = g`` nearly, and the Newton decrement ``sqrt(g' dt)``."""
+    band = inverse_band(factor)
+    g = op.adjoint(band)[1:]
+    near = hessian_band(op, factor, band)
+    cliques = factorize_cliques(near)
+    if cliques is None or not bool(torch.isfinite(g).all()):
+        return None
+    dt = conjugate_gradients(
+        hessian_product(op, factor, band), lambda r: solve_completed(near, cliques, r), g
+    )
+    squared = float(torch.dot(g, dt))
+    return (dt, squared**0.5) if 0.0 <= squared < float("inf") else None
+
+
+def hessian_product(op: LmiOperator, factor: Factor, band: Band) -> Product:
+    """``dt -> H dt``: minus the adjoint of the change of the band of ``P = S^{-1}``.
+
+    With ``X_k`` the Schur complements of the elimination from the first block on and
+    ``G_k = S_{k+1,k} X_k^{-1}``: ``P_k+1,k = -P_k+1 G_k`` and ``P_k = X_k^{-1} + G_k' P_k+1 G_k``.
+    """
+    inverses = [i.T @ i for i in factor.inverses]
+    gains = [b @ i for b, i in zip(factor.below, factor.inverses, strict=False)]
+
+    def product(dt: Tensor) -> Tensor:
+        ds = op.direction(torch.cat([dt.new_zeros(1), dt]))
+        dx, dgains = _eliminated(ds, inverses, gains)
+        change = -(inverses[-1] @ dx[-1] @ inverses[-1])
+        diagonal, lower = [change], []
+        for k in range(len(gains) - 1, -1, -1):
+            carried = change @ gains[k]
+            lower.append(torch.addmm(carried, band.diagonal[k + 1], dgains[k]).neg_())
+            turned = dgains[k].T @ band.lower[k]
+            change = (gains[k].T @ carried).sub_(inverses[k] @ dx[k] @ inverses[k])
+            change.sub_(turned).sub_(turned.T)
+            diagonal.append(change)
+        return -op.adjoint(Band(diagonal[::-1], lower[::-1]))[1:]
+
+    return product
+
+
+def _eliminated(
+    ds: Band, inverses: Sequence[Tensor], gains: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Changes of the Schur complements ``X_k`` and of the gains ``G_k``."""
+    dx, dgains = [ds.diagonal[0]], []
+    for k, below in enumerate(ds.lower):
+        rest = torch.addmm(below, gains[k], dx[-1], alpha=-1.0)
+        dgains.append(rest @ inverses[k])
+        across = below @ gains[k].T
+        dx.append(ds.diagonal[k + 1] - across - gains[k] @ rest.T)
+    return dx, dgains
+
+
+def hessian_band(op: LmiOperator, factor: Factor, band: Band) -> Band:
+    """Blocks of H of every layer with itself and with the next one."""
+    by_u, by_v = op.into_u, op.into_v
+    diagonal, lower = [], []
+    for k in range(len(by_u)):
+        here = (band.diagonal[k], band.lower[k].T, band.lower[k], band.diagonal[k + 1])
+        diagonal.append(_hadamard(here, (by_u[k], by_v[k]), (by_u[k], by_v[k])))
+        if k + 1 < len(by_u):
+            far = -(band.lower[k + 1] @ (factor.below[k] @ factor.inverses[k]))
+            next_ = (band.lower[k], band.diagonal[k + 1], far, band.lower[k + 1])
+            lower.append(_hadamard(next_, (by_u[k + 1], by_v[k + 1]), (by_u[k], by_v[k])))
+    return Band(diagonal, lower)
+
+
+def _hadamard(
+    p: tuple[Tensor, Tensor, Tensor, Tensor],
+    rows: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
+) -> Tensor:
+    """``2 (V'PU * U'PV + U'PU * V'PV)`` for two layers.
+
+    ``p`` holds P's blocks at (before i, before j), (before i, j), (i, before j) and (i, j) of the
+    layers i, j; ``rows`` and ``columns`` what U and V hold of the layers before, negated.
+    """
+    before, upper, left, corner = p
+    parts = []
+    for into in rows:
+        first = torch.addmm(left, into, before, alpha=-1.0)
+        second = torch.addmm(corner, into, upper, alpha=-1.0)
+        parts.append([torch.addmm(second, first, c.T, alpha=-1.0) for c in columns])
+    (uu, uv), (vu, vv) = parts
+    return (vu * uv).addcmul_(uu, vv).mul_(2.0)
+
+
+def solve_completed(band: Band, cliques: Cliques, rhs: Tensor) -> Tensor:
+    """``M^{-1} rhs`` for the completion M of a band of two blocks or more with these cliques."""
+    parts = torch.split(rhs, [d.shape[0] for d in band.diagonal])
+    halves = [
+        torch.linalg.solve_triangular(p, r[:, None], upper=False)
+        for p, r in zip(cliques.pivots, parts, strict=False)
+    ]
+    out = [torch.linalg.solve_triangular(cliques.pivots[0].T, halves[0], upper=True)]
+    for k, rest in enumerate(cliques.rest):
+        left = torch.addmm(parts[k + 1][:, None], cliques.below[k], halves[k], alpha=-1.0)
+        out.append(torch.cholesky_solve(left, rest))
+        back = cliques.below[k].T @ out[k + 1]
+        out[k] = out[k] - torch.linalg.solve_triangular(cliques.pivots[k].T, back, upper=True)
+    return torch.cat(out)[:, 0]
+
+
+def conjugate_gradients(product: Product, precondition: Product, rhs: Tensor) -> Tensor:
+    """``product^{-1} rhs`` until the preconditioned residual has fallen to ``_ACCURACY``."""
+    x, residual = torch.zeros_like(rhs), rhs
+    direction = better = precondition(residual)
+    left = first = float(torch.dot(residual, better))
+    for _ in range(_MAX_PRODUCTS):
+        image = product(direction)
+        curvature = float(torch.dot(direction, image))
+        if not curvature > 0.0:  # rounding
+            break
+        x = x + (left / curvature) * direction
+        residual = residual - (left / curvature) * image
+        better = precondition(residual)
+        now = float(torch.dot(residual, better))
+        if not now > _ACCURACY**2 * first:
+            break
+        direction, left = better + (now / left) * direction, now
+    return x
+
+
+def _damped(
+    op: LmiOperator, y: Tensor, factor: Factor, dt: Tensor, decrement: float
+) -> tuple[Tensor, Factor] | None:
+    """Shorten the step until S stays positive definite and its determinant grows."""
+    dy = torch.cat([dt.new_zeros(1), dt])
+    length = min(1.0, 4.0 / (1.0 + decrement))
+    value = factor.logdet
+    for _ in range(40):
+        found = factorize(op.slack(y + length * dy))
+        if found is not None and found.logdet > value:
+            return y + length * dy, found
+        length *= _SHRINK
+    return None
