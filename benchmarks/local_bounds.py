@@ -28,6 +28,8 @@ from .certificates import SUBJECTS, timed, trained
 
 RADII = {"plain": (0.1, 0.2), "pgd": (0.5, 0.8)}
 PIXELS = (0.0, 1.0)
+# Pictures whose largest radius is searched.
+SEARCHED = 200
 LEVELS = {
     "local, norms": LocalConfig("norms"),
     "local, closed form": LocalConfig("closed"),
@@ -65,6 +67,7 @@ def level_rows(name: str, radius: float, model: nn.Module, x: Tensor, y: Tensor)
 
 def radii_rows(name: str, model: nn.Module, x: Tensor, y: Tensor, pairs: Any) -> list[Row]:
     """The radii of the search beside the pairwise ones."""
+    x, y = x[:SEARCHED], y[:SEARCHED]
     floor = certified_radii(model, x, y, certificate=pairs)
     found, seconds = timed(lambda: local_radii(model, x, y, certificate=pairs))
     verify_local(found, model, pairs)
@@ -72,7 +75,8 @@ def radii_rows(name: str, model: nn.Module, x: Tensor, y: Tensor, pairs: Any) ->
     rows = []
     for level, radii, took in (("pairwise", floor, 0.0), ("local", found.radius, seconds)):
         numbers = {"mean_radius": float(radii.mean()), "median_radius": float(radii.median())}
-        rows.append({"network": name, "level": level, **numbers, "seconds": took})
+        row = {"network": name, "level": f"{level} radii", "pictures": len(x)}
+        rows.append({**row, **numbers, "seconds": took})
     return rows
 
 

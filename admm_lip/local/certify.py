@@ -24,7 +24,7 @@ from ..verify import check_belongs
 from .bounds import Bounds, preactivation_bounds
 from .curves import Range
 from .known import Known, known_of
-from .levels import BY_NAME, GLOBAL, LEVELS, NONE, Found, Wanted, local_lips
+from .levels import BY_NAME, GLOBAL, LEVELS, NONE, Found, Wanted, local_lips, nothing
 from .linear import center_values, margin_bounds
 from .region import Box, Region
 from .result import LocalCertificate
@@ -200,7 +200,12 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
 
 
 def prove(
-    task: Task, radii: Tensor, *, decide: bool = False, deadline: float = math.inf
+    task: Task,
+    radii: Tensor,
+    *,
+    decide: bool = False,
+    lines_only: bool = False,
+    deadline: float = math.inf,
 ) -> Outcome:
     """Bounds of a batch at the given radii.
 
@@ -208,6 +213,7 @@ def prove(
         task: the batch.
         radii: ``(batch,)``.
         decide: only what the class needs: nothing is bounded where lines already prove it.
+        lines_only: no Lipschitz bounds but those known for all inputs.
         deadline: see :class:`Wanted`.
     """
     net, region = task.net, Region(task.points, radii, task.config.box)
@@ -224,8 +230,11 @@ def prove(
     else:
         center = margin = torch.zeros_like(task.items, dtype=torch.float64)
         asked, target = task.items, torch.zeros_like(center)
-    wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
-    found = local_lips(net, slopes, wanted)
+    if lines_only:
+        found = nothing(net, task.items)
+    else:
+        wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
+        found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
     if task.known is not None:
         found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
     return Outcome(_finite(found, slopes), margin, center)

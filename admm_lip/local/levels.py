@@ -47,6 +47,8 @@ class Wanted:
         level: the highest level, an index of ``LEVELS``.
         deadline: ``time.monotonic()`` after which no further level is begun.
         known: ``(batch, m, n_k)`` per hidden layer: multipliers for all inputs, or ``None``.
+        decide: stop at a sample as soon as one of its functionals misses its target; the one that
+            is furthest from it is tried first.
     """
 
     rows: Tensor
@@ -55,13 +57,7 @@ class Wanted:
     level: int
     deadline: float = math.inf
     known: tuple[Tensor, ...] | None = None
-
-    def select(self, rows: Tensor) -> Wanted:
-        """That of some of the samples."""
-        known = None if self.known is None else tuple(t[rows] for t in self.known)
-        return Wanted(
-            self.rows[rows], self.items[rows], self.target[rows], self.level, self.deadline, known
-        )
+    decide: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +84,38 @@ def local_lips(net: Net, slopes: Sequence[Range], wanted: Wanted) -> Found:
         wanted: functionals and effort.
     """
     found = _by_norms(net, slopes, wanted)
-    if wanted.level <= NORMS or not slopes or not bool(wanted.items.any()):
+    if wanted.level <= NORMS or not slopes:
         return found
-    opened = sum((s.high > s.low).sum(dim=1) for s in slopes)
-    assert isinstance(opened, Tensor)
-    samples = wanted.items.any(dim=1).nonzero()[:, 0]
-    ordered = samples[torch.argsort(opened[samples])]
-    for group in chunks(ordered, _GROUP):
+    if not wanted.decide:
+        _raise_all(net, slopes, wanted, wanted.items, found)
+        return found
+    left = wanted.items & (found.lip > wanted.target)
+    hardness = torch.where(left, found.lip / wanted.target, 0.0)
+    hardest = left & (hardness == hardness.amax(dim=1, keepdim=True))
+    _raise_all(net, slopes, wanted, hardest, found)
+    passed = (~hardest | (found.lip <= wanted.target)).all(dim=1, keepdim=True)
+    _raise_all(net, slopes, wanted, left & ~hardest & passed, found)
+    return found
+
+
+def nothing(net: Net, items: Tensor) -> Found:
+    """No bound of anything, at no cost."""
+    hidden = sum(len(a.bias) for a in net.maps[:-1])
+    lip = torch.full(items.shape, math.inf, dtype=torch.float64)
+    roots = torch.zeros(*items.shape, hidden, dtype=torch.float64)
+    return Found(lip, torch.full(items.shape, NONE, dtype=torch.int8), roots)
+
+
+def _raise_all(
+    net: Net, slopes: Sequence[Range], wanted: Wanted, items: Tensor, found: Found
+) -> None:
+    """Levels 2 to 4 for some items, samples with equally many open neurons together."""
+    opened = torch.stack([(s.high > s.low).sum(dim=1) for s in slopes]).sum(dim=0)
+    samples = items.any(dim=1).nonzero()[:, 0]
+    for group in chunks(samples[torch.argsort(opened[samples])], _GROUP):
         if time.monotonic() >= wanted.deadline:
             break
-        _raise_level(net, slopes, wanted, group, found)
-    return found
+        _raise_level(net, slopes, wanted, group, items[group], found)
 
 
 def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
@@ -139,12 +156,16 @@ def _by_norms(net: Net, slopes: Sequence[Range], wanted: Wanted) -> Found:
 
 
 def _raise_level(
-    net: Net, slopes: Sequence[Range], wanted: Wanted, group: Tensor, found: Found
+    net: Net,
+    slopes: Sequence[Range],
+    wanted: Wanted,
+    group: Tensor,
+    asked: Tensor,
+    found: Found,
 ) -> None:
-    """Levels 2 to 4 for some of the samples; betters ``found`` in place."""
+    """Levels 2 to 4 for a group of samples; betters ``found`` in place."""
     reduced = reduce(net, [Range(s.low[group], s.high[group]) for s in slopes])
-    open_items = wanted.items[group] & (found.lip[group] > wanted.target[group])
-    items = open_items.nonzero()
+    items = (asked & (found.lip[group] > wanted.target[group])).nonzero()
     size = (reduced.rows.shape[1] + wanted.rows.shape[2]) * reduced.rows.shape[2]
     for part in chunks(items, _ENTRIES // max(size, 1)):
         local, functional = part[:, 0], part[:, 1]

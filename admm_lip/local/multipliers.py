@@ -19,7 +19,7 @@ from torch import Tensor
 from .gain import Gain, Reduced, least_lip
 
 # How far the closed form stands above the least that dominates.
-THETAS = (2.0, 4.0, 8.0, 16.0, 32.0)
+THETAS = (4.0, 12.0)
 # Multipliers below this share of the mean are raised to it.
 _FLOOR = 1e-9
 # The path: gaps in s^2 relative to it, and Newton steps at each.

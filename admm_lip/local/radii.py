@@ -23,6 +23,7 @@ from .result import LocalCertificate, kept
 
 # How much the radius grows from one success to the next while nothing has failed.
 _GROWTH = 2.0
+_LATER_GROWTH = 1.1
 # First radius tried without a bound for all inputs, as a share of the estimate below.
 _CAUTION = 0.5
 
@@ -74,30 +75,40 @@ def local_radii(
         seconds = task.config.seconds
         deadline = math.inf if seconds is None else begun + seconds * (done + 1) * len(rows)
         radii[rows] = search(task.part(rows), floor[rows], deadline)
-        found.append(prove(task.part(rows), radii[rows]))
+        found.append(prove(task.part(rows), radii[rows], decide=True))
     return assembled(task, radii, found)
 
 
 def search(task: Task, floor: Tensor, deadline: float) -> Tensor:
-    """Proven radii of a batch; ``floor`` is proven already."""
+    """Proven radii of a batch, by lines alone, then by all means; ``floor`` is proven already."""
     zero = torch.zeros_like(floor)
-    at_x = prove(task, zero, decide=True)
-    right = holds(task, at_x, zero)
-    proven = torch.where(torch.isfinite(floor) & right, floor, zero)
-    failed = torch.full_like(proven, math.inf)
+    at_x = prove(task, zero, lines_only=True)
+    right = holds(task, at_x, zero) & torch.isfinite(floor)
+    proven = torch.where(right, floor, zero)
     guess = torch.where(proven > 0.0, proven * _GROWTH, _CAUTION * first_guess(task, at_x))
-    active = right & torch.isfinite(floor) & (guess > 0.0)
+    proven = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, lines_only=True)
+    first = torch.where(proven > 0.0, proven * _LATER_GROWTH, guess)
+    proven = _bracket(task, proven, torch.where(right, first, 0.0), deadline, lines_only=False)
+    return torch.where(torch.isfinite(floor), proven, floor)
+
+
+def _bracket(
+    task: Task, proven: Tensor, guess: Tensor, deadline: float, *, lines_only: bool
+) -> Tensor:
+    """Grow while proofs succeed, then halve between proven and failed; a guess of 0 is left."""
+    failed = torch.full_like(proven, math.inf)
+    growth = _GROWTH if lines_only else _LATER_GROWTH
+    active = guess > 0.0
     for _ in range(task.config.rounds):
         rows = active.nonzero()[:, 0]
         if not len(rows) or time.monotonic() >= deadline:
             break
-        tried = guess[rows]
-        outcome = prove(task.part(rows), tried, decide=True, deadline=deadline)
-        good = holds(task.part(rows), outcome, tried)
+        tried, part = guess[rows], task.part(rows)
+        outcome = prove(part, tried, decide=True, lines_only=lines_only, deadline=deadline)
+        good = holds(part, outcome, tried)
         proven[rows] = torch.where(good, tried.maximum(proven[rows]), proven[rows])
         failed[rows] = torch.where(good, failed[rows], tried)
-        middle = 0.5 * (proven + failed)
-        guess = torch.where(torch.isinf(failed), proven * _GROWTH, middle)
+        guess = torch.where(torch.isinf(failed), proven * growth, 0.5 * (proven + failed))
         active &= failed - proven > task.config.tol * proven
     return proven
 
@@ -111,7 +122,7 @@ def holds(task: Task, outcome: Outcome, radii: Tensor) -> Tensor:
 def first_guess(task: Task, at_x: Outcome) -> Tensor:
     """The distance to the boundary by the slope that linear bounds see on a small ball."""
     small = 1e-4 * (1.0 + task.points.norm(dim=1))
-    near = prove(task, small, decide=True)
+    near = prove(task, small, lines_only=True)
     slope = (at_x.center - near.margin).clamp(min=1e-300) / small[:, None]
     distance = torch.where(task.items, at_x.center / slope, math.inf)
     return distance.amin(dim=1).clamp(min=0.0, max=1e12)
