@@ -43,7 +43,7 @@ Indices = npt.NDArray[np.intp]
 _ENLARGEMENTS = tuple(2.0**k for k in (3, 7, 11, 15, 19, 23))
 _UNDERFLOW = 2.0**-1000
 # Size given to what does not depend on anything, relative to the largest: next to nothing.
-_IDLE = 2.0**-60
+_IDLE = 2.0**-20
 
 
 class Layer(NamedTuple):
