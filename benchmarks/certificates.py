@@ -10,6 +10,7 @@ costs.  ``--keep`` saves the networks with their proofs, so that ``admm-lip veri
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,9 +47,19 @@ class Subject:
 
 
 SUBJECTS = {
-    "plain": Subject("nominal", {}, epochs=15, lr=1e-3, schedule="constant"),
-    "pgd": Subject("pgd", {"eps": 0.5, "norm": "l2"}, epochs=6, lr=1e-3, schedule="constant"),
+    "plain": Subject("nominal", {}, epochs=15, lr=1e-3, schedule="hold_then_decay"),
+    "pgd": Subject(
+        "pgd", {"eps": 0.5, "norm": "l2"}, epochs=6, lr=1e-3, schedule="hold_then_decay"
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds on the clock, and of all threads together: a busy machine stretches the first."""
+
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +68,8 @@ class Proofs:
 
     whole: Certificate
     pairs: FunctionalCertificate
-    whole_seconds: float
-    pairs_seconds: float
+    whole_cost: Cost
+    pairs_cost: Cost
 
 
 def of_products(certificate: Certificate) -> Certificate:
@@ -72,12 +83,12 @@ def of_pair_products(certificate: FunctionalCertificate) -> FunctionalCertificat
     return replace(certificate, bounds=tuple(bounds))
 
 
-# Level -> the certificate whose radii it counts, and the seconds it took (products: next to none).
-LEVELS: dict[str, Callable[[Proofs], tuple[AnyCertificate, float | None]]] = {
+# Level -> the certificate whose radii it counts, and what it took (products: next to nothing).
+LEVELS: dict[str, Callable[[Proofs], tuple[AnyCertificate, Cost | None]]] = {
     "norm product": lambda p: (of_products(p.whole), None),
     "pairwise norm products": lambda p: (of_pair_products(p.pairs), None),
-    "LipSDP, sqrt(2) rule": lambda p: (p.whole, p.whole_seconds),
-    "pairwise LipSDP": lambda p: (p.pairs, p.pairs_seconds),
+    "LipSDP, sqrt(2) rule": lambda p: (p.whole, p.whole_cost),
+    "pairwise LipSDP": lambda p: (p.pairs, p.pairs_cost),
 }
 
 
@@ -94,20 +105,20 @@ def trained(subject: Subject, data: Any, seed: int, hidden: tuple[int, ...]) -> 
     return fit(model, data, METHODS[subject.method](**subject.options), config).model
 
 
-def timed(make: Callable[[], Any]) -> tuple[Any, float]:
-    """What ``make`` returns and the wall seconds it took."""
-    begun = time.perf_counter()
+def timed(make: Callable[[], Any]) -> tuple[Any, Cost]:
+    """What ``make`` returns and what it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
     made = make()
-    return made, time.perf_counter() - begun
+    return made, Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def proofs_of(model: nn.Module) -> Proofs:
     """Both certificates, made and verified."""
-    whole, whole_seconds = timed(lambda: certify(model))
-    pairs, pairs_seconds = timed(lambda: certify(model, kind="pairwise"))
+    whole, whole_cost = timed(lambda: certify(model))
+    pairs, pairs_cost = timed(lambda: certify(model, kind="pairwise"))
     for certificate in (whole, pairs):
         verify(certificate, model)
-    return Proofs(whole, pairs, whole_seconds, pairs_seconds)
+    return Proofs(whole, pairs, whole_cost, pairs_cost)
 
 
 def level_rows(name: str, model: nn.Module, x: Tensor, y: Tensor, proofs: Proofs) -> list[Row]:
@@ -116,9 +127,10 @@ def level_rows(name: str, model: nn.Module, x: Tensor, y: Tensor, proofs: Proofs
         clean = 100.0 * float((model(x).argmax(dim=1) == y).float().mean())
     rows: list[Row] = []
     for level, find in LEVELS.items():
-        certificate, seconds = find(proofs)
+        certificate, cost = find(proofs)
         radii = certified_radii(model, x, y, certificate=certificate)
-        row: Row = {"network": name, "clean": clean, "level": level, "seconds": seconds}
+        row: Row = {"network": name, "clean": clean, "level": level}
+        row |= {"seconds": cost and cost.wall, "cpu_seconds": cost and cost.cpu}
         for radius in RADII:
             row[f"certified_{radius}"] = 100.0 * float((radii > radius).double().mean())
         rows.append(row)
@@ -126,7 +138,7 @@ def level_rows(name: str, model: nn.Module, x: Tensor, y: Tensor, proofs: Proofs
 
 
 def bounds_row(name: str, model: nn.Module, proofs: Proofs) -> Row:
-    """The bounds themselves, their gaps and the seconds of checking them."""
+    """The bounds themselves, their gaps and the CPU seconds of checking them."""
     pairs = proofs.pairs.bounds
     return {
         "network": name,
@@ -137,8 +149,8 @@ def bounds_row(name: str, model: nn.Module, proofs: Proofs) -> Row:
         "largest_pair_gap": max(1.0 - b.lower_lip / b.lip for b in pairs),
         "mean_pair_lip": sum(b.lip for b in pairs) / len(pairs),
         "mean_pair_sampled": sum(b.sampled_lower for b in pairs) / len(pairs),
-        "verify_seconds": timed(lambda: verify(proofs.whole, model))[1],
-        "verify_pairs_seconds": timed(lambda: verify(proofs.pairs, model))[1],
+        "verify_seconds": timed(lambda: verify(proofs.whole, model))[1].cpu,
+        "verify_pairs_seconds": timed(lambda: verify(proofs.pairs, model))[1].cpu,
     }
 
 
@@ -171,5 +183,6 @@ def main(argv: list[str]) -> None:
     for row in rows:
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     settings = vars(options) | {"data_dir": None, "keep": None, "subjects": options.subjects}
+    settings |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
     settings["training"] = {name: vars(SUBJECTS[name]) for name in options.subjects}
     record.save(options.record, settings, rows)
