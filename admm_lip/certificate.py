@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
@@ -30,8 +30,10 @@ from .layers import Array, Shape
 from .network import Network
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from .local.certify import LocalConfig
+    from .local.result import LocalCertificate
     from .solvers.config import SolverConfig
 
 __all__ = [
@@ -239,9 +241,22 @@ def certify(
 ) -> FunctionalCertificate: ...
 
 
+@overload
 def certify(
     model: nn.Module | Network,
-    input_shape: Shape | None = None,
+    input_shape: Tensor,
+    *,
+    kind: Literal["local"],
+    radius: float | Tensor,
+    y: Tensor | None = None,
+    certificate: AnyCertificate | None = None,
+    config: LocalConfig | None = None,
+) -> LocalCertificate: ...
+
+
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | Tensor | None = None,
     *,
     kind: str = "global",
     directions: Any = None,
@@ -251,7 +266,8 @@ def certify(
     requested: float | None = None,
     multiplier: Sequence[Any] | None = None,
     progress: bool = True,
-) -> AnyCertificate:
+    **local: Any,
+) -> AnyCertificate | LocalCertificate:
     """Find multipliers, prove the Lipschitz bounds they give, and return both.
 
     A multiplier is LipSDP's optimum (Fazlyab et al., 2019, diagonal form) as far as the solver
@@ -261,10 +277,12 @@ def certify(
 
     Args:
         model: a chain of supported layers, or a :class:`~admm_lip.network.Network`.
-        input_shape: shape of one input without the batch; needed in front of convolutions.
+        input_shape: shape of one input without the batch; needed in front of convolutions.  For
+            ``kind="local"`` the inputs themselves, ``(batch, *input_shape)``.
         kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
             which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
-            ``"directions"``: the functionals given.
+            ``"directions"``: the functionals given; ``"local"``: on the l2 balls of ``radius``
+            around inputs (:func:`admm_lip.local.certify_local`).
         directions: linear functionals of the outputs, shape ``(functionals, outputs)``.
         norm: of inputs: ``"l2"`` or ``"linf"``.
         input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
@@ -275,10 +293,11 @@ def certify(
         multiplier: one that is known already (a training run's): tried beside the solver's, and
             the solver's warm start; arrays or tensors, shapes as in the certificate.
         progress: show a bar where functionals take more than two seconds.
+        local: ``radius``, ``y``, ``certificate`` and ``config`` for ``kind="local"``.
 
     Returns:
-        A :class:`Certificate`, or a :class:`FunctionalCertificate` for the other kinds, that has
-        passed :func:`admm_lip.verify`'s proof.
+        A :class:`Certificate`, a :class:`FunctionalCertificate` for the kinds of functionals, or a
+        ``LocalCertificate``, that passes :func:`admm_lip.verify`'s proof.
 
     Raises:
         UnsupportedModule: by qualified name, for a layer that cannot be certified.
@@ -300,8 +319,14 @@ def certify(
     from .certifier import Order, certified
     from .functionals import certified_functionals
 
+    if kind == "local":
+        from .local.certify import certify_local
+
+        return certify_local(model, cast("Tensor", input_shape), **local)
     if kind not in CLASSES:
-        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, got {kind!r}")
+        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, local, got {kind!r}")
+    if local:
+        raise CertificateError(f"{', '.join(local)}: goes with kind='local' only, got {kind!r}")
     if (directions is None) == (kind == "directions"):
         raise CertificateError(
             f"directions: goes with kind='directions' and with no other, got kind={kind!r} and "
@@ -310,6 +335,7 @@ def certify(
     if kind != "global" and not (requested is None and multiplier is None):
         raise CertificateError("requested, multiplier: go with kind='global' only")
     order = Order(norm=norm, input_scale=input_scale, solver=solver)
+    shape = cast("Shape | None", input_shape)
     if kind == "global":
-        return certified(model, input_shape, order, requested, multiplier)
-    return certified_functionals(model, input_shape, order, kind, directions, progress)
+        return certified(model, shape, order, requested, multiplier)
+    return certified_functionals(model, shape, order, kind, directions, progress)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from .restate import NORMS
 from .storage import network_of
 from .verify import check_belongs
 
+if TYPE_CHECKING:
+    from .local.certify import LocalConfig
+
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.001
@@ -38,7 +41,13 @@ Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
 
 
 def certified_radii(
-    model: nn.Module | Network, x: Tensor, y: Tensor, *, certificate: AnyCertificate
+    model: nn.Module | Network,
+    x: Tensor,
+    y: Tensor,
+    *,
+    certificate: AnyCertificate | None = None,
+    kind: Literal["local"] | None = None,
+    config: LocalConfig | None = None,
 ) -> Tensor:
     """Radius of the ball around each input in which the predicted class provably is ``y``.
 
@@ -52,7 +61,10 @@ def certified_radii(
         y: integer labels, ``(batch,)``; for one output 0 / 1 or -1 / 1.
         certificate: of this model, of kind ``"global"``, ``"pairwise"`` (the largest radii) or
             ``"per_output"``.  Its digest is compared with the model's; whether its bounds are
-            proven is for :func:`admm_lip.verify` to say.
+            proven is for :func:`admm_lip.verify` to say.  ``kind="local"`` does without.
+        kind: ``"local"`` searches the largest ball around each input on which the class can be
+            proven (:func:`admm_lip.local.local_radii`), never below what ``certificate`` gives.
+        config: effort of that search.
 
     Returns:
         float64 tensor ``(batch,)`` on the device of ``x``, in the units of the certificate (those
@@ -74,6 +86,15 @@ def certified_radii(
         >>> [round(r, 6) for r in radii.tolist()]
         [1.414214, 0.0]
     """
+    if kind == "local":
+        from .local.radii import local_radii
+
+        found = local_radii(model, x, y, certificate=certificate, config=config)
+        return found.radius.to(x.device)
+    if certificate is None or kind is not None:
+        raise CertificateError(
+            f"certificate, kind: expected a certificate, or kind='local', got kind={kind!r}"
+        )
     steepness = _STEEPNESS.get(certificate.kind)
     if steepness is None or certificate.norm not in NORMS:
         raise CertificateError(

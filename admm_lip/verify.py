@@ -30,9 +30,12 @@ from .storage import network_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from .local.result import LocalCertificate
+
 
 def verify(
-    certificate: AnyCertificate | str | Path, model: nn.Module | Network | str | Path
+    certificate: AnyCertificate | LocalCertificate | str | Path,
+    model: nn.Module | Network | str | Path,
 ) -> None:
     """Prove every bound of a certificate for exactly this ``model``.
 
@@ -56,6 +59,11 @@ def verify(
     """
     if isinstance(certificate, str | Path):
         certificate = load_certificate(certificate)
+    if not isinstance(certificate, Document):
+        from .local.check import verify_local  # tensors: needs torch
+
+        verify_local(certificate, model)
+        return
     cls, check = _CHECKS.get(certificate.kind, (None, None))
     if cls is None or check is None or not isinstance(certificate, cls):
         raise CertificateError(

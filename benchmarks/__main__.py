@@ -27,6 +27,7 @@ BENCHMARKS = {
     "gradient_detection": "attacks told from clean inputs by the norm of the Jacobian",
     "gradient_theory": "the theory of gradient penalties in three pictures, and their cost",
     "certificates": "what each kind of certificate proves of networks trained without a bound",
+    "local_bounds": "local certificates and radii against pairwise ones and an attack",
     "class_distances": "Lipschitz constants of MNIST, Fashion-MNIST and CIFAR-10, exactly",
 }
 

@@ -149,7 +149,7 @@ def certify_local(
         certificate: of this model, l2, in its own units: no bound will be above the certificate's,
             and its multipliers serve the level ``"implied"``.
         config: effort and input box.
-        input_shape: needed in front of convolutions.
+        input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
 
     Returns:
         A :class:`LocalCertificate`, every number of it proven through rounding.
@@ -288,6 +288,8 @@ def task_of(
 ) -> Task:
     """Read and check everything but the radius."""
     shape = certificate.input_shape if certificate is not None else input_shape
+    if shape is None and isinstance(x, Tensor) and x.ndim > 2:
+        shape = tuple(x.shape[1:])
     network = network_of(model, shape)
     if certificate is not None:
         check_belongs(certificate, network)

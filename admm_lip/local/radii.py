@@ -46,7 +46,7 @@ def local_radii(
         certificate: of this model, l2, in its own units: where the search starts; no radius will
             be below ``certified_radii(model, x, y, certificate=certificate)``.
         config: effort, input box, accuracy.
-        input_shape: needed in front of convolutions.
+        input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
 
     Returns:
         A certificate whose ``radius`` holds the radii, 0 where the class is wrong or tied.

@@ -68,6 +68,11 @@ class LocalCertificate:
     center: Tensor
 
     @property
+    def kind(self) -> str:
+        """``"local"``, as certificates of other kinds state theirs."""
+        return "local"
+
+    @property
     def robust(self) -> Tensor:
         """Boolean ``(batch,)``: the class is proven on the whole ball.
 
