@@ -31,6 +31,10 @@ def certify_large(
     """Steps 2 and 3 from a closed form; never worse than it."""
     multiplier = descend(problem, start, run, _DESCENT_SHARE)
     lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
+    if run.best is not None and not lip_sq <= float(run.best[0]):
+        # Next to the boundary rounding may undo what the descent gained.
+        multiplier = start
+        lip_sq = implied_bound(problem.weights, problem.slopes, start) ** 2
     limited = run.limited
     lower = lower_bound(problem, multiplier, lip_sq, run)
     status = Status.INACCURATE

@@ -10,12 +10,12 @@ from oracles import mixed_net, positive_net, random_net
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.solvers.native import interior_point
+from admm_lip.solvers.native import interior_point, large
 from admm_lip.solvers.native.block_cholesky import band_of, factorize, inverse, inverse_band
 from admm_lip.solvers.native.first_order import descend, evaluate
 from admm_lip.solvers.native.lmi_operator import LmiOperator
 from admm_lip.solvers.native.run import Run
-from admm_lip.solvers.native.starts import best_start, norm_of_gram
+from admm_lip.solvers.native.starts import best_start, forward_starts, norm_of_gram
 from admm_lip.solvers.problem import CertifyProblem, Multiplier, Slopes, unit_slopes
 from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.solution import Status
@@ -112,3 +112,17 @@ def test_the_norm_of_a_large_gram_matrix_is_met_from_above(scale: float) -> None
 
 def test_the_norm_of_a_zero_gram_matrix_is_zero() -> None:
     assert norm_of_gram(torch.zeros(400, 400, dtype=torch.float64)) == 0.0
+
+
+def test_a_descent_that_ends_in_rounding_leaves_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = plain((6, 8, 7, 3))
+    lost = tuple(0.1 * t for t in started(problem))
+    assert implied_bound(problem.weights, problem.slopes, lost) == float("inf")
+    monkeypatch.setattr(interior_point, "DENSE_LIMIT", 1)
+    monkeypatch.setattr(large, "descend", lambda *_: lost)
+    claim = interior_point.certify(problem, SolverConfig())
+    best = min(s.lip_sq for s in forward_starts(problem, interior_point.LARGE_THETAS))
+    assert claim.multiplier is not None
+    assert claim.lip_sq == pytest.approx(best, rel=1e-6)
+    proven = implied_bound(problem.weights, problem.slopes, claim.multiplier)
+    assert proven**2 == pytest.approx(claim.lip_sq, rel=1e-12)
