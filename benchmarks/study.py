@@ -121,7 +121,9 @@ def guarded(
     try:
         row = run_cell(cell, data_dir)
     except Exception as error:
-        row = {"error": f"{type(error).__name__}: {error}", "where": traceback.format_exc(limit=-2)}
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno} in {last.name}"  # no folder of the machine
+        row = {"error": f"{type(error).__name__}: {error}", "where": where}
     return cell, cell | row | {"cell_seconds": time.perf_counter() - begun}
 
 
