@@ -122,7 +122,8 @@ def guarded(
         row = run_cell(cell, data_dir)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno} in {last.name}"  # no folder of the machine
+        # The file's name alone: a committed record holds no folder of anybody's machine.
+        where = f"{Path(last.filename).name}:{last.lineno} in {last.name}"
         row = {"error": f"{type(error).__name__}: {error}", "where": where}
     return cell, cell | row | {"cell_seconds": time.perf_counter() - begun}
 
