@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ def test_a_single_affine_map_and_a_single_output() -> None:
     certificate = certify(model, kind="pairwise")
     assert certificate.lips == pytest.approx([math.sqrt(18.0)], rel=1e-9)
     verify(certificate, model)
-    assert certify(model, kind="per_output", norm="linf").lips == pytest.approx([7.0, 1.0], rel=1e-3)
+    assert certify(model, kind="per_output", norm="linf").lips == pytest.approx(
+        [7.0, 1.0], rel=1e-3
+    )
     with pytest.raises(CertificateError, match="kind: expected at least two outputs for pairwise"):
         certify(stacked([[1.0, 2.0]]), kind="pairwise")
     one = certify(stacked([[1.0, 2.0]]), kind="per_output")
@@ -156,21 +159,15 @@ def test_the_row_of_a_functional_is_bounded_through_rounding() -> None:
     for direction in ([1.0, -1.0, 0.0], [0.1, 0.7, -1.3], [2.0, 0.0, 0.5]):
         found = functional(matrices, np.array(direction))
         true = [
-            sum((_fraction(c) * _fraction(w) for c, w in zip(direction, column, strict=True)))
+            sum((Fraction(c) * Fraction(float(w)) for c, w in zip(direction, column, strict=True)))
             for column in last.T
         ]
-        off = [_fraction(v) - t for v, t in zip(found.weights[0][0], true, strict=True)]
-        assert sum(e * e for e in off) <= _fraction(found.errors[0]) ** 2
+        off = [Fraction(float(v)) - t for v, t in zip(found.weights[0][0], true, strict=True)]
+        assert sum(e * e for e in off) <= Fraction(found.errors[0]) ** 2
         assert found.errors[0] <= 1e-14 * np.abs(last).sum()
     twin = functional(Matrices((np.ones((2, 3)) / 3.0,), (), (0.0,)), np.array([1.0, -1.0]))
     assert twin.errors == (0.0,)
     assert not twin.weights[0].any()
-
-
-def _fraction(value: float) -> Any:
-    from fractions import Fraction
-
-    return Fraction(float(value))
 
 
 # Radii
