@@ -170,9 +170,6 @@ def test_the_row_of_a_functional_is_bounded_through_rounding() -> None:
     assert not twin.weights[0].any()
 
 
-# Radii
-
-
 def separated() -> tuple[nn.Sequential, Tensor, Tensor]:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 5))
@@ -217,9 +214,6 @@ def test_functionals_of_no_pair_have_no_radii() -> None:
         certified_radii(model, x, y, certificate=given)
     with pytest.raises(CertificateError, match="digest: the certificate is of another network"):
         certified_radii(fresh_model(), x, y, certificate=certify(model, kind="pairwise"))
-
-
-# Files and edits
 
 
 def test_files_of_every_kind_read_back_and_verify(tmp_path: Path) -> None:
