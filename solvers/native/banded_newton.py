@@ -49,14 +49,14 @@ def worthwhile(op: LmiOperator) -> bool:
     )
 
 
-def approach(op: LmiOperator, y: Tensor, run: Run, share: float = 1.0) -> Tensor:
+def approach(op: LmiOperator, y: Tensor, run: Run) -> Tensor:
     """Go from a strictly feasible ``y`` to a point near the central path at the same rho.
 
-    ``share`` of the time limit binds.  Returns the last point reached; where the steps fail that is simply not yet the centre.
+    Returns the last point reached; where the steps fail that is simply not yet the centre.
     """
     factor = factorize(op.slack(y))
     for _ in range(_MAX_STEPS):
-        if factor is None or not run.may_go_on(share):
+        if factor is None or not run.may_go_on():
             break
         found = newton_direction(op, factor)
         if found is None or found[1] < _NEAR:

@@ -69,7 +69,7 @@ _ROUGH = 0.05
 _FEW_BLOCKS = 3
 # More hidden neurons than this are left to ``large.py``: 8,000 would take half an hour.
 DENSE_LIMIT = 5000
-LARGE_THETAS = (1.1, 1.2, 1.3)
+LARGE_THETAS = (1.1, 1.3, 1.4)
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
 # A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite, so it
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.

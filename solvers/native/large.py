@@ -49,7 +49,9 @@ def certify_large(
 
 def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, run: Run) -> float:
     """Step 3: ``L^2`` of the best repaired dual point that the time allows."""
-    values = [repaired_value(problem, reachable_band(problem))]
+    values = [0.0]
+    if not run.late():
+        values.append(repaired_value(problem, reachable_band(problem)))
     for excess in _ABOVE:
         if run.late():
             break

@@ -15,6 +15,7 @@ At the end ``lambda = ||W_l X_l^{-1} W_l'||`` gives ``L^2 = lambda`` with multip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,25 +58,24 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
     state = torch.eye(problem.weights[0].shape[1]).to(problem.weights[0])
     diagonals = []
     for w, slopes in zip(problem.weights, problem.slopes, strict=False):
-        q = _congruence(w, state)
-        if q is None:
+        seen = _congruence(w, state)
+        if seen is None:
             return None
         width = slopes.beta - slopes.alpha
-        q = width[:, None] * q * width
+        q = width[:, None] * seen * width
         s = _entries(q) if balanced else torch.ones_like(width)
         norm = norm_of_gram(s.sqrt()[:, None] * q * s.sqrt())
         t = s * (theta / norm) if norm > 0 else s
         product = slopes.alpha * slopes.beta * t
         if bool((product != 0).any()):
-            state = state + 2.0 * w.T @ (product[:, None] * w)
-        row = ((slopes.alpha + slopes.beta) * t)[:, None] * w
-        q = _congruence(row, state)
-        if q is None:
-            return None
-        state = torch.diag(2.0 * t) - q
+            seen = _congruence(w, state + 2.0 * w.T @ (product[:, None] * w))
+            if seen is None:
+                return None
+        row = (slopes.alpha + slopes.beta) * t
+        state = torch.diag(2.0 * t) - row[:, None] * seen * row
         diagonals.append(t)
-    q = _congruence(problem.weights[-1], state)
-    lip_sq = _top_eigenvalue(q) if q is not None else float("nan")
+    outer = _congruence(problem.weights[-1], state)
+    lip_sq = _top_eigenvalue(outer) if outer is not None else float("nan")
     if not 0.0 <= lip_sq < float("inf"):
         return None
     # A network that is constant has lip_sq = 0 and its multiplier may have any scale.
@@ -116,8 +116,7 @@ def _entries(q: Tensor) -> Tensor:
     top = float(d.max())
     if not top > 0:
         return torch.ones_like(d)
-    scale: Tensor = d.clamp(min=top / _S_RANGE**2).rsqrt()
-    return scale * top**0.5
+    return d.clamp(min=top / _S_RANGE**2).rsqrt() * math.sqrt(top)
 
 
 def norm_of_gram(q: Tensor) -> float:
