@@ -246,7 +246,8 @@ def _claims(net: Net, bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
     spare = (center_values(net, bounds, rows) - center) + 1e-9 * center.abs()
     margin = margin_bounds(net, bounds, rows)
     margin = margin - spare - 1e-9 * margin.abs()
-    return center, torch.where(torch.isfinite(margin), margin, -math.inf)
+    known = torch.isfinite(margin) & torch.isfinite(center)
+    return torch.where(known, center, -math.inf), torch.where(known, margin, -math.inf)
 
 
 def _wanted(task: Task, items: Tensor, target: Tensor, deadline: float) -> Wanted:

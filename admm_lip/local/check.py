@@ -85,10 +85,10 @@ def _check_group(task: Task, found: LocalCertificate, rows: Tensor) -> None:
     bounds = preactivation_bounds(net, region)
     if task.labels is not None:
         flat = task.functionals[:, :, 0]
-        _demand("center", found.center[rows] <= center_values(net, bounds, flat), rows)
-        margin = found.margin[rows]
+        center, margin = found.center[rows], found.margin[rows]
         lower = margin_bounds(net, bounds, flat)
         # Claims of at most 0 decide nothing.
+        _demand("center", (center <= center_values(net, bounds, flat)) | (center <= 0.0), rows)
         _demand("margin", (margin <= lower) | (margin <= 0.0), rows)
     slopes = [s.anchored if task.labels is not None else s.slopes for s in bounds.layers]
     claimed = torch.isfinite(found.lip[rows])

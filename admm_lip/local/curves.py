@@ -248,7 +248,11 @@ def slopes_on(spec: LayerSpec, interval: Range) -> Range:
         low = torch.where(inside, low.clamp(max=knot.low), low)
         high = torch.where(inside, high.clamp(min=knot.high), high)
     alpha, beta = slope_range(spec.kind, spec.options)
-    return Range(low.clamp(alpha, beta), high.clamp(alpha, beta))
+    # Ends that overflowed say nothing; the slopes on the whole line hold.
+    known = torch.isfinite(interval.low) & torch.isfinite(interval.high)
+    low = torch.where(known & (low > alpha), low.clamp(max=beta), alpha)
+    high = torch.where(known & (high < beta), high.clamp(min=alpha), beta)
+    return Range(low, high)
 
 
 def curvature_on(spec: LayerSpec, interval: Range) -> Tensor:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from .curves import Range
-from .tensors import SLACK, TINY, Net
+from .tensors import SLACK, TINY, Net, chunks
 
 Box = tuple[float, float]
 
 # Rounds of the split of a direction between ball and box; any number of them is sound.
 _ROUNDS = 4
+# Entries of a batch of directions that stay in the cache while they are split.
+_CACHED = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,10 @@ class Region:
         norm = (rows @ net.factor).norm(dim=-1)
         reach = self.radius[:, None] * (norm + off)
         if self.box is not None:
-            cut = _cut_support(self, rows @ first.weight) + self.radius[:, None] * off
+            size = max(1, _CACHED // (rows.shape[1] * first.weight.shape[1]))
+            parts = chunks(torch.arange(len(self)), size)
+            cut = torch.cat([_cut_support(self.select(p), rows[p] @ first.weight) for p in parts])
+            cut = cut + self.radius[:, None] * off
             reach = torch.minimum(reach, cut)
         raised: Tensor = reach * SLACK + TINY
         return raised

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import CertificateError
 from ..network import Chain, LayerSpec
 from .curves import U
 
@@ -123,7 +124,9 @@ def first_factor(first: Affine) -> Tensor:
         if int(info) == 0:
             return factor
         shift *= 4.0
-    raise ArithmeticError("the first layer's Gram matrix has no Cholesky factor; rescale its rows")
+    raise CertificateError(
+        "the first layer's weights overflow or underflow when squared; rescale them"
+    )
 
 
 def proven_norms(matrices: Tensor) -> Tensor:
