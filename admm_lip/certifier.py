@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +29,15 @@ from .proof import is_constant, rounding_margin, unproven
 from .restate import Matrices, measured
 from .sampled_slope import sampled_slope
 from .solvers.config import SolverConfig
+from .solvers.errors import SolveFailed
 from .solvers.lmi import implied_bound
 from .solvers.problem import CertifyProblem
 from .solvers.problem import Slopes as TensorSlopes
 from .solvers.solution import CertifySolution
 from .solvers.solve import solve_certify
 from .storage import network_of
+
+_log = logging.getLogger("admm_lip")
 
 # Largest relative inflation of the bound at which the proof is tried.
 _LARGEST_INFLATION = 0.1
@@ -176,9 +180,9 @@ def prove(
     """
     problem = _problem(solved)
     warm = _as_tensors(matrices, known) if known is not None else None
-    solution, found = None, []
-    if matrices.slopes:
-        solution = solve_certify(problem, config, warm)
+    found: list[tuple[str, tuple[Tensor, ...]]] = []
+    solution = _solved(problem, config, warm) if matrices.slopes else None
+    if solution is not None:
         found.append(("lipsdp", solution.multiplier))
     if warm is not None:
         found.append(("given", warm))
@@ -194,6 +198,19 @@ def prove(
     ]
     best = first_proven(matrices, sorted(candidates, key=lambda c: c.lip))
     return Proven(best, solution, norm_product(matrices, norms))
+
+
+def _solved(
+    problem: CertifyProblem, config: SolverConfig, warm: tuple[Tensor, ...] | None
+) -> CertifySolution | None:
+    """The solver's answer; ``None``, with a warning, where every backend of a chain failed."""
+    try:
+        return solve_certify(problem, config, warm)
+    except SolveFailed as error:
+        if not config.fallback:
+            raise
+        _log.warning("%s; what closed forms prove is certified instead", error)
+        return None
 
 
 def norm_product(chain: Chain | Matrices, norms: Sequence[float] | None = None) -> float:

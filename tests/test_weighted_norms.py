@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from test_functionals import stacked
 from torch import nn
 
-from admm_lip import SolverConfig, certify, verify
+from admm_lip import SolverConfig, certifier, certify, verify
 from admm_lip.network import Chain, LayerSpec, Network, Slopes
 from admm_lip.restate import Matrices, distance_of, measured
+from admm_lip.solvers.errors import SolveFailed
 
 TIGHT = SolverConfig(tol=1e-8)
 Array = np.ndarray[Any, Any]
@@ -196,3 +197,17 @@ def test_a_network_says_how_its_inputs_are_measured() -> None:
     assert distance_of(plain, "linf", raw=False) == own
     assert distance_of(scaled, "linf", raw=False) == f"{own}, which its layer 'std' then scales"
     assert distance_of(scaled, "l2", raw=True).startswith("l2, in raw units: the model takes raw /")
+
+
+def test_a_failing_solver_leaves_the_product_of_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise SolveFailed("solver 'auto': no backend came to a usable answer")
+
+    monkeypatch.setattr(certifier, "solve_certify", fail)
+    model = stacked(*oracles.random_net((3, 4, 2), 0).weights)
+    certificate = certify(model)
+    assert (certificate.method, certificate.solver) == ("norm_product", "")
+    assert certificate.lip == pytest.approx(certificate.norm_product, rel=1e-6)
+    verify(certificate, model)
+    with pytest.raises(SolveFailed, match="no backend came to a usable answer"):
+        certify(model, solver=SolverConfig("native", fallback=()))
