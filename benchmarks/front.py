@@ -14,6 +14,8 @@ from .pictures import Curve, Look, draw_panels
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown, mean, spread
 
+COLLAPSED = 0.05
+
 
 def cells(settings: Cell) -> list[Cell]:
     """Every seed, contender and strength."""
@@ -64,7 +66,11 @@ def _certified(rows: list[Row], place: int) -> float:
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """Clean accuracy, and certified accuracy at each radius, against the proven L."""
+    """Clean accuracy, and certified accuracy at each radius, against the proven L.
+
+    Networks that collapsed to a constant (``L < COLLAPSED``) are in the table alone.
+    """
+    rows = [row for row in rows if row["lip"] >= COLLAPSED]
     panels: dict[str, list[Curve]] = {"clean": []}
     panels |= {f"certified at {r:g}": [] for r in rows[0]["radii"]}
     for (name,), mine in groups(rows, "contender").items():

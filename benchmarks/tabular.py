@@ -1,8 +1,8 @@
 """Regression tables with their published splits: error against the bound.
 
 Features and targets are standardised on the training rows, so L is in standard deviations of the
-target per standard deviation of the features.  The validation rows that chose any setting come
-from the training part of split 0; every number reported is of test rows of the given splits.
+target per standard deviation of the features.  The one step size was chosen for ADMM, on rows held
+out of the training part of split 0 of one table; every number is of test rows of the given splits.
 """
 
 from __future__ import annotations
