@@ -47,10 +47,8 @@ class Subject:
 
 
 SUBJECTS = {
-    "plain": Subject("nominal", {}, epochs=15, lr=1e-3, schedule="hold_then_decay"),
-    "pgd": Subject(
-        "pgd", {"eps": 0.5, "norm": "l2"}, epochs=6, lr=1e-3, schedule="hold_then_decay"
-    ),
+    "plain": Subject("nominal", {}, epochs=15, lr=1e-3, schedule="constant"),
+    "pgd": Subject("pgd", {"eps": 0.5, "norm": "l2"}, epochs=6, lr=1e-3, schedule="constant"),
 }
 
 

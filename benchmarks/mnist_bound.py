@@ -3,8 +3,8 @@
     python -m benchmarks mnist_bound --data-dir DIR [--seeds 0 1 2] [--validation]
 
 Each seed trains the plain network first and the constrained one straight after it.  The ratio is of
-processor time, on one thread, for the whole calls: data checks, start and certification included.  ``--validation`` holds 10,000 training pictures out and
-scores on them: the mode for tuning.
+processor time, on one thread, for the whole calls: data checks, start and certification included.
+``--validation`` holds 10,000 training pictures out and scores on them: the mode for tuning.
 """
 
 from __future__ import annotations

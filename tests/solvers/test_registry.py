@@ -343,7 +343,7 @@ def test_restart_data_returns_only_to_the_backend_it_came_from(scripted: Scripte
 
 
 def test_native_restarts_faster_from_its_own_data() -> None:
-    # At the accuracy of a training round; far beyond it the last digits cost the same from anywhere.
+    # At the accuracy of a training round: beyond it the last digits cost the same from anywhere.
     config = SolverConfig("native", tol=1e-3, fallback=())
     first = solve_project(PROJECT, config)
     near = replace(PROJECT, anchor=tuple(1.001 * w for w in WEIGHTS))
