@@ -101,10 +101,7 @@ def test_a_method_s_objective_runs_under_the_bound() -> None:
         assert row["loss"] == pytest.approx(same["loss"], rel=1e-4)
     assert penalised.certificate.lip <= 1.5
     x, y = blobs()
-    sizes = [
-        float(loss_gradient_norms(r.model, x, y).mean())
-        for r in (plain, penalised)
-    ]
+    sizes = [float(loss_gradient_norms(r.model, x, y).mean()) for r in (plain, penalised)]
     assert sizes[1] < sizes[0]
     with pytest.raises(TypeError, match="method: sandwich changes the network itself"):
         quiet(network(), config, method=Sandwich())
