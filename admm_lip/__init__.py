@@ -7,38 +7,36 @@ needs neither torch nor a solver.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .certificate import Certificate as Certificate
-    from .certificate import FunctionalCertificate as FunctionalCertificate
-    from .certificate import certify as certify
-    from .certificate import load_certificate as load_certificate
+    from .certificates.certificate import Certificate as Certificate
+    from .certificates.certificate import FunctionalCertificate as FunctionalCertificate
+    from .certificates.certificate import certify as certify
+    from .certificates.certificate import load_certificate as load_certificate
+    from .certificates.radii import certified_radii as certified_radii
+    from .certificates.verify import verify as verify
     from .errors import CertificateError as CertificateError
-    from .project import project as project
-    from .radii import certified_radii as certified_radii
     from .solvers.config import SolverConfig as SolverConfig
-    from .train import TrainConfig as TrainConfig
-    from .train import TrainResult as TrainResult
-    from .train import train as train
-    from .verify import verify as verify
+    from .training.project import project as project
+    from .training.train import TrainConfig as TrainConfig
+    from .training.train import TrainResult as TrainResult
+    from .training.train import train as train
 
 # Public name -> the module that defines it.
 _HOMES = {
-    "Certificate": "certificate",
+    "Certificate": "certificates.certificate",
     "CertificateError": "errors",
-    "FunctionalCertificate": "certificate",
+    "FunctionalCertificate": "certificates.certificate",
     "SolverConfig": "solvers.config",
-    "TrainConfig": "train",
-    "TrainResult": "train",
-    "certified_radii": "radii",
-    "certify": "certificate",
-    "load_certificate": "certificate",
-    "project": "project",
-    "train": "train",
-    "verify": "verify",
+    "TrainConfig": "training.train",
+    "TrainResult": "training.train",
+    "certified_radii": "certificates.radii",
+    "certify": "certificates.certificate",
+    "load_certificate": "certificates.certificate",
+    "project": "training.project",
+    "train": "training.train",
+    "verify": "certificates.verify",
 }
 
 __all__ = sorted(_HOMES)
@@ -54,18 +52,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
-
-
-class _Package(ModuleType):
-    """Keeps ``admm_lip.train`` the function once the submodule of that name is imported.
-
-    The import system assigns a submodule to its package; where a public name is the same, the
-    public name wins.  ``from admm_lip.train import ...`` is not affected.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

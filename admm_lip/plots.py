@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from .storage import write_atomic
+from .networks.storage import write_atomic
 
 Record = Mapping[str, Any]
 
@@ -144,7 +144,8 @@ def plot_radius(evaluation: Record, path: Path) -> None:
     """Certified accuracy against radius, the attack's accuracy above it, and the gap between.
 
     Args:
-        evaluation: the record of :class:`~admm_lip.evaluate.Evaluation` for a classifier.
+        evaluation: the record of :class:`~admm_lip.evaluation.evaluate.Evaluation` of a
+            classifier.
         path: the PNG to write.
     """
     radii = np.asarray(evaluation["radii"], float)

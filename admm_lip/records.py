@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from .storage import ARCHITECTURE, WEIGHTS, write_atomic
+from .networks.storage import ARCHITECTURE, WEIGHTS, write_atomic
 
 CONFIG = "config.yaml"
 _PACKAGES = ("admm-lip", "torch", "numpy", "scipy", "cvxpy", "mosek", "scs", "clarabel")

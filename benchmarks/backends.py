@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from admm_lip import SolverConfig, TrainConfig, train
-from admm_lip.chain import linear_layers, read_network
+from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.solvers import CertifyProblem, Slopes, solve_certify
 
 from .contenders import build, data_of

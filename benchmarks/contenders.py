@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from admm_lip import TrainConfig, certify, train
-from admm_lip.certificate import Certificate
+from admm_lip.certificates.certificate import Certificate
 from admm_lip.data import DataSet, load_data
 from admm_lip.errors import UnsupportedModule
-from admm_lip.fit import FitConfig, fit
 from admm_lip.methods import METHODS
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.fit import FitConfig, fit
 
 from .study import Cell
 

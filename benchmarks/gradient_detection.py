@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from admm_lip.attack_suite import (
+from admm_lip.evaluation.attack_suite import (
     EvasiveConfig,
     NearestConfig,
     boundary,
@@ -26,8 +26,8 @@ from admm_lip.attack_suite import (
     deepfool,
     evasive,
 )
-from admm_lip.attacks import AttackConfig, fooled, pgd
-from admm_lip.detection import auc, calibrate, roc, score
+from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
+from admm_lip.evaluation.detection import auc, calibrate, roc, score
 
 from . import record
 from .gradient_plots import plot_detection

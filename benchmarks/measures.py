@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from admm_lip import certified_radii
-from admm_lip.attacks import AttackConfig, fooled, pgd
+from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
 
 from .contenders import Pair, Trained, predictions
 

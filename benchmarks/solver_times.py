@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from admm_lip.data import load_data
-from admm_lip.fit import FitConfig, fit
 from admm_lip.methods.nominal import Nominal
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import (
     CertifyProblem,
     ProjectProblem,
@@ -33,6 +32,7 @@ from admm_lip.solvers import (
     solve_project,
     unit_slopes,
 )
+from admm_lip.training.fit import FitConfig, fit
 
 from . import record
 from .descent import descend

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip.activations import ACTIVATIONS, slope_range
-from admm_lip.chain import READERS, read_network
 from admm_lip.errors import UnsupportedModule
+from admm_lip.networks.activations import ACTIVATIONS, slope_range
+from admm_lip.networks.chain import READERS, read_network
 
 CASES = [
     nn.ReLU(),

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from admm_lip.attacks import AttackConfig, fooled, frozen, gradient_free, margin, pgd
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.evaluation.attacks import AttackConfig, fooled, frozen, gradient_free, margin, pgd
+from admm_lip.networks.models import ModelConfig, build_mlp
 
 ATTACKS = (pgd, gradient_free)
 

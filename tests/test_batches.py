@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from admm_lip.batches import as_batches, check_labels
+from admm_lip.training.batches import as_batches, check_labels
 
 X = torch.arange(10, dtype=torch.float32)[:, None]
 Y = torch.arange(10)

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, SolverConfig, certify, verify
-from admm_lip.certificate import LayerSlopes
-from admm_lip.certifier import norm_product, product_multiplier
-from admm_lip.chain import read_network
+from admm_lip.certificates.certificate import LayerSlopes
+from admm_lip.certificates.certifier import norm_product, product_multiplier
+from admm_lip.certificates.proof import unproven
 from admm_lip.errors import UnsupportedModule
-from admm_lip.proof import unproven
+from admm_lip.networks.chain import read_network
 
 SMALL = Certificate(
     lip=1.0 / 3.0,
@@ -293,7 +293,7 @@ def test_fields_of_the_wrong_kind_are_named(changes: dict[str, Any], message: st
 def test_a_file_with_a_checksum_of_its_own_is_still_type_checked(
     change: dict[str, Any], message: str
 ) -> None:
-    from admm_lip.document import checksum
+    from admm_lip.certificates.document import checksum
 
     data = {**json.loads(SMALL.to_json()), **change}
     data.pop("checksum")

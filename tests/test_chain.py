@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from admm_lip.chain import build_module, linear_layers, output_width, read_network
 from admm_lip.errors import UnsupportedModule
-from admm_lip.network import Network
+from admm_lip.networks.chain import build_module, linear_layers, output_width, read_network
+from admm_lip.networks.network import Network
 
 
 def evaluated(network: Network, x: Tensor) -> Tensor:

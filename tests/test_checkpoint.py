@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from admm_lip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from admm_lip.solvers.native.splitting import WarmBall
 from admm_lip.solvers.solve import Warm
+from admm_lip.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 WARM = Warm("native", WarmBall(torch.rand(2, 2), torch.rand(2, 2), 0.5, 1.0))
 TREE = {

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from admm_lip import cli
-from admm_lip.certificate import Certificate
-from admm_lip.chain import build_module
+from admm_lip.certificates.certificate import Certificate
+from admm_lip.certificates.verify import verify
 from admm_lip.data import load_data
-from admm_lip.storage import load_network
-from admm_lip.verify import verify
+from admm_lip.networks.chain import build_module
+from admm_lip.networks.storage import load_network
 
 FILES = {
     "architecture.json",
@@ -416,7 +416,9 @@ def test_a_run_is_the_same_from_the_shell(tmp_path):
 
 
 def test_threads_are_limited_inside_and_restored(monkeypatch, capsys):
-    module = importlib.import_module("admm_lip.train")  # the package's name is the function
+    module = importlib.import_module(
+        "admm_lip.training.train"
+    )  # the package's name is the function
     before, seen = torch.get_num_threads(), []
     real = module.train
 

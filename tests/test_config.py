@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from admm_lip.config import TrainConfig
 from admm_lip.solvers.config import SolverConfig
+from admm_lip.training.config import TrainConfig
 
 
 @pytest.mark.parametrize(

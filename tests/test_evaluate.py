@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip import evaluate as module
-from admm_lip.attacks import AttackConfig
-from admm_lip.certificate import certify
+from admm_lip.certificates.certificate import certify
+from admm_lip.certificates.radii import certified_radii
 from admm_lip.data import DataSet, TableOptions, load_data
-from admm_lip.evaluate import (
+from admm_lip.evaluation import evaluate as module
+from admm_lip.evaluation.attacks import AttackConfig
+from admm_lip.evaluation.evaluate import (
     EvaluateConfig,
     SoundnessError,
     assert_sound,
@@ -16,8 +17,7 @@ from admm_lip.evaluate import (
     evaluate,
     report_radius,
 )
-from admm_lip.models import ModelConfig, build_mlp
-from admm_lip.radii import certified_radii
+from admm_lip.networks.models import ModelConfig, build_mlp
 
 QUICK = EvaluateConfig(samples=60, steps=10)
 

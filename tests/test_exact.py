@@ -15,11 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from admm_lip import certify, exact, verify
-from admm_lip.chain import read_network
+from admm_lip import certify, verify
+from admm_lip.certificates import exact
+from admm_lip.certificates.exact import (
+    Rational,
+    exact_chain,
+    exact_check,
+    is_definite,
+    is_semidefinite,
+)
 from admm_lip.errors import CertificateError
-from admm_lip.exact import Rational, exact_chain, exact_check, is_definite, is_semidefinite
-from admm_lip.network import LayerSpec, Network
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.network import LayerSpec, Network
 
 
 def network_of(*matrices: Any, kind: str = "relu", **options: float) -> Network:

@@ -29,10 +29,10 @@ from admm_lip import (
     load_certificate,
     verify,
 )
-from admm_lip.chain import read_network
-from admm_lip.document import checksum
-from admm_lip.restate import Matrices, functional
-from admm_lip.storage import save_network
+from admm_lip.certificates.document import checksum
+from admm_lip.certificates.restate import Matrices, functional
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.storage import save_network
 
 TIGHT = SolverConfig(tol=1e-8)
 

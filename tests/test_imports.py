@@ -111,9 +111,9 @@ def test_importing_the_solvers_loads_no_modelling_language() -> None:
     assert not {"cvxpy", "mosek", "matplotlib", "clarabel", "scs"} & loaded
 
 
-@pytest.mark.parametrize("module", ["verify", "network"])
+@pytest.mark.parametrize("module", ["certificates.verify", "networks.network"])
 def test_a_proof_is_checked_without_torch_or_a_solver(module: str) -> None:
-    if not (PACKAGE / f"{module}.py").exists():
+    if not (PACKAGE / f"{module.replace('.', '/')}.py").exists():
         pytest.fail(f"admm_lip/{module}.py is missing")
     loaded = _loaded_by(f"import admm_lip.{module}")
     assert not {"torch", "cvxpy", "mosek"} & loaded

@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from admm_lip.losses import LOSSES, margin_loss, named_loss, resolve_loss
+from admm_lip.training.losses import LOSSES, margin_loss, named_loss, resolve_loss
 
 LABELS = torch.tensor([0, 2, 1])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from admm_lip.models import ACTIVATIONS, ModelConfig, build_mlp
+from admm_lip.networks.models import ACTIVATIONS, ModelConfig, build_mlp
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from admm_lip.chain import read_network
 from admm_lip.errors import NetworkError, UnsupportedModule
-from admm_lip.layers import AffineMap
-from admm_lip.network import LayerSpec, Network, merged
-from admm_lip.storage import load_network, save_network
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.layers import AffineMap
+from admm_lip.networks.network import LayerSpec, Network, merged
+from admm_lip.networks.storage import load_network, save_network
 
 LINEAR = LayerSpec("linear", "in", {})
 

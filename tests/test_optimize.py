@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip.optimize import OPTIMIZERS, SCHEDULES, make_optimizer, schedule_factor
+from admm_lip.training.optimize import OPTIMIZERS, SCHEDULES, make_optimizer, schedule_factor
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

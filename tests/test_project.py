@@ -61,9 +61,9 @@ def test_the_projection_is_certified_near_and_new(activation: nn.Module, share: 
 
 
 def test_moving_the_multiplier_beats_the_first_one() -> None:
-    from admm_lip.chain import linear_layers, read_network
-    from admm_lip.project import _convex_slopes, _start
+    from admm_lip.networks.chain import linear_layers, read_network
     from admm_lip.solvers import solve_project
+    from admm_lip.training.project import _convex_slopes, _start
 
     model = net().double()
     bound = 0.3 * certify(model).lip

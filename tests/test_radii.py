@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from admm_lip import Certificate, CertificateError, certified_radii, certify
-from admm_lip.chain import read_network
-from admm_lip.radii import logits_with_error
+from admm_lip.certificates.radii import logits_with_error
+from admm_lip.networks.chain import read_network
 
 
 def exact_logits(model: nn.Sequential, x: Tensor) -> list[Fraction]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip import sampled_slope as module
-from admm_lip.chain import read_network
-from admm_lip.sampled_slope import sampled_slope
+from admm_lip.certificates import sampled_slope as module
+from admm_lip.certificates.sampled_slope import sampled_slope
+from admm_lip.networks.chain import read_network
 
 
 def test_an_affine_map_has_its_norm() -> None:

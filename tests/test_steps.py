@@ -8,10 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from admm_lip.admm import AdmmState
-from admm_lip.config import TrainConfig
-from admm_lip.lipschitz_step import lipschitz_step, next_lip_sq
-from admm_lip.multiplier_step import (
+from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
+from admm_lip.solvers.lmi import ball_tiles, implied_bound
+from admm_lip.training.admm import AdmmState
+from admm_lip.training.config import TrainConfig
+from admm_lip.training.lipschitz_step import lipschitz_step, next_lip_sq
+from admm_lip.training.multiplier_step import (
     RoundView,
     by_lipsdp,
     by_sensitivity,
@@ -19,9 +21,7 @@ from admm_lip.multiplier_step import (
     resolve_multiplier_step,
     sensitivity,
 )
-from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
-from admm_lip.solvers.lmi import ball_tiles, implied_bound
-from admm_lip.start import MULTIPLIER_SPREAD, default_rho, feasible, spread_limited, start
+from admm_lip.training.start import MULTIPLIER_SPREAD, default_rho, feasible, spread_limited, start
 
 TIGHT = SolverConfig("native", tol=1e-9, fallback=())
 

@@ -16,15 +16,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from admm_lip import TrainConfig, certify, train, verify
-from admm_lip import loop as loop_module
-from admm_lip.checkpoint import CheckpointError
 from admm_lip.errors import UnsupportedModule
 from admm_lip.gradient import loss_gradient_norms
-from admm_lip.loop import TrainingFailed
 from admm_lip.methods.gradient import InputGradient
 from admm_lip.methods.sandwich import Sandwich
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import SolveFailed, SolverConfig
+from admm_lip.training import loop as loop_module
+from admm_lip.training.checkpoint import CheckpointError
+from admm_lip.training.loop import TrainingFailed
 
 FAST = {"epochs": 3, "batch_size": 16, "lr": 0.02}
 

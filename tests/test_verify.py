@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, certify, verify
-from admm_lip.certificate import LayerSlopes
-from admm_lip.chain import read_network
-from admm_lip.network import Chain, LayerSpec, Network, Slopes
-from admm_lip.proof import is_constant, scaled_lmi, unproven
-from admm_lip.storage import save_network
+from admm_lip.certificates.certificate import LayerSlopes
+from admm_lip.certificates.proof import is_constant, scaled_lmi, unproven
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.network import Chain, LayerSpec, Network, Slopes
+from admm_lip.networks.storage import save_network
 
 Array = np.ndarray[Any, Any]
 
@@ -323,8 +323,8 @@ def test_a_folder_is_verified_without_torch(tmp_path: Path) -> None:
 
 def test_public_functions_survive_the_import_of_their_modules() -> None:
     code = (
-        "import admm_lip.verify, admm_lip.project, admm_lip.train, admm_lip; "
-        "from admm_lip import verify, project, train; "
+        "import admm_lip.certificates.verify, admm_lip.training.project, admm_lip.training.train; "
+        "import admm_lip; from admm_lip import verify, project, train; "
         "print(*(callable(f) for f in (verify, admm_lip.project, admm_lip.train)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from test_functionals import stacked
 from torch import nn
 
-from admm_lip import SolverConfig, certifier, certify, verify
-from admm_lip.network import Chain, LayerSpec, Network, Slopes
-from admm_lip.restate import Matrices, distance_of, measured
+from admm_lip import SolverConfig, certify, verify
+from admm_lip.certificates import certifier
+from admm_lip.certificates.restate import Matrices, distance_of, measured
+from admm_lip.networks.network import Chain, LayerSpec, Network, Slopes
 from admm_lip.solvers.errors import SolveFailed
 
 TIGHT = SolverConfig(tol=1e-8)

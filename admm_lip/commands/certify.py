@@ -11,8 +11,8 @@ from ..records import RunFolderError
 from .options import Parser, add_config, add_threads_option, config_of, parse, say, threads
 
 if TYPE_CHECKING:
-    from ..certificate import AnyCertificate
-    from ..network import Network
+    from ..certificates.certificate import AnyCertificate
+    from ..networks.network import Network
 
 _KINDS = ("global", "pairwise", "per_output")
 _NORMS = ("l2", "linf")
@@ -92,8 +92,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _certify(options: Namespace) -> int:
-    from ..chain import build_module
     from ..foreign import open_network
+    from ..networks.chain import build_module
     from .finish import describe
 
     path = Path(options.network)
@@ -117,9 +117,9 @@ def _certify(options: Namespace) -> int:
 
 def _prove(options: Namespace, network: Network) -> tuple[AnyCertificate, list[str]]:
     """The certificate of the kind asked for, and what to say of it."""
-    from ..certificate import certify
-    from ..functionals import TOL
-    from ..restate import distance_of
+    from ..certificates.certificate import certify
+    from ..certificates.functionals import TOL
+    from ..certificates.restate import distance_of
     from ..solvers import SolverConfig
     from .finish import bounds_of
 

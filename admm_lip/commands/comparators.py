@@ -48,8 +48,8 @@ def _near(given: str, names: Any) -> str:
 
 def train_and_finish(folder: RunFolder, job: Job, method: Method, *, progress: bool) -> Summary:
     """Train by ``method``, certify the plain network that it ends with, measure, record, draw."""
-    from ..certificate import certify
-    from ..fit import FitConfig, fit
+    from ..certificates.certificate import certify
+    from ..training.fit import FitConfig, fit
     from .finish import finish
 
     same = [f.name for f in dataclasses.fields(FitConfig)]

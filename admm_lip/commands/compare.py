@@ -98,8 +98,8 @@ def _rows(values: dict[str, Any], first: Job, grid: dict[str, Any]) -> Iterator[
 
 def _one(job: Job, asked: float) -> Row:
     """Train and measure one point, at the report radius only."""
-    from ..evaluate import evaluate, report_radius
-    from ..train import train
+    from ..evaluation.evaluate import evaluate, report_radius
+    from ..training.train import train
 
     result = train(job.model, job.data.train, job.train, progress=False)
     if result.stopped == "interrupted":

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..certificate import Certificate
-from ..chain import read_network
+from ..certificates.certificate import Certificate
+from ..certificates.radii import certified_radii
 from ..data import DataSet
-from ..evaluate import evaluate
-from ..radii import certified_radii
+from ..evaluation.evaluate import evaluate
+from ..networks.chain import read_network
+from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
-from ..storage import save_network
 from .plot import draw
 from .recipes import Job
 
 if TYPE_CHECKING:
-    from ..train import TrainResult
+    from ..training.train import TrainResult
 
 _GRID = 200  # points along each axis of the decision regions
 Summary = dict[str, Any]

@@ -66,10 +66,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _project(options: Namespace) -> int:
-    from ..chain import build_module
     from ..foreign import open_network
-    from ..project import project
+    from ..networks.chain import build_module
     from ..solvers import SolverConfig
+    from ..training.project import project
     from .finish import finish, summary_lines
     from .recipes import prepare
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..config import TrainConfig
 from ..data import DataSet, TableOptions, data_names, load_data
-from ..evaluate import EvaluateConfig
-from ..models import ModelConfig, build_mlp
+from ..evaluation.evaluate import EvaluateConfig
+from ..networks.models import ModelConfig, build_mlp
+from ..training.config import TrainConfig
 from .options import Parser, add_config, config_of
 
 _BASIC = ("bound", "mu", "epochs", "batch_size", "seed", "loss", "eps", "lr")

@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _train(options: Namespace, earlier: RunFolder | None, method: Method | None) -> int:
-    from ..train import train
+    from ..training.train import train
     from .finish import finish_run, summary_lines
     from .recipes import prepare
 

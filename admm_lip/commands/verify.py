@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .options import Parser, UsageError, parse, say
 
 if TYPE_CHECKING:
-    from ..certificate import AnyCertificate
+    from ..certificates.certificate import AnyCertificate
 
 
 def parser() -> Parser:
@@ -50,16 +50,16 @@ def parser() -> Parser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
+    from ..certificates.verify import verify
     from ..foreign import open_network
-    from ..verify import verify
 
     path = Path(options.network)
     certificate = _certificate(path, options.certificate)
     network = open_network(path, certificate.input_shape)
     verify(certificate, network)
     if options.exact:
-        from ..certificate import Certificate
-        from ..exact import exact_check
+        from ..certificates.certificate import Certificate
+        from ..certificates.exact import exact_check
 
         if not isinstance(certificate, Certificate):
             raise UsageError(
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
 
 def _claim(path: Path, certificate: AnyCertificate) -> str:
     """What has been verified, in one line."""
-    from ..certificate import Certificate
+    from ..certificates.certificate import Certificate
 
     norm = certificate.norm
     if isinstance(certificate, Certificate):
@@ -87,7 +87,7 @@ def _claim(path: Path, certificate: AnyCertificate) -> str:
 
 def _certificate(path: Path, given: str | None) -> AnyCertificate:
     """The certificate to check: the one named, the folder's, or the one inside the file."""
-    from ..certificate import load_certificate
+    from ..certificates.certificate import load_certificate
     from ..foreign import read_certificate
 
     if given is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
-from ..layers import Shape
+from ..networks.layers import Shape
 
 # Shapes have few entries, and a folded constant is a shape.
 _MAX_LIST = 1024

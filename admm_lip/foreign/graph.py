@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
-from ..layers import Shape
-from ..network import Network
+from ..networks.layers import Shape
+from ..networks.network import Network
 from .calls import Call, ChainValue
 from .layering import Layers
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
-from ..layers import Shape, Window, check_size
-from ..network import LayerSpec, Network
+from ..networks.layers import Shape, Window, check_size
+from ..networks.network import LayerSpec, Network
 from .calls import Call
 
 Numbers = npt.NDArray[Any]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
-from ..layers import Shape
+from ..networks.layers import Shape
 from .graph import Graph, Node, Ref, input_shape, node_label
 from .limits import read_limited
 from .onnx_tensors import FLOATS, MAX_BYTES, Decoder, text

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..certificate import Certificate
+from ..certificates.certificate import Certificate
+from ..certificates.verify import check_belongs
 from ..errors import CertificateError, NetworkError, UnsupportedModule
-from ..layers import Shape, Window
-from ..network import LayerSpec, Network
-from ..storage import network_of, write_atomic
-from ..verify import check_belongs
+from ..networks.layers import Shape, Window
+from ..networks.network import LayerSpec, Network
+from ..networks.storage import network_of, write_atomic
 from .graph import read_chain
 from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
 from .onnx_operators import FOLDS, INPUTS, OPERATORS

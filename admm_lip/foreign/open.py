@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NetworkError
-from ..layers import Shape
-from ..network import Network
-from ..storage import load_files, load_network
+from ..networks.layers import Shape
+from ..networks.network import Network
+from ..networks.storage import load_files, load_network
 from .onnx_model import read_onnx
 from .pt2 import read_pt2
 
@@ -81,7 +81,7 @@ def _as_given(network: Network, given: Shape | None, path: Path) -> Network:
 def _refuse_pickle(path: Path, given: Shape | None) -> Network:
     raise NetworkError(
         f"{path}: a pickled file, which is never unpickled; save the network as safetensors with "
-        "its architecture (admm_lip.storage.save_network), by torch.export.save or as ONNX"
+        "its architecture (admm_lip.networks.storage.save_network), by torch.export.save or as ONNX"
     )
 
 

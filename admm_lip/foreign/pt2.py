@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError, UnsupportedModule
-from ..layers import Shape
-from ..network import Network
+from ..networks.layers import Shape
+from ..networks.network import Network
 from .aten_operators import FOLDS, OPERATORS
 from .graph import Graph, Node, Ref, input_shape, read_chain
 from .pt2_archive import Archive, Array, Fields, Payloads

@@ -74,7 +74,7 @@ class Archive:
             raise NetworkError(
                 "holds pickled objects, which are never unpickled (written by torch.save, or by "
                 "torch.export of an older torch); save it as safetensors with its architecture "
-                "(admm_lip.storage.save_network), or as torch.export of torch 2.8 or later"
+                "(admm_lip.networks.storage.save_network), or as torch.export of torch 2.8 or later"
             )
         raise NetworkError("holds no models/*.json; expected what torch.export.save writes")
 

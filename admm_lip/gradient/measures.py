@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..attacks import frozen
-from ..losses import PlainLoss
+from ..evaluation.attacks import frozen
+from ..training.losses import PlainLoss
 from .norms import dual_norm
 from .objective import gradients
 from .rows import check_logits, row_losses

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .norms import dual_norm
 from .passes import Passes
 from .rows import check_logits, row_losses

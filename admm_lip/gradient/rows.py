@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 
 _AGREE = 1e-3  # float32 losses, summed in two orders
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..network import LayerSpec
+from ..networks.network import LayerSpec
 from .curves import (
     Lines,
     Range,

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..certificate import AnyCertificate
+from ..certificates.certificate import AnyCertificate
+from ..certificates.radii import _labels, _points
+from ..certificates.verify import check_belongs
 from ..errors import CertificateError
-from ..network import Network
-from ..radii import _labels, _points
-from ..storage import network_of
-from ..verify import check_belongs
+from ..networks.network import Network
+from ..networks.storage import network_of
 from .bounds import Bounds, preactivation_bounds
 from .curves import Range
 from .known import Known, known_of
@@ -142,7 +142,7 @@ def certify_local(
     from linear bounds; the class is proven where either keeps the margin positive.
 
     Args:
-        model: a chain of supported layers, or a :class:`~admm_lip.network.Network`.
+        model: a chain of supported layers, or a :class:`~admm_lip.networks.network.Network`.
         x: inputs ``(batch, *input_shape)``, taken at their exact values.
         radius: of the balls, in the units of ``x``: one number, or one per input.
         y: integer labels, ``(batch,)``, or ``None``.

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..certificate import AnyCertificate
+from ..certificates.certificate import AnyCertificate
 from ..errors import CertificateError
-from ..network import Network
-from ..storage import network_of
+from ..networks.network import Network
+from ..networks.storage import network_of
 from .bounds import preactivation_bounds
 from .certify import LocalConfig, Task, functionals_for, radii_of
 from .curves import Range

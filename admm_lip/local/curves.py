@@ -25,9 +25,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..activations import Options, slope_range
-from ..network import LayerSpec
-from ..sorting import HALF_ABS
+from ..networks.activations import Options, slope_range
+from ..networks.network import LayerSpec
+from ..networks.sorting import HALF_ABS
 
 U = 2.0**-53
 # Error of a derivative, in units of u (1 + |z|) times the steepest slope.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certificate import AnyCertificate
+from ..certificates.certificate import AnyCertificate
 from ..errors import CertificateError
 
 Multiplier = tuple[Tensor, ...]

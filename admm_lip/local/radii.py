@@ -15,9 +15,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from ..certificate import AnyCertificate
-from ..network import Network
-from ..radii import certified_radii
+from ..certificates.certificate import AnyCertificate
+from ..certificates.radii import certified_radii
+from ..networks.network import Network
 from .certify import LocalConfig, Outcome, Task, assembled, prove, task_of
 from .result import LocalCertificate, kept
 

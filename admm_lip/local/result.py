@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CertificateError
-from ..layers import Shape
-from ..storage import write_atomic
+from ..networks.layers import Shape
+from ..networks.storage import write_atomic
 from .levels import LEVELS
 from .region import Box
 

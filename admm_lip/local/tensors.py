@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CertificateError
-from ..network import Chain, LayerSpec
+from ..networks.network import Chain, LayerSpec
 from .curves import U
 
 SLACK = 1.0 + 1e-9

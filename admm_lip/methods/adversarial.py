@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .ascent import BALLS, Ascent, check_norm, sample_loss, value_and_gradient
 from .base import Method, check_at_least, check_positive
 

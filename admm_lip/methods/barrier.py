@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .base import Method, check_positive
 from .segments import Segments, cut, join
 from .spectral import check_slopes, spectral_norm

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..gradient.objective import GradientPenalty, penalised_loss
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .base import Method
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..chain import linear_layers
+from ..networks.chain import linear_layers
 from .base import Method, check_positive
 from .spectral import check_slopes, layer_cap, product_bound, shrink_to
 

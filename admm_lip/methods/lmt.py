@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .base import Method, check_at_least, require_classes
 from .spectral import (
     check_slopes,

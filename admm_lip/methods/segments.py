@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .. import trace
-from ..chain import linear_layers
+from ..networks import trace
+from ..networks.chain import linear_layers
 
 
 @dataclass(frozen=True, eq=False)

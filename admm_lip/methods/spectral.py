@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..chain import read_network
 from ..errors import UnsupportedModule
-from ..network import Chain
+from ..networks.chain import read_network
+from ..networks.network import Chain
 
 _VECTOR = "power_vector"
 _WARM_UP = 20

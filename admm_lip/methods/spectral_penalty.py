@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .base import Method, check_at_least
 from .spectral import drop_vectors, estimated_norm, linears, product_bound, start_vectors
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..losses import PlainLoss
+from ..training.losses import PlainLoss
 from .ascent import Ascent, check_norm
 from .base import Method, check_at_least, check_positive, require_classes
 

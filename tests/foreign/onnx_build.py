@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from scipy.special import erf, expit
 from torch import nn
 
-from admm_lip.network import LayerSpec, Network
+from admm_lip.networks.network import LayerSpec, Network
 
 
 def seeded(seed: int = 0) -> np.random.Generator:

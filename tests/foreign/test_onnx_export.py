@@ -17,11 +17,11 @@ from onnx_build import MODELS, dtype_of, evaluate, forward, model_of
 from torch import nn
 
 from admm_lip import certify, verify
-from admm_lip.chain import read_network
 from admm_lip.errors import CertificateError, NetworkError, UnsupportedModule
 from admm_lip.foreign import export_onnx, open_network, read_certificate
-from admm_lip.network import LayerSpec, Network
-from admm_lip.storage import save_network
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.network import LayerSpec, Network
+from admm_lip.networks.storage import save_network
 
 TOLERANCE = {torch.float16: 5e-3, torch.float32: 2e-5, torch.float64: 1e-12}
 # What float64 lacks in onnx's reference implementation and in onnxruntime.

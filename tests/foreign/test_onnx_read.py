@@ -10,7 +10,7 @@ import pytest
 from onnx_build import Node, evaluate, forward, onnx_model, seeded, write
 
 from admm_lip.foreign import open_network
-from admm_lip.layers import AFFINE
+from admm_lip.networks.layers import AFFINE
 
 R = seeded(1)
 W = R.normal(size=(4, 6)).astype("f4")

@@ -17,9 +17,9 @@ from onnx_build import MODELS, dtype_of, forward, model_of
 from torch import nn
 
 from admm_lip import certify, verify
-from admm_lip.chain import read_network
 from admm_lip.errors import NetworkError, UnsupportedModule
 from admm_lip.foreign import open_network, read_exported, read_pt2
+from admm_lip.networks.chain import read_network
 
 
 def save(

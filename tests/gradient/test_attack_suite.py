@@ -5,7 +5,8 @@ import torch
 from gradient_nets import tanh_net
 from torch import nn
 
-from admm_lip.attack_suite import (
+from admm_lip.data import load_data
+from admm_lip.evaluation.attack_suite import (
     EvasiveConfig,
     NearestConfig,
     boundary,
@@ -13,13 +14,12 @@ from admm_lip.attack_suite import (
     deepfool,
     evasive,
 )
-from admm_lip.attacks import AttackConfig, fooled, pgd
-from admm_lip.data import load_data
-from admm_lip.detection import calibrate, score
-from admm_lip.fit import FitConfig, fit
+from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
+from admm_lip.evaluation.detection import calibrate, score
 from admm_lip.gradient import jacobian_norms
 from admm_lip.methods.nominal import Nominal
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.fit import FitConfig, fit
 
 ATTACKS = (deepfool, carlini_wagner, boundary)
 # The share above the exact distance of a linear classifier that an attack may end with.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from admm_lip.detection import (
+from admm_lip.evaluation.detection import (
     Detector,
     DetectorError,
     Scores,

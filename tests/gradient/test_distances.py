@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from admm_lip.attacks import fooled
-from admm_lip.distances import ClassDistance, class_distance, estimate_distances
+from admm_lip.evaluation.attacks import fooled
+from admm_lip.evaluation.distances import ClassDistance, class_distance, estimate_distances
 from admm_lip.gradient import dual_norm
 
 

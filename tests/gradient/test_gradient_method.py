@@ -6,10 +6,10 @@ from gradient_nets import residual
 from torch import nn
 
 from admm_lip.data import load_data
-from admm_lip.fit import FitConfig, fit
 from admm_lip.gradient import loss_gradient_norms
 from admm_lip.methods.gradient import InputGradient
 from admm_lip.methods.nominal import Nominal
+from admm_lip.training.fit import FitConfig, fit
 
 CONFIG = FitConfig(epochs=4, batch_size=128, lr=3e-3)
 

@@ -19,7 +19,7 @@ from admm_lip.gradient import (
     penalised_loss,
     row_losses,
 )
-from admm_lip.losses import named_loss
+from admm_lip.training.losses import named_loss
 
 CE = functional.cross_entropy
 NORMS = ["l2", "linf"]

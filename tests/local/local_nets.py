@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from admm_lip.sorting_torch import GroupSort2, MaxMin
+from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

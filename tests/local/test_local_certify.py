@@ -14,12 +14,12 @@ from local_nets import ACTIVATIONS, inside, network
 from torch import Tensor, nn
 
 from admm_lip import CertificateError, certify
-from admm_lip.chain import read_network
 from admm_lip.local import LocalCertificate, LocalConfig, certify_local, verify_local
 from admm_lip.local.bounds import preactivation_bounds
 from admm_lip.local.linear import margin_bounds
 from admm_lip.local.region import Region
 from admm_lip.local.tensors import net_of, proven_norms
+from admm_lip.networks.chain import read_network
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 BEST = LocalConfig(level="optimised")

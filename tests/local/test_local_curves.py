@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from admm_lip.activations import slope_range
 from admm_lip.local.curves import (
     CURVES,
     Range,
@@ -19,7 +18,8 @@ from admm_lip.local.curves import (
     value_range,
     value_with_error,
 )
-from admm_lip.network import LayerSpec
+from admm_lip.networks.activations import slope_range
+from admm_lip.networks.network import LayerSpec
 
 SPECS = [
     LayerSpec("relu", "a", {}),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from admm_lip.losses import cross_entropy
 from admm_lip.methods.adversarial import FastGradient, ProjectedGradient
 from admm_lip.methods.ascent import BALLS, Ascent, sample_loss
 from admm_lip.methods.trades import Trades, divergence
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.losses import cross_entropy
 
 INPUTS = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(40) % 4

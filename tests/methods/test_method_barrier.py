@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from admm_lip.losses import cross_entropy
 from admm_lip.methods.barrier import Barrier, BarrierNet, lmi_logdet
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers.lmi import assemble, implied_bound, lmi_blocks
 from admm_lip.solvers.problem import unit_slopes
+from admm_lip.training.losses import cross_entropy
 
 
 def planted(hidden: tuple[int, ...], norm: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from admm_lip.losses import cross_entropy
 from admm_lip.methods.lmt import LipschitzMargin
 from admm_lip.methods.product_margin import SURROGATES, ProductMargin, row_distances
 from admm_lip.methods.spectral import linears, product_bound, spectral_norm
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.losses import cross_entropy
 
 INPUTS = torch.randn(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(30) % 4

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from admm_lip.errors import UnsupportedModule
-from admm_lip.losses import cross_entropy
 from admm_lip.methods.product_margin import row_distances
 from admm_lip.methods.spectral import (
     check_slopes,
@@ -25,7 +24,8 @@ from admm_lip.methods.spectral import (
 )
 from admm_lip.methods.spectral_penalty import SpectralPenalty
 from admm_lip.methods.weight_decay import WeightDecay
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.losses import cross_entropy
 
 PLAIN = lambda outputs, targets: cross_entropy(outputs, targets, 1.0)  # noqa: E731
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from admm_lip.chain import linear_layers
 from admm_lip.errors import UnsupportedModule
 from admm_lip.methods.aol import AlmostOrthogonal, almost_orthogonal
 from admm_lip.methods.cayley import Cayley, cayley
 from admm_lip.methods.sandwich import Sandwich, SandwichNet
 from admm_lip.methods.sll import Sll, SllBlock
 from admm_lip.methods.spectral import product_bound
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.chain import linear_layers
+from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers.lmi import assemble, implied_bound, lmi_blocks
 from admm_lip.solvers.problem import unit_slopes
 

@@ -13,7 +13,7 @@ from torch import nn
 from admm_lip.methods.gouk import NORMS, LayerwiseProjection
 from admm_lip.methods.parseval import Parseval, retract
 from admm_lip.methods.spectral import linears, product_bound
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
 
 
 def net_of(scale: float, seed: int = 0) -> nn.Sequential:

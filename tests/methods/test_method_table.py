@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip.certificate import certify
-from admm_lip.chain import read_network
+from admm_lip.certificates.certificate import certify
 from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
-from admm_lip.fit import FitConfig, fit
 from admm_lip.methods import METHODS
 from admm_lip.methods.base import Method
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.fit import FitConfig, fit
 
 # A bound at which cross-entropy can tell ten digits apart.
 SETTINGS: dict[str, dict[str, float]] = {

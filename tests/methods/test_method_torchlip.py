@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip.fit import FitConfig, fit
 from admm_lip.methods.torchlip import Torchlip
-from admm_lip.models import ModelConfig, build_mlp
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.training.fit import FitConfig, fit
 
 HAS_TORCHLIP = importlib.util.find_spec("deel") is not None
 needs_torchlip = pytest.mark.skipif(

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, certified_radii, certify, verify
-from admm_lip.certificate import chain_slopes
-from admm_lip.chain import read_network
-from admm_lip.exact import exact_check
-from admm_lip.models import ModelConfig, build_mlp
-from admm_lip.network import LayerSpec, Network
-from admm_lip.proof import unproven
+from admm_lip.certificates.certificate import chain_slopes
+from admm_lip.certificates.exact import exact_check
+from admm_lip.certificates.proof import unproven
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.networks.network import LayerSpec, Network
+from admm_lip.networks.sorting_torch import GroupSort2, HalfAbs, MaxMin
 from admm_lip.solvers import CertifyProblem, Slopes, solve_certify
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.sorting_torch import GroupSort2, HalfAbs, MaxMin
 
 Array = np.ndarray[Any, Any]
 EXACT_WINE = 2.788306161

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from admm_lip.chain import build_layer, build_module, read_network
 from admm_lip.errors import NetworkError, UnsupportedModule
-from admm_lip.models import ModelConfig, build_mlp
-from admm_lip.network import LayerSpec, Network
-from admm_lip.sorting_torch import GroupSort2, HalfAbs, MaxMin
-from admm_lip.storage import load_network, save_network
+from admm_lip.networks.chain import build_layer, build_module, read_network
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.networks.network import LayerSpec, Network
+from admm_lip.networks.sorting_torch import GroupSort2, HalfAbs, MaxMin
+from admm_lip.networks.storage import load_network, save_network
 
 SORTING = [MaxMin(), GroupSort2()]
 

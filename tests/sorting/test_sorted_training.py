@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from admm_lip import TrainConfig, certify, project, train, verify
-from admm_lip.admm import AdmmState, Matrices
-from admm_lip.chain import read_network
 from admm_lip.commands.train import run as train_command
 from admm_lip.errors import UnsupportedModule
-from admm_lip.frame import Frame
-from admm_lip.layer_norms import (
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.frame import Frame
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
+from admm_lip.training.admm import AdmmState, Matrices
+from admm_lip.training.layer_norms import (
     best_norm,
     clipped,
     is_inside,
@@ -28,8 +30,6 @@ from admm_lip.layer_norms import (
     spectral_norm,
     spectrum,
 )
-from admm_lip.models import ModelConfig, build_mlp
-from admm_lip.sorting_torch import GroupSort2, MaxMin
 
 SHAPES = ((6, 9), (4, 6), (3, 4))
 

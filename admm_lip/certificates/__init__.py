@@ -1,0 +1,1 @@
+"""Bounds and their proof: what a network is certified for, and the checks of it."""

@@ -1,0 +1,341 @@
+"""Proven Lipschitz bounds with the multipliers that prove them: the certificates, and their making.
+
+Reading and checking a certificate needs no torch; :func:`certify` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
+
+import numpy as np
+
+from ..errors import CertificateError
+from ..networks.layers import Array, Shape
+from ..networks.network import Network
+from .document import (
+    Document,
+    LayerSlopes,
+    chain_slopes,
+    check_multiplier,
+    check_number,
+    check_numbers,
+    check_text,
+    in_file,
+    parsed,
+    tuple_of,
+    tuples_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..local.certify import LocalConfig
+    from ..local.result import LocalCertificate
+    from ..solvers.config import SolverConfig
+
+__all__ = [
+    "AnyCertificate",
+    "Certificate",
+    "FunctionalBound",
+    "FunctionalCertificate",
+    "LayerSlopes",
+    "certify",
+    "chain_slopes",
+    "load_certificate",
+]
+
+Functionals = Literal["pairwise", "per_output", "directions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Document):
+    """``||f(x) - f(y)||_2 <= lip ||x - y||`` for all x, y, with its proof.
+
+    It speaks of the real-valued function of the stored weights, in evaluation mode.
+
+    Attributes:
+        lip: the proven bound.
+        multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron; for
+            ``norm="linf"`` with ``t_0`` in front, one number per input, whose sum is at most
+            ``lip^2 / 2``.
+        method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"norm_product"``, or
+            ``"constant"`` for a network that does not depend on its input.
+        requested: the bound that was asked for, or ``None``.
+        lower_lip: what no multiplier of this kind can beat: the solver's dual bound, or
+            ``sampled_lower`` where that is larger.
+        norm_product: product of the spectral norms and the greatest slopes, for comparison (times
+            the square root of the number of inputs for ``norm="linf"``).
+        sampled_lower: largest Jacobian norm found: no method can certify less.
+        kind: ``"global"``: for all inputs.
+
+    The other fields are those of :class:`~admm_lip.certificates.document.Document`.  Only ``lip``
+    is proven; ``verify`` checks it from ``multiplier`` and the weights alone.
+
+    Raises:
+        CertificateError: naming the field, for a value of the wrong type or range.
+    """
+
+    lip: float
+    multiplier: tuple[tuple[float, ...], ...]
+    method: str
+    requested: float | None
+    lower_lip: float
+    norm_product: float
+    sampled_lower: float
+    kind: str = "global"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lip", "lower_lip", "norm_product", "sampled_lower"):
+            check_number(name, getattr(self, name), least=0.0)
+        if self.requested is not None:
+            check_number("requested", self.requested, least=0.0)
+        check_text("method", self.method)
+        check_multiplier("multiplier", self.multiplier)
+
+    @classmethod
+    def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
+        multiplier = tuples_of("multiplier", data["multiplier"])
+        return super()._from_lists({**data, "multiplier": multiplier})
+
+
+@dataclass(frozen=True)
+class FunctionalBound:
+    """``|c'f(x) - c'f(y)| <= lip ||x - y||`` for one linear functional c of the outputs.
+
+    Attributes:
+        direction: c, one number per output.
+
+    The others are as in :class:`Certificate`.
+    """
+
+    direction: tuple[float, ...]
+    lip: float
+    multiplier: tuple[tuple[float, ...], ...]
+    method: str
+    lower_lip: float
+    norm_product: float
+    sampled_lower: float
+
+    def __post_init__(self) -> None:
+        check_numbers("direction", self.direction)
+        for name in ("lip", "lower_lip", "norm_product", "sampled_lower"):
+            check_number(name, getattr(self, name), least=0.0)
+        check_text("method", self.method)
+        check_multiplier("multiplier", self.multiplier)
+
+    @staticmethod
+    def from_data(name: str, data: Any) -> FunctionalBound:
+        """A bound from its JSON object."""
+        names = {f.name for f in fields(FunctionalBound)}
+        if not isinstance(data, dict) or set(data) != names:
+            raise CertificateError(f"{name}: expected the fields {sorted(names)}")
+        direction = tuple_of(f"{name}.direction", data["direction"])
+        multiplier = tuples_of(f"{name}.multiplier", data["multiplier"])
+        try:
+            return FunctionalBound(**{**data, "direction": direction, "multiplier": multiplier})
+        except CertificateError as error:
+            raise CertificateError(f"{name}.{error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionalCertificate(Document):
+    """Bounds of linear functionals of the outputs, each with its own proof.
+
+    Attributes:
+        bounds: one per functional.  For ``kind="pairwise"`` those of ``e_i - e_j`` for all
+            ``i < j`` in lexicographic order, for ``"per_output"`` those of ``e_i``.
+        kind: ``"pairwise"``, ``"per_output"`` or ``"directions"``.
+    """
+
+    bounds: tuple[FunctionalBound, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bounds or not all(isinstance(b, FunctionalBound) for b in self.bounds):
+            raise CertificateError(f"bounds: expected FunctionalBounds, got {self.bounds!r:.200}")
+
+    @property
+    def lips(self) -> Array:
+        """The proven bounds, in the order of ``bounds``."""
+        return np.array([b.lip for b in self.bounds])
+
+    def pair_lips(self) -> Array:
+        """The symmetric matrix of the ``L_ij``, zero on its diagonal.
+
+        Raises:
+            CertificateError: for another kind than ``"pairwise"``.
+        """
+        outputs = len(self.bounds[0].direction)
+        if self.kind != "pairwise" or len(self.bounds) != outputs * (outputs - 1) // 2:
+            raise CertificateError(f"kind: expected pairwise with all pairs, got {self.kind}")
+        matrix = np.zeros((outputs, outputs))
+        matrix[np.triu_indices(outputs, 1)] = self.lips
+        return np.asarray(matrix + matrix.T)
+
+    @classmethod
+    def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
+        rows = tuple_of("bounds", data["bounds"])
+        bounds = tuple(FunctionalBound.from_data(f"bounds[{k}]", r) for k, r in enumerate(rows))
+        return super()._from_lists({**data, "bounds": bounds})
+
+
+AnyCertificate = Certificate | FunctionalCertificate
+
+# The class of each kind of certificate.
+CLASSES: Mapping[str, type[Certificate] | type[FunctionalCertificate]] = {
+    "global": Certificate,
+    "pairwise": FunctionalCertificate,
+    "per_output": FunctionalCertificate,
+    "directions": FunctionalCertificate,
+}
+
+
+def load_certificate(path: str | Path) -> AnyCertificate:
+    """Read a certificate of any kind; ``verify`` it before relying on it.
+
+    Raises:
+        CertificateError: for a file that is missing, truncated, edited, or of a kind or format
+            that this version does not know.
+    """
+    found: AnyCertificate = in_file(path, _any_from_json)
+    return found
+
+
+def _any_from_json(text: str) -> AnyCertificate:
+    data = parsed(text)
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, got {kind!r:.200}")
+    return CLASSES[kind].from_data(data)
+
+
+@overload
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | None = None,
+    *,
+    kind: Literal["global"] = "global",
+    norm: str = "l2",
+    input_scale: Any = None,
+    solver: str | SolverConfig = "auto",
+    requested: float | None = None,
+    multiplier: Sequence[Any] | None = None,
+) -> Certificate: ...
+
+
+@overload
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | None = None,
+    *,
+    kind: Functionals,
+    directions: Any = None,
+    norm: str = "l2",
+    input_scale: Any = None,
+    solver: str | SolverConfig = "auto",
+    progress: bool = True,
+) -> FunctionalCertificate: ...
+
+
+@overload
+def certify(
+    model: nn.Module | Network,
+    input_shape: Tensor,
+    *,
+    kind: Literal["local"],
+    radius: float | Tensor,
+    y: Tensor | None = None,
+    certificate: AnyCertificate | None = None,
+    config: LocalConfig | None = None,
+) -> LocalCertificate: ...
+
+
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | Tensor | None = None,
+    *,
+    kind: str = "global",
+    directions: Any = None,
+    norm: str = "l2",
+    input_scale: Any = None,
+    solver: str | SolverConfig = "auto",
+    requested: float | None = None,
+    multiplier: Sequence[Any] | None = None,
+    progress: bool = True,
+    **local: Any,
+) -> AnyCertificate | LocalCertificate:
+    """Find multipliers, prove the Lipschitz bounds they give, and return both.
+
+    A multiplier is LipSDP's optimum (Fazlyab et al., 2019, diagonal form) as far as the solver
+    reaches it; the bound is recomputed from it and raised by as little as a floating-point proof
+    needs (about 1e-10, relatively).  Where the product of norms is smaller than what the solver
+    reached, the multiplier that proves the product is returned instead.
+
+    Args:
+        model: a chain of supported layers, or a :class:`~admm_lip.networks.network.Network`.
+        input_shape: shape of one input without the batch; needed in front of convolutions.  For
+            ``kind="local"`` the inputs themselves, ``(batch, *input_shape)``.
+        kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
+            which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
+            ``"directions"``: the functionals given; ``"local"``: on the l2 balls of ``radius``
+            around inputs (:func:`admm_lip.local.certify_local`).
+        directions: linear functionals of the outputs, shape ``(functionals, outputs)``.
+        norm: of inputs: ``"l2"`` or ``"linf"``.
+        input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
+            scale of each feature (or one number), so that distances are in raw units.
+        solver: a backend's name or a ``SolverConfig``.  A name stands for a relative gap in ``L^2``
+            of 1e-6 for the global bound and 1e-3 for each functional.
+        requested: the bound that was asked for; noted, not enforced.
+        multiplier: one that is known already (a training run's): tried beside the solver's, and
+            the solver's warm start; arrays or tensors, shapes as in the certificate.
+        progress: show a bar where functionals take more than two seconds.
+        local: ``radius``, ``y``, ``certificate`` and ``config`` for ``kind="local"``.
+
+    Returns:
+        A :class:`Certificate`, a :class:`FunctionalCertificate` for the kinds of functionals, or a
+        ``LocalCertificate``, that passes :func:`admm_lip.verify`'s proof.
+
+    Raises:
+        UnsupportedModule: by qualified name, for a layer that cannot be certified.
+        SolverError: when no backend found a multiplier.
+        CertificateError: when no bound could be proven through rounding, or an argument does not
+            fit the network.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip import certify
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(),
+        ...                             torch.nn.Linear(2, 1))
+        >>> for p, v in zip(model.parameters(), ([[1.], [1.]], [0., -1.], [[1., -1.]], [0.])):
+        ...     p.data = torch.tensor(v)      # relu(x) - relu(x - 1)
+        >>> round(certify(model).lip, 6)
+        1.0
+    """
+    # Here and not above: a certificate is read and verified without torch.
+    from .certifier import Order, certified
+    from .functionals import certified_functionals
+
+    if kind == "local":
+        from ..local.certify import certify_local
+
+        return certify_local(model, cast("Tensor", input_shape), **local)
+    if kind not in CLASSES:
+        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, local, got {kind!r}")
+    if local:
+        raise CertificateError(f"{', '.join(local)}: goes with kind='local' only, got {kind!r}")
+    if (directions is None) == (kind == "directions"):
+        raise CertificateError(
+            f"directions: goes with kind='directions' and with no other, got kind={kind!r} and "
+            f"directions={'None' if directions is None else 'given'}"
+        )
+    if kind != "global" and not (requested is None and multiplier is None):
+        raise CertificateError("requested, multiplier: go with kind='global' only")
+    order = Order(norm=norm, input_scale=input_scale, solver=solver)
+    shape = cast("Shape | None", input_shape)
+    if kind == "global":
+        return certified(model, shape, order, requested, multiplier)
+    return certified_functionals(model, shape, order, kind, directions, progress)

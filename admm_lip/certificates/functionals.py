@@ -1,0 +1,135 @@
+"""Certificates of many linear functionals: pairs of classes, single outputs, given directions.
+
+The functionals differ in the last matrix alone.  Shared are the chain, the norms of its layers, and
+the triangular factor of the first matrix, which is all that the solver sees of the inputs; each
+functional then is a problem of one output, which the solver reads from that end.  Threads, one per
+core and each with one thread of linear algebra, take the functionals in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+from tqdm import tqdm
+
+from ..networks.layers import Array, Shape
+from ..networks.network import Chain, Network
+from ..networks.storage import network_of
+from ..solvers.config import SolverConfig
+from .certificate import FunctionalBound, FunctionalCertificate
+from .certifier import Order, Proven, constant, prove, spectral_norm, stated
+from .proof import is_constant
+from .restate import Matrices, functional, functionals_of, measured
+from .sampled_functionals import sampled_functionals
+
+# Relative gap in L^2 to prove for each functional, where the caller names no other.
+TOL = 1e-3
+# What all solves at a time may take, in bytes, and what one takes per squared order of its matrix.
+_MEMORY = 4 * 2**30
+_BYTES = 12 * 8
+
+
+def certified_functionals(
+    model: nn.Module | Network,
+    input_shape: Shape | None,
+    order: Order,
+    kind: str,
+    directions: Any,
+    progress: bool,
+) -> FunctionalCertificate:
+    """What :func:`admm_lip.certify` does for kinds other than the global one."""
+    network = network_of(model, input_shape)
+    chain = network.chain()
+    rows = functionals_of(kind, directions, chain.widths[-1])
+    matrices = measured(chain, order.norm, order.scale_of(network))
+    proofs = _proofs(chain, matrices, rows, order.config(TOL), progress)
+    seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
+    sampled = sampled_functionals(network, seen, rows, order.norm)
+    bounds = tuple(
+        FunctionalBound(
+            direction=tuple(row.tolist()),
+            lip=proven.candidate.lip,
+            multiplier=proven.multiplier,
+            method=proven.candidate.method,
+            lower_lip=max(found, proven.dual_bound) if proven.candidate.lip > 0.0 else 0.0,
+            norm_product=proven.product,
+            sampled_lower=found if proven.candidate.lip > 0.0 else 0.0,
+        )
+        for row, proven, found in zip(rows, proofs, sampled, strict=True)
+    )
+    backends = {proven.backend for proven in proofs}
+    return FunctionalCertificate(
+        bounds=bounds, kind=kind, **stated(network, chain, order, backends)
+    )
+
+
+def _proofs(
+    chain: Chain, matrices: Matrices, rows: Array, config: SolverConfig, progress: bool
+) -> list[Proven]:
+    """The proofs of all functionals, in their order."""
+    norms = [spectral_norm(w) for w in matrices.weights[:-1]]
+    solved = compressed(matrices)
+
+    def one(row: Array) -> Proven:
+        own = functional(matrices, row)
+        if is_constant(functional(Matrices.of(chain), row)):
+            return constant(own)
+        last = own.weights[-1]
+        alike = replace(solved, weights=(*solved.weights[:-1], last)) if norms else own
+        return prove(own, alike, [*norms, spectral_norm(last)], config)
+
+    workers = min(len(rows), torch.get_num_threads(), _fitting(matrices))
+    with _pool(workers) as pool:
+        bar = tqdm(
+            pool.map(one, rows),
+            total=len(rows),
+            desc="certify",
+            unit="functional",
+            delay=2.0,
+            disable=None if progress else True,
+        )
+        return list(bar)
+
+
+def compressed(matrices: Matrices) -> Matrices:
+    """The same but for a triangular factor in place of a wide first matrix.
+
+    The inequality sees the first matrix through ``W_0 W_0'`` only, so the optimal multipliers are
+    the same.
+    """
+    first = matrices.weights[0]
+    if len(matrices.weights) == 1 or first.shape[1] <= first.shape[0]:
+        return matrices
+    largest = float(np.abs(first).max()) or 1.0
+    upper = np.asarray(np.linalg.qr((first / largest).T, mode="r"))
+    lower = np.ascontiguousarray(largest * upper.T)
+    return replace(matrices, weights=(lower, *matrices.weights[1:]))
+
+
+def _fitting(matrices: Matrices) -> int:
+    """How many solves fit into memory at a time; at least one."""
+    order = min(matrices.widths[:2]) + sum(matrices.widths[1:-1])
+    return max(1, _MEMORY // (_BYTES * order**2))
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share the cores; what has not begun is dropped when something fails."""
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        # NumPy's own threads would wait for each other in a loop that eats the cores.
+        with threadpool_limits(share, user_api="blas"):
+            yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

@@ -1,0 +1,260 @@
+"""Certified radii: how far an input may move before its class can change.
+
+If ``(e_y - e_j)' f`` has Lipschitz constant ``L_yj`` then the radius is the least
+``(f_y - f_j) / L_yj`` over the other classes.  Pairwise certificates state these constants; a
+global bound L gives ``sqrt(2) L`` for all of them, and bounds of single outputs give ``L_y + L_j``.
+
+The logits are those of the real-valued function of the stored weights; they are enclosed, not
+estimated: evaluated in float64 with a running bound on every rounding, and the margin is taken at
+its lower end.  For the functions of the mathematical library (tanh, exp, erf) an accuracy of 32
+units in the last place is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import CertificateError
+from ..networks.chain import build_layer
+from ..networks.layers import Array, Shape
+from ..networks.network import Chain, LayerSpec, Network
+from ..networks.storage import network_of
+from .certificate import AnyCertificate
+from .restate import NORMS
+from .verify import check_belongs
+
+if TYPE_CHECKING:
+    from ..local.certify import LocalConfig
+
+_U = 2.0**-53
+# Covers the rounding of the error bounds themselves.
+_SLACK = 1.001
+_BATCH_ENTRIES = 2**24
+
+Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
+
+
+def certified_radii(
+    model: nn.Module | Network,
+    x: Tensor,
+    y: Tensor,
+    *,
+    certificate: AnyCertificate | None = None,
+    kind: Literal["local"] | None = None,
+    config: LocalConfig | None = None,
+) -> Tensor:
+    """Radius of the ball around each input in which the predicted class provably is ``y``.
+
+    The ball is that of the certificate's norm (l2 or linf), the radius in its units.
+
+    Args:
+        model: a classifier, the one the certificate was made for.  One output is read as a binary
+            classifier that decides at 0.
+        x: inputs as the model takes them, ``(batch, *input_shape)``; any real dtype, taken at its
+            exact values.
+        y: integer labels, ``(batch,)``; for one output 0 / 1 or -1 / 1.
+        certificate: of this model, of kind ``"global"``, ``"pairwise"`` (the largest radii) or
+            ``"per_output"``.  Its digest is compared with the model's; whether its bounds are
+            proven is for :func:`admm_lip.verify` to say.  ``kind="local"`` does without.
+        kind: ``"local"`` searches the largest ball around each input on which the class can be
+            proven (:func:`admm_lip.local.local_radii`), never below what ``certificate`` gives.
+        config: effort of that search.
+
+    Returns:
+        float64 tensor ``(batch,)`` on the device of ``x``, in the units of the certificate (those
+        of ``x``, or raw ones where it has an ``input_scale``): 0 where the class is wrong, tied
+        within rounding, or an input or logit is not finite; ``inf`` where the margins are
+        constant and right.
+
+    Raises:
+        CertificateError: for a certificate of another network, or of a kind without radii.
+        ValueError: naming ``x`` or ``y``, for shapes and labels that make no sense.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip import certified_radii, certify
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+        >>> model[0].weight.data = torch.eye(2)
+        >>> x, y = torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])
+        >>> radii = certified_radii(model, x, y, certificate=certify(model))
+        >>> [round(r, 6) for r in radii.tolist()]
+        [1.414214, 0.0]
+    """
+    if kind == "local":
+        from ..local.radii import local_radii
+
+        found = local_radii(model, x, y, certificate=certificate, config=config)
+        return found.radius.to(x.device)
+    if certificate is None or kind is not None:
+        raise CertificateError(
+            f"certificate, kind: expected a certificate, or kind='local', got kind={kind!r}"
+        )
+    steepness = _STEEPNESS.get(certificate.kind)
+    if steepness is None or certificate.norm not in NORMS:
+        raise CertificateError(
+            f"norm / kind: expected {' or '.join(NORMS)} / one of {', '.join(_STEEPNESS)}, got "
+            f"{certificate.norm} / {certificate.kind}; certify the model anew"
+        )
+    network = network_of(model, certificate.input_shape)
+    check_belongs(certificate, network)
+    chain = network.chain()
+    points = _points(x, network.input_shape or ())
+    labels = _labels(y, len(points), chain.widths[-1])
+    slopes = torch.from_numpy(steepness(certificate, chain.widths[-1]))
+    rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
+    parts = [
+        _radii(
+            *logits_with_error(network, chain, points[k : k + rows]), labels[k : k + rows], slopes
+        )
+        for k in range(0, len(points), rows)
+    ]
+    return (torch.cat(parts) if parts else points.new_zeros(0)).to(x.device)
+
+
+def _global_steepness(certificate: Any, outputs: int) -> Array:
+    """A bound of ``(e_i - e_j)' f`` for all i, j; of f itself where it is one output."""
+    factor = math.sqrt(2.0) * (1.0 + 2.0 * _U) if outputs > 1 else 1.0
+    return np.full((outputs, outputs), certificate.lip * factor)
+
+
+def _pairwise_steepness(certificate: Any, outputs: int) -> Array:
+    slopes: Array = certificate.pair_lips()
+    return slopes
+
+
+def _per_output_steepness(certificate: Any, outputs: int) -> Array:
+    lips: Array = certificate.lips
+    return lips[:, None] + lips if outputs > 1 else lips[:, None]
+
+
+# Per kind of certificate, its bounds for the difference of two outputs.
+_STEEPNESS: Mapping[str, Callable[[Any, int], Array]] = {
+    "global": _global_steepness,
+    "pairwise": _pairwise_steepness,
+    "per_output": _per_output_steepness,
+}
+
+
+def logits_with_error(network: Network, chain: Chain, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs in float64 and a bound on each one's distance from the real-valued network's.
+
+    Per layer, with e the error of its input: ``|W| e + gamma_{n+2} (|W| |x| + |b|)`` for the
+    product, then the steepest slope times that, plus the error of evaluating the activation.
+
+    Args:
+        network: the network.
+        chain: ``network.chain()``.
+        points: float64, ``(batch, inputs)``, exact.
+    """
+    value, error = points, torch.zeros_like(points)
+    for k, numpy_weight in enumerate(chain.weights):
+        weight, bias = torch.from_numpy(numpy_weight), torch.from_numpy(chain.biases[k])
+        size = weight.shape[1] + 2
+        gamma = size * _U / (1.0 - size * _U)
+        spread = value.abs() @ weight.abs().T + bias.abs()
+        merged = chain.errors[k] * (value.norm(dim=1) + error.norm(dim=1))[:, None]
+        error = error @ weight.abs().T + gamma * spread + merged + chain.bias_errors[k]
+        error = _SLACK * error + 2.0**-1000
+        value = value @ weight.T + bias
+        if k < len(chain.activations):
+            spec, slopes = chain.activations[k], chain.slopes[k]
+            steepest = torch.from_numpy(abs(slopes.alpha)).maximum(
+                torch.from_numpy(abs(slopes.beta))
+            )
+            with torch.no_grad():
+                output = build_layer(network, spec)(value)
+            evaluated = _EVALUATED.get(spec.kind, _library)(spec, value, output)
+            value, error = output, _SLACK * (steepest * error + evaluated)
+    return value, error
+
+
+def _library(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
+    """Functions of the mathematical library, composed of a few steps."""
+    error: Tensor = 32.0 * _U * (1.0 + z.abs() + value.abs())
+    return error
+
+
+def _softplus(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
+    """As above; beyond its threshold torch drops ``log(1 + exp(-beta z)) / beta``."""
+    dropped = math.exp(-spec.options["threshold"]) / abs(spec.options["beta"])
+    return torch.add(_library(spec, z, value), dropped)
+
+
+def _exact(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
+    return torch.zeros_like(z)
+
+
+# Error of evaluating an activation at a given number; _library where a kind is not listed.
+_EVALUATED: Mapping[str, Evaluated] = {
+    "relu": _exact,
+    "hardtanh": _exact,
+    "leaky_relu": lambda spec, z, value: 2.0 * _U * value.abs(),
+    "softplus": _softplus,
+}
+
+
+def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Tensor:
+    """Lower end of ``min_j (f_y - f_j) / L_yj`` (one output: of ``+-f / L``), at least 0."""
+    if logits.shape[1] == 1:
+        lower, steepest = (labels * logits[:, 0] - error[:, 0])[:, None], slopes
+    else:
+        own = labels[:, None]
+        gap = logits.gather(1, own) - logits
+        lower = gap - _SLACK * (error.gather(1, own) + error) - 2.0 * _U * gap.abs()
+        others = torch.ones_like(lower, dtype=torch.bool).scatter(1, own, False)
+        width = lower.shape[1] - 1
+        steepest = slopes[labels][others].view(-1, width)
+        lower = torch.where(torch.isfinite(lower).all(dim=1, keepdim=True), lower, 0.0)
+        lower = lower[others].view(-1, width)
+    # A margin over a slope of 0 is infinite.
+    radius = (lower / steepest * (1.0 - 8.0 * _U)).amin(dim=1)
+    return torch.where((lower > 0.0).all(dim=1), radius, torch.zeros_like(radius))
+
+
+def _points(x: Any, shape: Shape) -> Tensor:
+    """The inputs as float64 rows, exactly."""
+    if not isinstance(x, Tensor) or x.is_complex() or x.ndim < 2:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: expected a real tensor of shape (batch, {_sizes(shape)}), got {got}")
+    if tuple(x.shape[1:]) != shape and math.prod(x.shape[1:]) != math.prod(shape):
+        raise ValueError(
+            f"x: expected shape (batch, {_sizes(shape)}), as the certificate's input_shape, "
+            f"got {tuple(x.shape)}"
+        )
+    return x.detach().to("cpu", torch.float64).flatten(1)
+
+
+def _labels(y: Any, count: int, outputs: int) -> Tensor:
+    """Class indices; for one output the sign of the class."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
+        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"y: expected a tensor of integer class labels, got {got}; a regression has no radius: "
+            "within distance r its output moves by at most certificate.lip * r"
+        )
+    if tuple(y.shape) != (count,):
+        raise ValueError(f"y: expected shape ({count},), one label per input, got {tuple(y.shape)}")
+    labels = y.detach().to("cpu", torch.int64)
+    if outputs == 1:
+        if not (((labels == 0) | (labels == 1)).all() or (labels.abs() == 1).all()):
+            raise ValueError(
+                "y: a network of one output is a binary classifier; expected labels 0 and 1, or "
+                f"-1 and 1, got {sorted(set(labels.tolist()))[:8]}"
+            )
+        return torch.where(labels == 1, 1.0, -1.0).to(torch.float64)
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < outputs:
+        raise ValueError(
+            f"y: expected labels from 0 to {outputs - 1}, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels
+
+
+def _sizes(shape: Shape) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,102 @@
+"""Steep points of many linear functionals of the outputs at once: lower bounds on their constants.
+
+At almost every point ``|c'f(x) - c'f(y)| <= L ||x - y||`` needs ``||J(x)'c||_* <= L`` with the dual
+norm: l2 for l2, l1 for linf.  A cloud of points is shared by all functionals; each keeps its best
+ones and moves them at random with a shrinking step.  One gradient per point and functional is a
+pass forth and back with a vector, never a Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..networks.chain import build_layer
+from ..networks.layers import Array
+from ..networks.network import Chain, Network
+
+_SCALES = (0.3, 1.0, 3.0, 10.0)
+_CLOUD = 128
+_KEPT = 4
+_ROUNDS = 10
+# Points at a time: 2^22 entries of a layer's activations are 32 MiB.
+_BATCH_ENTRIES = 2**22
+# Points times entries of all weights, for one round: about a second of work.
+_MAX_WORK = 2**30
+# The norm is computed, not proven: this much is taken off for rounding.
+_SAFETY = 1.0 - 1e-9
+
+_DUAL: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "l2": lambda g: torch.linalg.vector_norm(g, dim=1),
+    "linf": lambda g: g.abs().sum(dim=1),
+}
+
+
+def sampled_functionals(
+    network: Network, chain: Chain, directions: Array, norm: str = "l2", seed: int = 0
+) -> list[float]:
+    """Per functional, the largest gradient norm at the points tried.
+
+    Args:
+        network: for the activations.
+        chain: ``network.chain()``, its first matrix in the units of the inputs.
+        directions: shape ``(functionals, outputs)``.
+        norm: of the inputs.
+        seed: of the points.
+    """
+    field = _Field(network, chain, norm)
+    rows = torch.from_numpy(directions)
+    count, size = len(rows), chain.widths[0]
+    entries = sum(w.size for w in chain.weights)
+    cloud = max(_KEPT, min(_CLOUD, _MAX_WORK // (entries * count)))
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    scales = torch.tensor(_SCALES, dtype=torch.float64).repeat(cloud)[:cloud, None]
+    points = scales * normal(cloud, size)
+    values = torch.stack([field.values(points, c.expand(cloud, -1)) for c in rows])
+    keep = values.topk(_KEPT, dim=1).indices
+    best, steps = points[keep], scales[keep]
+    values = values.gather(1, keep)
+    each = rows.repeat_interleave(_KEPT, dim=0)
+    for k in range(_ROUNDS if chain.activations else 0):
+        moved = best + 0.5**k * steps * normal(count, _KEPT, size)
+        found = field.values(moved.flatten(0, 1), each).view(count, _KEPT)
+        gains = found > values
+        best = torch.where(gains[..., None], moved, best)
+        values = torch.where(gains, found, values)
+    return [_SAFETY * v for v in values.amax(dim=1).tolist()]
+
+
+class _Field:
+    """The gradients of ``c'f``, for pairs of a point and a functional."""
+
+    def __init__(self, network: Network, chain: Chain, norm: str) -> None:
+        self.weights = [torch.from_numpy(w) for w in chain.weights]
+        self.biases = [torch.from_numpy(b) for b in chain.biases]
+        self.activations = [build_layer(network, spec) for spec in chain.activations]
+        self.dual = _DUAL[norm]
+        self.rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
+
+    def values(self, points: Tensor, directions: Tensor) -> Tensor:
+        """``||J(x)'c||_*`` for each row of both."""
+        starts = range(0, len(points), self.rows)
+        parts = (slice(k, k + self.rows) for k in starts)
+        return torch.cat([self.dual(self._gradients(points[p], directions[p])) for p in parts])
+
+    def _gradients(self, x: Tensor, c: Tensor) -> Tensor:
+        slopes = []
+        for w, b, phi in zip(self.weights, self.biases, self.activations, strict=False):
+            with torch.enable_grad():
+                z = (x @ w.T + b).requires_grad_()
+                y = phi(z)
+                slopes.append(torch.autograd.grad(y.sum(), z)[0])
+            x = y.detach()
+        g = c @ self.weights[-1]
+        for w, d in zip(reversed(self.weights[:-1]), reversed(slopes), strict=True):
+            g = (g * d) @ w
+        return g

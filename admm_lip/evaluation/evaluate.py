@@ -1,0 +1,300 @@
+"""How good a network is on test data, and whether its certificate withstands attack.
+
+Certified accuracy at radius r is the share of test rows that are classified correctly and whose
+certified l2 radius is at least r; attack accuracy at r is the share that no attack of that radius
+broke.  The truth lies between the two curves.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..certificates.certificate import Certificate
+from ..certificates.radii import certified_radii
+from ..data import DataSet
+from .attacks import AttackConfig, fooled, frozen, gradient_free, pgd
+
+# An attack ends on the sphere, give or take the rounding of its float32 steps: aim this far inside.
+_ROUNDING = 1e-4
+# A constant network certifies an infinite radius; this far is far enough to attack.
+_FAR = 1e6
+# Rows whose certified ball is attacked on purpose.
+_SOUND_ROWS = 1000
+
+
+class SoundnessError(AssertionError):
+    """An attack succeeded strictly inside a certified radius: the certificate is wrong."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a trained network is evaluated.
+
+    Args:
+        radii: l2 radii, in input units, of the accuracy curves; empty chooses a grid that ends
+            where hardly any row is certified.
+        report_radius: the radius of the headline numbers; ``None`` is 0.1 x the input range (for
+            a table: a tenth of a standard deviation).
+        samples: test rows that the curves are measured on, drawn at random; ``None`` is all rows.
+            The clean and the certified accuracy of the headline always count all rows.
+        steps: gradient steps of the attack.
+        restarts: ascents of the attack, see :class:`~admm_lip.evaluation.attacks.AttackConfig`.
+        seed: of the attack's random starts.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    radii: tuple[float, ...] = ()
+    report_radius: float | None = None
+    samples: int | None = None
+    steps: int = 40
+    restarts: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radii", tuple(float(r) for r in self.radii))
+        if any(not 0.0 <= r < float("inf") for r in self.radii):
+            raise ValueError(f"radii: expected finite numbers >= 0, got {list(self.radii)}")
+        if self.report_radius is not None and not 0.0 < self.report_radius < float("inf"):
+            raise ValueError(
+                f"report_radius: expected a finite number > 0, got {self.report_radius!r}"
+            )
+        for name in ("samples", "steps", "restarts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on the test set; every number is a plain float, ready for JSON.
+
+    Attributes:
+        task: ``"classification"`` or ``"regression"``.
+        rows: test rows measured.
+        clean_accuracy: share classified correctly (classification, else ``None``).
+        report_radius: radius of the two headline numbers below.
+        certified_at_report: certified accuracy there, on all rows.
+        attacked_at_report: attack accuracy there, on ``curve_rows`` rows.
+        radii: grid of the curves; the first is 0.
+        certified_accuracy: one number per radius, on ``curve_rows`` rows.
+        attack_accuracy: one number per radius, on the same rows.
+        curve_rows: rows that the curves are measured on.
+        rmse: root mean squared error in the target's standardised units (regression).
+        rmse_raw: the same in the target's raw units (regression).
+        r2: share of the test targets' variance explained (regression).
+    """
+
+    task: str
+    rows: int
+    clean_accuracy: float | None = None
+    report_radius: float | None = None
+    certified_at_report: float | None = None
+    attacked_at_report: float | None = None
+    radii: tuple[float, ...] = ()
+    certified_accuracy: tuple[float, ...] = ()
+    attack_accuracy: tuple[float, ...] = ()
+    curve_rows: int | None = None
+    rmse: float | None = None
+    rmse_raw: float | None = None
+    r2: float | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields that apply to the task, as a dictionary for JSON."""
+        return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataSet,
+    certificate: Certificate,
+    config: EvaluateConfig | None = None,
+) -> Evaluation:
+    """Measure a network on the test set, and attack it to check its bound.
+
+    Args:
+        model: the network; run in eval mode, left as it was.
+        data: the data set whose test part is used.
+        certificate: of this network.
+        config: see :class:`EvaluateConfig`.
+
+    Raises:
+        SoundnessError: when an attack succeeds inside a certified radius.
+
+    Example:
+        >>> from admm_lip import certify
+        >>> from admm_lip.data import load_data
+        >>> from admm_lip.evaluation.evaluate import evaluate
+        >>> from admm_lip.networks.models import build_mlp
+        >>> model = build_mlp(2, 3)
+        >>> evaluate(model, load_data("toy2d"), certify(model)).rows
+        5000
+    """
+    config = config or EvaluateConfig()
+    if data.task == "regression":
+        return _evaluate_regression(model, data)
+    return _evaluate_classifier(model, data, certificate, config)
+
+
+def assert_sound(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, config: AttackConfig | None = None
+) -> None:
+    """Attack every row inside its certified radius, with and without gradients.
+
+    A success is confirmed in double precision before it counts: the prediction strictly wrong, the
+    distance strictly below the radius.
+
+    Args:
+        model: classifier.
+        x: inputs ``(n, ...)``.
+        y: labels ``(n,)``.
+        radii: certified l2 radii ``(n,)``; rows with radius 0 are not attacked.
+        config: see :class:`~admm_lip.evaluation.attacks.AttackConfig`; its norm must be l2.
+
+    Raises:
+        SoundnessError: naming the row, its certified radius and the distance of the attack.
+    """
+    config = config or AttackConfig()
+    if config.norm != "l2":
+        raise ValueError(f"norm: certified radii are l2; expected 'l2', got {config.norm!r}")
+    rows = (radii > 0).nonzero().flatten()
+    x, y, radii = x[rows], y[rows], radii[rows].double().clamp(max=_FAR)
+    for attack in (pgd, gradient_free):
+        found = attack(model, x, y, (radii * (1.0 - _ROUNDING)).to(x.dtype), config)
+        distance = (found.double() - x.double()).flatten(1).norm(dim=1)
+        broken = _fooled_in_double(model, found, y) & (distance < radii)
+        if bool(broken.any()):
+            worst = int(broken.nonzero()[0])
+            raise SoundnessError(
+                f"row {int(rows[worst])}: certified up to radius {float(radii[worst]):.6g}, but "
+                f"{attack.__name__} found another class at distance {float(distance[worst]):.6g} "
+                f"({int(broken.sum())} such rows); the certificate is not of this network, or "
+                "there is a bug: please report it"
+            )
+
+
+def _evaluate_classifier(
+    model: nn.Module, data: DataSet, certificate: Certificate, config: EvaluateConfig
+) -> Evaluation:
+    x, y = data.test
+    radii = certified_radii(model, x, y, certificate=certificate)
+    report = report_radius(data, config)
+    grid = sorted({0.0, report, *(config.radii or _grid(radii, report))})
+    attack = AttackConfig(steps=config.steps, restarts=config.restarts, seed=config.seed)
+    rows = _sample(len(y), config)
+    some = rows[:_SOUND_ROWS]
+    assert_sound(model, x[some], y[some], radii[some], attack)
+    survived = attack_accuracy(model, x[rows], y[rows], radii[rows], grid, attack)
+    right = ~_wrong(model, x, y)
+    return Evaluation(
+        task=data.task,
+        rows=len(y),
+        clean_accuracy=float(right.double().mean()),
+        report_radius=report,
+        certified_at_report=_share_certified(right, radii, report),
+        attacked_at_report=survived[grid.index(report)],
+        radii=tuple(grid),
+        certified_accuracy=tuple(_share_certified(right[rows], radii[rows], r) for r in grid),
+        attack_accuracy=tuple(survived),
+        curve_rows=len(rows),
+    )
+
+
+def _share_certified(right: Tensor, radii: Tensor, radius: float) -> float:
+    return float((right & (radii >= radius)).double().mean())
+
+
+def _sample(count: int, config: EvaluateConfig) -> Tensor:
+    """Row numbers of the curves: all of them in order, or a seeded draw."""
+    if config.samples is None or config.samples >= count:
+        return torch.arange(count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    return order[: config.samples]
+
+
+def report_radius(data: DataSet, config: EvaluateConfig) -> float:
+    """The radius of the headline numbers: as configured, or a tenth of the scale of the inputs.
+
+    That is 0.1 x the input range; for a standardised table, whose range is set by its outliers, a
+    tenth of a standard deviation.
+    """
+    low, high = (0.0, 1.0) if data.scaling else data.input_range
+    return config.report_radius or 0.1 * (high - low)
+
+
+def attack_accuracy(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    certified: Tensor,
+    radii: Sequence[float],
+    config: AttackConfig,
+) -> list[float]:
+    """Share of rows still right after an attack, for each of the ascending ``radii``.
+
+    A row broken at one radius is broken at every larger one, and no attack can break a row within
+    its certified radius (``assert_sound`` tries): only the others are attacked.
+
+    Args:
+        model: classifier.
+        x: inputs ``(n, ...)``.
+        y: labels ``(n,)``.
+        certified: certified radii ``(n,)``; zeros attack every row.
+        radii: to attack at.
+        config: see :class:`~admm_lip.evaluation.attacks.AttackConfig`.
+    """
+    alive = ~_wrong(model, x, y)
+    accuracy = []
+    for radius in radii:
+        for attack in (pgd, gradient_free) if radius > 0 else ():
+            rows = (alive & (certified < radius)).nonzero().flatten()
+            if len(rows):
+                found = attack(model, x[rows], y[rows], radius, config)
+                alive[rows] = ~_wrong(model, found, y[rows])
+        accuracy.append(float(alive.double().mean()))
+    return accuracy
+
+
+def _grid(radii: Tensor, report: float) -> list[float]:
+    """About twenty round radii up to where 2 % of the rows are certified, and past ``report``."""
+    # A constant network certifies an infinite radius where it is right.
+    finite = radii[torch.isfinite(radii)].double()
+    top = max(float(torch.quantile(finite, 0.98)) if len(finite) else 0.0, 1.5 * report)
+    decade = 10.0 ** math.floor(math.log10(top / 20.0))
+    step = next(m * decade for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * decade >= top / 20.0)
+    return [round(step * k, 12) for k in range(1, math.ceil(top / step) + 1)]
+
+
+def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Boolean ``(n,)``: not strictly the best score for ``y``; a tie counts as wrong."""
+    with frozen(model), torch.no_grad():
+        logits: Tensor = model(x)
+    return (logits >= logits.gather(1, y[:, None])).sum(dim=1) != 1
+
+
+def _fooled_in_double(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return fooled(copy.deepcopy(model).double().eval(), x.double(), y)
+
+
+def _evaluate_regression(model: nn.Module, data: DataSet) -> Evaluation:
+    x, y = data.test
+    with frozen(model), torch.no_grad():
+        residual = (model(x) - y).double()
+    rmse = float(residual.square().mean().sqrt())
+    spread = float((y.double() - y.double().mean(dim=0)).square().mean())
+    raw = residual * (data.scaling.y_std.double() if data.scaling else 1.0)
+    return Evaluation(
+        task=data.task,
+        rows=len(y),
+        rmse=rmse,
+        rmse_raw=float(raw.square().mean().sqrt()),
+        r2=1.0 - rmse**2 / spread if spread > 0 else None,
+    )

@@ -1,0 +1,1 @@
+"""Networks as data: torch modules read as chains of matrices, on disk and in memory."""

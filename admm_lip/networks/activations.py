@@ -1,0 +1,169 @@
+"""The one table of activations: each kind's options and its true slope range.
+
+The slope range of a scalar function ``phi`` is the interval of its difference quotients,
+
+    alpha <= (phi(u) - phi(v)) / (u - v) <= beta        for all u != v,
+
+which for a continuous, piecewise differentiable ``phi`` is the range of its derivative.  End points
+that are not floating-point numbers are rounded outwards.  GELU and SiLU leave ``[0, 1]``: treating
+them like ReLU certifies too little.
+
+Every one of the smooth ones that overshoot has the form ``phi(x) = x g(x)`` with
+``g(x) + g(-x) = 1``, so ``phi'(x) + phi'(-x) = 1`` and the least slope is 1 minus the greatest:
+
+* SiLU, ``g`` the logistic function: ``phi'' = 0`` where ``x tanh(x / 2) = 2``, and there
+  ``phi' = 1/2 + x/4``;
+* GELU, ``g = Phi`` the normal distribution: ``phi'' = (2 - x^2) Phi'(x)``, so the greatest slope is
+  ``Phi(sqrt 2) + sqrt 2 Phi'(sqrt 2)``;
+* GELU's tanh form: the root of ``phi''`` near 1.4185, found numerically.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import UnsupportedModule
+
+Options = Mapping[str, Any]
+
+
+class SlopeRange(NamedTuple):
+    """Least and greatest difference quotient of a scalar activation."""
+
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row of the table.
+
+    Attributes:
+        slopes: from the options to the slope range.
+        defaults: the options and their default values; every other option is refused.
+        problem: from the options to what is wrong with them, or ``None``.
+    """
+
+    slopes: Callable[[Options], SlopeRange]
+    defaults: Mapping[str, float | str]
+    problem: Callable[[Options], str | None] = lambda options: None
+
+
+# Correctly rounded decimals, then one step outwards.
+_SILU_MAX = math.nextafter(1.0998393201288670, 2.0)
+_GELU_MAX = {
+    "none": math.nextafter(1.1289041451851548, 2.0),
+    "tanh": math.nextafter(1.1289930686587718, 2.0),
+}
+
+# Beyond beta x = threshold torch replaces softplus by x.  At 20 that jump is 2e-9, below a float32
+# rounding; an earlier switch is a real discontinuity, for which no Lipschitz constant exists.
+_SOFTPLUS_THRESHOLD = 20.0
+
+
+def _fixed(alpha: float, beta: float) -> Callable[[Options], SlopeRange]:
+    return lambda options: SlopeRange(alpha, beta)
+
+
+def _overshoot(greatest: float) -> SlopeRange:
+    """``phi'(x) + phi'(-x) = 1``: the least slope is 1 minus the greatest, rounded outwards."""
+    return SlopeRange(math.nextafter(1.0 - greatest, -1.0), greatest)
+
+
+def _leaky_relu(options: Options) -> SlopeRange:
+    slope = float(options["negative_slope"])
+    return SlopeRange(min(slope, 1.0), max(slope, 1.0))
+
+
+def _elu(options: Options) -> SlopeRange:
+    """``phi' = 1`` for x > 0 and ``a e^x``, between 0 and a, below."""
+    a = float(options["alpha"])
+    return SlopeRange(min(a, 0.0), max(a, 1.0))
+
+
+def _gelu_problem(options: Options) -> str | None:
+    known = options["approximate"] in _GELU_MAX
+    return None if known else f"approximate: expected one of {sorted(_GELU_MAX)}"
+
+
+def _softplus_problem(options: Options) -> str | None:
+    if options["beta"] == 0.0:
+        return "beta: expected a number other than 0"
+    if options["threshold"] < _SOFTPLUS_THRESHOLD:
+        return (
+            f"threshold: expected at least {_SOFTPLUS_THRESHOLD:g} (below it torch's softplus "
+            "jumps, and a jump has no Lipschitz constant)"
+        )
+    return None
+
+
+def _hardtanh_problem(options: Options) -> str | None:
+    return None if options["min_val"] < options["max_val"] else "min_val: expected below max_val"
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "relu": Activation(_fixed(0.0, 1.0), {}),
+    "leaky_relu": Activation(_leaky_relu, {"negative_slope": 0.01}),
+    "elu": Activation(_elu, {"alpha": 1.0}),
+    "tanh": Activation(_fixed(0.0, 1.0), {}),
+    "sigmoid": Activation(_fixed(0.0, 0.25), {}),
+    # phi' is the logistic function of beta x, whatever beta.
+    "softplus": Activation(_fixed(0.0, 1.0), {"beta": 1.0, "threshold": 20.0}, _softplus_problem),
+    "hardtanh": Activation(_fixed(0.0, 1.0), {"min_val": -1.0, "max_val": 1.0}, _hardtanh_problem),
+    "gelu": Activation(
+        lambda options: _overshoot(_GELU_MAX[options["approximate"]]),
+        {"approximate": "none"},
+        _gelu_problem,
+    ),
+    "silu": Activation(lambda options: _overshoot(_SILU_MAX), {}),
+}
+
+
+def check_activation(kind: str, name: str, options: Options) -> None:
+    """Raise :class:`UnsupportedModule` unless ``options`` are what ``kind`` takes.
+
+    Numbers must be finite; ``name`` is the layer's qualified name, for the message.
+    """
+    row = ACTIVATIONS[kind]
+    if set(options) != set(row.defaults):
+        raise UnsupportedModule(
+            f"{name}: {kind} takes the options {sorted(row.defaults)}, got {sorted(options)}"
+        )
+    for key, default in row.defaults.items():
+        value = options[key]
+        if isinstance(default, float) and not _is_finite_number(value):
+            raise UnsupportedModule(
+                f"{name}: {kind}'s {key}: expected a finite number, got {value!r}"
+            )
+    problem = row.problem(options)
+    if problem is not None:
+        raise UnsupportedModule(f"{name}: {kind}'s {problem}, got {dict(options)}")
+
+
+def slope_range(kind: str, options: Options | None = None) -> SlopeRange:
+    """Slope range ``[alpha, beta]`` of one activation; missing options take their defaults.
+
+    Example:
+        >>> slope_range("relu")
+        SlopeRange(alpha=0.0, beta=1.0)
+        >>> slope_range("leaky_relu", {"negative_slope": 1.5})
+        SlopeRange(alpha=1.0, beta=1.5)
+
+    Raises:
+        UnsupportedModule: for a kind that is not in the table, or options it does not take.
+    """
+    if kind not in ACTIVATIONS:
+        raise UnsupportedModule(
+            f"activation {kind!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    complete = {**ACTIVATIONS[kind].defaults, **(options or {})}
+    check_activation(kind, kind, complete)
+    return ACTIVATIONS[kind].slopes(complete)
+
+
+def _is_finite_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(float(value))  # type: ignore[arg-type]

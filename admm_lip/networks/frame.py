@@ -1,0 +1,75 @@
+"""Weights in the coordinates in which every activation acts per neuron, and the way back.
+
+Sorting pairs acts per neuron on their sums and differences (``sorting.py``).  Divided by sqrt 2
+that change of coordinates is orthogonal, so distances between weights are the same in both, and
+what moves weights under the LMI of slope ranges can move these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..training.admm import Matrices
+from .network import Network
+from .sorting import SORTS
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which hidden layers are turned into sums and differences.
+
+    Attributes:
+        turned: one flag per hidden layer.
+    """
+
+    turned: tuple[bool, ...]
+
+    @staticmethod
+    def of(network: Network) -> Frame:
+        """The frame in which ``network.chain()`` has its slope ranges."""
+        kinds = {spec.name: spec.kind for spec in network.layers}
+        return Frame(tuple(kinds[a.name] in SORTS for a in network.chain().activations))
+
+    def into(self, weights: Matrices) -> Matrices:
+        """The weights on sums and differences.
+
+        Example:
+            >>> pair = torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0, 0.0]])
+            >>> [w.square().sum().item() for w in Frame((True,)).into(pair)]
+            [10.0, 1.0]
+        """
+        turned = list(weights)
+        for k, turn in enumerate(self.turned):
+            if turn:
+                turned[k] = _turned(turned[k])
+                turned[k + 1] = _turned(turned[k + 1].T).T.contiguous()
+        return tuple(turned)
+
+    def back(self, weights: Matrices) -> Matrices:
+        """The inverse of :meth:`into`."""
+        plain = list(weights)
+        for k, turn in enumerate(self.turned):
+            if turn:
+                plain[k] = _turned_back(plain[k])
+                plain[k + 1] = _turned_back(plain[k + 1].T).T.contiguous()
+        return tuple(plain)
+
+    def chain_multiplier(self, multiplier: Matrices) -> Matrices:
+        """A multiplier of this frame for the chain, whose sums are larger by sqrt 2."""
+        pairs = zip(self.turned, multiplier, strict=True)
+        return tuple(0.5 * t if turn else t for turn, t in pairs)
+
+
+def _turned(rows: Tensor) -> Tensor:
+    even, odd = rows[0::2], rows[1::2]
+    return torch.cat([even + odd, even - odd]) / math.sqrt(2.0)
+
+
+def _turned_back(rows: Tensor) -> Tensor:
+    total, difference = rows.chunk(2)
+    pairs = torch.stack([total + difference, total - difference], dim=1)
+    return pairs.flatten(0, 1) / math.sqrt(2.0)

@@ -1,0 +1,251 @@
+"""Affine layers as exact float64 matrices, on vectors in torch's (channel, row, column) order.
+
+Each row of :data:`AFFINE` turns a layer's options and arrays into an :class:`AffineMap`.  The
+entries of a convolution's matrix are its kernel's entries, so nothing is rounded; an average pool's
+are 1/count, which is rounded unless the count is a power of two.  NumPy and SciPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ..errors import NetworkError, UnsupportedModule
+from .activations import ACTIVATIONS, Options
+
+Array = npt.NDArray[np.float64]
+Shape = tuple[int, ...]
+
+# A dense float64 matrix of this many entries takes 1 GiB.
+MAX_ENTRIES = 2**27
+_UNIT_ROUNDOFF = 2.0**-53
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """``x -> matrix x + bias`` on flattened inputs.
+
+    Attributes:
+        matrix: dense or sparse float64, shape ``(outputs, inputs)``.
+        bias: float64, shape ``(outputs,)``.
+        error: bound on the Frobenius norm of ``matrix`` minus the map it stands for.
+        shape: shape of the output before flattening, without the batch.
+        bias_error: bound on every entry of ``bias`` minus the bias it stands for.
+    """
+
+    matrix: Any
+    bias: Array
+    error: float
+    shape: Shape
+    bias_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class AffineKind:
+    """One row of the table: a kind's options, how to build its map, whether it sees an image."""
+
+    options: Mapping[str, Callable[[Any], bool]]
+    build: Callable[[str, Options, Mapping[str, Array], Shape], AffineMap]
+    spatial: bool = False
+
+
+def _is_int(least: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least
+
+
+def _are_ints(count: int, least: int) -> Callable[[Any], bool]:
+    check = _is_int(least)
+    return lambda v: isinstance(v, list | tuple) and len(v) == count and all(map(check, v))
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _linear(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> AffineMap:
+    weight = _array(name, arrays, "weight", 2)
+    if shape != weight.shape[1:]:
+        hint = "; put a Flatten before it" if len(shape) > 1 else ""
+        raise NetworkError(
+            f"{name}: expected an input of {weight.shape[1]} features, got shape {shape}{hint}"
+        )
+    return AffineMap(weight, _bias(name, arrays, weight.shape[0]), 0.0, weight.shape[:1])
+
+
+def _conv2d(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> AffineMap:
+    weight = _array(name, arrays, "weight", 4)
+    groups = options["groups"]
+    if len(shape) != 3 or shape[0] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise NetworkError(
+            f"{name}: expected an input of shape ({weight.shape[1] * groups}, height, width), "
+            f"got {shape}; give input_shape"
+        )
+    window = Window.of(options, weight.shape[2:], shape, name)
+    matrix = conv_matrix(weight, shape, window, groups, name)
+    bias = np.repeat(_bias(name, arrays, weight.shape[0]), window.out[0] * window.out[1])
+    return AffineMap(matrix, bias, 0.0, (weight.shape[0], *window.out))
+
+
+def _avg_pool2d(
+    name: str, options: Options, arrays: Mapping[str, Array], shape: Shape
+) -> AffineMap:
+    if len(shape) != 3:
+        raise NetworkError(
+            f"{name}: expected an input of shape (channels, height, width), got {shape}; "
+            "give input_shape"
+        )
+    kernel = tuple(options["kernel_size"])
+    window = Window.of({**options, "dilation": [1, 1]}, kernel, shape, name)
+    ones = conv_matrix(np.ones((shape[0], 1, *kernel)), shape, window, shape[0], name)
+    divisor = options["divisor_override"] or kernel[0] * kernel[1]
+    counts = np.full(ones.shape[0], float(divisor))
+    if not options["count_include_pad"] and not options["divisor_override"]:
+        counts = np.asarray(ones.sum(axis=1)).ravel()
+    if counts.min() < 1:
+        raise UnsupportedModule(f"{name}: a pooling window lies wholly in the padding")
+    matrix = sp.csr_array(sp.diags_array(1.0 / counts) @ ones)
+    # 1/n is exact for powers of two, else rounded once.
+    exact = bool((np.frexp(counts)[0] == 0.5).all())
+    error = 0.0 if exact else 1.01 * _UNIT_ROUNDOFF * float(np.sqrt((matrix.data**2).sum()))
+    return AffineMap(matrix, np.zeros(matrix.shape[0]), error, (shape[0], *window.out))
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel slides; pairs are (rows, columns), the pads top, bottom, left, right."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    out: tuple[int, int]
+
+    @staticmethod
+    def of(options: Options, kernel: Shape, shape: Shape, name: str) -> Window:
+        """The window of a layer on an input of ``shape``; refuses an empty output."""
+        (sy, sx), (dy, dx) = options["stride"], options["dilation"]
+        top, bottom, left, right = options["padding"]
+        height = (shape[1] + top + bottom - dy * (kernel[0] - 1) - 1) // sy + 1
+        width = (shape[2] + left + right - dx * (kernel[1] - 1) - 1) // sx + 1
+        if height < 1 or width < 1:
+            raise NetworkError(
+                f"{name}: a window of {kernel[0]}x{kernel[1]} does not fit an input of {shape}"
+            )
+        pads = (top, bottom, left, right)
+        return Window((kernel[0], kernel[1]), (sy, sx), (dy, dx), pads, (height, width))
+
+
+def conv_matrix(
+    weight: Array, shape: Shape, window: Window, groups: int = 1, name: str = "convolution"
+) -> Any:
+    """The sparse matrix of a zero-padded 2-d cross-correlation, entry for entry the kernel's.
+
+    Args:
+        weight: kernel of shape ``(out, in / groups, rows, columns)``.
+        shape: input shape ``(in, height, width)``.
+        window: stride, dilation, padding and output size.
+        groups: number of channel groups.
+        name: the layer's name, for messages.
+
+    Returns:
+        ``csr_array`` of shape ``(out * out_height * out_width, in * height * width)``.
+    """
+    out, per_group = weight.shape[:2]
+    rows_out, cols_out = window.out
+    channels, height, width = shape
+    size = (out * rows_out * cols_out, channels * height * width)
+    check_size(name, *size)
+    o, y, x, i, a, b = np.ogrid[
+        :out, :rows_out, :cols_out, :per_group, : window.kernel[0], : window.kernel[1]
+    ]
+    row_in = y * window.stride[0] - window.padding[0] + a * window.dilation[0]
+    col_in = x * window.stride[1] - window.padding[2] + b * window.dilation[1]
+    inside = (row_in >= 0) & (row_in < height) & (col_in >= 0) & (col_in < width)
+    channel = (o // (out // groups)) * per_group + i
+    full = (out, rows_out, cols_out, *weight.shape[1:])
+    keep = np.broadcast_to(inside, full)
+    target = np.broadcast_to((o * rows_out + y) * cols_out + x, full)[keep]
+    source = np.broadcast_to((channel * height + row_in) * width + col_in, full)[keep]
+    values = np.broadcast_to(weight[:, None, None], full)[keep]
+    return sp.csr_array((values, (target, source)), shape=size)
+
+
+def check_size(name: str, rows: int, columns: int) -> None:
+    """Refuse a matrix too large to be held densely."""
+    if rows * columns > MAX_ENTRIES:
+        raise UnsupportedModule(
+            f"{name}: its matrix would be {rows} x {columns}, above the limit of {MAX_ENTRIES} "
+            "entries (1 GiB); use a smaller input, a larger stride or fewer channels"
+        )
+
+
+AFFINE: Mapping[str, AffineKind] = {
+    "linear": AffineKind({}, _linear),
+    "conv2d": AffineKind(
+        {
+            "stride": _are_ints(2, 1),
+            "padding": _are_ints(4, 0),
+            "dilation": _are_ints(2, 1),
+            "groups": _is_int(1),
+        },
+        _conv2d,
+        spatial=True,
+    ),
+    "avg_pool2d": AffineKind(
+        {
+            "kernel_size": _are_ints(2, 1),
+            "stride": _are_ints(2, 1),
+            "padding": _are_ints(4, 0),
+            "count_include_pad": _is_bool,
+            "divisor_override": lambda v: v is None or _is_int(1)(v),
+        },
+        _avg_pool2d,
+        spatial=True,
+    ),
+}
+
+# Layers that do not change the vector; flatten's ``size`` is the length it asserts, if any.
+RESHAPES: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "flatten": {"size": lambda v: v is None or _is_int(1)(v)},
+    "identity": {},
+}
+
+KINDS = (*AFFINE, *RESHAPES, *ACTIVATIONS)
+
+
+def check_options(kind: str, name: str, options: Options) -> None:
+    """Raise :class:`UnsupportedModule` unless an affine or reshaping kind takes ``options``."""
+    schema = AFFINE[kind].options if kind in AFFINE else RESHAPES[kind]
+    if set(options) != set(schema):
+        raise UnsupportedModule(
+            f"{name}: {kind} takes the options {sorted(schema)}, got {sorted(options)}"
+        )
+    for key, check in schema.items():
+        if not check(options[key]):
+            raise UnsupportedModule(f"{name}: {kind}'s {key} cannot be {options[key]!r}")
+
+
+def _array(name: str, arrays: Mapping[str, Array], key: str, ndim: int) -> Array:
+    array = arrays.get(f"{name}.{key}")
+    if array is None:
+        raise NetworkError(f"{name}: its {key} is missing; expected an array {name}.{key}")
+    if array.ndim != ndim or 0 in array.shape:
+        raise NetworkError(
+            f"{name}.{key}: expected a non-empty array of {ndim} dimensions, "
+            f"got shape {array.shape}"
+        )
+    return np.asarray(array, dtype=np.float64)
+
+
+def _bias(name: str, arrays: Mapping[str, Array], size: int) -> Array:
+    if f"{name}.bias" not in arrays:
+        return np.zeros(size)
+    bias = _array(name, arrays, "bias", 1)
+    if bias.shape != (size,):
+        raise NetworkError(f"{name}.bias: expected shape {(size,)}, got {bias.shape}")
+    return bias

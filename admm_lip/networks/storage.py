@@ -1,0 +1,105 @@
+"""A network on disk: ``architecture.json`` and ``weights.safetensors`` in one folder.
+
+Neither file can run code; sizes and types are checked before anything is used.  Together with
+``certificate.json`` they are all that a check of the proof needs, and reading them needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.numpy as st
+
+from ..errors import NetworkError
+from .layers import Shape
+from .network import Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ARCHITECTURE = "architecture.json"
+WEIGHTS = "weights.safetensors"
+_MAX_JSON = 16 * 2**20
+_MAX_WEIGHTS = 8 * 2**30
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_network(network: Network, folder: str | Path) -> None:
+    """Write the two files of a network into an existing folder."""
+    folder = Path(folder)
+    text = json.dumps(network.to_json(), indent=2, allow_nan=False) + "\n"
+    write_atomic(folder / WEIGHTS, st.save(dict(network.arrays)))
+    write_atomic(folder / ARCHITECTURE, text.encode())
+
+
+def load_network(folder: str | Path) -> Network:
+    """Read what :func:`save_network` wrote (or a training run's folder).
+
+    Raises:
+        NetworkError: naming the file that is missing, too large, truncated or inconsistent.
+    """
+    return load_files(Path(folder) / ARCHITECTURE, Path(folder) / WEIGHTS)
+
+
+def load_files(architecture: Path, weights: Path) -> Network:
+    """Read a network from its two files, whatever their names.
+
+    Raises:
+        NetworkError: naming the file that is missing, too large, truncated or inconsistent.
+    """
+    for path, limit in ((architecture, _MAX_JSON), (weights, _MAX_WEIGHTS)):
+        if not path.is_file():
+            raise NetworkError(f"expected a file {path.name} in {path.parent}, found none")
+        if path.stat().st_size > limit:
+            raise NetworkError(f"{path}: larger than the limit of {limit} bytes")
+    try:
+        data = json.loads(architecture.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise NetworkError(f"{architecture}: not a JSON file ({error})") from None
+    try:
+        arrays = st.load_file(weights)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise NetworkError(f"{weights}: truncated, damaged or of a type unread ({error})") from None
+    return Network.from_json(data, arrays)
+
+
+def network_of(
+    model: nn.Module | Network | str | Path, input_shape: Shape | None = None
+) -> Network:
+    """The network of a torch module, a folder or file, or itself; torch for a module only."""
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, str | os.PathLike):
+        from ..foreign import open_network  # which reads folders by load_network
+
+        return open_network(Path(model), input_shape)
+    from .chain import read_network
+
+    return read_network(_module(model), input_shape)
+
+
+def _module(model: Any) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "model: expected a torch.nn.Module, a Network or the path of a run folder, "
+            f"got {type(model).__name__}"
+        )
+    return model

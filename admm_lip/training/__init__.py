@@ -1,0 +1,1 @@
+"""Training under a bound by ADMM, training by other methods, projection afterwards."""

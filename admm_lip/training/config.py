@@ -1,0 +1,138 @@
+"""Everything that decides a training run, in one frozen record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..solvers.config import SolverConfig
+
+MODES = ("bound", "penalty")
+STARTS = ("model", "scratch")
+RHO_RULES = ("constant", "balance")
+LIP_STEPS = ("newton", "exact")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of :func:`admm_lip.train`; the defaults are the measured recipe.
+
+    Args:
+        mode: ``"bound"`` enforces ``L <= bound`` in every round; ``"penalty"`` adds ``mu L^2``.
+        bound: the requested Lipschitz bound (mode ``"bound"``).
+        mu: weight on ``L^2``, the squared bound (mode ``"penalty"``).
+        epochs: passes over the data.
+        batch_size: samples per optimizer step (ignored when ``data`` is a DataLoader).
+        seed: of the batch order, the start and dropout.
+        loss: ``"auto"`` (cross-entropy for integer targets, squared error for floats),
+            ``"cross_entropy"``, ``"margin"`` or ``"squared_error"``.
+        eps: l2 radius, in input units, that the margin loss trains for.
+        temperature: of the margin loss, as a share of L.
+        optimizer: a name in ``optimize.OPTIMIZERS``.
+        lr: its step size.
+        schedule: a name in ``optimize.SCHEDULES``.
+        round_steps: optimizer steps between two projections.
+        rho: augmented-Lagrangian parameter; ``None`` chooses it from the loss, its
+            scale and L.
+        rho_rule: ``"constant"``, or ``"balance"`` (doubled or halved when the primal and dual
+            residuals differ ten-fold).
+        relaxation: over-relaxation of the projection, in [1, 2).
+        restart: continue every round from the consensus (the dual and optimizer state are kept).
+        multiplier_step: ``"fixed"``, ``"sensitivity"``, ``"lipsdp"``, or ``"auto"``, which chooses
+            by the activations and the task.
+        multiplier_every: rounds between two ``"lipsdp"`` solves.
+        multiplier_rate: step of ``"sensitivity"`` in ``log t``.
+        lip_step: how the penalised form moves L: one damped Newton step a round, or the exact
+            minimum of the projection problem.
+        start: ``"model"`` begins at the given weights, ``"scratch"`` at seeded orthogonal ones.
+        residual_tol: stop when both relative residuals are below it; 0 runs all epochs.
+        projection_tol: accuracy of the projection inside the loop.
+        checkpoint_seconds: least time between two checkpoints; 0 writes one every round.
+        solver: which backend, with which fallbacks.
+
+    Raises:
+        ValueError: naming the field, what was expected and what came.
+
+    Example:
+        >>> TrainConfig(bound=2.0, epochs=3).mode
+        'bound'
+    """
+
+    mode: str = "bound"
+    bound: float | None = None
+    mu: float | None = None
+    epochs: int = 15
+    batch_size: int = 256
+    seed: int = 0
+    loss: str = "auto"
+    eps: float = 0.5
+    temperature: float = 0.25
+    optimizer: str = "adam"
+    lr: float = 1e-2
+    schedule: str = "hold_then_decay"
+    round_steps: int = 4
+    rho: float | None = None
+    rho_rule: str = "constant"
+    relaxation: float = 1.6
+    restart: bool = True
+    multiplier_step: str = "auto"
+    multiplier_every: int = 64
+    multiplier_rate: float = 0.1
+    lip_step: str = "newton"
+    start: str = "model"
+    residual_tol: float = 0.0
+    projection_tol: float = 1e-3
+    checkpoint_seconds: float = 1.0
+    solver: SolverConfig = field(default_factory=SolverConfig)
+
+    def __post_init__(self) -> None:
+        _check_mode(self)
+        for name in ("epochs", "batch_size", "round_steps", "multiplier_every"):
+            _check(self, name, lambda v: isinstance(v, int) and v >= 1, "a whole number >= 1")
+        for name in ("lr", "temperature", "projection_tol", "multiplier_rate"):
+            _check(self, name, lambda v: 0.0 < v < math.inf, "a finite number > 0")
+        for name in ("eps", "residual_tol", "checkpoint_seconds"):
+            _check(self, name, lambda v: 0.0 <= v < math.inf, "a finite number >= 0")
+        _check(
+            self, "rho", lambda v: v is None or 0.0 < v < math.inf, "a finite number > 0 or None"
+        )
+        _check(self, "relaxation", lambda v: 1.0 <= v < 2.0, "a number in [1, 2)")
+        for name, choices in (
+            ("start", STARTS),
+            ("rho_rule", RHO_RULES),
+            ("lip_step", LIP_STEPS),
+        ):
+            _check(self, name, choices.__contains__, f"one of {', '.join(choices)}")
+
+    def digest(self) -> str:
+        """Short hash of every setting, to recognise a run."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_mode(config: TrainConfig) -> None:
+    if config.mode not in MODES:
+        raise ValueError(f"mode: expected 'bound' or 'penalty', got {config.mode!r}")
+    wanted, other = ("bound", "mu") if config.mode == "bound" else ("mu", "bound")
+    if getattr(config, wanted) is None:
+        raise ValueError(f"{wanted}: mode {config.mode!r} needs it; got None")
+    if getattr(config, other) is not None:
+        raise ValueError(
+            f"bound, mu: give exactly one of them; mode {config.mode!r} takes {wanted}, "
+            f"so leave {other} out (got {getattr(config, other)!r})"
+        )
+    _check(config, wanted, lambda v: 0.0 < v < math.inf, "a finite number > 0")
+
+
+def _check(config: TrainConfig, name: str, holds: Any, expected: str) -> None:
+    value = getattr(config, name)
+    try:
+        good = bool(holds(value))
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,209 @@
+"""Training where every activation sorts pairs: one spectral-norm ball per layer.
+
+Let all activations be MaxMin or GroupSort2.  In the coordinates of sums and differences of pairs
+(``sorting.py``) ``A = diag(B, D)``, B any invertible matrix on the sums and D any positive diagonal
+one on the differences, commutes with the activation.  So A may be moved through a layer: the
+network stays as it is, and a certificate, ``diag(Gamma, Lambda)`` per layer, turns into the
+identity where ``A'A`` is that certificate.  Multipliers of I therefore reach every network that any
+multiplier certifies, and their inequality says that
+
+    ||W_k||_2 <= c   for all l + 1 layers,      L = c^(l+1).
+
+* **Enforced:** ``c = bound^(1/(l+1))``; the projection clips the singular values of each layer.
+* **Penalised:** ``min mu c^(2(l+1)) + rho/2 sum (sigma - c)_+^2`` over c, with all singular values
+  of the anchor: one equation in one unknown, its left side growing with c,
+
+      2 (l+1) mu c^(2l+1) = rho sum (sigma - c)_+.
+
+The certificate of the result is often below ``c^(l+1)``, because its multipliers are optimised.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedModule
+from ..networks.network import Chain
+from ..networks.sorting import HALF_ABS
+from ..solvers import ProjectSolution, Slopes, Status
+from .admm import AdmmState, Matrices
+from .config import TrainConfig
+from .start import Start, default_rho, inner_bound
+
+NAME = "layer_norms"
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """Says that the constraint is one spectral-norm ball per layer."""
+
+
+Activations = tuple[Slopes, ...] | LayerNorms
+
+
+class Spectrum(NamedTuple):
+    """A matrix, the squares of its singular values in rising order, and the vectors of one side.
+
+    ``short`` says whether the vectors stand on the side of the rows.
+    """
+
+    matrix: Tensor
+    squares: Tensor
+    vectors: Tensor
+    short: bool
+
+
+def training_constraint(chain: Chain, device: torch.device) -> Activations:
+    """What the LMI of a chain asks of its weights.
+
+    Raises:
+        UnsupportedModule: by name, where sorting and other activations stand in one network.
+    """
+    sorts = [spec.name for spec in chain.activations if spec.kind == HALF_ABS]
+    if sorts:
+        others = [spec for spec in chain.activations if spec.kind != HALF_ABS]
+        if others:
+            raise UnsupportedModule(
+                f"{sorts[0]} sorts pairs and {others[0].name} ({others[0].kind}) does not: such a "
+                "mixed network can be certified and projected but not trained; use one kind"
+            )
+        return LayerNorms()
+    return tuple(
+        Slopes(
+            torch.as_tensor(alpha, device=device).clamp(max=0.0),
+            torch.as_tensor(beta, device=device),
+        )
+        for alpha, beta in chain.slopes
+    )
+
+
+def layer_start(
+    weights: Matrices, config: TrainConfig, dtype: torch.dtype, variance: float | None = None
+) -> Start:
+    """First state: all layers scaled to the same norm, which leaves the function as it is.
+
+    Where the product of norms exceeds the bound, or the start is from scratch, the layers are
+    scaled to the bound.
+
+    Raises:
+        ValueError: when the network is constant (its bound is 0), so nothing can be scaled.
+    """
+    norms = [spectral_norm(w) for w in weights]
+    if min(norms) == 0.0:
+        raise ValueError(
+            "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
+            "bound; initialise it, or use start='scratch'"
+        )
+    log_product = math.fsum(math.log(n) for n in norms)
+    log_bound = log_product
+    bound = inner_bound(config, dtype)
+    if bound is not None and (config.start == "scratch" or log_product > math.log(bound)):
+        log_bound = math.log(bound)
+    each = math.exp(log_bound / len(weights))
+    factors = [each / n for n in norms]
+    consensus = tuple(f * w for f, w in zip(factors, weights, strict=True))
+    lip = bound if bound is not None else math.exp(log_bound)
+    state = AdmmState(
+        consensus=consensus,
+        dual=tuple(torch.zeros_like(w) for w in consensus),
+        multiplier=(),
+        rho=config.rho or default_rho(config, lip, len(weights), variance),
+        lip_sq=lip**2,
+        target_sq=lip**2,
+    )
+    return Start(state, tuple(accumulate(factors, lambda a, b: a * b)))
+
+
+def project_layers(anchor: Matrices, state: AdmmState, config: TrainConfig) -> ProjectSolution:
+    """The nearest weights with ``||W_k|| <= c``; in the penalised form c is optimal as well."""
+    begun = time.perf_counter()
+    layers = len(anchor)
+    if config.mu is None:
+        each = math.exp(math.log(state.target_sq) / (2 * layers))
+        spectra = [None if is_inside(w, each) else spectrum(w) for w in anchor]
+    else:
+        spectra = [spectrum(w) for w in anchor]
+        values = torch.cat([s.squares.clamp(min=0.0).sqrt() for s in spectra if s is not None])
+        each = best_norm(values.tolist(), config.mu / state.rho, layers)
+    weights = tuple(
+        w if s is None else clipped(s, each) for w, s in zip(anchor, spectra, strict=True)
+    )
+    distance_sq = sum(float((w - v).square().sum()) for w, v in zip(weights, anchor, strict=True))
+    lip_sq = each ** (2 * layers)
+    return ProjectSolution(
+        status=Status.OPTIMAL,
+        backend=NAME,
+        weights=weights,
+        lip_sq=lip_sq,
+        distance=math.sqrt(distance_sq),
+        ball_norm=1.0,
+        objective=(config.mu or 0.0) * lip_sq + 0.5 * state.rho * distance_sq,
+        iterations=1,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def best_norm(values: Sequence[float], weight: float, layers: int) -> float:
+    """The c > 0 with ``2 m weight c^(2m-1) = sum (sigma - c)_+``, m the number of layers.
+
+    Args:
+        values: all singular values, some of them > 0.
+        weight: ``mu / rho``.
+        layers: m.
+    """
+    rising = sorted(values)
+    low, high = 0.0, rising[-1]
+    for _ in range(_BISECTIONS):
+        c = 0.5 * (low + high)
+        above = sum(v - c for v in rising if v > c)
+        if 2 * layers * weight * c ** (2 * layers - 1) < above:
+            low = c
+        else:
+            high = c
+    return high
+
+
+def is_inside(matrix: Tensor, radius: float) -> bool:
+    """Whether ``||A||_2 < radius``, by one Cholesky factorisation."""
+    slack = _gram(matrix).neg_()
+    slack.diagonal().add_(radius**2)
+    return int(torch.linalg.cholesky_ex(slack)[1]) == 0
+
+
+def spectrum(matrix: Tensor) -> Spectrum:
+    """Singular values and vectors of one side, from the smaller Gram matrix."""
+    squares, vectors = torch.linalg.eigh(_gram(matrix))
+    return Spectrum(matrix, squares, vectors, matrix.shape[0] <= matrix.shape[1])
+
+
+def clipped(found: Spectrum, radius: float) -> Tensor:
+    """The matrix with its singular values cut at ``radius``: the nearest one in that ball."""
+    above = int((found.squares > radius**2).sum())
+    if above == 0:
+        return found.matrix
+    part = found.vectors[:, -above:]
+    taken = part * (1.0 - radius / found.squares[-above:].sqrt())
+    if found.short:
+        return torch.addmm(found.matrix, taken, part.T @ found.matrix, alpha=-1.0)
+    return torch.addmm(found.matrix, found.matrix @ part, taken.T, alpha=-1.0)
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """``||A||_2`` from the smaller Gram matrix."""
+    top = float(matrix.abs().max())
+    if top == 0.0:
+        return 0.0
+    return top * math.sqrt(max(float(torch.linalg.eigvalsh(_gram(matrix / top))[-1]), 0.0))
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix

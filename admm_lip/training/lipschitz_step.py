@@ -1,0 +1,72 @@
+"""The Lipschitz step: the consensus becomes the projection of the relaxed weights plus Y / rho.
+
+Enforced form: ``L^2 = bound^2`` throughout.  Penalised form: ``s = L^2`` moves too.  At its optimum
+
+    mu s = rho/2 <V_0 - W_0, W_0>        (V the anchor, W its projection)
+
+because scaling the inputs by a constant moves s and W_0 alone.  One damped Newton step on ``log s``
+per round solves it along with the rest of the run; the exact form minimises over s every time.
+Where all activations sort pairs both are the exact form, which costs nothing there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ..solvers import ProjectProblem, ProjectSolution, solve_project
+from .admm import AdmmState, Matrices
+from .config import TrainConfig
+from .layer_norms import Activations, LayerNorms, project_layers
+
+LARGEST_LOG_STEP = 0.2
+
+
+def lipschitz_step(
+    anchor: Matrices, state: AdmmState, slopes: Activations, config: TrainConfig
+) -> ProjectSolution:
+    """Project ``anchor`` onto the LMI of the state's multiplier (``layer_norms.py``: of I).
+
+    Returns:
+        The measured solution; its ``weights`` are the new consensus and satisfy the bound of its
+        ``lip_sq``.
+
+    Raises:
+        SolveFailed: when no backend of the chain gave a feasible point.
+    """
+    if isinstance(slopes, LayerNorms):
+        return project_layers(anchor, state, config)
+    exact = config.mode == "penalty" and config.lip_step == "exact"
+    problem = ProjectProblem(
+        anchor=anchor,
+        slopes=slopes,
+        multiplier=state.multiplier,
+        bound=None if exact else state.target_sq**0.5,
+        mu=config.mu if exact else None,
+        rho=state.rho,
+    )
+    solver = replace(config.solver, tol=config.projection_tol)
+    return solve_project(problem, solver, warm=state.warm)
+
+
+def next_lip_sq(
+    anchor: Matrices,
+    solution: ProjectSolution,
+    state: AdmmState,
+    config: TrainConfig,
+    slopes: Activations = (),
+) -> float:
+    """``L^2`` of the next round: constant when enforced, one damped Newton step when penalised.
+
+    With ``g = rho/2 <V_0 - W_0, W_0>``::
+
+        log s+ = log s - (mu s - g) / (mu s + rho/2 ||W_0||^2),   clipped to +-0.2
+    """
+    if config.mu is None or config.lip_step == "exact" or isinstance(slopes, LayerNorms):
+        return solution.lip_sq
+    first = solution.weights[0]
+    s = solution.lip_sq
+    pull = 0.5 * state.rho * float(((anchor[0] - first) * first).sum())
+    curvature = 0.5 * state.rho * float(first.square().sum())
+    step = (config.mu * s - pull) / (config.mu * s + curvature)
+    return s * math.exp(-max(-LARGEST_LOG_STEP, min(LARGEST_LOG_STEP, step)))

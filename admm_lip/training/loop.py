@@ -1,0 +1,229 @@
+"""The one training loop: rounds of a loss step, a Lipschitz step and a dual step.
+
+Finiteness, limits, the progress bar, checkpoints and Ctrl-C live here; the updates themselves are
+functions in ``loss_step``, ``lipschitz_step``, ``multiplier_step`` and ``admm``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..solvers import SolveFailed
+from .admm import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
+from .batches import Batch, Batches
+from .config import TrainConfig
+from .layer_norms import Activations
+from .lipschitz_step import lipschitz_step, next_lip_sq
+from .loss_step import NonFiniteLoss, Objective, loss_step, pull_of
+from .multiplier_step import RoundView
+from .optimize import schedule_factor
+
+Row = dict[str, Any]
+Share = Callable[[AdmmState], AdmmState]
+
+
+class TrainingFailed(RuntimeError):
+    """A round could not be finished; names the round, the reason and what is left on disk."""
+
+
+def local(state: AdmmState) -> AdmmState:
+    """Share the state among one process: nothing to do.
+
+    In data-parallel training one rank projects; this is where all of them receive its state.
+    """
+    return state
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything that stays the same during a run; only ``model`` and ``optimizer`` mutate."""
+
+    model: nn.Module
+    parameters: tuple[nn.Parameter, ...]
+    slopes: Activations
+    batches: Batches
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    multiplier_step: Callable[[AdmmState, RoundView, TrainConfig], AdmmState]
+    config: TrainConfig
+    share: Share = local
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.epochs * len(self.batches)
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds of the whole run; the last one may be short."""
+        return -(-self.total_steps // self.config.round_steps)
+
+
+def read_weights(parameters: tuple[nn.Parameter, ...]) -> Matrices:
+    """The parameters as float64 matrices, copied."""
+    return tuple(p.detach().to(torch.float64, copy=True) for p in parameters)
+
+
+def write_weights(parameters: tuple[nn.Parameter, ...], weights: Matrices) -> None:
+    """Overwrite the parameters, rounded to their own dtype."""
+    with torch.no_grad():
+        for p, w in zip(parameters, weights, strict=True):
+            p.copy_(w)
+
+
+def stream(run: Run, step: int) -> Iterator[tuple[Batch, float]]:
+    """Batches and step sizes from optimizer step ``step`` to the end of the run."""
+    device = run.parameters[0].device
+    per_epoch = len(run.batches)
+    for epoch in range(step // per_epoch, run.config.epochs):
+        start = step - epoch * per_epoch
+        for inputs, targets in run.batches.epoch(epoch_seed(run.config.seed, epoch), start):
+            factor = schedule_factor(run.config.schedule, step / run.total_steps)
+            yield (inputs.to(device), targets.to(device)), run.config.lr * factor
+            step += 1
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch of every run."""
+    return (seed * 1_000_003 + epoch) % (2**63)
+
+
+def one_round(
+    run: Run, state: AdmmState, batches: list[tuple[Batch, float]]
+) -> tuple[AdmmState, Row]:
+    """One ADMM round; returns the next state and its history row."""
+    config = run.config
+    pull = pull_of(run.parameters, state)
+    lip, progress = state.target_sq**0.5, state.iteration / run.total_rounds
+    loss = loss_step(run.model, run.optimizer, run.objective, batches, pull, lip, progress)
+    weights = read_weights(run.parameters)
+    relaxed = relax(weights, state.consensus, config.relaxation)
+    point = anchor(relaxed, state.dual, state.rho)
+    solution = lipschitz_step(point, state, run.slopes, config)
+    dual = dual_step(state.dual, relaxed, solution.weights, state.rho)
+    measured = residuals(weights, solution.weights, state.consensus, dual, state.rho)
+    moved = replace(
+        state,
+        consensus=solution.weights,
+        dual=dual,
+        lip_sq=solution.lip_sq,
+        target_sq=next_lip_sq(point, solution, state, config, run.slopes),
+        rho=RHO_RULES[config.rho_rule](state.rho, measured),
+        warm=solution.warm,
+    )
+    view = RoundView(point, run.slopes, batches[-1][1] / config.lr)
+    moved = replace(run.multiplier_step(moved, view, config), iteration=state.iteration + 1)
+    row = {
+        "round": moved.iteration,
+        "loss": loss,
+        "lip": moved.lip,
+        "ball_norm": solution.ball_norm,
+        "primal_residual": measured.primal,
+        "dual_residual": measured.dual,
+        "relative_residual": measured.relative,
+        "rho": state.rho,
+        "status": solution.status.name,
+        "backend": solution.backend,
+        "iterations": solution.iterations,
+    }
+    return run.share(moved), row
+
+
+def run_rounds(
+    run: Run,
+    state: AdmmState,
+    history: list[Row],
+    after_round: Callable[[AdmmState, list[Row]], None],
+    progress: bool,
+) -> tuple[AdmmState, str]:
+    """Run every remaining round.
+
+    Args:
+        run: the fixed parts.
+        state: where to begin (round ``state.iteration``).
+        history: rows so far; grows in place by one row per round.
+        after_round: called after every whole round (checkpoints).
+        progress: show a bar.
+
+    Returns:
+        The last state, and ``"finished"``, ``"converged"`` or ``"interrupted"``.
+
+    Raises:
+        TrainingFailed: when a loss is not finite or no backend can project; the last whole round
+            has been handed to ``after_round``.
+    """
+    config = run.config
+    begun = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+    batches = stream(run, state.iteration * config.round_steps)
+    bar = tqdm(
+        total=run.total_rounds,
+        initial=state.iteration,
+        desc="training",
+        unit="round",
+        disable=not progress,
+        mininterval=0.2,
+    )
+    with bar, deferred_interrupt() as interrupted:
+        while state.iteration < run.total_rounds:
+            chunk = [b for _, b in zip(range(config.round_steps), batches, strict=False)]
+            try:
+                state, row = one_round(run, state, chunk)
+            except (NonFiniteLoss, SolveFailed) as error:
+                raise TrainingFailed(f"round {state.iteration + 1}: {error}") from error
+            if config.restart:
+                write_weights(run.parameters, state.consensus)
+            step = min(state.iteration * config.round_steps, run.total_steps)
+            row["step"], row["epoch"] = step, step / len(run.batches)
+            row["seconds"] = time.perf_counter() - begun
+            history.append(row)
+            after_round(state, history)
+            bar.update()
+            bar.set_postfix(_postfix(row), refresh=False)
+            if interrupted.is_set():
+                return state, "interrupted"
+            if row["relative_residual"] < config.residual_tol:
+                return state, "converged"
+    return state, "finished"
+
+
+def _postfix(row: Row) -> dict[str, str]:
+    return {
+        "loss": f"{row['loss']:.4g}",
+        "L": f"{row['lip']:.4g}",
+        "primal": f"{row['primal_residual']:.1e}",
+        "dual": f"{row['dual_residual']:.1e}",
+    }
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C wait for the end of the round; a second one interrupts at once.
+
+    Outside the main thread signals cannot be caught and Ctrl-C does what it always does.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    previous = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: Any) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,273 @@
+"""Training under a certified Lipschitz bound: the public entry.
+
+``train`` sets a run up, lets ``loop`` run its rounds, writes the consensus into the model in the
+model's own dtype, and certifies exactly those numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..certificates.certificate import Certificate, certify
+from ..methods.base import Method
+from ..networks.chain import linear_layers, read_network
+from .admm import AdmmState
+from .batches import Batches, as_batches, check_labels
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .layer_norms import LayerNorms, layer_start, training_constraint
+from .loop import Row, Run, TrainingFailed, run_rounds, write_weights
+from .loss_step import Objective
+from .losses import BoundedLoss, resolve_loss
+from .multiplier_step import resolve_multiplier_step
+from .optimize import make_optimizer, schedule_factor
+from .start import orthogonal_, start
+
+__all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What a run gives back.
+
+    Attributes:
+        model: a plain module of the class that went in, holding the consensus weights.
+        certificate: the proof of its Lipschitz constant, made from the weights as shipped.
+        history: one row per round: loss, lip, residuals, rho, the projection's status, seconds.
+        state: the last ADMM state.
+        config: the settings.
+        stopped: ``"finished"``, ``"converged"`` or ``"interrupted"``.
+        seconds: of training, certification not included.
+    """
+
+    model: nn.Module
+    certificate: Certificate
+    history: tuple[Row, ...]
+    state: AdmmState
+    config: TrainConfig
+    stopped: str
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    data: Any,
+    config: TrainConfig,
+    loss: Any = None,
+    *,
+    method: Method | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a network under a Lipschitz bound (or penalty) by ADMM, and certify the result.
+
+    Args:
+        model: a chain of ``Linear`` layers and activations that are slope-restricted, or all sort
+            pairs; it is copied, the one that went in is not changed.
+        data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors.
+        config: all settings; give ``bound`` or ``mu``.
+        loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
+        method: takes the place of the plain loss by its own objective (a gradient penalty, an
+            adversarial loss, see ``methods``); the bound or penalty on L comes on top.
+        run_dir: folder for checkpoints; ``None`` writes nothing.
+        resume: continue from the checkpoint in ``run_dir``, to the identical result.
+        progress: show a bar.
+
+    Returns:
+        The trained model with its certificate, history and last state.
+
+    Raises:
+        ValueError, TypeError: bad data, settings or model, by name.
+        UnsupportedModule: a layer that cannot be trained under the LMI.
+        CheckpointError: nothing to resume, or a checkpoint of another run.
+        TrainingFailed: the loss left the finite numbers, or no backend could project.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip import TrainConfig, train
+        >>> x = torch.rand(64, 4); y = (x[:, 0] > 0.5).long()
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> result = train(net, (x, y), TrainConfig(bound=2.0, epochs=2), progress=False)
+        >>> result.certificate.lip <= 2.0
+        True
+    """
+    if resume and run_dir is None:
+        raise ValueError("run_dir: resume=True needs the folder of the run; got None")
+    threads = torch.random.fork_rng(devices=[])
+    with threads:
+        torch.manual_seed(config.seed)
+        run, state = _set_up(copy.deepcopy(model), data, config, loss, method)
+        history: list[Row] = []
+        keeper = Keeper(run, Path(run_dir) if run_dir is not None else None)
+        if resume:
+            state, history = keeper.restore()
+        state, stopped = run_rounds(run, state, history, keeper.after_round, progress)
+        keeper.save(state, history)
+    return _finished(run, state, history, stopped)
+
+
+def _set_up(
+    model: nn.Module, data: Any, config: TrainConfig, loss: Any, method: Method | None
+) -> tuple[Run, AdmmState]:
+    """Check everything once, before the first step."""
+    layers = linear_layers(model.eval())  # dropout is the identity in what is certified
+    if config.start == "scratch":
+        orthogonal_(layers, config.seed)
+    parameters = tuple(cast(nn.Parameter, layer.weight) for layer in layers)
+    chain = read_network(model).chain()
+    model.train()
+    slopes = training_constraint(chain, parameters[0].device)
+    batches = as_batches(data, config.batch_size)
+    targets = _check_first_batch(batches, layers)
+    bounded = resolve_loss(
+        config.loss if loss is None else loss, targets, config.eps, config.temperature
+    )
+    objective = _objective(bounded, method)
+    schedule_factor(config.schedule, 0.0)
+    multiplier_step = resolve_multiplier_step(
+        config.multiplier_step,
+        tuple(layer.kind for layer in chain.activations),
+        regression=targets.is_floating_point(),
+    )
+    weights = tuple(p.detach().to(torch.float64) for p in parameters)
+    dtype, variance = parameters[0].dtype, _variance(targets)
+    if isinstance(slopes, LayerNorms):
+        begin = layer_start(weights, config, dtype, variance)
+    else:
+        begin = start(weights, slopes, config, dtype, variance)
+    write_weights(parameters, begin.state.consensus)
+    with torch.no_grad():
+        for layer, factor in zip(layers, begin.bias_factors, strict=True):
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
+    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
+    run = Run(model, parameters, slopes, batches, optimizer, objective, multiplier_step, config)
+    return run, begin.state
+
+
+def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
+    """The loss of a model on a batch, by way of the method's objective where there is one."""
+    if method is None:
+        return lambda model, x, y, lip, progress: loss(model(x), y, lip)
+    kind = type(method)
+    for hook in ("prepare", "after_step", "finish"):
+        if getattr(kind, hook) is not getattr(Method, hook):
+            raise TypeError(
+                f"method: {method.name} changes the network itself ({hook}), so it cannot run "
+                "under ADMM; train it by admm_lip.training.fit.fit"
+            )
+    return lambda model, x, y, lip, progress: method.objective(
+        model, x, y, lambda outputs, targets: loss(outputs, targets, lip), progress
+    )
+
+
+def _check_first_batch(batches: Batches, layers: list[nn.Linear]) -> torch.Tensor:
+    """The targets (those of one batch where the data come from a loader), labels checked."""
+    _, targets = next(iter(batches.epoch(0, 0)))
+    everything: torch.Tensor = getattr(batches, "targets", targets)
+    if not targets.is_floating_point():
+        check_labels(everything, layers[-1].out_features)
+    return everything
+
+
+def _variance(targets: torch.Tensor) -> float | None:
+    """Mean variance of a regression's targets; ``None`` for class labels."""
+    if not targets.is_floating_point():
+        return None
+    rows = targets.to(torch.float64).reshape(len(targets), -1)
+    return float(rows.var(dim=0, correction=0).mean())
+
+
+class Keeper:
+    """Writes and reads the checkpoint of one run.
+
+    Rounds last milliseconds, so a checkpoint is written after the first round that ends
+    ``config.checkpoint_seconds`` after the last one, and at the end.
+    """
+
+    def __init__(self, run: Run, folder: Path | None) -> None:
+        self.run = run
+        self.path = None if folder is None else folder / CHECKPOINT
+        self.last = time.monotonic()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def after_round(self, state: AdmmState, history: list[Row]) -> None:
+        """Save when it is time."""
+        if time.monotonic() - self.last >= self.run.config.checkpoint_seconds:
+            self.save(state, history)
+
+    def save(self, state: AdmmState, history: list[Row]) -> None:
+        """Save now."""
+        if self.path is None:
+            return
+        fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+        save_checkpoint(
+            self.path,
+            {
+                "run": self._identity(),
+                "state": fields,
+                "model": dict(self.run.model.state_dict()),
+                "optimizer": self.run.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "history": history,
+            },
+        )
+        self.last = time.monotonic()
+
+    def restore(self) -> tuple[AdmmState, list[Row]]:
+        """Put model, optimizer and random state back; return the ADMM state and the history."""
+        assert self.path is not None
+        tree = load_checkpoint(self.path)
+        for name, mine in self._identity().items():
+            theirs = tree["run"].get(name)
+            if theirs != mine:
+                raise CheckpointError(
+                    f"checkpoint: {self.path} belongs to a run with another {name} "
+                    f"({theirs}, this one has {mine}); resume with the same settings and data"
+                )
+        self.run.model.load_state_dict(tree["model"])
+        self.run.optimizer.load_state_dict(tree["optimizer"])
+        torch.set_rng_state(tree["random"])
+        return AdmmState(**tree["state"]), tree["history"]
+
+    def _identity(self) -> dict[str, str]:
+        """What must agree for a run to be continued."""
+        shapes = [list(p.shape) for p in self.run.model.parameters()]
+        return {
+            "config": self.run.config.digest(),
+            "architecture": str(shapes),
+            "steps": str(self.run.total_steps),
+        }
+
+
+def _finished(run: Run, state: AdmmState, history: list[Row], stopped: str) -> TrainResult:
+    """Write the consensus into the model, and certify exactly what is stored there."""
+    write_weights(run.parameters, state.consensus)
+    run.model.eval()
+    certificate = certify(
+        run.model,
+        solver=run.config.solver,
+        requested=run.config.bound,
+        multiplier=state.multiplier or None,
+    )
+    return TrainResult(
+        model=run.model,
+        certificate=certificate,
+        history=tuple(history),
+        state=state,
+        config=run.config,
+        stopped=stopped,
+        seconds=history[-1]["seconds"] if history else 0.0,
+    )
