@@ -10,6 +10,7 @@ import sys
 
 # name -> what it shows; the module of that name has a function main(argv).
 BENCHMARKS = {
+    "rounds": "the bound holds in every round: the paper's cases, both modes",
     "solver_times": "seconds and proven gaps of the solvers, against plain descent, SCS, Clarabel",
     "mnist_bound": "MNIST 784-64-64-10 under bound 1: accuracy, certified accuracy, cost",
     "toy2d": "the paper's 2D toy: decision regions and confidence, five methods",
