@@ -2,8 +2,9 @@
 
     python -m benchmarks mnist_bound --data-dir DIR [--seeds 0 1 2] [--validation]
 
-Each seed trains the plain network first and the constrained one straight after it.  The ratio is of
-processor time, on one thread, for the whole calls: data checks, start and certification included.
+Each seed trains the network with the same loss and no constraint first, and the constrained one
+straight after it.  The ratio is of processor time, on one thread, for the whole calls: data checks,
+start and certification included.
 ``--validation`` holds 10,000 training pictures out and scores on them: the mode for tuning.
 """
 
@@ -42,7 +43,14 @@ def one_seed(data: Any, scored: Any, seed: int, config: TrainConfig, hidden: Any
         model,
         data,
         Method(),
-        FitConfig(epochs=config.epochs, batch_size=config.batch_size, seed=seed, lr=config.lr),
+        FitConfig(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=seed,
+            lr=config.lr,
+            loss=config.loss,
+            eps=config.eps,
+        ),
         progress=False,
     )
     plain_seconds = time.process_time() - begun

@@ -142,8 +142,12 @@ def solve_project(
     def measure(name: str, claim: ProjectClaim, seconds: float) -> ProjectSolution | str:
         if claim.weights is None:
             return "no weights came back"
-        lifted = replace(claim, weights=reduced.lift(claim.weights))
-        return _measure_projection(problem, lifted, name, seconds)
+        # The reduction is an isometry, so norm, distance and objective may be measured before it
+        # is undone, where the matrices are small.
+        measured = _measure_projection(reduced.problem, claim, name, seconds)
+        if isinstance(measured, str):
+            return measured
+        return replace(measured, weights=reduced.lift(measured.weights))
 
     return _run(_Task(ask, measure, lambda s: s.objective), config, sum(reduced.problem.widths))
 
