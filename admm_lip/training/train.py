@@ -104,8 +104,7 @@ def train(
     """
     if resume and run_dir is None:
         raise ValueError("run_dir: resume=True needs the folder of the run; got None")
-    threads = torch.random.fork_rng(devices=[])
-    with threads:
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(config.seed)
         run, state = _set_up(copy.deepcopy(model), data, config, loss, method)
         history: list[Row] = []
