@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .problem import Slopes
-from .storage import any_known, storage_bound
+from .dissipation import any_known, storage_bound
 
 
 def lmi_blocks(
@@ -101,7 +101,7 @@ def implied_bound(
     Every ``S_k`` must be positive definite, which its Cholesky factor decides: skipping that check
     gives numbers below the true constant.  The result is computed, not yet proven through
     rounding; ``admm_lip.verify`` does that.  Neurons whose slope is known exactly are substituted
-    (``storage.py``); their multipliers are not read.
+    (``dissipation.py``); their multipliers are not read.
     """
     if any_known(slopes):
         return storage_bound(weights, slopes, multiplier)

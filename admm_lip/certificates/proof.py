@@ -25,7 +25,7 @@ to zero are fine) and a BLAS that multiplies matrices the conventional way, not 
 ``u = 2^-53`` and ``gamma_n = n u / (1 - n u)``.  Underflows are covered by ``2^-600`` per row,
 which the admitted ranges of L and T allow for.  NumPy and SciPy only.
 
-Chains with neurons of known slope are proven layer by layer instead (``storage_proof.py``).
+Chains with neurons of known slope are proven layer by layer instead (``dissipation_proof.py``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..networks.layers import Array
 from ..networks.network import Chain
 from .definite import SLACK, ScaledLmi, U, failing_block, gamma, inverse_root
 from .restate import Matrices
-from .storage_proof import any_known, storage_margin, storage_unproven
+from .dissipation_proof import any_known, storage_margin, storage_unproven
 
 # Squares and products of admitted numbers neither overflow nor vanish.
 _RANGE = (2.0**-400, 2.0**400)

@@ -13,7 +13,7 @@ from admm_lip.data import DataError, DataSet, TableOptions, check_pair, data_nam
 from admm_lip.data.cifar import decode
 from admm_lip.data.idx import read_idx
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 IMAGE_SETS = {
     # name: folder, features, mean pixel of the training set as commonly published
     "mnist": ("MNIST", 784, 0.1307),
