@@ -31,8 +31,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .problem import Slopes
 from .dissipation import any_known, storage_bound
+from .problem import Slopes
 
 
 def lmi_blocks(

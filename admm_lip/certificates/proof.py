@@ -38,8 +38,8 @@ import numpy as np
 from ..networks.layers import Array
 from ..networks.network import Chain
 from .definite import SLACK, ScaledLmi, U, failing_block, gamma, inverse_root
-from .restate import Matrices
 from .dissipation_proof import any_known, storage_margin, storage_unproven
+from .restate import Matrices
 
 # Squares and products of admitted numbers neither overflow nor vanish.
 _RANGE = (2.0**-400, 2.0**400)
