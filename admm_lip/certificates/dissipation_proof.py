@@ -11,7 +11,7 @@ for all v and x_b, and ``L^2 I - W_0' P_1 W_0 >= 0``, prove the bound: on the ne
 the middle term is never positive, so ``|f|^2 <= (W x)' P_{k+1} (W x) <= v' P_k v <= L^2 |x_0|^2``.
 
 The storages are witnesses.  Any will do, so they are computed in floating point, from the output
-on, by the formula that makes the inequality tight (``solvers/dissipation.py``), and enlarged a little;
+on, by the formula that makes the inequality tight (``solvers/dissipation.py``), enlarged a little;
 then each inequality is proven through rounding, as a matrix over (v, x_b):
 
 * scaled by powers of two, to entries of at most 1 in size;
