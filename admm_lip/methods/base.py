@@ -1,4 +1,4 @@
-"""What a training method is: four optional hooks around an ordinary training loop.
+"""What a training method is: optional hooks around an ordinary training loop.
 
 A method overrides what it needs and inherits nothing else: :class:`Method` itself is plain
 training.
@@ -30,6 +30,18 @@ class Method:
         """The module to train: the given copy, or one with its layers replaced."""
         return model
 
+    def begin_batch(self, model: nn.Module, rows: Tensor | None) -> None:
+        """Called before ``objective``: which samples of the data set the batch holds.
+
+        For methods that keep something for every sample between epochs, say where an iteration
+        is to start.
+
+        Args:
+            model: what ``prepare`` returned.
+            rows: int64 ``(batch,)`` on the CPU, the samples' numbers in the data set, the same in
+                every epoch; ``None`` where the data come from a loader, which does not tell them.
+        """
+
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
     ) -> Tensor:
@@ -46,6 +58,21 @@ class Method:
 
     def after_step(self, model: nn.Module) -> None:
         """Change the model after an optimizer step (a projection, say)."""
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Columns to add to the history's row of an epoch, also shown beside the progress bar."""
+        return {}
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What an interrupted run needs to go on identically, beside ``model.state_dict()``.
+
+        Stored in every checkpoint: a method that keeps more than is worth the space leaves it out,
+        and says that a continued run starts it afresh.
+        """
+        return {}
+
+    def restore(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned, after ``prepare`` and ``load_state_dict``."""
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The trained module in plain layers (``Linear``, ``Conv2d``, activations)."""

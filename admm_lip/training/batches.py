@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Protocol, cast
 
 import torch
@@ -29,6 +29,13 @@ class Batches(Protocol):
         """The batches of one epoch from number ``start`` on, in the order that ``seed`` gives."""
         ...
 
+    def rows(self, seed: int, start: int) -> Iterator[Tensor | None]:
+        """For each of those batches the numbers of its samples, ``None`` where nobody knows.
+
+        At least as many as there are batches.
+        """
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class TensorBatches:
@@ -43,10 +50,15 @@ class TensorBatches:
 
     def epoch(self, seed: int, start: int) -> Iterator[Batch]:
         """Seeded permutation, cut into batches."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.inputs), generator=generator).to(self.inputs.device)
-        for index in torch.split(order, self.batch_size)[start:]:
+        for rows in self.rows(seed, start):
+            index = rows.to(self.inputs.device)
             yield self.inputs[index], self.targets[index]
+
+    def rows(self, seed: int, start: int) -> Iterator[Tensor]:
+        """The pieces of that permutation, int64 on the CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.inputs), generator=generator)
+        yield from torch.split(order, self.batch_size)[start:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +85,10 @@ class LoaderBatches:
             yield _pair(batch)
         for batch in iterator:
             yield _pair(batch)
+
+    def rows(self, seed: int, start: int) -> Iterator[None]:
+        """``None`` without end: a loader hands over samples without their numbers."""
+        return repeat(None)
 
 
 def as_batches(data: Any, batch_size: int) -> Batches:

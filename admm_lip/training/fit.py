@@ -138,12 +138,15 @@ def _epochs(
     for epoch in tqdm(range(config.epochs), desc=method.name, unit="epoch", disable=not progress):
         model.train()
         values: list[Tensor] = []
-        for inputs, targets in batches.epoch(epoch_seed(config.seed, epoch), 0):
+        seed = epoch_seed(config.seed, epoch)
+        stream = zip(batches.epoch(seed, 0), batches.rows(seed, 0), strict=False)
+        for (inputs, targets), rows in stream:
             share = step / total
             factor = schedule_factor(config.schedule, share)
             set_learning_rate(optimizer, config.lr * factor)
             optimizer.zero_grad()
             x, y = inputs.to(device), targets.to(device)
+            method.begin_batch(model, rows)
             value = method.objective(model, x, y, loss, share)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -156,5 +159,6 @@ def _epochs(
                 f"epoch {epoch + 1}: expected a finite loss, got {mean}; lower lr, or check the "
                 "data's scale"
             )
-        history.append({"epoch": epoch + 1, "loss": mean, "seconds": time.perf_counter() - begun})
+        row: Row = {"epoch": epoch + 1, "loss": mean, "seconds": time.perf_counter() - begun}
+        history.append(row | method.report(model))
     return history

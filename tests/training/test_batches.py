@@ -50,6 +50,14 @@ def test_drawing_batches_leaves_the_global_random_state_alone(source: str) -> No
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_tensors_come_with_their_row_numbers_and_a_loader_with_none() -> None:
+    known = as_batches((X, Y), 3)
+    assert [rows.tolist() for rows in known.rows(5, 1)] == labels(known, 5, start=1)
+    unknown = as_batches(SOURCES["loader"], 3)
+    pairs = list(zip(unknown.epoch(5, 0), unknown.rows(5, 0), strict=False))
+    assert [rows for _, rows in pairs] == [None] * 4
+
+
 def test_inputs_and_targets_stay_together() -> None:
     for x, y in as_batches((X, Y), 3).epoch(1, 0):
         assert torch.equal(x[:, 0].long(), y)

@@ -30,10 +30,16 @@ class Spy(Method):
 
     calls: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         self.calls.append("prepare")
         return model
+
+    def begin_batch(self, model: nn.Module, rows: Tensor | None) -> None:
+        assert rows is not None
+        self.calls.append("begin_batch")
+        self.rows.append(rows)
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
@@ -41,10 +47,14 @@ class Spy(Method):
         self.calls.append("objective")
         self.shares.append(progress)
         assert model.training
+        assert torch.equal(inputs, INPUTS[self.rows[-1]])
         return super().objective(model, inputs, targets, loss, progress)
 
     def after_step(self, model: nn.Module) -> None:
         self.calls.append("after_step")
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        return {"steps": float(len(self.shares))}
 
     def finish(self, model: nn.Module) -> nn.Module:
         self.calls.append("finish")
@@ -61,11 +71,12 @@ def test_hooks_run_in_order_with_the_share_of_the_run() -> None:
     result = fit(
         small_net(), (INPUTS, TARGETS), spy, FitConfig(epochs=2, batch_size=16), progress=False
     )
-    steps = ["objective", "after_step"] * 6
+    steps = ["begin_batch", "objective", "after_step"] * 6
     assert spy.calls == ["prepare", *steps, "finish", "lipschitz"]
     assert spy.shares == pytest.approx([k / 6 for k in range(6)])
     assert result.claimed_lip == 7.0
     assert [row["epoch"] for row in result.history] == [1, 2]
+    assert [row["steps"] for row in result.history] == [3.0, 6.0]
     assert result.seconds >= result.history[-1]["seconds"] >= 0.0
 
 
