@@ -194,6 +194,8 @@ def _exact(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
 _EVALUATED: Mapping[str, Evaluated] = {
     "relu": _exact,
     "hardtanh": _exact,
+    "clipped_relu": _exact,
+    "pair_clip": _exact,
     "leaky_relu": lambda spec, z, value: 2.0 * _U * value.abs(),
     "softplus": _softplus,
 }

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import UnsupportedModule
+from ..errors import NetworkError, UnsupportedModule
 
 Options = Mapping[str, Any]
 
@@ -45,11 +45,13 @@ class Activation:
         slopes: from the options to the slope range.
         defaults: the options and their default values; every other option is refused.
         problem: from the options to what is wrong with them, or ``None``.
+        arrays: names of the per-neuron arrays that the layer holds.
     """
 
     slopes: Callable[[Options], SlopeRange]
     defaults: Mapping[str, float | str]
     problem: Callable[[Options], str | None] = lambda options: None
+    arrays: tuple[str, ...] = ()
 
 
 # Correctly rounded decimals, then one step outwards.
@@ -119,6 +121,8 @@ ACTIVATIONS: Mapping[str, Activation] = {
         _gelu_problem,
     ),
     "silu": Activation(lambda options: _overshoot(_SILU_MAX), {}),
+    "clipped_relu": Activation(_fixed(0.0, 1.0), {}, arrays=("threshold",)),
+    "pair_clip": Activation(_fixed(0.0, 1.0), {}, arrays=("cap", "floor")),
 }
 
 
@@ -162,6 +166,34 @@ def slope_range(kind: str, options: Options | None = None) -> SlopeRange:
     complete = {**ACTIVATIONS[kind].defaults, **(options or {})}
     check_activation(kind, kind, complete)
     return ACTIVATIONS[kind].slopes(complete)
+
+
+def array_keys(kind: str) -> tuple[str, ...]:
+    """Which arrays a layer of this kind may hold: its own thresholds, or a weight and a bias."""
+    return ACTIVATIONS[kind].arrays if kind in ACTIVATIONS else ("weight", "bias")
+
+
+def check_arrays(kind: str, name: str, arrays: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """Raise :class:`NetworkError` unless an activation's thresholds fit an input of ``shape``.
+
+    One per neuron (clipped ReLU: at least 0) or one per pair.
+    """
+    for key in ACTIVATIONS[kind].arrays:
+        array, neurons = arrays.get(f"{name}.{key}"), 1 if key == "threshold" else 2
+        expected = (shape[0] // neurons, *shape[1:])
+        fits = array is not None and shape[0] % neurons == 0
+        fits = fits and (array.shape == expected or (len(shape) == 1 and array.size == expected[0]))
+        if not fits or array is None:
+            raise NetworkError(
+                f"{name}.{key}: expected an array of shape {expected}, one threshold per "
+                f"{'neuron' if neurons == 1 else 'pair'}, got "
+                f"{'none' if array is None else array.shape}"
+            )
+        if key == "threshold" and float(array.min()) < 0.0:
+            raise NetworkError(
+                f"{name}.threshold: expected thresholds >= 0, got {float(array.min()):g}; "
+                "clamp them (admm_lip.networks.clipped.keep_thresholds)"
+            )
 
 
 def _is_finite_number(value: object) -> bool:

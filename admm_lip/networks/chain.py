@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 
 from ..errors import UnsupportedModule
 from . import trace
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, array_keys
+from .clipped import ClippedReLU, PairClip
 from .network import LayerSpec, Network
 from .sorting import HALF_ABS, SORTS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
@@ -134,6 +135,8 @@ READERS: Mapping[type[nn.Module], Reader] = {
     GroupSort2: Reader("group_sort2"),
     MaxMin: Reader("max_min"),
     HalfAbs: Reader(HALF_ABS),
+    ClippedReLU: Reader("clipped_relu"),
+    PairClip: Reader("pair_clip"),
 }
 
 
@@ -159,20 +162,20 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
     """
     specs, arrays = [], {}
     for name, layer in trace.steps(module):
-        reader = _reader(name, layer)
+        reader = reader_of(name, layer)
         try:
             options = reader.options(layer)
         except ValueError as reason:
             raise UnsupportedModule(f"{name} ({type(layer).__name__}): {reason}") from None
         specs.append(LayerSpec(reader.kind, name, options))
-        for key in ("weight", "bias"):
+        for key in array_keys(reader.kind):
             value = getattr(layer, key, None)
             if value is not None:
                 arrays[f"{name}.{key}"] = _exact_array(f"{name}.{key}", value)
     return Network(tuple(specs), arrays, input_shape)
 
 
-def _reader(name: str, layer: nn.Module) -> Reader:
+def reader_of(name: str, layer: nn.Module) -> Reader:
     """The table's row for a layer: its class, or the nearest one whose computation it inherits."""
     if parametrize.is_parametrized(layer) and layer.training:
         raise UnsupportedModule(
@@ -215,7 +218,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
     """
     layers: list[nn.Linear] = []
     for name, layer in trace.steps(module):
-        kind = _reader(name, layer).kind
+        kind = reader_of(name, layer).kind
         if kind == "linear" and parametrize.is_parametrized(layer):
             raise UnsupportedModule(
                 f"{name}: its weight is parametrized; remove it with "
@@ -278,7 +281,7 @@ def build_module(network: Network) -> nn.Sequential:
 def build_layer(network: Network, spec: LayerSpec) -> nn.Module:
     """The torch module of one layer, with its weights."""
     module = _BUILDERS[spec.kind](network, spec)
-    for key in ("weight", "bias"):
+    for key in array_keys(spec.kind):
         array = network.arrays.get(f"{spec.name}.{key}")
         if array is not None:
             setattr(module, key, nn.Parameter(torch.from_numpy(np.array(array))))
@@ -318,6 +321,18 @@ def _build_pool(network: Network, spec: LayerSpec) -> nn.Module:
     )
 
 
+def _clipped(
+    cls: type[ClippedReLU] | type[PairClip], key: str, factor: int
+) -> Callable[[Network, LayerSpec], nn.Module]:
+    """Of the array's shape, its first size times ``factor``; the values are set afterwards."""
+
+    def build(network: Network, spec: LayerSpec) -> nn.Module:
+        first, *rest = network.arrays[f"{spec.name}.{key}"].shape
+        return cls((factor * first, *rest))
+
+    return build
+
+
 def _builder_of(cls: Callable[..., nn.Module]) -> Callable[[Network, LayerSpec], nn.Module]:
     return lambda network, spec: cls(**spec.options)
 
@@ -333,5 +348,7 @@ _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
     "conv2d": _build_conv,
     "avg_pool2d": _build_pool,
     "flatten": lambda network, spec: nn.Flatten(),
+    "clipped_relu": _clipped(ClippedReLU, "threshold", 1),
+    "pair_clip": _clipped(PairClip, "cap", 2),
     "identity": lambda network, spec: nn.Identity(),
 }

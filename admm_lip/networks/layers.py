@@ -141,7 +141,12 @@ class Window:
 
 
 def conv_matrix(
-    weight: Array, shape: Shape, window: Window, groups: int = 1, name: str = "convolution"
+    weight: Array,
+    shape: Shape,
+    window: Window,
+    groups: int = 1,
+    name: str = "convolution",
+    limit: int = MAX_ENTRIES,
 ) -> Any:
     """The sparse matrix of a zero-padded 2-d cross-correlation, entry for entry the kernel's.
 
@@ -151,6 +156,7 @@ def conv_matrix(
         window: stride, dilation, padding and output size.
         groups: number of channel groups.
         name: the layer's name, for messages.
+        limit: greatest number of entries, zeros included.
 
     Returns:
         ``csr_array`` of shape ``(out * out_height * out_width, in * height * width)``.
@@ -159,7 +165,7 @@ def conv_matrix(
     rows_out, cols_out = window.out
     channels, height, width = shape
     size = (out * rows_out * cols_out, channels * height * width)
-    check_size(name, *size)
+    check_size(name, *size, limit)
     o, y, x, i, a, b = np.ogrid[
         :out, :rows_out, :cols_out, :per_group, : window.kernel[0], : window.kernel[1]
     ]
@@ -175,12 +181,12 @@ def conv_matrix(
     return sp.csr_array((values, (target, source)), shape=size)
 
 
-def check_size(name: str, rows: int, columns: int) -> None:
+def check_size(name: str, rows: int, columns: int, limit: int = MAX_ENTRIES) -> None:
     """Refuse a matrix too large to be held densely."""
-    if rows * columns > MAX_ENTRIES:
+    if rows * columns > limit:
         raise UnsupportedModule(
-            f"{name}: its matrix would be {rows} x {columns}, above the limit of {MAX_ENTRIES} "
-            "entries (1 GiB); use a smaller input, a larger stride or fewer channels"
+            f"{name}: its matrix would be {rows} x {columns}, above the limit of {limit} entries "
+            f"({limit / 2**27:g} GiB); use a smaller input, a larger stride or fewer channels"
         )
 
 

@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
-from .activations import ACTIVATIONS, Options, SlopeRange, check_activation
+from .activations import (
+    ACTIVATIONS,
+    Options,
+    SlopeRange,
+    array_keys,
+    check_activation,
+    check_arrays,
+)
 from .layers import AFFINE, KINDS, RESHAPES, AffineMap, Array, Shape, check_options, check_size
 from .sorting import (
     HALF_ABS,
@@ -163,6 +170,7 @@ class Network:
                 parts.affine(spec.name, step)
                 shape = step.shape
             elif spec.kind in ACTIVATIONS:
+                check_arrays(spec.kind, spec.name, self.arrays, shape)
                 parts.activation(spec)
             elif spec.kind in _PAIRED:
                 parts.paired(spec, shape)
@@ -180,7 +188,7 @@ class Network:
             if spec.kind in RESHAPES:
                 continue
             sha.update(_canonical({"kind": spec.kind, "options": _essential(spec)}))
-            for key in ("weight", "bias"):
+            for key in array_keys(spec.kind):
                 array = self.arrays.get(f"{spec.name}.{key}")
                 if array is not None:
                     sha.update(_canonical({"array": key, "shape": array.shape}))

@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..errors import UnsupportedModule
+from .clipped import ClippedReLU, PairClip
 from .sorting_torch import HalfAbs, MaxMin
 
 
@@ -75,6 +76,8 @@ FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
 }
 _DROPOUT_PARAMETERS = ("p", "training", "inplace")
 _VIEWS = ("view", "reshape")
+# Leaves of this package.
+_OWN = (MaxMin, HalfAbs, ClippedReLU, PairClip)
 
 
 def is_torchlip_sort(module: nn.Module) -> bool:
@@ -95,7 +98,7 @@ class _Tracer(fx.Tracer):
     """Stops at torch's own layers, classes derived from them, and parametrized modules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if parametrize.is_parametrized(m) or isinstance(m, MaxMin | HalfAbs):
+        if parametrize.is_parametrized(m) or isinstance(m, _OWN):
             return True
         if is_torchlip_sort(m):
             return True

@@ -12,6 +12,7 @@ from torch import nn
 from admm_lip.errors import UnsupportedModule
 from admm_lip.networks.activations import ACTIVATIONS, slope_range
 from admm_lip.networks.chain import READERS, read_network
+from admm_lip.networks.clipped import ClippedReLU, PairClip
 
 CASES = [
     nn.ReLU(),
@@ -35,6 +36,8 @@ CASES = [
     nn.GELU(),
     nn.GELU("tanh"),
     nn.SiLU(),
+    ClippedReLU((1,)),
+    PairClip((2,)),
 ]
 
 
@@ -49,7 +52,8 @@ def test_difference_quotients_stay_inside_and_reach_the_ends(module: nn.Module) 
     # Below softplus's threshold: beyond it torch rounds the function itself.
     reach = 18.0 / abs(module.beta) if isinstance(module, nn.Softplus) else 40.0
     u = torch.linspace(-reach, reach, 400_001, dtype=torch.float64)
-    values = module(u)
+    neurons = 2 if isinstance(module, PairClip) else 1
+    values = module(u[:, None].expand(-1, neurons))[:, 0].detach()
     step = u[1] - u[0]
     for gap in (1, 7, 400, 30_000):
         quotient = (values[gap:] - values[:-gap]) / (u[gap:] - u[:-gap])
