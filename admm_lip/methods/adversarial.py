@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .ascent import BALLS, Ascent, check_norm, sample_loss, value_and_gradient
-from .base import Method, check_at_least, check_positive
+from .ascent import BALLS, check_norm, sample_loss, value_and_gradient
+from .ball_attack import BallAttack
+from .base import Method, check_at_least
 
 Box = tuple[float, float]
 
@@ -55,32 +56,11 @@ class FastGradient(Method):
 
 
 @dataclass(frozen=True)
-class ProjectedGradient(Method):
-    """Minimise the loss at the best point that projected gradient ascent finds.
-
-    Args:
-        eps: radius of the attack, in input units.
-        norm: ``"l2"`` or ``"linf"``.
-        steps: ascent steps.
-        step_size: of one step; ``None`` is ``2.5 eps / steps``, the paper's rule of thumb.
-        clip: box of admissible inputs, or ``None``.
-    """
+class ProjectedGradient(BallAttack):
+    """Minimise the loss at the best point that projected gradient ascent finds."""
 
     name: ClassVar[str] = "pgd"
     source: ClassVar[str] = "A. Madry et al., ICLR 2018"
-
-    eps: float = 0.5
-    norm: str = "l2"
-    steps: int = 5
-    step_size: float | None = None
-    clip: Box | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(0.0, eps=self.eps)
-        check_at_least(1, steps=self.steps)
-        if self.step_size is not None:
-            check_positive(step_size=self.step_size)
-        check_norm(self.norm)
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
@@ -91,8 +71,3 @@ class ProjectedGradient(Method):
             lambda x: sample_loss(model(x), targets), inputs, attack.random_start(inputs)
         )
         return loss(model(moved), targets)
-
-    def ascent(self) -> Ascent:
-        """The inner maximisation."""
-        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        return Ascent(self.norm, self.eps, self.steps, step, self.clip)

@@ -10,19 +10,13 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import Method, check_at_least, require_classes
-from .spectral import (
-    check_slopes,
-    drop_vectors,
-    estimated_product,
-    linears,
-    product_bound,
-    start_vectors,
-)
+from .base import check_at_least, require_classes
+from .norm_product import NormProduct
+from .spectral import check_slopes, estimated_product, linears
 
 
 @dataclass(frozen=True)
-class LipschitzMargin(Method):
+class LipschitzMargin(NormProduct):
     """Minimise the loss of the logits after the worst that a perturbation of size eps may do.
 
         z_j = f_j + sqrt(2) eps L    for j != y,        z_y = f_y
@@ -40,17 +34,15 @@ class LipschitzMargin(Method):
     source: ClassVar[str] = "Y. Tsuzuku, I. Sato, M. Sugiyama, NeurIPS 2018, algorithm 1"
 
     eps: float = 0.5
-    iterations: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(0.0, eps=self.eps)
-        check_at_least(1, iterations=self.iterations)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Check the layers and start their power iterations."""
         check_slopes(model, -1.0, 1.0)
-        start_vectors(linears(model))
-        return model
+        return super().prepare(model)
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
@@ -59,15 +51,6 @@ class LipschitzMargin(Method):
         offset = math.sqrt(2.0) * self.eps * estimated_product(linears(model), self.iterations)
         outputs = model(inputs)
         return loss(outputs + offset * others(targets, outputs), targets)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """The same module without the power-iteration vectors."""
-        drop_vectors(model)
-        return model
-
-    def lipschitz(self, model: nn.Module) -> float:
-        """The product of the spectral norms."""
-        return product_bound(model)
 
 
 def others(targets: Tensor, outputs: Tensor) -> Tensor:

@@ -17,15 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import Method, check_at_least, require_classes
-from .spectral import (
-    check_slopes,
-    drop_vectors,
-    estimated_product,
-    linears,
-    product_bound,
-    start_vectors,
-)
+from .base import check_at_least, require_classes
+from .norm_product import NormProduct
+from .spectral import check_slopes, estimated_product, linears
 
 # (logits, labels, pair bounds K times eps) -> the logits whose loss is minimised
 Surrogate = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -62,7 +56,7 @@ SURROGATES: dict[str, Surrogate] = {"emma": emma, "gloro": gloro, "shift": shift
 
 
 @dataclass(frozen=True)
-class ProductMargin(Method):
+class ProductMargin(NormProduct):
     """Minimise the loss of logits that were moved by the pair bounds, bounds differentiated.
 
     Meant for the plain cross-entropy.
@@ -84,16 +78,15 @@ class ProductMargin(Method):
     iterations: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(0.0, eps=self.eps, ramp=self.ramp)
-        check_at_least(1, iterations=self.iterations)
         if self.style not in SURROGATES:
             raise ValueError(f"style: expected one of {', '.join(SURROGATES)}, got {self.style!r}")
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Check the layers and start their power iterations."""
         check_slopes(model, -1.0, 1.0)
-        start_vectors(linears(model))
-        return model
+        return super().prepare(model)
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
@@ -105,15 +98,6 @@ class ProductMargin(Method):
         eps = self.eps * min(1.0, progress / self.ramp) if self.ramp > 0.0 else self.eps
         reach = eps * estimated_product(inner, self.iterations) * row_distances(last.weight)
         return loss(SURROGATES[self.style](logits, targets, reach), targets)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """The same module without the power-iteration vectors."""
-        drop_vectors(model)
-        return model
-
-    def lipschitz(self, model: nn.Module) -> float:
-        """The product of the spectral norms (of all logits together, not of a pair)."""
-        return product_bound(model)
 
 
 def row_distances(weight: Tensor) -> Tensor:

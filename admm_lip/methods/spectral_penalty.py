@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import Method, check_at_least
-from .spectral import drop_vectors, estimated_norm, linears, product_bound, start_vectors
+from .base import check_at_least
+from .norm_product import NormProduct
+from .spectral import estimated_norm, linears
 
 
 @dataclass(frozen=True)
-class SpectralPenalty(Method):
+class SpectralPenalty(NormProduct):
     """Minimise ``loss + strength/2 * sum_k ||W_k||_2^2``.
 
     Args:
@@ -26,16 +27,10 @@ class SpectralPenalty(Method):
     source: ClassVar[str] = "Y. Yoshida, T. Miyato, arXiv 1705.10941, algorithm 1"
 
     strength: float = 0.01
-    iterations: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(0.0, strength=self.strength)
-        check_at_least(1, iterations=self.iterations)
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Start the layers' power iterations."""
-        start_vectors(linears(model))
-        return model
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
@@ -43,12 +38,3 @@ class SpectralPenalty(Method):
         """The loss and the penalty."""
         norms = torch.stack([estimated_norm(m, self.iterations) for m in linears(model)])
         return loss(model(inputs), targets) + 0.5 * self.strength * norms.square().sum()
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """The same module without the power-iteration vectors."""
-        drop_vectors(model)
-        return model
-
-    def lipschitz(self, model: nn.Module) -> float:
-        """The product of the spectral norms."""
-        return product_bound(model)
