@@ -13,6 +13,7 @@ from pathlib import Path
 from .cifar import load_cifar10
 from .dataset import DataError, DataSet, Pair, Scaling, Task, check_pair
 from .files import data_folder
+from .folders import load_folder
 from .idx import load_fashion, load_mnist, load_mnist14
 from .small import load_digits, load_toy2d
 from .table import TableOptions, load_table
@@ -37,11 +38,11 @@ _LOADERS: dict[str, Callable[[str, Path], DataSet]] = {
     "fashion": load_fashion,
     "cifar10": load_cifar10,
 }
-_TABLE = "csv:"
+_TABLE, _FOLDER = "csv:", "images:"
 
 
 def data_names() -> tuple[str, ...]:
-    """The names :func:`load_data` knows, beside ``csv:FILE``."""
+    """The names :func:`load_data` knows, beside ``csv:FILE`` and ``images:FOLDER``."""
     return tuple(_LOADERS)
 
 
@@ -53,7 +54,8 @@ def load_data(
     """Load a data set by name.
 
     Args:
-        name: one of :func:`data_names`, or ``csv:FILE``.
+        name: one of :func:`data_names`, ``csv:FILE``, or ``images:FOLDER`` (a folder per class,
+            see ``folders``).
         data_dir: folder of image sets; ``None`` is ``$ADMM_LIP_DATA``, else ``./data``.
         table: how to read a CSV file.
 
@@ -72,10 +74,13 @@ def load_data(
     if name.startswith(_TABLE):
         path = Path(name.removeprefix(_TABLE)).expanduser()
         return load_table(path, table or TableOptions())
+    if name.startswith(_FOLDER):
+        return load_folder(name, Path(name.removeprefix(_FOLDER)).expanduser())
     if name not in _LOADERS:
         near = difflib.get_close_matches(name, _LOADERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(
-            f"data: expected one of {', '.join(_LOADERS)} or csv:FILE, got {name!r}{hint}"
+            f"data: expected one of {', '.join(_LOADERS)}, csv:FILE or images:FOLDER, "
+            f"got {name!r}{hint}"
         )
     return _LOADERS[name](name, data_folder(data_dir))

@@ -49,7 +49,8 @@ class DataSet:
         scaling: the standardisation of a table, else ``None``.
 
     Raises:
-        DataError: on empty data, NaN or infinite values, labels out of range, wrong shapes.
+        DataError: on empty data, NaN or infinite values, labels out of range, wrong shapes, and
+            pixels outside ``input_range``.
 
     Example:
         >>> from admm_lip.data import load_data
@@ -76,6 +77,8 @@ class DataSet:
                     f"{where}: expected inputs of shape {self.shape}, "
                     f"got {tuple(pair[0].shape[1:])}"
                 )
+            if len(self.shape) == 3:
+                _check_range(where, pair[0], self.input_range)
 
     @property
     def n_features(self) -> int:
@@ -182,6 +185,18 @@ def _check_targets(where: str, y: Tensor) -> None:
             f"got {y.dtype} of shape {tuple(y.shape)}"
         )
     _check_finite(f"{where}: targets", y)
+
+
+def _check_range(where: str, x: Tensor, input_range: tuple[float, float]) -> None:
+    low, high = input_range
+    outside = ((x < low) | (x > high)).flatten(1).any(dim=1).nonzero()
+    if len(outside):
+        row = x[int(outside[0])]
+        raise DataError(
+            f"{where}: expected pixels in [{low:g}, {high:g}], got values from "
+            f"{float(row.min()):g} to {float(row.max()):g} in row {int(outside[0])} "
+            f"({len(outside)} such rows); scale them, or state their range"
+        )
 
 
 def _check_finite(where: str, values: Tensor) -> None:

@@ -78,7 +78,9 @@ class TestSmallSets:
         assert np.array_equal(load_data("toy2d").train[0][:, 0].numpy(), first)
 
     def test_unknown_name_offers_the_near_one(self):
-        with pytest.raises(DataError, match=r"digits, toy2d.*csv:FILE, got 'minst'.*mean 'mnist'"):
+        with pytest.raises(
+            DataError, match=r"digits, toy2d.*csv:FILE or images:FOLDER, got 'minst'.*mean 'mnist'"
+        ):
             load_data("minst")
 
     def test_every_name_has_a_loader(self):
