@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +22,9 @@ from tqdm import tqdm
 
 from ..methods.base import Method
 from ..networks.chain import output_width
-from .batches import Batches, as_batches, check_labels
-from .loop import Row, epoch_seed
+from .batches import Batch, Batches, as_batches, check_labels
+from .fit_checkpoint import FitKeeper, Progress, digest
+from .loop import Row, deferred_interrupt, epoch_seed
 from .loss_step import NonFiniteLoss
 from .losses import PlainLoss, resolve_loss
 from .optimize import make_optimizer, schedule_factor, set_learning_rate
@@ -40,6 +45,7 @@ class FitConfig:
         optimizer: a name in ``optimize.OPTIMIZERS``.
         lr: its step size.
         schedule: a name in ``optimize.SCHEDULES``.
+        checkpoint_seconds: least time between two checkpoints; large ones are written less often.
     """
 
     epochs: int = 15
@@ -52,6 +58,7 @@ class FitConfig:
     optimizer: str = "adam"
     lr: float = 1e-2
     schedule: str = "hold_then_decay"
+    checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -64,16 +71,32 @@ class FitConfig:
                 raise ValueError(
                     f"{name}: expected a finite number > 0, got {getattr(self, name)!r}"
                 )
+        if not 0.0 <= self.checkpoint_seconds < math.inf:
+            raise ValueError(
+                "checkpoint_seconds: expected a finite number >= 0, "
+                f"got {self.checkpoint_seconds!r}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A finished model in plain layers, the method's own bound, one row per epoch, seconds."""
+    """What a run gives back.
+
+    Attributes:
+        model: the trained module in plain layers.
+        claimed_lip: the method's own bound, if it has one.
+        history: one row per whole epoch.
+        seconds: of training.
+        stopped: ``"finished"`` or ``"interrupted"``.
+        steps: optimizer steps done.
+    """
 
     model: nn.Module
     claimed_lip: float | None
     history: tuple[Row, ...]
     seconds: float
+    stopped: str
+    steps: int
 
 
 def fit(
@@ -83,9 +106,15 @@ def fit(
     config: FitConfig,
     loss: Any = None,
     *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
     """Train a copy of ``model`` by ``method``.
+
+    With a ``run_dir``, the first Ctrl-C stops after the step that runs, with a checkpoint to go on
+    from; what follows then is bit for bit what would have followed (on the CPU; with a DataLoader,
+    as far as its own workers repeat themselves).
 
     Args:
         model: any module the method accepts; it is copied.
@@ -93,23 +122,43 @@ def fit(
         method: see ``methods``.
         config: settings.
         loss: overrides ``config.loss``: a name or ``loss(outputs, targets)``.
+        run_dir: folder for checkpoints; ``None`` writes nothing.
+        resume: continue from the checkpoint in ``run_dir``.
         progress: show a bar.
 
     Raises:
         ValueError, TypeError: bad data or settings, by name.
-        NonFiniteLoss: with the epoch and step.
+        CheckpointError: nothing to resume, or a checkpoint of another run.
+        NonFiniteLoss: with the epoch.
     """
+    if resume and run_dir is None:
+        raise ValueError("run_dir: resume=True needs the folder of the run; got None")
     batches = as_batches(data, config.batch_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         trained = method.prepare(copy.deepcopy(model))
         plain = _plain_loss(batches, model, config, loss)
-        begun = time.perf_counter()
-        history = _epochs(trained, batches, method, config, plain, progress)
-        seconds = time.perf_counter() - begun
+        optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
+        run = _Run(trained, optimizer, batches, method, config, plain)
+        keeper = _keeper(run, None if run_dir is None else Path(run_dir))
+        at = keeper.restore() if resume else Progress(0, [], [], 0.0)
+        stopped = _run_steps(run, at, keeper, progress)
+        if stopped == "finished":
+            keeper.save(at)
     trained.eval()
     finished = method.finish(trained)
-    return FitResult(finished, method.lipschitz(finished), tuple(history), seconds)
+    return FitResult(
+        finished, method.lipschitz(finished), tuple(at.history), at.seconds, stopped, at.step
+    )
+
+
+def _keeper(run: _Run, folder: Path | None) -> FitKeeper:
+    identity = {
+        "config": digest(run.config, without=("checkpoint_seconds",)),
+        "number of steps": str(run.total_steps),
+    }
+    seconds = run.config.checkpoint_seconds
+    return FitKeeper(run.model, run.optimizer, run.method, identity, folder, seconds)
 
 
 def _plain_loss(batches: Batches, model: nn.Module, config: FitConfig, loss: Any) -> PlainLoss:
@@ -123,42 +172,103 @@ def _plain_loss(batches: Batches, model: nn.Module, config: FitConfig, loss: Any
     return lambda outputs, targets: bounded(outputs, targets, config.lip)
 
 
-def _epochs(
-    model: nn.Module,
-    batches: Batches,
-    method: Method,
-    config: FitConfig,
-    loss: PlainLoss,
-    progress: bool,
-) -> list[Row]:
-    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
-    device = next(model.parameters()).device
-    total, step, history = config.epochs * len(batches), 0, []
-    begun = time.perf_counter()
-    for epoch in tqdm(range(config.epochs), desc=method.name, unit="epoch", disable=not progress):
-        model.train()
-        values: list[Tensor] = []
-        seed = epoch_seed(config.seed, epoch)
-        stream = zip(batches.epoch(seed, 0), batches.rows(seed, 0), strict=False)
-        for (inputs, targets), rows in stream:
-            share = step / total
-            factor = schedule_factor(config.schedule, share)
-            set_learning_rate(optimizer, config.lr * factor)
-            optimizer.zero_grad()
-            x, y = inputs.to(device), targets.to(device)
-            method.begin_batch(model, rows)
-            value = method.objective(model, x, y, loss, share)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            method.after_step(model)
-            values.append(value.detach())
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Everything that stays the same during a run; ``model`` and ``optimizer`` mutate."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    method: Method
+    config: FitConfig
+    loss: PlainLoss
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.epochs * len(self.batches)
+
+
+def _run_steps(run: _Run, at: Progress, keeper: FitKeeper, show: bool) -> str:
+    """All steps that remain, ``at`` updated; returns ``"finished"`` or ``"interrupted"``."""
+    begun = time.perf_counter() - at.seconds
+    bar = tqdm(
+        total=run.total_steps,
+        initial=at.step,
+        desc=run.method.name,
+        unit="step",
+        disable=not show,
+        mininterval=0.5,
+    )
+    watch = nullcontext(threading.Event()) if keeper.path is None else deferred_interrupt()
+    with bar, watch as interrupted:
+        for batch, rows in _stream(run, at.step):
+            at.losses.append(_step(run, batch, rows, at.step / run.total_steps))
+            at.step, at.seconds = at.step + 1, time.perf_counter() - begun
+            if at.step % len(run.batches) == 0:
+                _end_epoch(run, at)
+                bar.set_postfix(_postfix(at.history[-1]), refresh=False)
+            bar.update()
+            if keeper.due or interrupted.is_set():
+                _mean_loss(run, at)
+                keeper.save(at)
+            if interrupted.is_set() and at.step < run.total_steps:
+                return "interrupted"
+    return "finished"
+
+
+def _stream(run: _Run, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Batches and their row numbers from optimizer step ``step`` to the end of the run."""
+    per_epoch = len(run.batches)
+    for epoch in range(step // per_epoch, run.config.epochs):
+        seed, start = epoch_seed(run.config.seed, epoch), step - epoch * per_epoch
+        run.model.train()
+        for pair in zip(
+            run.batches.epoch(seed, start), run.batches.rows(seed, start), strict=False
+        ):
+            yield pair
             step += 1
-        mean = float(torch.stack(values).mean())
-        if not math.isfinite(mean):
-            raise NonFiniteLoss(
-                f"epoch {epoch + 1}: expected a finite loss, got {mean}; lower lr, or check the "
-                "data's scale"
-            )
-        row: Row = {"epoch": epoch + 1, "loss": mean, "seconds": time.perf_counter() - begun}
-        history.append(row | method.report(model))
-    return history
+
+
+def _step(run: _Run, batch: Batch, rows: Tensor | None, share: float) -> Tensor:
+    """One optimizer step at ``share`` of the run; returns the batch's loss."""
+    device = next(run.model.parameters()).device
+    set_learning_rate(run.optimizer, run.config.lr * schedule_factor(run.config.schedule, share))
+    run.optimizer.zero_grad()
+    x, y = (values.to(device) for values in batch)
+    run.method.begin_batch(run.model, rows)
+    value = run.method.objective(run.model, x, y, run.loss, share)
+    value.backward()  # type: ignore[no-untyped-call]
+    run.optimizer.step()
+    run.method.after_step(run.model)
+    return value.detach()
+
+
+def _end_epoch(run: _Run, at: Progress) -> None:
+    """Turn the losses of an epoch into a row of the history."""
+    row: Row = {
+        "epoch": at.step // len(run.batches),
+        "loss": _mean_loss(run, at),
+        "seconds": at.seconds,
+    }
+    at.history.append(row | run.method.report(run.model))
+    at.losses.clear()
+
+
+def _mean_loss(run: _Run, at: Progress) -> float:
+    """Mean loss of the epoch begun; called before anything is kept of it.
+
+    Raises:
+        NonFiniteLoss: naming the epoch.
+    """
+    mean = float(torch.stack(at.losses).mean()) if at.losses else 0.0
+    if not math.isfinite(mean):
+        raise NonFiniteLoss(
+            f"epoch {(at.step - 1) // len(run.batches) + 1}: expected a finite loss, got {mean}; "
+            "lower lr, or check the data's scale"
+        )
+    return mean
+
+
+def _postfix(row: Row) -> dict[str, str]:
+    return {name: f"{value:.4g}" for name, value in row.items() if name != "seconds"}

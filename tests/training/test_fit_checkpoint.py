@@ -1,0 +1,175 @@
+"""A run of the plain loop that is stopped between two steps goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from admm_lip.methods import METHODS
+from admm_lip.methods.base import Method
+from admm_lip.training.checkpoint import CheckpointError, load_checkpoint
+from admm_lip.training.fit import FitConfig, FitResult, fit
+from admm_lip.training.loss_step import NonFiniteLoss
+from admm_lip.training.losses import PlainLoss
+
+INPUTS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+TARGETS = (INPUTS[:, 0] > 0).long()
+CONFIG = FitConfig(epochs=4, batch_size=16, checkpoint_seconds=0.0)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 2))
+
+
+@dataclass(frozen=True)
+class Remembering(Method):
+    """Keeps a number for every sample outside the model's tensors, which steers the loss."""
+
+    name = "remembering"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model.memory, model.rows = torch.zeros(len(INPUTS)), None
+        return model
+
+    def begin_batch(self, model: nn.Module, rows: Tensor | None) -> None:
+        model.rows = rows
+
+    def objective(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
+    ) -> Tensor:
+        model.memory[model.rows] += model(inputs).detach()[:, 0]
+        return loss(model(inputs) * (1.0 + model.memory[model.rows, None]), targets)
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        return {"memory": float(model.memory.sum())}
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        return {"memory": model.memory}
+
+    def restore(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        model.memory = state["memory"]
+
+
+@dataclass(frozen=True)
+class _Stopping:
+    """Ctrl-C while one step of ``method`` runs."""
+
+    method: Method
+    step: int
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, folder: Path, data: object) -> FitResult:
+        real, count = type(self.method).after_step, iter(range(1, 1000))
+
+        def after_step(method: Method, model: nn.Module) -> None:
+            real(method, model)
+            if next(count) == self.step:
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(self.method), "after_step", after_step)
+            return fit(net(), data, self.method, CONFIG, run_dir=folder, progress=False)
+
+
+def same(first: FitResult, second: FitResult) -> None:
+    pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+    def rows(result: FitResult) -> list[dict]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in result.history]
+
+    assert rows(first) == rows(second)
+    assert (first.steps, second.stopped) == (second.steps, "finished")
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 11])
+@pytest.mark.parametrize(
+    "method", [Remembering(), METHODS["lmt"](), METHODS["nominal"]()], ids=lambda m: m.name
+)
+def test_after_ctrl_c_the_run_ends_bit_for_bit_the_same(
+    method: Method, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (INPUTS, TARGETS)
+    whole = fit(net(), data, method, CONFIG, progress=False)
+    cut = _Stopping(method, step).run(monkeypatch, tmp_path, data)
+    assert (cut.stopped, cut.steps, len(cut.history)) == ("interrupted", step, step // 3)
+    again = fit(net(), data, method, CONFIG, run_dir=tmp_path, resume=True, progress=False)
+    same(whole, again)
+    third = fit(net(), data, method, CONFIG, run_dir=tmp_path, resume=True, progress=False)
+    same(whole, third)  # nothing is left to do
+
+
+def test_a_shuffling_loader_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=16, shuffle=True)
+    method = METHODS["nominal"]()
+    whole = fit(net(), data, method, CONFIG, progress=False)
+    _Stopping(method, 5).run(monkeypatch, tmp_path, data)
+    same(whole, fit(net(), data, method, CONFIG, run_dir=tmp_path, resume=True, progress=False))
+
+
+def test_what_is_on_disk_is_plain_and_alone(tmp_path: Path) -> None:
+    fit(net(), (INPUTS, TARGETS), Remembering(), CONFIG, run_dir=tmp_path / "a", progress=False)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["checkpoint.safetensors"]
+    tree = load_checkpoint(tmp_path / "a" / "checkpoint.safetensors")
+    assert tree["step"] == 12
+    assert torch.isfinite(tree["method"]["memory"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": replace(CONFIG, lr=0.5)}, "another config; resume with the same settings"),
+        ({"config": replace(CONFIG, epochs=5)}, "another config"),
+        ({"data": (INPUTS[:20], TARGETS[:20])}, "another number of steps"),
+        ({"method": METHODS["lmt"](eps=0.1)}, "another method"),
+        ({"model": nn.Linear(5, 2)}, "belongs to a run with another architecture"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    change: dict, message: str, tmp_path: Path
+) -> None:
+    given = {
+        "model": net(),
+        "data": (INPUTS, TARGETS),
+        "method": METHODS["lmt"](),
+        "config": CONFIG,
+    }
+    fit(*given.values(), run_dir=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        fit(*(given | change).values(), run_dir=tmp_path, resume=True, progress=False)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_nothing_to_resume_and_no_folder(tmp_path: Path) -> None:
+    arguments = (net(), (INPUTS, TARGETS), METHODS["nominal"](), CONFIG)
+    with pytest.raises(CheckpointError, match=r"expected a file at .*; start afresh"):
+        fit(*arguments, run_dir=tmp_path, resume=True, progress=False)
+    with pytest.raises(ValueError, match="run_dir: resume=True needs the folder"):
+        fit(*arguments, resume=True, progress=False)
+
+
+def test_a_broken_loss_is_never_kept(tmp_path: Path) -> None:
+    config = replace(CONFIG, lr=float("1e30"), optimizer="sgd")
+    with pytest.raises(NonFiniteLoss, match="epoch 1: expected a finite loss"):
+        fit(
+            net(),
+            (INPUTS, TARGETS),
+            METHODS["nominal"](),
+            config,
+            lambda outputs, targets: outputs.square().sum(),
+            run_dir=tmp_path,
+            progress=False,
+        )
+    kept = tmp_path / "checkpoint.safetensors"
+    assert not kept.exists() or all(
+        bool(torch.isfinite(value)) for value in load_checkpoint(kept)["losses"]
+    )
