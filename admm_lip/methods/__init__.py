@@ -19,6 +19,7 @@ from .cayley import Cayley
 from .gouk import LayerwiseProjection
 from .gradient import InputGradient
 from .lmt import LipschitzMargin
+from .local import LocalLipschitz
 from .nominal import Nominal
 from .parseval import Parseval
 from .product_margin import ProductMargin
@@ -51,5 +52,6 @@ METHODS: dict[str, type[Method]] = {
         Sandwich,
         Barrier,
         Torchlip,
+        LocalLipschitz,
     )
 }

@@ -51,13 +51,13 @@ def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
         raise ValueError(f"padding_mode={conv.padding_mode!r}; only zeros are handled")
     return {
         "stride": _pair(conv.stride),
-        "padding": _conv_padding(conv),
+        "padding": conv_padding(conv),
         "dilation": _pair(conv.dilation),
         "groups": conv.groups,
     }
 
 
-def _conv_padding(conv: nn.Conv2d) -> list[int]:
+def conv_padding(conv: nn.Conv2d) -> list[int]:
     """Top, bottom, left, right; "same" puts the odd one last, as torch does."""
     if conv.padding == "valid":
         return [0, 0, 0, 0]
