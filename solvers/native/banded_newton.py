@@ -126,12 +126,13 @@ def _eliminated(
 
 def hessian_band(op: LmiOperator, factor: Factor, band: Band) -> Band:
     """Blocks of H of every layer with itself and with the next one."""
-    by_u, by_v = op.into_u, op.into_v
+    by_v: list[Tensor] = op.into_v
+    by_u: list[Tensor] | list[None] = op.into_u if op.has_alpha else [None] * len(by_v)
     diagonal, lower = [], []
-    for k in range(len(by_u)):
+    for k in range(len(by_v)):
         here = (band.diagonal[k], band.lower[k].T, band.lower[k], band.diagonal[k + 1])
         diagonal.append(_hadamard(here, (by_u[k], by_v[k]), (by_u[k], by_v[k])))
-        if k + 1 < len(by_u):
+        if k + 1 < len(by_v):
             far = -(band.lower[k + 1] @ (factor.below[k] @ factor.inverses[k]))
             next_ = (band.lower[k], band.diagonal[k + 1], far, band.lower[k + 1])
             lower.append(_hadamard(next_, (by_u[k + 1], by_v[k + 1]), (by_u[k], by_v[k])))
@@ -140,38 +141,42 @@ def hessian_band(op: LmiOperator, factor: Factor, band: Band) -> Band:
 
 def _hadamard(
     p: tuple[Tensor, Tensor, Tensor, Tensor],
-    rows: tuple[Tensor, Tensor],
-    columns: tuple[Tensor, Tensor],
+    rows: tuple[Tensor | None, Tensor],
+    columns: tuple[Tensor | None, Tensor],
 ) -> Tensor:
     """``2 (V'PU * U'PV + U'PU * V'PV)`` for two layers.
 
     ``p`` holds P's blocks at (before i, before j), (before i, j), (i, before j) and (i, j) of the
-    layers i, j; ``rows`` and ``columns`` what U and V hold of the layers before, negated.
+    layers i, j; ``rows`` and ``columns`` what U and V hold of the layers before, negated, ``None``
+    for nothing.
     """
     before, upper, left, corner = p
     parts = []
     for into in rows:
-        first = torch.addmm(left, into, before, alpha=-1.0)
-        second = torch.addmm(corner, into, upper, alpha=-1.0)
-        parts.append([torch.addmm(second, first, c.T, alpha=-1.0) for c in columns])
+        first, second = _less(left, into, before), _less(corner, into, upper)
+        parts.append([_less(second, first, None if c is None else c.T) for c in columns])
     (uu, uv), (vu, vv) = parts
     return (vu * uv).addcmul_(uu, vv).mul_(2.0)
+
+
+def _less(whole: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """``whole - left right``; ``None`` is a zero matrix."""
+    if left is None or right is None:
+        return whole
+    return torch.addmm(whole, left, right, alpha=-1.0)
 
 
 def solve_completed(band: Band, cliques: Cliques, rhs: Tensor) -> Tensor:
     """``M^{-1} rhs`` for the completion M of a band of two blocks or more with these cliques."""
     parts = torch.split(rhs, [d.shape[0] for d in band.diagonal])
-    halves = [
-        torch.linalg.solve_triangular(p, r[:, None], upper=False)
-        for p, r in zip(cliques.pivots, parts, strict=False)
-    ]
-    out = [torch.linalg.solve_triangular(cliques.pivots[0].T, halves[0], upper=True)]
-    for k, rest in enumerate(cliques.rest):
-        left = torch.addmm(parts[k + 1][:, None], cliques.below[k], halves[k], alpha=-1.0)
-        out.append(torch.cholesky_solve(left, rest))
-        back = cliques.below[k].T @ out[k + 1]
-        out[k] = out[k] - torch.linalg.solve_triangular(cliques.pivots[k].T, back, upper=True)
-    return torch.cat(out)[:, 0]
+    halves = [torch.mv(i, r) for (i, _), r in zip(cliques.inverses, parts, strict=False)]
+    out = [torch.mv(cliques.inverses[0][0].T, halves[0])]
+    for k, (pivot, rest) in enumerate(cliques.inverses):
+        left = torch.addmv(parts[k + 1], cliques.below[k], halves[k], alpha=-1.0)
+        out.append(torch.mv(rest.T, torch.mv(rest, left)))
+        back = torch.mv(cliques.below[k].T, out[k + 1])
+        out[k] = torch.addmv(out[k], pivot.T, back, alpha=-1.0)
+    return torch.cat(out)
 
 
 def conjugate_gradients(product: Product, precondition: Product, rhs: Tensor) -> Tensor:

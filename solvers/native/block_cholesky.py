@@ -25,6 +25,10 @@ import torch
 from torch import Tensor
 
 
+# Side of the tiles in which a dense matrix is transposed.
+_TILE = 512
+
+
 class Band(NamedTuple):
     """Block-tridiagonal part of a symmetric matrix: blocks ``(k, k)`` and ``(k+1, k)``."""
 
@@ -238,6 +242,22 @@ def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> Band:
             below = torch.mm(left[n], right[:, s])
             lower.append(below.add_(torch.mm(left[s], right[:, n]).T).mul_(0.5))
     return Band(diagonal, lower)
+
+
+def tiles(size: int) -> list[slice]:
+    """Cuts of ``range(size)`` into pieces that a cache holds."""
+    return [slice(i, min(i + _TILE, size)) for i in range(0, size, _TILE)]
+
+
+def symmetrised(matrix: Tensor) -> Tensor:
+    """``(matrix + matrix') / 2`` in its place, tile by tile."""
+    cuts = tiles(matrix.shape[0])
+    for a, i in enumerate(cuts):
+        for j in cuts[: a + 1]:
+            mean = (matrix[i, j] + matrix[j, i].T).mul_(0.5)
+            matrix[i, j] = mean
+            matrix[j, i] = mean.T
+    return matrix
 
 
 def _triangular_inverse(pivot: Tensor) -> Tensor:

@@ -140,31 +140,39 @@ def barrier(y: Tensor, factor: Factor, mu: float) -> float:
 
 
 class SchurSolver:
-    """Solves with H by Cholesky after scaling to unit diagonal, with one refinement step."""
+    """Solves with H by Cholesky after scaling to unit diagonal, with one refinement step.
 
-    def __init__(self, matrix: Tensor, factor: Tensor, scale: Tensor) -> None:
-        self._matrix, self._factor, self._scale = matrix, factor, scale
+    ``scaled`` is the matrix of unit diagonal (its strict part; the diagonal may have been raised).
+    """
+
+    def __init__(self, scaled: Tensor, factor: Tensor, scale: Tensor) -> None:
+        self._scaled, self._factor, self._scale = scaled, factor, scale
+        self._raised = torch.diagonal(scaled) - 1.0
 
     def __call__(self, rhs: Tensor) -> Tensor:
         """``H^{-1} rhs``."""
-        x = self._once(rhs)
-        return x + self._once(rhs - self._matrix @ x)
+        known = rhs * self._scale
+        x = self._once(known)
+        x = x + self._once(known - torch.mv(self._scaled, x) + self._raised * x)
+        return x * self._scale
 
     def _once(self, rhs: Tensor) -> Tensor:
-        scaled = (rhs * self._scale)[:, None]
-        return torch.cholesky_solve(scaled, self._factor)[:, 0] * self._scale
+        return torch.cholesky_solve(rhs[:, None], self._factor)[:, 0]
 
 
 def schur_solver(matrix: Tensor) -> SchurSolver | None:
-    """Factor the Schur complement; a little of the diagonal is added where rounding needs it."""
+    """Factor the Schur complement; a little of the diagonal is added where rounding needs it.
+
+    ``matrix`` is scaled in place: at thousands of neurons a copy is what memory has no room for.
+    """
     diagonal = torch.diagonal(matrix)
     if not bool(((diagonal > 0) & torch.isfinite(diagonal)).all()):
         return None
     scale = diagonal**-0.5
-    scaled = scale[:, None] * matrix * scale
+    scaled = matrix.mul_(scale[:, None]).mul_(scale)
     for shift in (0.0, 1e-14, 1e-12, 1e-10):
         torch.diagonal(scaled).fill_(1.0 + shift)
         factor = cholesky(scaled)
         if factor is not None:
-            return SchurSolver(matrix, factor, scale)
+            return SchurSolver(scaled, factor, scale)
     return None

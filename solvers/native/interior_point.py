@@ -50,6 +50,7 @@ from .block_cholesky import (
     factorize,
     factorize_cliques,
     inverse,
+    symmetrised,
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .dual_repair import repaired_value
@@ -295,7 +296,7 @@ def _predicted(pair: Pair, z: Tensor, change: Tensor) -> Tensor:
         full = completion_times(pair.cliques, pair.z.diagonal[0], change)
     else:
         full = z @ change
-    return full.add_(full.T.contiguous()).mul_(-0.5).sub_(z)
+    return symmetrised(full).neg_().sub_(z)
 
 
 def _advance(op: LmiOperator, pair: Pair, way: Direction) -> Pair | None:

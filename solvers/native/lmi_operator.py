@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..lmi import eliminate_output, lmi_blocks
 from ..problem import CertifyProblem, Multiplier
-from .block_cholesky import Band, block_slices
+from .block_cholesky import Band, block_slices, tiles
 
 
 class Rows(NamedTuple):
@@ -179,16 +179,16 @@ class LmiOperator:
 
     def times(self, dy: Tensor, p: Tensor, rows: Rows) -> Tensor:
         """``dS P = drho E_0 P + U dT V'P + V dT U'P``, from the rows of P."""
-        dt = torch.cat(self._split(dy[1:], torch.zeros_like(self.fixed)))[:, None]
-        by_u, by_v = dt * rows.vp, dt * rows.up
+        change = self._split(dy[1:], torch.zeros_like(self.fixed))
         at, columns = block_slices(self.sizes), block_slices(self.sizes[1:])
         out = torch.empty_like(p)
         torch.mul(p[at[0]], dy[0], out=out[at[0]])
-        torch.add(by_u, by_v, out=out[self.sizes[0] :])
-        for k, c in enumerate(columns):
-            out[at[k]].addmm_(self.into_v[k].T, by_v[c], alpha=-1.0)
+        for k, (c, dt) in enumerate(zip(columns, change, strict=True)):
+            # Block by block, and dt on the small factor: no temporary as large as P.
+            torch.add(rows.up[c], rows.vp[c], out=out[at[k + 1]]).mul_(dt[:, None])
+            out[at[k]].addmm_(self.into_v[k].T * dt, rows.up[c], alpha=-1.0)
             if self.has_alpha:
-                out[at[k]].addmm_(self.into_u[k].T, by_u[c], alpha=-1.0)
+                out[at[k]].addmm_(self.into_u[k].T * dt, rows.vp[c], alpha=-1.0)
         return out
 
     def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:
@@ -196,21 +196,30 @@ class LmiOperator:
 
         ``u' sym(X) v = (u' left)(right v) + (v' left)(right u)`` up to the factor 2 of ``A*``.
         """
-        n = self.sizes[0]
-        across = right.T.contiguous()
-        other = self.rows(across)
-        parts = (rows.up * other.vp).sum(1) + (rows.vp * other.up).sum(1)
-        trace = (left[:n] * across[:n]).sum().reshape(1)
-        return torch.cat([trace, self.restrict(parts)])
+        at, columns = block_slices(self.sizes), block_slices(self.sizes[1:])
+        before = right[:, at[0]].T
+        trace = (left[at[0]] * before).sum().reshape(1)
+        parts = []
+        for k, c in enumerate(columns):
+            here = right[:, at[k + 1]].T.contiguous()
+            by_v = torch.addmm(here, self.into_v[k], before, alpha=-1.0)
+            by_u = torch.addmm(here, self.into_u[k], before, alpha=-1.0) if self.has_alpha else here
+            both = torch.mul(rows.up[c], by_v).addcmul_(rows.vp[c], by_u)
+            parts.append(both.sum(1))
+            before = here
+        return torch.cat([trace, self.restrict(torch.cat(parts))])
 
 
 def schur_complement(z: Forms, p: Forms) -> Tensor:
     """``tr(A_i Z A_j P)`` for all i, j, the input block first: order N + 1, symmetric."""
     n = z.vu.shape[0]
     h = z.vu.new_empty(n + 1, n + 1)
-    mixed = torch.mul(p.vu.T.contiguous(), z.vu)
-    core = torch.add(mixed, mixed.T.contiguous(), out=h[1:, 1:])
-    core.addcmul_(z.uu, p.vv).addcmul_(z.vv, p.uu)
+    core = h[1:, 1:]
+    for i in tiles(n):
+        for j in tiles(n):  # tiles, so that nothing as large as H is transposed
+            tile = torch.mul(p.vu[j, i].T, z.vu[i, j])
+            tile.addcmul_(p.vu[i, j], z.vu[j, i].T)
+            core[i, j] = tile.addcmul_(z.uu[i, j], p.vv[i, j]).addcmul_(z.vv[i, j], p.uu[i, j])
     h[0, 0] = (z.in_in * p.in_in).sum()
     border = (z.u_in * p.v_in).sum(1) + (z.v_in * p.u_in).sum(1)
     h[0, 1:] = border

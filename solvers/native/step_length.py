@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from .block_cholesky import Band, Cliques, Factor, block_slices
@@ -107,9 +108,7 @@ def _ritz(alphas: list[float], betas: list[float]) -> tuple[float, float]:
     """Least Ritz value less its residual, and the residual."""
     if not np.isfinite(alphas).all() or not np.isfinite(betas).all():
         return float("-inf"), 0.0
-    size = len(alphas)
-    matrix = np.diag(alphas)
-    matrix[range(1, size), range(size - 1)] = betas[:-1]
-    values, vectors = np.linalg.eigh(matrix)  # reads the lower triangle
+    # A tridiagonal solve has no use for threads: those of a second BLAS would spin beside torch's.
+    values, vectors = eigh_tridiagonal(alphas, betas[:-1], select="i", select_range=(0, 0))
     residual = abs(betas[-1] * vectors[-1, 0])
     return float(values[0] - residual), float(residual)
