@@ -12,6 +12,7 @@ One round (Pauli et al., 2022; the loss and Lipschitz steps live in files of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,34 +71,32 @@ class Residuals:
         return max(self.primal_relative, self.dual_relative)
 
 
-def norm(matrices: Matrices) -> float:
+def norm(matrices: Sequence[Tensor]) -> float:
     """Frobenius norm of a tuple of matrices taken as one vector."""
-    return float(torch.stack([m.square().sum() for m in matrices]).sum().sqrt())
+    return float(torch.stack(torch._foreach_norm(matrices)).norm())
 
 
 def relax(weights: Matrices, consensus: Matrices, relaxation: float) -> Matrices:
     """``Wr = a W + (1 - a) Wbar``."""
-    return tuple(
-        relaxation * w + (1.0 - relaxation) * c for w, c in zip(weights, consensus, strict=True)
-    )
+    return tuple(torch._foreach_lerp(consensus, weights, relaxation))
 
 
 def anchor(relaxed: Matrices, dual: Matrices, rho: float) -> Matrices:
     """The point to be projected, ``Wr + Y / rho``."""
-    return tuple(w + y / rho for w, y in zip(relaxed, dual, strict=True))
+    return tuple(torch._foreach_add(relaxed, dual, alpha=1.0 / rho))
 
 
 def dual_step(dual: Matrices, relaxed: Matrices, consensus: Matrices, rho: float) -> Matrices:
     """``Y+ = Y + rho (Wr - Wbar+)``."""
-    return tuple(y + rho * (w - c) for y, w, c in zip(dual, relaxed, consensus, strict=True))
+    return tuple(torch._foreach_add(dual, torch._foreach_sub(relaxed, consensus), alpha=rho))
 
 
 def residuals(
     weights: Matrices, consensus: Matrices, previous: Matrices, dual: Matrices, rho: float
 ) -> Residuals:
     """Primal and dual residuals of a round (Boyd et al., 2011, section 3.3)."""
-    primal = norm(tuple(w - c for w, c in zip(weights, consensus, strict=True)))
-    change = rho * norm(tuple(c - p for c, p in zip(consensus, previous, strict=True)))
+    primal = norm(torch._foreach_sub(weights, consensus))
+    change = rho * norm(torch._foreach_sub(consensus, previous))
     size = max(norm(weights), norm(consensus))
     return Residuals(
         primal=primal,

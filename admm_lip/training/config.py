@@ -48,6 +48,8 @@ class TrainConfig:
         multiplier_rate: step of ``"sensitivity"`` in ``log t``.
         lip_step: how the penalised form moves L: one damped Newton step a round, or the exact
             minimum of the projection problem.
+        centre: train with the inputs' mean subtracted in the first layer, which leaves its function
+            and its constant as they are (``centring.py``).
         start: ``"model"`` begins at the given weights, ``"scratch"`` at seeded orthogonal ones.
         residual_tol: stop when both relative residuals are below it; 0 runs all epochs.
         projection_tol: accuracy of the projection inside the loop.
@@ -70,7 +72,7 @@ class TrainConfig:
     seed: int = 0
     loss: str = "auto"
     eps: float = 0.5
-    temperature: float = 0.25
+    temperature: float = 0.2
     optimizer: str = "adam"
     lr: float = 1e-2
     schedule: str = "hold_then_decay"
@@ -83,6 +85,7 @@ class TrainConfig:
     multiplier_every: int = 64
     multiplier_rate: float = 0.1
     lip_step: str = "newton"
+    centre: bool = True
     start: str = "model"
     residual_tol: float = 0.0
     projection_tol: float = 1e-3

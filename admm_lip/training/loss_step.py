@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .admm import AdmmState
 from .batches import Batch
-from .optimize import set_learning_rate
+from .optimize import reads_value, set_learning_rate
 
 # (model, inputs, targets, lip, share of the run that is done) -> scalar to minimise on one batch.
 Objective = Callable[[nn.Module, Tensor, Tensor, float, float], Tensor]
@@ -36,21 +36,24 @@ class Pull:
     targets: tuple[Tensor, ...]
     rho: float
 
-    def add_gradient(self) -> Tensor:
-        """Add ``rho (W - target)`` to the gradients; returns the value of the term."""
-        difference = torch._foreach_sub([p.detach() for p in self.parameters], list(self.targets))
+    def add_gradient(self) -> None:
+        """Add ``rho (W - target)`` to the gradients."""
         gradients = [cast(Tensor, p.grad) for p in self.parameters]  # backward has just run
-        torch._foreach_add_(gradients, difference, alpha=self.rho)
-        squares = torch._foreach_norm(difference)
+        torch._foreach_add_(gradients, self._difference(), alpha=self.rho)
+
+    def value(self) -> Tensor:
+        """``rho/2 ||W - target||^2``."""
+        squares = torch._foreach_norm(self._difference())
         return 0.5 * self.rho * torch.stack(squares).square().sum()
+
+    def _difference(self) -> Sequence[Tensor]:
+        return torch._foreach_sub([p.detach() for p in self.parameters], self.targets)
 
 
 def pull_of(parameters: Sequence[nn.Parameter], state: AdmmState) -> Pull:
     """The pull of this round's consensus and dual, in the parameters' own dtype."""
-    targets = tuple(
-        (c - y / state.rho).to(p.dtype)
-        for p, c, y in zip(parameters, state.consensus, state.dual, strict=True)
-    )
+    exact = torch._foreach_add(state.consensus, state.dual, alpha=-1.0 / state.rho)
+    targets = tuple(t.to(p.dtype) for t, p in zip(exact, parameters, strict=True))
     return Pull(tuple(parameters), targets, state.rho)
 
 
@@ -81,6 +84,7 @@ def loss_step(
         NonFiniteLoss: as soon as the mean is NaN or infinite.
     """
     values: list[Tensor] = []
+    searches = reads_value(optimizer)
     for (inputs, targets), lr in batches:
         set_learning_rate(optimizer, lr)
         seen: list[Tensor] = []
@@ -90,8 +94,10 @@ def loss_step(
             optimizer.zero_grad()
             value = objective(model, x, y, lip, progress)
             value.backward()  # type: ignore[no-untyped-call]
+            pull.add_gradient()
             seen.append(value.detach())
-            return value.detach() + pull.add_gradient()  # type: ignore[return-value]
+            total = value.detach() + pull.value() if searches else value.detach()
+            return total  # type: ignore[return-value]
 
         optimizer.step(closure)
         values.append(seen[0])

@@ -17,6 +17,9 @@ from torch import Tensor
 BoundedLoss = Callable[[Tensor, Tensor, float], Tensor]
 PlainLoss = Callable[[Tensor, Tensor], Tensor]
 
+# Certified radius that the margin loss asks for beyond eps, in temperatures.
+SPARE = 2.5
+
 
 def cross_entropy(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
     """Mean cross-entropy of logits ``(batch, classes)`` and integer targets ``(batch,)``."""
@@ -29,24 +32,28 @@ def squared_error(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
 
 
 def margin_loss(eps: float, temperature: float) -> BoundedLoss:
-    """Cross-entropy that asks for a certified radius of about ``2 eps``.
+    """Cross-entropy that asks for a certified radius of somewhat more than ``eps``.
 
     With L the bound, ``tau = temperature L`` and ``e_y`` the one-hot target::
 
-        loss = tau / L * CE((f(x) - 2 sqrt(2) eps L e_y) / tau, y)
+        loss = tau / L * CE((f(x) - sqrt(2) r L e_y) / tau, y),     r = eps + min(eps, 2.5 temperature)
 
-    A margin of ``sqrt(2) eps L`` certifies radius eps (Tsuzuku et al., 2018); the factor 2 asks for
-    some to spare.  Divided by L, so the loss does not change when f and L are scaled together.
+    A margin of ``sqrt(2) r L`` certifies radius r (Tsuzuku et al., 2018).  What is asked to spare
+    keeps the rows just short of eps on the steep side of the loss, which is ``temperature`` wide in
+    units of the radius; asking for more makes every row count alike, and both the clean and the
+    certified accuracy fall (at eps 1.58 on MNIST by 2.5 and 1.5 per cent for ``r = 2 eps``).
+    Divided by L, so the loss does not change when f and L are scaled together.
 
     Args:
         eps: radius to certify, in input units, l2.
-        temperature: of the softmax, as a share of L.
+        temperature: of the softmax, as a share of L; so it is in input units too.
     """
+    radius = eps + min(eps, SPARE * temperature)
 
     def loss(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
         tau = temperature * lip
         own = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
-        offset = 2.0 * math.sqrt(2.0) * eps * lip / tau * own.to(outputs.dtype)
+        offset = math.sqrt(2.0) * radius * lip / tau * own.to(outputs.dtype)
         return temperature * functional.cross_entropy(outputs / tau - offset, targets)
 
     return loss

@@ -31,6 +31,21 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
 }
 
 
+# These take one step along the gradient; what their closure returns they hand through unread.
+_ONE_STEP = (
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RMSprop,
+    torch.optim.SGD,
+)
+
+
+def reads_value(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer may use the value of the objective (a line search), not only its slope."""
+    return type(optimizer) not in _ONE_STEP
+
+
 def make_optimizer(
     name: str | OptimizerFactory, parameters: Iterable[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:

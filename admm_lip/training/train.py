@@ -21,6 +21,7 @@ from ..methods.base import Method
 from ..networks.chain import linear_layers, read_network
 from .admm import AdmmState
 from .batches import Batches, as_batches, check_labels
+from .centring import Centring, centre, mean_input
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .layer_norms import LayerNorms, layer_start, training_constraint
@@ -106,19 +107,19 @@ def train(
         raise ValueError("run_dir: resume=True needs the folder of the run; got None")
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(config.seed)
-        run, state = _set_up(copy.deepcopy(model), data, config, loss, method)
+        run, state, centring = _set_up(copy.deepcopy(model), data, config, loss, method)
         history: list[Row] = []
         keeper = Keeper(run, Path(run_dir) if run_dir is not None else None)
         if resume:
             state, history = keeper.restore()
         state, stopped = run_rounds(run, state, history, keeper.after_round, progress)
         keeper.save(state, history)
-    return _finished(run, state, history, stopped)
+    return _finished(run, state, history, stopped, centring)
 
 
 def _set_up(
     model: nn.Module, data: Any, config: TrainConfig, loss: Any, method: Method | None
-) -> tuple[Run, AdmmState]:
+) -> tuple[Run, AdmmState, Centring | None]:
     """Check everything once, before the first step."""
     layers = linear_layers(model.eval())  # dropout is the identity in what is certified
     if config.start == "scratch":
@@ -128,7 +129,7 @@ def _set_up(
     model.train()
     slopes = training_constraint(chain, parameters[0].device)
     batches = as_batches(data, config.batch_size)
-    targets = _check_first_batch(batches, layers)
+    inputs, targets = _check_first_batch(batches, layers)
     bounded = resolve_loss(
         config.loss if loss is None else loss, targets, config.eps, config.temperature
     )
@@ -150,9 +151,26 @@ def _set_up(
         for layer, factor in zip(layers, begin.bias_factors, strict=True):
             if layer.bias is not None:
                 layer.bias.mul_(factor)
+    centring = _centring(layers[0], batches, inputs, config)
     optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
     run = Run(model, parameters, slopes, batches, optimizer, objective, multiplier_step, config)
-    return run, begin.state
+    return run, begin.state, centring
+
+
+def _centring(
+    layer: nn.Linear, batches: Batches, inputs: torch.Tensor, config: TrainConfig
+) -> Centring | None:
+    """The first layer centred, where that is asked for and it has a bias to take the mean."""
+    if not config.centre or layer.bias is None:
+        return None
+    mean = mean_input(batches, inputs, layer.in_features)
+    if mean is None:
+        return None
+    centring = centre(layer, mean)
+    if config.start == "scratch":  # nothing is lost by a bias of 0 at the mean input
+        with torch.no_grad():
+            layer.bias.zero_()
+    return centring
 
 
 def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
@@ -171,13 +189,15 @@ def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
     )
 
 
-def _check_first_batch(batches: Batches, layers: list[nn.Linear]) -> torch.Tensor:
-    """The targets (those of one batch where the data come from a loader), labels checked."""
-    _, targets = next(iter(batches.epoch(0, 0)))
+def _check_first_batch(
+    batches: Batches, layers: list[nn.Linear]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch's inputs, and all targets (a batch's where they come from a loader), checked."""
+    inputs, targets = next(iter(batches.epoch(0, 0)))
     everything: torch.Tensor = getattr(batches, "targets", targets)
     if not targets.is_floating_point():
         check_labels(everything, layers[-1].out_features)
-    return everything
+    return inputs, everything
 
 
 def _variance(targets: torch.Tensor) -> float | None:
@@ -251,9 +271,13 @@ class Keeper:
         }
 
 
-def _finished(run: Run, state: AdmmState, history: list[Row], stopped: str) -> TrainResult:
+def _finished(
+    run: Run, state: AdmmState, history: list[Row], stopped: str, centring: Centring | None
+) -> TrainResult:
     """Write the consensus into the model, and certify exactly what is stored there."""
     write_weights(run.parameters, state.consensus)
+    if centring is not None:
+        centring.undo()
     run.model.eval()
     certificate = certify(
         run.model,

@@ -30,10 +30,13 @@ def test_without_offset_the_margin_loss_is_tempered_cross_entropy() -> None:
     assert float(margin_loss(0.0, 0.25)(logits(), LABELS, 2.0)) == pytest.approx(float(expected))
 
 
-def test_the_margin_loss_lowers_the_right_class_by_twice_the_certifying_margin() -> None:
-    eps, tau = 0.3, 0.25
+@pytest.mark.parametrize(("eps", "radius"), [(0.3, 0.6), (2.0, 2.5)])
+def test_the_margin_loss_lowers_the_right_class_by_the_margin_of_more_than_eps(
+    eps: float, radius: float
+) -> None:
+    tau = 0.2
     shifted = logits().clone()
-    shifted[torch.arange(3), LABELS] -= 2 * math.sqrt(2) * eps
+    shifted[torch.arange(3), LABELS] -= math.sqrt(2) * radius
     expected = tau * functional.cross_entropy(shifted / tau, LABELS)
     assert float(margin_loss(eps, tau)(logits(), LABELS, 1.0)) == pytest.approx(float(expected))
 
