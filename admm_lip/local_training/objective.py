@@ -92,7 +92,7 @@ class _Estimates:
         operator, warm = stage.operator, self.warm
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.local):
             own, warm.whole[k] = masked_norms(
-                operator, _NO_MASKS, warm.whole[k], self.plan.iterations
+                operator, _NO_MASKS, warm.whole[k], 1 if self.plan.local else self.plan.iterations
             )
         self.whole.append(own.detach())
         if not self.plan.local or (masks.rows is None and masks.columns is None):

@@ -125,9 +125,35 @@ class _Conv(Operator):
         return self._convolved(x, self.layer.weight)
 
     def adjoint(self, u: Tensor) -> Tensor:
+        (step, across), padding, dilation, groups = self.window
+        if (across, dilation, groups) == (step, (1, 1), 1):
+            return self._adjoint_by_phases(u, step, padding)
         return torch.nn.grad.conv2d_input(  # type: ignore[no-any-return, no-untyped-call]
             (len(u), *self.shape_in), self.layer.weight, u, *self.window
         )
+
+    def _adjoint_by_phases(self, u: Tensor, step: int, padding: tuple[int, int]) -> Tensor:
+        """One dense convolution, on a CPU several times as fast as torch's own adjoint.
+
+        ``x[s q + r - p] = sum_m w[r + s m] u[q - m]``: the phases r are so many output channels,
+        which are then put in their places.
+        """
+        weight: Tensor = self.layer.weight
+        out, channels, *kernel = weight.shape
+        taps = [-(-k // step) for k in kernel]
+        fill = [t * step - k for t, k in zip(taps, kernel, strict=True)]
+        whole = functional.pad(weight, (0, fill[1], 0, fill[0]))
+        phases = whole.view(out, channels, taps[0], step, taps[1], step).permute(1, 3, 5, 0, 2, 4)
+        phases = phases.reshape(channels * step * step, out, *taps).flip(2, 3)
+        found = functional.conv2d(u, phases, None, 1, (taps[0] - 1, taps[1] - 1))
+        found = functional.pixel_shuffle(found, step) if step > 1 else found
+        top, left = padding
+        height, width = self.shape_in[1:]
+        # Rows and columns at the far end that no window reaches are zero.
+        beyond = [max(0, top + height - found.shape[2]), max(0, left + width - found.shape[3])]
+        if any(beyond):
+            found = functional.pad(found, (0, beyond[1], 0, beyond[0]))
+        return found[:, :, top : top + height, left : left + width]
 
     def weight_gradient(self, v: Tensor, u: Tensor) -> Tensor | None:
         return torch.nn.grad.conv2d_weight(  # type: ignore[no-any-return, no-untyped-call]
