@@ -37,8 +37,8 @@ class Trained:
     Attributes:
         model: the network.
         lip: its Lipschitz bound: proven, or the method's own claim where there is no certificate.
-        certificate: the proof; ``None`` for layers that the certifier does not read (sorting,
-            residual blocks).
+        certificate: the proof; ``None`` for layers that the certifier does not read (residual
+            blocks).
         seconds: of training, by the clock on the wall.
         cpu_seconds: the same times the share of a core that the process got meanwhile.
     """

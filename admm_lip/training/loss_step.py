@@ -95,9 +95,9 @@ def loss_step(
             value = objective(model, x, y, lip, progress)
             value.backward()  # type: ignore[no-untyped-call]
             pull.add_gradient()
-            seen.append(value.detach())
-            total = value.detach() + pull.value() if searches else value.detach()
-            return total  # type: ignore[return-value]
+            loss = value.detach()
+            seen.append(loss)
+            return loss + pull.value() if searches else loss  # type: ignore[return-value]
 
         optimizer.step(closure)
         values.append(seen[0])

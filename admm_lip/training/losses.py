@@ -36,7 +36,8 @@ def margin_loss(eps: float, temperature: float) -> BoundedLoss:
 
     With L the bound, ``tau = temperature L`` and ``e_y`` the one-hot target::
 
-        loss = tau / L * CE((f(x) - sqrt(2) r L e_y) / tau, y),     r = eps + min(eps, 2.5 temperature)
+        loss = tau / L * CE((f(x) - sqrt(2) r L e_y) / tau, y)
+        r = eps + min(eps, 2.5 temperature)
 
     A margin of ``sqrt(2) r L`` certifies radius r (Tsuzuku et al., 2018).  What is asked to spare
     keeps the rows just short of eps on the steep side of the loss, which is ``temperature`` wide in

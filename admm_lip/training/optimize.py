@@ -42,7 +42,7 @@ _ONE_STEP = (
 
 
 def reads_value(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer may use the value of the objective (a line search), not only its slope."""
+    """Whether the optimizer may use the objective's value (a line search), not only its slope."""
     return type(optimizer) not in _ONE_STEP
 
 
@@ -71,8 +71,14 @@ def _hold_then_decay(progress: float) -> float:
     return 1 / 20 + (progress - 0.8) / 0.2 * (1 / 400 - 1 / 20)
 
 
+def _hold_then_exponential(progress: float) -> float:
+    """1 up to 55 % of the run, then exponentially down to 1/200."""
+    return float(200.0 ** -(max(0.0, progress - 0.55) / 0.45))
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "hold_then_decay": _hold_then_decay,
+    "hold_then_exponential": _hold_then_exponential,
     "constant": lambda progress: 1.0,
 }
 

@@ -329,12 +329,12 @@ def test_centring_gives_a_plain_network_and_learns_where_inputs_are_far_off(load
     x, y = far_from_centred()
     data = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True) if loader else (x, y)
     right = {}
-    for centre in (True, False):
-        config = TrainConfig(bound=2.0, centre=centre, start="scratch", **FAST)
+    for asked in (True, False):
+        config = TrainConfig(bound=2.0, centre=asked, start="scratch", **FAST)
         result = quiet(network(), config, data)
         verify(result.certificate, result.model)
         assert not result.model[0]._forward_pre_hooks
-        right[centre] = float((result.model(x).argmax(1) == y).float().mean())
+        right[asked] = float((result.model(x).argmax(1) == y).float().mean())
     assert right[True] > 0.9 > right[False]
 
 

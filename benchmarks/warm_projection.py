@@ -1,0 +1,89 @@
+"""Warm-started projections on the anchors of consecutive ADMM rounds.
+
+    python -m benchmarks warm_projection [--data-dir DIR] [--seeds 0 1] [--threads 1]
+
+One epoch of MNIST training under bound 1 is run with the default settings and every anchor kept.
+The anchors are then projected again in their order, each from the restart data of the one before,
+at the tolerance of the training; the first tenth, where the run warms up, is left out of the
+figures.  A cold projection of the last anchor stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from admm_lip import TrainConfig, train
+from admm_lip.data import load_data
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project
+from admm_lip.training import loop
+
+from . import record
+
+HIDDEN = {"784-64-64-10": (64, 64), "784-256-256-10": (256, 256)}
+
+
+def recorded(data: Any, hidden: tuple[int, ...], config: TrainConfig) -> list[ProjectProblem]:
+    """The projections that a run asks for, in their order."""
+    problems: list[ProjectProblem] = []
+    project = loop.lipschitz_step
+
+    def listen(anchor: Any, state: Any, slopes: Any, settings: TrainConfig) -> Any:
+        problems.append(ProjectProblem(anchor, slopes, state.multiplier, bound=state.lip))
+        return project(anchor, state, slopes, settings)
+
+    model = build_mlp(data[0].shape[1], 10, ModelConfig(hidden), seed=config.seed)
+    with mock.patch.object(loop, "lipschitz_step", listen):
+        train(model, data, config, progress=False)
+    return problems
+
+
+def replayed(problems: list[ProjectProblem], solver: SolverConfig) -> dict[str, Any]:
+    """Seconds and iterations: each warm from the one before, and the last one from cold."""
+    warm, rows = None, []
+    for problem in problems:
+        begun = time.perf_counter()
+        solution = solve_project(problem, solver, warm=warm)
+        rows.append((time.perf_counter() - begun, solution.iterations))
+        warm = solution.warm
+    settled = rows[len(rows) // 10 :]
+    begun = time.perf_counter()
+    cold = solve_project(problems[-1], solver)
+    seconds = [s for s, _ in settled]
+    return {
+        "projections": len(settled),
+        "seconds": statistics.median(seconds),
+        "slowest_tenth": statistics.quantiles(seconds, n=10)[-1],
+        "iterations": statistics.mean(i for _, i in settled),
+        "cold_seconds": time.perf_counter() - begun,
+        "cold_iterations": cold.iterations,
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Record and replay both networks, and write the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks warm_projection")
+    parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    options = parser.parse_args(argv)
+    data = load_data("mnist", options.data_dir).train
+    rows = []
+    for name, hidden in HIDDEN.items():
+        for seed in options.seeds:
+            config = TrainConfig(bound=1.0, loss="margin", epochs=1, seed=seed)
+            problems = recorded(data, hidden, config)
+            solver = replace(config.solver, tol=config.projection_tol)
+            for threads in options.threads:
+                torch.set_num_threads(threads)
+                row = {"case": name, "seed": seed, "threads": threads, "tol": solver.tol}
+                rows.append(row | replayed(problems, solver))
+                print(rows[-1], flush=True)
+    record.save("warm_projection", vars(options) | {"data_dir": None}, rows)
