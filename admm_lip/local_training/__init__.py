@@ -1,1 +1,9 @@
-"""Training with local Lipschitz bounds (Huang et al., NeurIPS 2021), and their proof."""
+"""Training with local Lipschitz bounds (Y. Huang et al., NeurIPS 2021), and their proof.
+
+``methods.local`` trains; ``certify_samples`` proves, sample by sample.
+"""
+
+from __future__ import annotations
+
+from .certify import certify_samples as certify_samples
+from .report import LocalReport as LocalReport

@@ -25,13 +25,8 @@ class _Support(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, radius, up, down):  # type: ignore[no-untyped-def]
-        room = torch.where(v > 0.0, up, down)
         size = v.abs()
-        scale = _stretch(size, room, radius)
-        whole = torch.isinf(scale)
-        step = torch.where(whole, room, torch.minimum(scale * size, room))
-        step = torch.where(size > 0.0, step, 0.0)
-        share = torch.minimum(size, room / scale.clamp_min(_TINY))
+        step, share = stretched(size, torch.where(v > 0.0, up, down), radius)
         ctx.save_for_backward(v, step, size - share, share)
         return (size * step).sum(-1)
 
@@ -75,6 +70,26 @@ def support(v: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
     ends = high.clamp(min=0.0)[:, None], (-low).clamp(min=0.0)[:, None]
     value: Tensor = _Support.apply(v, radius, *ends)  # type: ignore[no-untyped-call]
     return value
+
+
+def stretched(size: Tensor, room: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The longest step along a direction in ball and box, and the ball's share of the direction.
+
+    Args:
+        size: ``|v|``, ``(batch, m, n)``.
+        room: how far the box lets each entry go, at least 0.
+        radius: ``(batch,)``.
+
+    Returns:
+        ``d = min(t |v|, room)`` of length at most ``radius``, and ``a = min(|v|, room / t)``:
+        ``|v| d = radius ||a|| + (|v| - a) room`` is the maximum, and for any a between 0 and
+        ``|v|`` the right-hand side is an upper bound.
+    """
+    scale = _stretch(size, room, radius)
+    whole = torch.isinf(scale)
+    step = torch.where(whole, room, torch.minimum(scale * size, room))
+    step = torch.where(size > 0.0, step, 0.0)
+    return step, torch.minimum(size, room / scale.clamp_min(_TINY))
 
 
 def _stretch(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:

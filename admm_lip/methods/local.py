@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..local_training.objective import Measured, Plan, robust_loss
+from ..local_training.ranges import check_inside, check_range
 from ..local_training.stages import Stage, read_stages
 from ..local_training.surrogates import LOSSES
 from ..local_training.warm_starts import WarmStarts
@@ -184,32 +184,6 @@ class LocalLipschitz(Method):
     def finish(self, model: nn.Module) -> nn.Module:
         """The network itself."""
         return _own(model).network
-
-
-def check_range(data_range: Any) -> tuple[float, float]:
-    """The range as two floats.
-
-    Raises:
-        ValueError: unless it is two finite ends, the lower first.
-    """
-    ends = tuple(float(end) for end in data_range)
-    if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
-        raise ValueError(
-            f"data_range: expected two finite ends, the lower first, got {data_range!r}"
-        )
-    return ends[0], ends[1]
-
-
-def check_inside(x: Tensor, data_range: tuple[float, float] | None) -> None:
-    """Raise ``ValueError`` where an input leaves the stated range."""
-    if data_range is None or not len(x):
-        return
-    low, high = float(x.min()), float(x.max())
-    if not data_range[0] <= low <= high <= data_range[1]:
-        raise ValueError(
-            f"x: expected inputs in the stated data_range {data_range}, got values from {low:g} to "
-            f"{high:g}; state the range of the data as they are fed to the network"
-        )
 
 
 def _own(model: nn.Module) -> LocalModel:
