@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from admm_lip import certified_radii, certify
 from admm_lip.data import load_data
 from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
-from admm_lip.evaluation.evaluate import assert_sound
+from admm_lip.evaluation.falsify import assert_sound
 from admm_lip.local import LocalConfig, certify_local, local_radii, verify_local
 
 from . import record

@@ -7,7 +7,6 @@ broke.  The truth lies between the two curves.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,18 +18,11 @@ from torch import Tensor, nn
 from ..certificates.certificate import Certificate
 from ..certificates.radii import certified_radii
 from ..data import DataSet
-from .attacks import AttackConfig, fooled, frozen, gradient_free, pgd
+from .attacks import AttackConfig, frozen, gradient_free, pgd
+from .falsify import assert_sound
 
-# An attack ends on the sphere, give or take the rounding of its float32 steps: aim this far inside.
-_ROUNDING = 1e-4
-# A constant network certifies an infinite radius; this far is far enough to attack.
-_FAR = 1e6
 # Rows whose certified ball is attacked on purpose.
 _SOUND_ROWS = 1000
-
-
-class SoundnessError(AssertionError):
-    """An attack succeeded strictly inside a certified radius: the certificate is wrong."""
 
 
 @dataclass(frozen=True)
@@ -144,43 +136,6 @@ def evaluate(
     return _evaluate_classifier(model, data, certificate, config)
 
 
-def assert_sound(
-    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, config: AttackConfig | None = None
-) -> None:
-    """Attack every row inside its certified radius, with and without gradients.
-
-    A success is confirmed in double precision before it counts: the prediction strictly wrong, the
-    distance strictly below the radius.
-
-    Args:
-        model: classifier.
-        x: inputs ``(n, ...)``.
-        y: labels ``(n,)``.
-        radii: certified l2 radii ``(n,)``; rows with radius 0 are not attacked.
-        config: see :class:`~admm_lip.evaluation.attacks.AttackConfig`; its norm must be l2.
-
-    Raises:
-        SoundnessError: naming the row, its certified radius and the distance of the attack.
-    """
-    config = config or AttackConfig()
-    if config.norm != "l2":
-        raise ValueError(f"norm: certified radii are l2; expected 'l2', got {config.norm!r}")
-    rows = (radii > 0).nonzero().flatten()
-    x, y, radii = x[rows], y[rows], radii[rows].double().clamp(max=_FAR)
-    for attack in (pgd, gradient_free):
-        found = attack(model, x, y, (radii * (1.0 - _ROUNDING)).to(x.dtype), config)
-        distance = (found.double() - x.double()).flatten(1).norm(dim=1)
-        broken = _fooled_in_double(model, found, y) & (distance < radii)
-        if bool(broken.any()):
-            worst = int(broken.nonzero()[0])
-            raise SoundnessError(
-                f"row {int(rows[worst])}: certified up to radius {float(radii[worst]):.6g}, but "
-                f"{attack.__name__} found another class at distance {float(distance[worst]):.6g} "
-                f"({int(broken.sum())} such rows); the certificate is not of this network, or "
-                "there is a bug: please report it"
-            )
-
-
 def _evaluate_classifier(
     model: nn.Module, data: DataSet, certificate: Certificate, config: EvaluateConfig
 ) -> Evaluation:
@@ -278,10 +233,6 @@ def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with frozen(model), torch.no_grad():
         logits: Tensor = model(x)
     return (logits >= logits.gather(1, y[:, None])).sum(dim=1) != 1
-
-
-def _fooled_in_double(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return fooled(copy.deepcopy(model).double().eval(), x.double(), y)
 
 
 def _evaluate_regression(model: nn.Module, data: DataSet) -> Evaluation:

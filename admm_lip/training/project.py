@@ -16,12 +16,15 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..certificates.certificate import Certificate, certify
+from ..certificates.certificate import AnyCertificate, Certificate, certify
+from ..certificates.radii import certified_radii
 from ..errors import CertificateError
+from ..evaluation.attacks import fooled
 from ..networks.chain import linear_layers, read_network
 from ..networks.frame import Frame
 from ..solvers import (
@@ -34,6 +37,7 @@ from ..solvers import (
     solve_project,
 )
 from .admm import Matrices
+from .finetune import FinetuneConfig, finetuned, is_regression, labelled, prepared, sample
 from .multiplier_step import sensitivity
 from .start import CAST_MARGIN
 
@@ -44,6 +48,27 @@ _GROWTH, _SHRINK = 1.6, 0.35
 # Corrections of the projection's bound, and the slack in the certified one that ends them.
 _ATTEMPTS = 5
 _SLACK = 2e-3
+# Most outputs whose pairs are certified for a report.
+_PAIRED = 16
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A classifier on labelled data.
+
+    Attributes:
+        samples: rows measured.
+        accuracy: share classified correctly.
+        certified: share that is right and certified at ``radius``.
+        radius: l2, in input units.
+        kind: of the certificate that the radii were read from.
+    """
+
+    samples: int
+    accuracy: float
+    certified: float
+    radius: float
+    kind: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,29 +76,56 @@ class Projection:
     """What :func:`project` returns.
 
     Attributes:
-        model: a copy of the model that went in, with other weights and the same biases.
+        model: a copy of the model that went in, with other weights; with the same biases unless
+            it was fine-tuned.
         certificate: proves ``certificate.lip <= bound`` for exactly these weights.
         distance: Frobenius distance of all weights from those that went in.
+        before: the classifier that went in, on the data it was judged on; ``None`` without data,
+            for data without labels and for regressions.
+        after: the one that came out.
     """
 
     model: nn.Module
     certificate: Certificate
     distance: float
+    before: Judged | None = None
+    after: Judged | None = None
 
 
-def project(model: nn.Module, bound: float, *, solver: str | SolverConfig = "auto") -> Projection:
+def project(
+    model: nn.Module,
+    bound: float,
+    *,
+    solver: str | SolverConfig = "auto",
+    finetune: Any = None,
+    epochs: int = 2,
+    judge: Any = None,
+    config: FinetuneConfig | None = None,
+    progress: bool = True,
+) -> Projection:
     """The nearest network that certifies ``bound``; the one that went in is not touched.
 
     The set of all networks under a bound is not convex; what comes back is nearest for its
     multiplier, which was improved from a good start.  Biases stay.
 
+    With data the network is fine-tuned under the bound instead: a classifier is smoothed on them
+    and scaled to the bound (``smooth.py``), a regression projected; then ADMM rounds follow, with
+    the given network as teacher (``finetune.py``).
+
     Args:
         model: Linear layers and activations in turn, read by ``chain.linear_layers``.
         bound: the l2 Lipschitz constant to keep, in the model's own units.
         solver: a backend's name or a ``SolverConfig``.
+        finetune: data to fine-tune on: a DataLoader, a Dataset, a pair of tensors, or one tensor
+            of inputs whose classes nobody knows; ``None`` only projects.
+        epochs: passes over these data.
+        judge: labelled data ``(inputs, targets)`` for the report; ``None`` takes some of
+            ``finetune``, where it has labels.
+        config: of the fine-tuning.
+        progress: show a bar.
 
     Raises:
-        ValueError: for a bound that is not a finite number > 0.
+        ValueError: for a bound that is not a finite number > 0, or settings, by name.
         UnsupportedModule: by name, for convolutions and other networks that are no Linear chain.
         SolverError: when no backend could project.
 
@@ -90,12 +142,71 @@ def project(model: nn.Module, bound: float, *, solver: str | SolverConfig = "aut
         raise ValueError(f"bound: expected a finite number > 0, got {bound!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    config = SolverConfig(solver) if isinstance(solver, str) else solver
     linear_layers(model)  # refuses, by name, what cannot be projected
+    chosen = SolverConfig(solver) if isinstance(solver, str) else solver
+    if finetune is None:
+        if config is not None or judge is not None:
+            raise ValueError("config, judge: go with finetune=data only")
+        return _projected(model, float(bound), chosen)
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs: expected a whole number >= 1, got {epochs!r}")
+    job = _Job(float(bound), epochs, config or FinetuneConfig(), chosen, progress)
+    return _finetuned(model, finetune, judge, job)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for beside model and data."""
+
+    bound: float
+    epochs: int
+    config: FinetuneConfig
+    solver: SolverConfig
+    progress: bool
+
+
+def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projection:
+    """Prepare, run the rounds, and measure before and after."""
+    teacher = copy.deepcopy(model).eval()
+    data = labelled(teacher, given)
+    if is_regression(data, job.config):
+        start = _projected(teacher, job.bound, job.solver).model
+    else:
+        start = prepared(teacher, data, job.config, job.solver)
+    result = finetuned(
+        start, teacher, data, job.bound, job.epochs, job.config, job.solver, job.progress
+    )
+    away = _distance(_weights(teacher), _weights(result.model))
+    pair = judge if judge is not None else None if given is not data else sample(data, job.config)
+    found = Projection(result.model, result.certificate, away)
+    if pair is None or torch.as_tensor(pair[1]).is_floating_point():
+        return found
+    before, after = (_judged(m, pair, job) for m in (teacher, result.model))
+    return replace(found, before=before, after=after)
+
+
+def _judged(model: nn.Module, pair: tuple[Tensor, Tensor], job: _Job) -> Judged:
+    """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs."""
+    x, y = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
+    certificate: AnyCertificate
+    if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
+        certificate = certify(model, kind="pairwise", progress=job.progress)
+    else:
+        certificate = certify(model, solver=job.solver)
+    radii = certified_radii(model, x, y, certificate=certificate)
+    with torch.no_grad():
+        right = ~fooled(model, x, y)
+    certified = float((right.cpu() & (radii.cpu() > job.config.eps)).double().mean())
+    accuracy, radius = float(right.double().mean()), job.config.eps
+    return Judged(len(y), accuracy, certified, radius, certificate.kind)
+
+
+def _projected(model: nn.Module, bound: float, config: SolverConfig) -> Projection:
+    """The nearest network, without data."""
     certificate = certify(model, solver=config, requested=bound)
     if certificate.lip <= bound:
         return Projection(copy.deepcopy(model), certificate, 0.0)
-    return _nearest(model, float(bound), config)
+    return _nearest(model, bound, config)
 
 
 def _nearest(model: nn.Module, bound: float, config: SolverConfig) -> Projection:

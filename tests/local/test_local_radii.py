@@ -10,7 +10,7 @@ from local_nets import ACTIVATIONS, network
 from torch import nn
 
 from admm_lip import certified_radii, certify
-from admm_lip.evaluation.evaluate import assert_sound
+from admm_lip.evaluation.falsify import assert_sound
 from admm_lip.local import LocalConfig, certify_local, local_radii, verify_local
 
 

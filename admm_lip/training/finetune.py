@@ -1,0 +1,193 @@
+"""ADMM rounds from a trained network, with what the network knows: the second half of a projection.
+
+The network as given is teacher and start.  Its class probabilities q, softened, enter the targets
+beside the labels y, in the margin loss of the certified radius eps (with ``tau = temperature L``):
+
+    temperature CE((f(x) - 2 sqrt(2) eps L e_y) / tau,  (1 - distill) e_y + distill q)
+
+Where there are no labels, y is the class that the given network predicts.  A regression's targets
+are mixed with its outputs in the same way.
+
+The network's own scale is no obstacle for a classifier: the start is scaled evenly over its layers
+to the bound, which changes no prediction, after what ``smooth.py`` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..methods.base import Method
+from ..methods.base import check_at_least as at_least
+from ..methods.base import check_positive as positive
+from ..solvers import SolverConfig
+from .batches import as_batches
+from .config import TrainConfig
+from .losses import PlainLoss
+from .smooth import RIDGES, best_smoothed, coarse, even_gauge
+from .train import TrainResult, train
+
+# Softmax temperature of the margin loss, as a share of L.
+_TEMPERATURE = 0.25
+# Samples that smoothing looks at.
+_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How a trained network is brought under a bound with data.
+
+    Args:
+        eps: l2 radius, in input units, that is trained for, and that accuracies are reported at.
+        lr: step size; ``None`` chooses it by the number of optimizer steps.
+        batch_size: samples per optimizer step.
+        seed: of the batch order.
+        distill: weight of the given network's class probabilities (regression: outputs) in the
+            targets, in [0, 1].
+        softness: temperature of these probabilities.
+        ridges: tried for smoothing (``smooth.py``); empty leaves it out.
+        even: make the multipliers even before the rounds.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    eps: float = 0.5
+    lr: float | None = None
+    batch_size: int = 128
+    seed: int = 0
+    distill: float = 0.5
+    softness: float = 2.0
+    ridges: tuple[float, ...] = RIDGES
+    even: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ridges", tuple(float(r) for r in self.ridges))
+        at_least(0.0, eps=self.eps)
+        positive(softness=self.softness, **({} if self.lr is None else {"lr": self.lr}))
+        positive(**{f"ridges[{k}]": r for k, r in enumerate(self.ridges)})
+        if not 0.0 <= self.distill <= 1.0:
+            raise ValueError(f"distill: expected a number in [0, 1], got {self.distill!r}")
+        if isinstance(self.batch_size, bool) or self.batch_size < 1:
+            raise ValueError(f"batch_size: expected a whole number >= 1, got {self.batch_size!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Taught(Method):
+    """The loss of the module's docstring."""
+
+    name: ClassVar[str] = "taught"
+    source: ClassVar[str] = "G. Hinton, O. Vinyals, J. Dean, 2015, under a margin loss"
+
+    teacher: nn.Module
+    lip: float
+    config: FinetuneConfig
+
+    def objective(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
+    ) -> Tensor:
+        """The scalar to minimise on one batch."""
+        with torch.no_grad():
+            known = self.teacher(inputs)
+        share, outputs = self.config.distill, model(inputs)
+        if targets.is_floating_point():
+            return loss(outputs, (1.0 - share) * targets.reshape(known.shape) + share * known)
+        own = functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        mixed = (1.0 - share) * own + share * (known / self.config.softness).softmax(dim=1)
+        shift = 2.0 * math.sqrt(2.0) * self.config.eps / _TEMPERATURE * own
+        scaled = outputs / (_TEMPERATURE * self.lip)
+        return _TEMPERATURE * functional.cross_entropy(scaled - shift, mixed)
+
+
+def labelled(model: nn.Module, data: Any) -> Any:
+    """The data with targets: a lone tensor of inputs gets the classes that ``model`` predicts.
+
+    Raises:
+        ValueError: for inputs without targets of a network with one output, which predicts no
+            class.
+    """
+    if not isinstance(data, Tensor):
+        return data
+    with torch.no_grad():
+        outputs = model(data)
+    if outputs.shape[1] == 1:
+        raise ValueError(
+            "finetune: a network of one output predicts no class; expected a pair (inputs, "
+            "targets), got inputs alone"
+        )
+    return data, outputs.argmax(dim=1)
+
+
+def sample(data: Any, config: FinetuneConfig) -> tuple[Tensor, Tensor]:
+    """Some of the data, in the order in which training draws them."""
+    batches = as_batches(data, config.batch_size)
+    few = islice(batches.epoch(config.seed, 0), -(-_SAMPLES // config.batch_size))
+    inputs, targets = zip(*few, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
+
+
+def prepared(
+    model: nn.Module, data: Any, config: FinetuneConfig, solver: SolverConfig
+) -> nn.Module:
+    """A classifier smoothed on its data, with even multipliers; anything else as it is."""
+    x, y = sample(data, config)
+    ready, tol = model, coarse(solver)
+    if config.ridges and not y.is_floating_point():
+        ready = best_smoothed(model, x, y, config.ridges, tol)
+    return even_gauge(ready, tol) if config.even else ready
+
+
+def finetuned(
+    start: nn.Module,
+    teacher: nn.Module,
+    data: Any,
+    bound: float,
+    epochs: int,
+    config: FinetuneConfig,
+    solver: SolverConfig,
+    progress: bool,
+) -> TrainResult:
+    """The rounds.
+
+    Args:
+        start: where they begin.
+        teacher: the network as given.
+        data: with targets.
+        bound: the Lipschitz bound.
+        epochs: passes over the data.
+        config: everything else.
+        solver: of the projections.
+        progress: show a bar.
+    """
+    steps = epochs * len(as_batches(data, config.batch_size))
+    settings = TrainConfig(
+        bound=bound,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        eps=config.eps,
+        temperature=_TEMPERATURE,
+        loss="auto" if is_regression(data, config) else "margin",
+        lr=step_size(steps) if config.lr is None else config.lr,
+        solver=solver,
+    )
+    method = Taught(teacher=copy.deepcopy(teacher).eval(), lip=bound, config=config)
+    return train(start, data, settings, method=method, progress=progress)
+
+
+def step_size(steps: int) -> float:
+    """The larger the more steps there are: few ones should not throw away what is there."""
+    return min(2e-2, max(3e-3, 3e-5 * steps))
+
+
+def is_regression(data: Any, config: FinetuneConfig) -> bool:
+    """Whether the targets are floats."""
+    batches = as_batches(data, config.batch_size)
+    return bool(next(iter(batches.epoch(0, 0)))[1].is_floating_point())

@@ -1,0 +1,191 @@
+"""Projection with data: the bound holds, the report is true, the network given is not touched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from admm_lip import certified_radii, certify, project, verify
+from admm_lip.data import load_data
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.solvers import SolverConfig
+from admm_lip.training.finetune import FinetuneConfig, Taught, labelled, step_size
+from admm_lip.training.project import Projection
+from admm_lip.training.smooth import best_smoothed, even_gauge, mean_radius, smoothed
+
+CONFIG = FinetuneConfig(eps=0.1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Any) -> nn.Module:
+    model = build_mlp(64, 10, ModelConfig((24, 16)), seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = digits.train
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tuned(trained: nn.Module, digits: Any) -> Projection:
+    return project(
+        trained, 1.0, finetune=digits.train, judge=digits.test, config=CONFIG, progress=False
+    )
+
+
+def test_the_bound_holds_and_the_report_is_true(
+    trained: nn.Module, tuned: Projection, digits: Any
+) -> None:
+    assert tuned.certificate.lip <= 1.0
+    verify(tuned.certificate, tuned.model)
+    x, y = digits.test
+    assert tuned.before is not None
+    assert tuned.after is not None
+    for model, judged in ((trained, tuned.before), (tuned.model, tuned.after)):
+        pairs = certify(model, kind="pairwise", progress=False)
+        radii = certified_radii(model, x, y, certificate=pairs)
+        assert judged.certified == pytest.approx(float((radii > 0.1).double().mean()))
+        right = (model(x).argmax(1) == y).double().mean()
+        assert judged.accuracy == pytest.approx(float(right))
+        assert (judged.samples, judged.radius, judged.kind) == (360, 0.1, "pairwise")
+
+
+def test_rounds_beat_the_bare_projection_and_raise_what_is_certified(
+    trained: nn.Module, tuned: Projection, digits: Any
+) -> None:
+    bare = project(trained, 1.0)
+    x, y = digits.test
+    certified = [
+        float((certified_radii(m, x, y, certificate=c) > 0.1).double().mean())
+        for m, c in ((bare.model, bare.certificate), (tuned.model, tuned.certificate))
+    ]
+    assert certified[1] > certified[0] + 0.1
+    assert bare.before is bare.after is None
+
+
+def test_the_network_given_is_not_touched(trained: nn.Module, digits: Any) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    x, _ = digits.train
+    found = project(trained, 1.0, finetune=x[:200], epochs=1, config=CONFIG, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in trained.state_dict().items())
+    assert found.before is found.after is None  # nobody knows the classes
+    assert found.distance > 0.0
+
+
+def test_inputs_alone_get_the_classes_of_the_network(trained: nn.Module, digits: Any) -> None:
+    x, _ = digits.train
+    inputs, classes = labelled(trained, x)
+    assert torch.equal(inputs, x)
+    assert torch.equal(classes, trained(x).argmax(1))
+    with pytest.raises(ValueError, match="finetune: a network of one output predicts no class"):
+        labelled(nn.Linear(64, 1), x)
+
+
+def test_a_regression_is_projected_and_then_fitted() -> None:
+    x = torch.linspace(-1.0, 1.0, 128)[:, None]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    config = FinetuneConfig(lr=1e-2, batch_size=32, distill=0.0)
+    found = project(model, 0.5, finetune=(x, 0.3 * x), epochs=20, config=config, progress=False)
+    assert found.certificate.lip <= 0.5
+    assert found.before is None
+    error = (found.model(x) - 0.3 * x).detach()
+    assert float(error.square().mean()) < 1e-3
+
+
+class TestSmoothing:
+    def test_without_a_ridge_nothing_changes_on_the_data(
+        self, trained: nn.Module, digits: Any
+    ) -> None:
+        x, _ = digits.train
+        same = smoothed(trained, x, 1e-12)
+        torch.testing.assert_close(same(x), trained(x), atol=1e-3, rtol=1e-3)
+
+    def test_directions_without_data_lose_their_weight(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        x = torch.randn(200, 6)
+        x[:, 4:] = 0.5
+        flat = smoothed(model, x, 1e-6)
+        assert float(flat[0].weight[:, 4:].abs().max().detach()) < 1e-6
+        torch.testing.assert_close(flat(x), model(x), atol=1e-3, rtol=1e-3)
+        assert certify(flat).lip < certify(model).lip
+
+    def test_layers_without_bias(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False))
+        x = torch.randn(200, 6)
+        torch.testing.assert_close(smoothed(model, x, 1e-9)(x), model(x), atol=1e-4, rtol=1e-4)
+
+    def test_the_best_is_no_worse_than_the_given(self, trained: nn.Module, digits: Any) -> None:
+        solver = SolverConfig(tol=1e-3)
+        best = best_smoothed(trained, *digits.train, (1e-3,), solver)
+        given = mean_radius(trained, *digits.train, solver)
+        assert mean_radius(best, *digits.train, solver) >= given
+
+    def test_the_gauge_changes_no_output_and_evens_the_multipliers(
+        self, trained: nn.Module, digits: Any
+    ) -> None:
+        x, _ = digits.test
+        solver = SolverConfig()
+        even = even_gauge(trained, solver)
+        torch.testing.assert_close(even(x), trained(x), atol=1e-3, rtol=1e-3)
+
+        def unevenness(model: nn.Module) -> float:
+            return max(max(t) / min(t) for t in certify(model).multiplier)
+
+        assert unevenness(even) < 1.1 + 0.01 * unevenness(trained)
+        tanh = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+        assert even_gauge(tanh, solver) is tanh
+
+
+def test_the_teachers_probabilities_enter_the_targets() -> None:
+    torch.manual_seed(0)
+    teacher, model = nn.Linear(3, 4), nn.Linear(3, 4)
+    x, y = torch.randn(8, 3), torch.randint(4, (8,))
+    config = FinetuneConfig(eps=0.2, distill=0.25, softness=3.0)
+    value = Taught(teacher, 2.0, config).objective(model, x, y, lambda f, t: f.sum(), 0.0)
+    z = model(x) / 0.5
+    z = z - 2.0 * 2.0**0.5 * 0.2 / 0.25 * nn.functional.one_hot(y, 4)
+    q = 0.75 * nn.functional.one_hot(y, 4) + 0.25 * (teacher(x) / 3.0).softmax(1)
+    torch.testing.assert_close(value, -0.25 * (q * z.log_softmax(1)).sum(1).mean())
+
+
+def test_steps_are_short_where_they_are_few() -> None:
+    sizes = [step_size(n) for n in (1, 100, 300, 1000, 10**6)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (3e-3, 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
+        ({"lr": 0.0}, "lr: expected a finite number > 0, got 0.0"),
+        ({"distill": 1.5}, r"distill: expected a number in \[0, 1\], got 1.5"),
+        ({"softness": 0.0}, "softness: expected a finite number > 0"),
+        ({"ridges": (0.1, -1.0)}, r"ridges\[1\]: expected a finite number > 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number >= 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(**change)
+
+
+def test_arguments_that_do_not_go_together_are_named(trained: nn.Module, digits: Any) -> None:
+    with pytest.raises(ValueError, match="config, judge: go with finetune=data only"):
+        project(trained, 1.0, config=CONFIG)
+    with pytest.raises(ValueError, match="epochs: expected a whole number >= 1, got 0"):
+        project(trained, 1.0, finetune=digits.train, epochs=0)
