@@ -29,6 +29,8 @@ BENCHMARKS = {
     "gradient_theory": "the theory of gradient penalties in three pictures, and their cost",
     "certificates": "what each kind of certificate proves of networks trained without a bound",
     "local_bounds": "local certificates and radii against pairwise ones and an attack",
+    "finetune": "a trained network as the start under a bound, against training from scratch",
+    "falsification": "attacks on thousands of certified radii of every kind of certificate",
     "class_distances": "Lipschitz constants of MNIST, Fashion-MNIST and CIFAR-10, exactly",
 }
 
