@@ -75,7 +75,7 @@ class TrainConfig:
     temperature: float = 0.2
     optimizer: str = "adam"
     lr: float = 1e-2
-    schedule: str = "hold_then_decay"
+    schedule: str = "hold_then_linear"
     round_steps: int = 4
     rho: float | None = None
     rho_rule: str = "constant"

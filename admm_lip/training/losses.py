@@ -17,8 +17,8 @@ from torch import Tensor
 BoundedLoss = Callable[[Tensor, Tensor, float], Tensor]
 PlainLoss = Callable[[Tensor, Tensor], Tensor]
 
-# Certified radius that the margin loss asks for beyond eps, in temperatures.
-SPARE = 2.5
+# Certified radius that the margin loss asks for beyond eps, as a share of eps, and a temperature.
+SPARE = 0.25
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
@@ -37,7 +37,7 @@ def margin_loss(eps: float, temperature: float) -> BoundedLoss:
     With L the bound, ``tau = temperature L`` and ``e_y`` the one-hot target::
 
         loss = tau / L * CE((f(x) - sqrt(2) r L e_y) / tau, y)
-        r = eps + min(eps, 2.5 temperature)
+        r = eps + min(eps, eps / 4 + temperature)
 
     A margin of ``sqrt(2) r L`` certifies radius r (Tsuzuku et al., 2018).  What is asked to spare
     keeps the rows just short of eps on the steep side of the loss, which is ``temperature`` wide in
@@ -49,7 +49,7 @@ def margin_loss(eps: float, temperature: float) -> BoundedLoss:
         eps: radius to certify, in input units, l2.
         temperature: of the softmax, as a share of L; so it is in input units too.
     """
-    radius = eps + min(eps, SPARE * temperature)
+    radius = eps + min(eps, SPARE * eps + temperature)
 
     def loss(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
         tau = temperature * lip

@@ -76,8 +76,14 @@ def _hold_then_exponential(progress: float) -> float:
     return float(200.0 ** -(max(0.0, progress - 0.55) / 0.45))
 
 
+def _hold_then_linear(progress: float) -> float:
+    """1 up to 40 % of the run, then linear to 1/400 at the end."""
+    return 1.0 if progress < 0.4 else 1.0 + (progress - 0.4) / 0.6 * (1 / 400 - 1.0)
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "hold_then_decay": _hold_then_decay,
+    "hold_then_linear": _hold_then_linear,
     "hold_then_exponential": _hold_then_exponential,
     "constant": lambda progress: 1.0,
 }

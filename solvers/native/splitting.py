@@ -6,7 +6,8 @@ With C = B(p) and a second copy X of it, Y the scaled dual, one iteration is
 
 1. C = B of the values nearest to the anchor and to X - Y          (``Coupling.averager``)
 2. A = relax C + (1 - relax) X + Y                                  (over-relaxation)
-3. A = combination of the last A's whose change cancels best        (``Anderson.propose``)
+3. A = combination of the last A's whose change cancels best        (``Anderson.propose``);
+   not in the first few iterations, which is all that most warm starts take
 4. X = A with its singular values clipped at 1,  Y = A - X          (``clip_excess``)
 5. now and then move the penalty so that the two residuals keep their best ratio (``_retuned``).
 
@@ -35,6 +36,8 @@ TINY = 1e-300
 SCREEN = 0.6
 # Residuals below this are rounding: a gap that is still too wide will not close.
 FINEST = 1e-14
+# Iterations before steps are combined: a combination costs a quarter of one.
+PLAIN = 6
 # After so many iterations the gap is also measured whenever the penalty is looked at.
 PATIENCE = 20
 # Relative dual residual over relative primal residual, where convergence was found fastest (a scan
@@ -225,7 +228,7 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
     screen, retune = max(SCREEN * rule.tol, FINEST), 3
     while count < rule.max_iterations and not rule.expired:
         count += 1
-        state, nuclear, primal, dual = _step(state, average, memory)
+        state, nuclear, primal, dual = _step(state, average, memory if count > PLAIN else None)
         if max(primal, dual / BEST_RATIO) <= screen or (count == retune and count > PATIENCE):
             outcome = measure(coupling, state, nuclear, centre)
             if accepts(coupling, outcome, rule):
@@ -253,13 +256,13 @@ def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outco
 
 
 def _step(
-    state: State, average: Callable[[Tensor], Tensor], memory: Anderson
+    state: State, average: Callable[[Tensor], Tensor], memory: Anderson | None
 ) -> tuple[State, float, float, float]:
     """Steps 1-4: the next state, its excess's nuclear norm, and both relative residuals."""
     before, excess, penalty = state
     c = average(before - excess)
     image = torch.add(excess, c, alpha=RELAX).add_(before, alpha=1.0 - RELAX)
-    point = memory.propose(before + excess, image)
+    point = image if memory is None else memory.propose(before + excess, image)
     excess, nuclear = clip_excess(point)
     inside = point - excess
     primal = float(torch.dist(c, inside)) / max(float(inside.norm()), TINY)
