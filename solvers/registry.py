@@ -49,6 +49,9 @@ _AUTO: tuple[tuple[float, tuple[str, ...]], ...] = (
     (float("inf"), ("native", "mosek", "scs")),
 )
 
+# General solvers hold the LMI as one dense matrix: beyond this order they are asked by name only.
+_GENERAL_LIMIT = 6000
+
 
 def names() -> tuple[str, ...]:
     """The names of all backends, usable here or not."""
@@ -89,6 +92,8 @@ def chain(name: str, fallback: tuple[str, ...], order: int) -> tuple[Backend, ..
         UnknownBackend: for a name that is not in the table, before anything is solved.
     """
     first = next(row for limit, row in _AUTO if order <= limit) if name == AUTO else (name,)
+    if order > _GENERAL_LIMIT:
+        first, fallback = first[:1], tuple(each for each in fallback if each == "native")
     wanted = (*first, *fallback) if fallback else first[:1]
     return tuple(backend(each) for each in dict.fromkeys(wanted) if each != AUTO)
 

@@ -25,9 +25,11 @@ from torch import Tensor
 
 from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques, inverse_band
 from .lmi_operator import LmiOperator
+from .markov import Blocks, Markov, markov
 from .run import Run
 
 Product = Callable[[Tensor], Tensor]
+Side = tuple[Tensor | None, Tensor]
 
 # Close enough to the centre for one dense step to finish.
 _NEAR = 0.5
@@ -74,7 +76,10 @@ def newton_direction(op: LmiOperator, factor: Factor) -> tuple[Tensor, float] | 
     """``dt`` with ``H dt = g`` nearly, and the Newton decrement ``sqrt(g' dt)``."""
     band = inverse_band(factor)
     g = op.adjoint(band)[1:]
-    near = hessian_band(op, factor, band)
+    inverse = markov(band)
+    if inverse is None:
+        return None
+    near = hessian_band(op, inverse, inverse)
     cliques = factorize_cliques(near)
     if cliques is None or not bool(torch.isfinite(g).all()):
         return None
@@ -124,39 +129,39 @@ def _eliminated(
     return dx, dgains
 
 
-def hessian_band(op: LmiOperator, factor: Factor, band: Band) -> Band:
-    """Blocks of H of every layer with itself and with the next one."""
+def hessian_band(op: LmiOperator, z: Markov, p: Markov) -> Band:
+    """``tr(A_i Z A_j P)`` for every layer with itself and with the next one."""
     by_v: list[Tensor] = op.into_v
     by_u: list[Tensor] | list[None] = op.into_u if op.has_alpha else [None] * len(by_v)
+    sides = list(zip(by_u, by_v, strict=True))
     diagonal, lower = [], []
-    for k in range(len(by_v)):
-        here = (band.diagonal[k], band.lower[k].T, band.lower[k], band.diagonal[k + 1])
-        diagonal.append(_hadamard(here, (by_u[k], by_v[k]), (by_u[k], by_v[k])))
-        if k + 1 < len(by_v):
-            far = -(band.lower[k + 1] @ (factor.below[k] @ factor.inverses[k]))
-            next_ = (band.lower[k], band.diagonal[k + 1], far, band.lower[k + 1])
-            lower.append(_hadamard(next_, (by_u[k + 1], by_v[k + 1]), (by_u[k], by_v[k])))
+    for k, here in enumerate(sides):
+        diagonal.append(_hadamard(z.same(k), p.same(k), z is p, here, here))
+        if k + 1 < len(sides):
+            lower.append(_hadamard(z.next(k), p.next(k), z is p, sides[k + 1], here))
     return Band(diagonal, lower)
 
 
-def _hadamard(
-    p: tuple[Tensor, Tensor, Tensor, Tensor],
-    rows: tuple[Tensor | None, Tensor],
-    columns: tuple[Tensor | None, Tensor],
-) -> Tensor:
-    """``2 (V'PU * U'PV + U'PU * V'PV)`` for two layers.
+def _hadamard(z: Blocks, p: Blocks, equal: bool, rows: Side, columns: Side) -> Tensor:
+    """``V'ZU * U'PV + U'ZV * V'PU + U'ZU * V'PV + V'ZV * U'PU`` for two layers.
 
-    ``p`` holds P's blocks at (before i, before j), (before i, j), (i, before j) and (i, j) of the
-    layers i, j; ``rows`` and ``columns`` what U and V hold of the layers before, negated, ``None``
-    for nothing.
+    ``rows`` and ``columns`` are what U and V hold of the layers before, negated, ``None`` for
+    nothing.
     """
-    before, upper, left, corner = p
-    parts = []
+    zuu, zuv, zvu, zvv = _forms(z, rows, columns)
+    if equal:
+        return (zvu * zuv).addcmul_(zuu, zvv).mul_(2.0)
+    puu, puv, pvu, pvv = _forms(p, rows, columns)
+    return (zvu * puv).addcmul_(zuv, pvu).addcmul_(zuu, pvv).addcmul_(zvv, puu)
+
+
+def _forms(p: Blocks, rows: Side, columns: Side) -> list[Tensor]:
+    """``U'PU, U'PV, V'PU, V'PV`` for two layers."""
+    forms = []
     for into in rows:
-        first, second = _less(left, into, before), _less(corner, into, upper)
-        parts.append([_less(second, first, None if c is None else c.T) for c in columns])
-    (uu, uv), (vu, vv) = parts
-    return (vu * uv).addcmul_(uu, vv).mul_(2.0)
+        first, second = _less(p.left, into, p.before), _less(p.corner, into, p.upper)
+        forms.extend(_less(second, first, None if c is None else c.T) for c in columns)
+    return forms
 
 
 def _less(whole: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -179,8 +184,10 @@ def solve_completed(band: Band, cliques: Cliques, rhs: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def conjugate_gradients(product: Product, precondition: Product, rhs: Tensor) -> Tensor:
-    """``product^{-1} rhs`` until the preconditioned residual has fallen to ``_ACCURACY``."""
+def conjugate_gradients(
+    product: Product, precondition: Product, rhs: Tensor, accuracy: float = _ACCURACY
+) -> Tensor:
+    """``product^{-1} rhs`` until the preconditioned residual has fallen to ``accuracy``."""
     x, residual = torch.zeros_like(rhs), rhs
     direction = better = precondition(residual)
     left = first = float(torch.dot(residual, better))
@@ -193,7 +200,7 @@ def conjugate_gradients(product: Product, precondition: Product, rhs: Tensor) ->
         residual = residual - (left / curvature) * image
         better = precondition(residual)
         now = float(torch.dot(residual, better))
-        if not now > _ACCURACY**2 * first:
+        if not now > accuracy**2 * first:
             break
         direction, left = better + (now / left) * direction, now
     return x

@@ -24,7 +24,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 # Side of the tiles in which a dense matrix is transposed.
 _TILE = 512
 

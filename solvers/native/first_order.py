@@ -16,6 +16,7 @@ interior point does not fit, and the rival it is measured against.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,18 +65,23 @@ def evaluate(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
     return Value(lip_sq, torch.cat(parts))
 
 
-def descend(problem: CertifyProblem, start: Multiplier, run: Run, share: float = 1.0) -> Multiplier:
-    """Adam from ``start`` until its steps are short or ``run`` (or a share of its time) is over.
+def descend(
+    problem: CertifyProblem, start: Multiplier, run: Run, most: int | None = None, reserve: int = 1
+) -> Multiplier:
+    """Adam from ``start`` until its steps are short, there were ``most``, or ``run`` is over.
 
-    Returns the best multiplier seen, never one with a larger bound than ``start``.
+    An evaluation is begun only while the time limit has room for ``reserve`` passes.  Returns the
+    best multiplier seen, never one with a larger bound than ``start``.
     """
     sizes = [t.shape[0] for t in start]
     best = log_t = torch.cat(list(start)).log()
     least, length, idle = float("inf"), _FIRST_STEP, 0
     mean, square, count = torch.zeros_like(log_t), torch.zeros_like(log_t), 0
-    while length > _LAST_STEP and run.may_go_on(share):
-        found = evaluate(problem, torch.split(log_t.exp(), sizes))
-        run.iterations += 1
+    done = 0
+    while length > _LAST_STEP and done != most and run.may_go_on(reserve):
+        trial = torch.split(log_t.exp(), sizes)
+        found = run.timed(partial(evaluate, problem, trial))
+        run.iterations, done = run.iterations + 1, done + 1
         gained = found is not None and found.lip_sq < least
         idle = 0 if gained else idle + 1
         if found is not None and gained:

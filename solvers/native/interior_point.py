@@ -40,37 +40,31 @@ from ..lmi import implied_bound
 from ..problem import CertifyProblem, Multiplier, Slopes
 from ..solution import CertifyClaim, Status
 from .block_cholesky import (
-    Band,
-    Cliques,
-    Factor,
     band_of,
     band_of_product,
     completion,
     completion_times,
-    factorize,
     factorize_cliques,
     inverse,
     symmetrised,
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .dual_repair import repaired_value
-from .large import certify_large
+from .large import certify_large, large_starts
 from .lmi_operator import LmiOperator, Rows, schur_complement
+from .pair import Direction, Pair, advance, proven_gap, relative_gap
 from .run import Run
 from .starts import Start, best_start, forward_starts
 from .step_length import cliques_step, slack_step
 from .warm import usable, warm_centre
 
 _MAX_STEPS = 100
-# Steps shorter than this in both matrices mean that rounding has the upper hand.
-_TOO_SHORT = 1e-4
 # How accurate the predictor's steps need to be: they only choose sigma.
 _ROUGH = 0.05
 # With more blocks than this Z is multiplied through its factors, not as a dense matrix.
 _FEW_BLOCKS = 3
 # More hidden neurons than this are left to ``large.py``: 8,000 would take half an hour.
 DENSE_LIMIT = 5000
-LARGE_THETAS = (1.1, 1.3, 1.4)
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
 # A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite, so it
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.
@@ -80,16 +74,6 @@ _STIFF = 1e7
 _ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.
 _CAUTIOUS = 1.2
-
-
-class Pair(NamedTuple):
-    """A strictly feasible y with the factor of ``S(y)``, and Z with the factors of its cliques."""
-
-    y: Tensor
-    slack: Band
-    factor: Factor
-    z: Band
-    cliques: Cliques
 
 
 class Linearised(NamedTuple):
@@ -103,14 +87,6 @@ class Linearised(NamedTuple):
     g: Tensor
     b: Tensor
     mu: float
-
-
-class Direction(NamedTuple):
-    """Changes of y, of S and of the band of Z."""
-
-    dy: Tensor
-    ds: Band
-    dz: Band
 
 
 def certify(
@@ -140,7 +116,7 @@ def certify(
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
     run = Run(config)
     if sum(problem.widths[1:-1]) > DENSE_LIMIT:
-        op = _started(problem, forward_starts(_spread(problem), LARGE_THETAS), warm, run)
+        op = _started(problem, large_starts(_spread(problem), run), warm, run)
     else:
         found = _from_warm(problem, warm, run, config) if warm is not None else None
         if found is not None:
@@ -240,12 +216,12 @@ def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> 
         return None
     pair = Pair(centred.y, op.slack(centred.y), centred.factor, centred.z, cliques)
     for _ in range(_MAX_STEPS):
-        if _gap(op, pair) <= config.tol and proven_gap(op, pair) <= config.tol:
+        if relative_gap(pair) <= config.tol and proven_gap(op, pair) <= config.tol:
             return pair
         if not run.may_go_on():
             return pair
         lin = linearise(op, pair)
-        moved = _advance(op, pair, direct(op, pair, lin)) if lin is not None else None
+        moved = advance(op, pair, direct(op, pair, lin)) if lin is not None else None
         if moved is None:
             return pair
         pair = moved
@@ -297,43 +273,6 @@ def _predicted(pair: Pair, z: Tensor, change: Tensor) -> Tensor:
     else:
         full = z @ change
     return symmetrised(full).neg_().sub_(z)
-
-
-def _advance(op: LmiOperator, pair: Pair, way: Direction) -> Pair | None:
-    """Step 3d."""
-    longest_s = slack_step(pair.factor, way.ds)
-    longest_z = cliques_step(pair.cliques, way.dz)
-    share = 0.9 + 0.09 * min(1.0, longest_s, longest_z)
-    a_s, a_z = min(1.0, share * longest_s), min(1.0, share * longest_z)
-    while a_s > _TOO_SHORT:
-        y = pair.y + a_s * way.dy
-        slack = op.slack(y)
-        factor = factorize(slack)
-        if factor is not None:
-            break
-        a_s *= 0.8
-    else:
-        y, slack, factor, a_s = pair.y, pair.slack, pair.factor, 0.0
-    while a_z > _TOO_SHORT:
-        z = pair.z.plus(a_z, way.dz)
-        cliques = factorize_cliques(z)
-        if cliques is not None:
-            break
-        a_z *= 0.8
-    else:
-        z, cliques, a_z = pair.z, pair.cliques, 0.0
-    return Pair(y, slack, factor, z, cliques) if max(a_s, a_z) > 0.0 else None
-
-
-def _gap(op: LmiOperator, pair: Pair) -> float:
-    """Relative gap of the pair as it stands."""
-    return pair.slack.inner(pair.z) / float(pair.y[0])
-
-
-def proven_gap(op: LmiOperator, pair: Pair) -> float:
-    """Relative gap against the repaired dual point."""
-    rho = float(pair.y[0])
-    return (rho - repaired_value(op.problem, pair.z)) / rho
 
 
 def _claim(op: LmiOperator, pair: Pair, run: Run, config: SolverConfig) -> CertifyClaim:

@@ -9,6 +9,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
+
 import torch
 
 from ..config import SolverConfig
@@ -19,17 +22,39 @@ from .block_cholesky import Band, factorize, inverse_band
 from .dual_repair import reachable_band, repaired_value
 from .first_order import descend
 from .run import Run
+from .starts import Start, searched_starts, theta_start
 
-# Share of the time limit that the descent may use; the rest is for the lower bound.
-_DESCENT_SHARE = 0.7
-_ABOVE = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
+# Work of the descent, in multiply-adds: 50 evaluations of 50 layers of 1,000 neurons, minutes.
+_WORK = 5e12
+_MOST_EVALUATIONS = 1000
+# Passes over the layers that are still to come after the descent: the lower bound, the bound of
+# the result and its measurement on the original problem.
+_RESERVE = 6
+_AFTER = 4
+_SAFE_THETA = 1.2
+_ABOVE = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2, 1e-1)
+
+
+def large_starts(problem: CertifyProblem, run: Run) -> list[Start]:
+    """Step 1, as far as the time allows."""
+
+    def attempt(theta: float) -> Start | None:
+        if not run.has_time(_AFTER):
+            return None
+        return run.timed(lambda: theta_start(problem, theta))
+
+    found = searched_starts(attempt)
+    if found:
+        return found
+    only = theta_start(problem, _SAFE_THETA)  # a bound late is better than none
+    return [only] if only is not None else []
 
 
 def certify_large(
     problem: CertifyProblem, start: Multiplier, run: Run, config: SolverConfig
 ) -> CertifyClaim:
     """Steps 2 and 3 from a closed form; never worse than it."""
-    multiplier = descend(problem, start, run, _DESCENT_SHARE)
+    multiplier = descend(problem, start, run, evaluations(problem), _RESERVE)
     lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
     if run.best is not None and not lip_sq <= float(run.best[0]):
         # Next to the boundary rounding may undo what the descent gained.
@@ -47,17 +72,28 @@ def certify_large(
     )
 
 
+def evaluations(problem: CertifyProblem) -> int:
+    """How many evaluations the descent may cost: the same work for every network."""
+    pairs = pairwise(problem.widths)
+    work = sum(n * m * (n + m) for n, m in pairs)
+    return min(_MOST_EVALUATIONS, 1 + int(_WORK / work))
+
+
 def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, run: Run) -> float:
     """Step 3: ``L^2`` of the best repaired dual point that the time allows."""
     values = [0.0]
-    if not run.late():
-        values.append(repaired_value(problem, reachable_band(problem)))
+    if run.has_time(_AFTER):
+        values.append(run.timed(lambda: repaired_value(problem, reachable_band(problem))))
     for excess in _ABOVE:
-        if run.late():
+        if not run.has_time(_AFTER):
             break
-        rho = torch.tensor((1.0 + excess) * lip_sq).to(multiplier[0])
-        blocks = lmi_blocks(problem.weights, problem.slopes, multiplier, rho)
-        factor = factorize(Band(*eliminate_output(*blocks)))
-        if factor is not None:
-            values.append(repaired_value(problem, inverse_band(factor)))
+        values.append(run.timed(partial(_dual_value, problem, multiplier, (1.0 + excess) * lip_sq)))
     return max(values)
+
+
+def _dual_value(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float) -> float:
+    """``L^2`` of the repaired band of ``S^{-1}``, 0 where there is none."""
+    rho = torch.tensor(lip_sq).to(multiplier[0])
+    blocks = lmi_blocks(problem.weights, problem.slopes, multiplier, rho)
+    factor = factorize(Band(*eliminate_output(*blocks)))
+    return 0.0 if factor is None else repaired_value(problem, inverse_band(factor))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..config import SolverConfig
+
+Result = TypeVar("Result")
 
 
 class Run:
@@ -27,21 +31,28 @@ class Run:
         self._start = perf_counter()
         self._seconds = float("inf") if config.time_limit is None else config.time_limit
         self._most = config.max_iterations
+        self._pass = 0.0
         self.iterations = 0
         self.centring = 0
         self.best: Tensor | None = None
         self.limited = False
 
-    def may_go_on(self, share: float = 1.0) -> bool:
-        """Whether both limits, or this share of the time, leave room for another step."""
+    def may_go_on(self, passes: int = 0) -> bool:
+        """Whether both limits leave room for another step and so many passes."""
         full = self._most is not None and self.iterations >= self._most
-        late = perf_counter() >= self._start + share * self._seconds
-        self.limited = full or late
+        self.limited = full or not self.has_time(passes)
         return not self.limited
 
-    def late(self) -> bool:
-        """Whether the time is up, whatever the iterations."""
-        return perf_counter() >= self._start + self._seconds
+    def timed(self, work: Callable[[], Result]) -> Result:
+        """The result of one pass over the layers, whose seconds the later ones are judged by."""
+        begun = perf_counter()
+        result = work()
+        self._pass = max(self._pass, perf_counter() - begun)
+        return result
+
+    def has_time(self, passes: int = 0) -> bool:
+        """Whether the time limit leaves room for so many passes of the longest kind so far."""
+        return perf_counter() + passes * self._pass < self._start + self._seconds
 
     def count(self, y: Tensor) -> None:
         """One step is done and ended at ``y``, whose ``S(y)`` has a Cholesky factor."""

@@ -16,7 +16,7 @@ At the end ``lambda = ||W_l X_l^{-1} W_l'||`` gives ``L^2 = lambda`` with multip
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,6 +87,33 @@ def forward_starts(problem: CertifyProblem, thetas: Sequence[float] = THETAS) ->
     """The closed form for every theta, the least bound first; ``[]`` if all broke down."""
     starts = [theta_start(problem, theta) for theta in thetas]
     return sorted((s for s in starts if s is not None), key=lambda s: s.lip_sq)
+
+
+def searched_starts(attempt: Callable[[float], Start | None]) -> list[Start]:
+    """The closed form for a few theta, each chosen by the ones before; the least bound first.
+
+    ``log L^2`` is nearly a parabola in theta: two values say which way the third one lies, and the
+    three where its vertex is.  ``attempt`` gives the start of a theta, or ``None``.
+    """
+    found = [s for s in map(attempt, (1.4, 1.2)) if s is not None]
+    rising = len(found) == 2 and found[0].lip_sq < found[1].lip_sq
+    third = attempt(1.5 if rising else 1.05)
+    found.extend([third] if third is not None else [])
+    vertex = _vertex([(s.theta, math.log(max(s.lip_sq, 1e-300))) for s in found])
+    last = attempt(vertex) if vertex is not None else None
+    found.extend([last] if last is not None else [])
+    return sorted(found, key=lambda s: s.lip_sq)
+
+
+def _vertex(points: Sequence[tuple[float, float]]) -> float | None:
+    """Where the parabola through three points is least, if that lies between them."""
+    if len(points) != 3:
+        return None
+    (a, fa), (b, fb), (c, fc) = sorted(points)
+    left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
+    curvature = (right - left) / (c - a)
+    at = (a + b) / 2.0 - left / (2.0 * curvature) if curvature > 0.0 else a
+    return at if a < at < c else None
 
 
 def best_start(problem: CertifyProblem) -> Start | None:

@@ -1,0 +1,147 @@
+"""The primal-dual iteration without its N x N matrix: linear in depth, memory ``sum n_k^2``.
+
+The pair, the HKM direction and the steps are those of ``interior_point.py``; what differs:
+
+1.  ``H dy = rhs`` with ``H_ij = tr(A_i Z A_j P)`` is solved by conjugate gradients.  A product is
+    ``A*`` of the band of ``Z dS P`` (``markov.py``).
+2.  The preconditioner is the completion of H's own band: its blocks of every layer with itself and
+    with the next one (``banded_newton.py``), rho being a layer of its own before the first.  Its
+    inverse is block tridiagonal.
+3.  Two solves give every direction: ``h = H^{-1} b`` and ``k = H^{-1} g``, ``g = A*(P)``.  The
+    predictor is ``-h``, and with the sigma that its steps suggest ``dy = sigma mu k - h`` and
+    ``dZ = sigma mu P - Z - sym(Z dS P)``.  A corrector of second order would need more of dZ than
+    its band.
+4.  Errors of the solves leave Z a little infeasible.  The next direction takes that back, and the
+    repair of the dual (``dual_repair.py``) makes what is reported exact.
+
+The first pair comes from ``Z = mu P`` at a centred slack: ``1/mu = b'k / b'h``,
+``Z = mu (P - P dS P)`` with ``dy = k - h/mu``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .banded_newton import conjugate_gradients, hessian_band, solve_completed
+from .block_cholesky import Band, factorize, factorize_cliques, inverse_band
+from .lmi_operator import LmiOperator
+from .markov import Markov, band_between, markov
+from .pair import Direction, Pair, advance, proven_gap, relative_gap
+from .run import Run
+from .step_length import cliques_step, slack_step
+
+_MAX_STEPS = 60
+_ROUGH = 0.05
+# Accuracy of the solves, relative to the gap and at most; the dual infeasibility that is left.
+_SHARE_OF_GAP = 0.1
+_LOOSEST, _TIGHTEST = 0.1, 1e-8
+
+
+class System(NamedTuple):
+    """P and Z as chains, and the two solutions that every direction is made of."""
+
+    p: Markov
+    z: Markov
+    by_b: Tensor
+    by_g: Tensor
+    b: Tensor
+    g: Tensor
+
+
+def solve_system(op: LmiOperator, z: Markov, p: Markov, accuracy: float) -> System | None:
+    """Steps 1 and 2 for both right sides."""
+    near = bordered_band(op, z, p)
+    cliques = factorize_cliques(near)
+    g = op.adjoint(p.band)
+    if cliques is None or not bool(torch.isfinite(g).all()):
+        return None
+    b = torch.zeros_like(g)
+    b[0] = 1.0
+
+    def product(dy: Tensor) -> Tensor:
+        return op.adjoint(band_between(z, op.direction(dy), p))
+
+    def precondition(rhs: Tensor) -> Tensor:
+        return solve_completed(near, cliques, rhs)
+
+    by_b, by_g = (conjugate_gradients(product, precondition, r, accuracy) for r in (b, g))
+    return System(p, z, by_b, by_g, b, g)
+
+
+def bordered_band(op: LmiOperator, z: Markov, p: Markov) -> Band:
+    """The band of H with rho as a layer of one variable before the first."""
+    inner = hessian_band(op, z, p)
+    (pu, pv), (zu, zv) = _first_rows(op, p.band), _first_rows(op, z.band)
+    border = (zu * pv).sum(1) + (zv * pu).sum(1)
+    corner = (z.band.diagonal[0] * p.band.diagonal[0]).sum().reshape(1, 1)
+    return Band([corner, *inner.diagonal], [border[:, None], *inner.lower])
+
+
+def _first_rows(op: LmiOperator, band: Band) -> tuple[Tensor, Tensor]:
+    """``U'P`` and ``V'P`` of the first layer, input columns."""
+    top, below = band.diagonal[0], band.lower[0]
+    return below - op.into_u[0] @ top, below - op.into_v[0] @ top
+
+
+def first_pair(op: LmiOperator, y: Tensor) -> Pair | None:
+    """The pair at a centred slack, ``None`` where it is not centred enough."""
+    slack = op.slack(y)
+    factor = factorize(slack)
+    p = markov(inverse_band(factor)) if factor is not None else None
+    found = solve_system(op, p, p, _LOOSEST) if p is not None else None
+    if factor is None or p is None or found is None:
+        return None
+    inverse_mu = float(found.by_g[0] / found.by_b[0])
+    dy = found.by_g - inverse_mu * found.by_b
+    change = band_between(p, op.direction(dy), p)
+    if not inverse_mu > 0.0:
+        return None
+    z = p.band.plus(-1.0, change).times(1.0 / inverse_mu)
+    cliques = factorize_cliques(z)
+    return Pair(y, slack, factor, z, cliques) if cliques is not None else None
+
+
+def follow_banded(op: LmiOperator, pair: Pair, run: Run, tol: float) -> Pair:
+    """Primal-dual steps until the proven gap is small, the limits are reached or they are short."""
+    for _ in range(_MAX_STEPS):
+        if relative_gap(pair) <= tol and proven_gap(op, pair) <= tol:
+            break
+        if not run.may_go_on():
+            break
+        way = banded_direction(op, pair)
+        moved = advance(op, pair, way) if way is not None else None
+        if moved is None:
+            break
+        pair = moved
+        run.count(pair.y)
+    return pair
+
+
+def banded_direction(op: LmiOperator, pair: Pair) -> Direction | None:
+    """Step 3."""
+    gap = relative_gap(pair)
+    mu = pair.slack.inner(pair.z) / op.order
+    p, z = markov(inverse_band(pair.factor)), markov(pair.z, pair.cliques)
+    if p is None or z is None or not mu > 0.0:
+        return None
+    accuracy = min(_LOOSEST, max(_TIGHTEST, _SHARE_OF_GAP * gap))
+    found = solve_system(op, z, p, accuracy)
+    if found is None:
+        return None
+    dz = _dual_change(op, found, 0.0, -found.by_b)
+    ds = op.direction(-found.by_b)
+    a_s = min(1.0, slack_step(pair.factor, ds, _ROUGH))
+    a_z = min(1.0, cliques_step(pair.cliques, dz, _ROUGH))
+    left = pair.slack.plus(a_s, ds).inner(pair.z.plus(a_z, dz)) / op.order
+    sigma = min(1.0, max(left / mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
+    dy = sigma * mu * found.by_g - found.by_b
+    return Direction(dy, op.direction(dy), _dual_change(op, found, sigma * mu, dy))
+
+
+def _dual_change(op: LmiOperator, system: System, target: float, dy: Tensor) -> Band:
+    """``target P - Z - sym(Z dS P)``."""
+    change = band_between(system.z, op.direction(dy), system.p)
+    return system.p.band.times(target).plus(-1.0, system.z.band).plus(-1.0, change)
