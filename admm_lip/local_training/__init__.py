@@ -5,5 +5,5 @@
 
 from __future__ import annotations
 
-from .certify import certify_samples as certify_samples
+from .certified import certify_samples as certify_samples
 from .report import LocalReport as LocalReport

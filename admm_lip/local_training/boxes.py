@@ -99,8 +99,10 @@ def around(center: Box, moved: Tensor, rows: Tensor, *, rounding: bool) -> Box:
     return _widened(Box(center.low - reach, center.high + reach))
 
 
-def intersected(one: Box, other: Box) -> Box:
-    """Both enclose the same numbers; NaN, from overflow, counts as no knowledge."""
+def intersected(one: Box, other: Box, *, rounding: bool) -> Box:
+    """Both enclose the same numbers; with rounding NaN, from overflow, counts as no knowledge."""
+    if not rounding:
+        return Box(torch.maximum(one.low, other.low), torch.minimum(one.high, other.high))
     low = torch.where(one.low > other.low, one.low, other.low)
     return Box(low, torch.where(one.high < other.high, one.high, other.high))
 

@@ -1,209 +1,350 @@
-"""Proven upper bounds of the norms of masked layers.
+"""Which samples provably keep their class on a ball, by local Lipschitz bounds.
 
-The rows and columns of constant units are taken out, and the Gram matrix G on the smaller side is
-formed.  With c a little above its largest eigenvalue a Cholesky factorisation of
-``c I - G - (errors) I`` that runs to completion proves ``||A||^2 <= c`` (S. Rump, Verification of
-positive definiteness, BIT 46, 2006; ``local/tensors.py`` has the terms).  An iteration only finds
-the c to try; what it returns is never trusted.
+Everything is float64, rounded outwards, and speaks of the real-valued network of the stored
+weights.  Sample by sample the cheapest means that suffices decides:
 
-For a convolution G is sparse, and with the pixels ordered row by row it is banded, so that its
-factor costs ``n b^2`` for a band of b.  Where that is too much, the norm of the unmasked layer
-stands in; it is proven the same way, or by ``sqrt(||A||_1 ||A||_inf)``.
+1. **global**: the margin at the sample against ``eps prod ||W_k|| ||w_j - w_y||``;
+2. **box**: the worst case over that ball and the box of the last features;
+3. **local**: the same with the norms of what can move on the ball.  An estimate of these norms,
+   from below, first sets aside the samples that even it cannot certify.
+
+A wrong or tied class, NaN and infinite values certify nothing.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import scipy.linalg as sl
-import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import ArpackError, eigsh
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from ..local.tensors import SLACK, TINY, gamma, proven_norms
-from ..networks.chain import reader_of
-from ..networks.layers import AFFINE, Window, conv_matrix
-from .boxes import Masks
-from .operators import Shape
-from .stages import Stage
+from ..local.tensors import SLACK, TINY, chunks
+from .boxes import Box, Masks, Range, through_affine
+from .norms import masked_norms
+from .passage import Norm, NormOf, Passage, Settings, passage
+from .proven_norms import ProvenNorms
+from .ranges import check_inside, check_range
+from .report import BOX, GLOBAL, LOCAL, OPEN, WRONG
+from .report import LocalReport as LocalReport
+from .stages import Stage, read_stages
+from .surrogates import pair_norms, pair_rows, stretched
+from .warm_starts import WarmStarts
 
-Array = npt.NDArray[np.float64]
-# Multiplications that one factorisation may cost (a second or two), and entries of its band.
-_WORK = 2e10
-_BAND = 2**27
-# Entries of a sparse matrix, were it dense.
-_ENTRIES = 2**33
-# Relative excess over the eigenvalue found that a proof is tried with.
-_EXCESS = (1e-6, 1e-4, 1e-2, 1e-1)
+_BOUNDS = ("local", "global")
+# Power iterations of the estimate that sets samples aside.
+_ITERATIONS = 30
+# Rows of the last layer's differences held at once.
+_ENTRIES = 2**24
 
 
-class ProvenNorms:
-    """Upper bounds of the norms of a network's layers, masked or not.
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """The network in float64, its proven norms, and how far to go."""
+
+    stages: tuple[Stage, ...]
+    norms: ProvenNorms
+    warm: WarmStarts
+    eps: float
+    local: bool
+    running_radius: bool
+    data_range: Range | None
+    box: bool
+    everything: bool
+
+    @property
+    def whole(self) -> float:
+        """Product of the layers' own norms before the last, rounded up."""
+        return math.prod(self.norms.whole[:-1]) * SLACK
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """A batch, with what is known of it; ``gap`` bounds ``f_y - f_j`` from below, inf at y."""
+
+    x: Tensor
+    y: Tensor
+    gap: Tensor
+
+    def part(self, rows: Tensor) -> _Samples:
+        return _Samples(self.x[rows], self.y[rows], self.gap[rows])
+
+
+def certify_samples(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    bound: str = "local",
+    running_radius: bool = True,
+    data_range: Range | None = None,
+    box: bool = True,
+    everything: bool = False,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> LocalReport:
+    """Prove, sample by sample, that no input within ``eps`` changes the class.
 
     Args:
-        stages: the network, in float64 on the CPU.
+        model: a chain of ``Linear``, ``Conv2d``, ``AvgPool2d``, ``Flatten``, ReLU, MaxMin and their
+            clipped forms, that ends in a ``Linear`` layer; it stays as it is.
+        x: inputs ``(batch, *)``, taken at their exact values.
+        y: integer labels ``(batch,)``.
+        eps: l2 radius, at least 0, in the units of x.
+        bound: ``"local"``, or ``"global"`` for the layers' own norms.
+        running_radius: whether boxes use the local norms of the layers so far, which is tighter,
+            or the layers' own.
+        data_range: least and greatest admissible input value; perturbed inputs outside it do not
+            count.
+        box: whether the worst case is taken over the box of the last features as well.
+        everything: whether the local bound is computed for all correct samples, not only for those
+            that nothing cheaper decides (for its statistics).
+        batch_size: samples handled together.
+        progress: show a bar.
+
+    Raises:
+        UnsupportedModule: by qualified name, for a layer that is not handled.
+        ValueError: naming the argument.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> model[0].weight.data = torch.eye(2)
+        >>> x, y = torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])
+        >>> report = certify_samples(model, x, y, 1.4, progress=False)
+        >>> report.certified.tolist(), round(report.margin[0].item(), 3)
+        ([True, False], 0.02)
     """
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._layers = [_layer(stage) for stage in stages]
-        self.whole = [layer.whole() for layer in self._layers]
-
-    def masked(self, k: int, masks: Masks) -> Tensor:
-        """Bounds for layer k, ``(batch,)``, never above the layer's own.
-
-        Args:
-            k: number of the layer.
-            masks: ``(batch, *)``; at least one of them is not ``None``.
-        """
-        count = len(masks.rows if masks.rows is not None else masks.columns)  # type: ignore[arg-type]
-        rows, columns = (
-            [None] * count if m is None else list(m.flatten(1).bool())
-            for m in (masks.rows, masks.columns)
+    x, y = _checked(x, y, eps, bound)
+    if data_range is not None:
+        data_range = check_range(data_range)
+        check_inside(x, data_range)
+    copied = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float64)
+    with torch.no_grad():
+        stages = read_stages(copied, tuple(x.shape[1:]))
+        classes = stages[-1].operator.shape_out[0]
+        if classes < 2 or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes):
+            raise ValueError(
+                f"y: expected labels from 0 to {classes - 1} of at least two classes, got "
+                f"{sorted(set(y.tolist()))[:8]}"
+            )
+        task = _Task(
+            stages=stages,
+            norms=ProvenNorms(stages),
+            warm=WarmStarts([stage.operator for stage in stages]),
+            eps=float(eps),
+            local=bound == "local",
+            running_radius=running_radius,
+            data_range=data_range,
+            box=box,
+            everything=everything,
         )
-        layer = self._layers[k]
-        found = [layer.norm(r, c) for r, c in zip(rows, columns, strict=True)]
-        return torch.tensor([min(n, self.whole[k]) for n in found], dtype=torch.float64)
+        rows = chunks(torch.arange(len(x)), batch_size)
+        shown = tqdm(rows, desc="certify", unit="batch", disable=not progress)
+        parts = [_batch(task, x[part], y[part]) for part in shown]
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else _nothing()
+    predicted, correct, margin, level, varying, ratio = columns
+    return LocalReport(
+        eps=float(eps),
+        bound=bound,
+        predicted=predicted,
+        correct=correct,
+        certified=correct & (margin > 0.0),
+        margin=margin,
+        level=level,
+        varying=varying,
+        ratio=ratio,
+    )
 
 
-class _Dense:
-    """A ``Linear`` layer."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def whole(self) -> float:
-        return self.norm(None, None)
-
-    def norm(self, rows: Tensor | None, columns: Tensor | None) -> float:
-        part = self.weight if rows is None else self.weight[rows]
-        part = part if columns is None else part[:, columns]
-        if part.numel() == 0:
-            return 0.0
-        if not bool(torch.isfinite(part).all()):
-            return math.inf
-        return float(proven_norms(part[None])[0])
-
-
-class _Sparse:
-    """A convolution or a pool, its rows and columns ordered by pixel row, channel, column."""
-
-    def __init__(self, matrix: Any, error: float, shape_in: Shape, shape_out: Shape) -> None:
-        self.rows, self.columns = _by_pixel_row(shape_out), _by_pixel_row(shape_in)
-        self.error = error
-        ordered = sp.csr_array(matrix[self.rows][:, self.columns])
-        largest = float(np.abs(ordered.data).max(initial=0.0))
-        self.finite = bool(np.isfinite(ordered.data).all())
-        # A power of two, so that nothing is rounded; squares neither overflow nor vanish.
-        self.scale = math.ldexp(1.0, -max(-1000, min(1000, math.frexp(largest)[1])))
-        self.matrix = ordered * self.scale
-        self.fallback = math.inf
-
-    def whole(self) -> float:
-        if not self.finite:
-            return math.inf
-        size = abs(self.matrix)
-        sums = float(size.sum(axis=0).max()) * float(size.sum(axis=1).max())
-        self.fallback = math.sqrt(sums) * SLACK / self.scale + self.error
-        self.fallback = self.norm(None, None)
-        return self.fallback
-
-    def norm(self, rows: Tensor | None, columns: Tensor | None) -> float:
-        if not self.finite:
-            return math.inf
-        part = self.matrix
-        if rows is not None:
-            part = part[np.flatnonzero(rows.numpy()[self.rows])]
-        if columns is not None:
-            part = part.copy() if part is self.matrix else part
-            part.data *= columns.numpy()[self.columns][part.indices]
-            part.eliminate_zeros()
-        square = proven_square(part)
-        return min(math.sqrt(square) * SLACK / self.scale + self.error + TINY, self.fallback)
+def _batch(task: _Task, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """All columns of the report for one batch."""
+    logits = _logits(task, x)
+    gap = _gaps(logits, y)
+    correct = (gap > 0.0).all(dim=1)
+    samples = _Samples(x, y, gap)
+    margin = torch.where(gap.isnan().any(dim=1), -math.inf, gap.amin(dim=1))
+    level = torch.where(correct, OPEN, WRONG)
+    varying, ratio = (torch.full_like(margin, math.nan) for _ in range(2))
+    last_rows = correct.nonzero()[:, 0]
+    margin[last_rows] = -math.inf
+    for number, prove in ((GLOBAL, _by_product), (BOX, _by_box), (LOCAL, _by_norms)):
+        if len(last_rows) and (number != BOX or task.box) and (number != LOCAL or task.local):
+            found = prove(task, samples.part(last_rows))
+            margin[last_rows] = torch.maximum(margin[last_rows], found.margin)
+            fresh = (level[last_rows] == OPEN) & (found.margin > 0.0)
+            level[last_rows] = torch.where(fresh, number, level[last_rows])
+            if found.varying is not None:
+                varying[last_rows] = found.varying
+            if found.ratio is not None:
+                ratio[last_rows] = found.ratio
+            if not task.everything:
+                last_rows = last_rows[~(found.margin > 0.0)]
+    middle = 0.5 * (logits.low + logits.high)
+    return middle.argmax(dim=1), correct, margin, level, varying, ratio
 
 
-def proven_square(matrix: Any) -> float:
-    """An upper bound of ``||A||^2`` for a sparse matrix with entries of size about 1, or inf.
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Margins, and statistics where they were computed."""
 
-    Args:
-        matrix: ``csr_array``; where its Gram matrix is banded the proof is cheap.
-    """
-    total = float(np.sum(matrix.data**2)) * SLACK + TINY
-    tall = matrix.shape[0] > matrix.shape[1]
-    gram = sp.csr_array(matrix.T @ matrix if tall else matrix @ matrix.T)
-    used = np.flatnonzero(gram.diagonal() > 0.0)
-    if not len(used):
-        return total
-    gram = gram[used][:, used].tocoo()
-    n, band = len(used), int(np.abs(gram.row - gram.col).max(initial=0))
-    if float(n) * (band + 1) ** 2 > _WORK or n * (band + 1) > _BAND:
-        return math.inf
-    top = _top(gram.tocsr(), n)
-    lower = _banded(gram, n, band)
-    for excess in _EXCESS:
-        bound = top * (1.0 + excess)
-        error = gamma(max(matrix.shape)) * total + 2.0 * gamma(n + 4) * n * bound
-        if _is_definite(lower, bound - error * SLACK):
-            return min(bound, total)
-    return total
+    margin: Tensor
+    varying: Tensor | None = None
+    ratio: Tensor | None = None
 
 
-def _top(gram: Any, n: int) -> float:
-    """The largest eigenvalue, from below."""
-    if n <= 32:
-        return float(np.linalg.eigvalsh(gram.toarray())[-1])
-    start = np.random.default_rng(0).standard_normal(n)
-    try:
-        return float(eigsh(gram, k=1, which="LA", tol=1e-7, v0=start, return_eigenvectors=False)[0])
-    except ArpackError:
-        return float(abs(gram).sum(axis=1).max())  # a bound already
+def _by_product(task: _Task, samples: _Samples) -> _Found:
+    """Level 1."""
+    weight = task.stages[-1].operator.weight
+    assert weight is not None
+    norms = pair_norms(pair_rows(weight, samples.y), None)
+    return _Found(_margin(samples, task.eps * task.whole * norms * SLACK + TINY))
 
 
-def _banded(gram: Any, n: int, band: int) -> Array:
-    """The lower triangle, diagonal by diagonal."""
-    lower = np.zeros((band + 1, n))
-    under = gram.row >= gram.col
-    rows, columns = gram.row[under], gram.col[under]
-    lower[rows - columns, columns] = gram.data[under]
-    return lower
+def _by_box(task: _Task, samples: _Samples) -> _Found:
+    """Level 2."""
+    found = passage(task.stages, samples.x, task.eps, _own(task), _rounded(task))
+    margin = _margin(samples, _shift(task, samples, found, samples.x.new_tensor(task.whole)))
+    return _Found(margin, found.varying / max(found.units, 1))
 
 
-def _is_definite(lower: Array, shift: float) -> bool:
-    """Whether ``shift I - G`` has a Cholesky factor."""
-    shifted = -lower
-    shifted[0] += shift
-    if not (np.isfinite(shifted).all() and shifted[0].min() > 0.0):
-        return False
-    try:
-        factor = sl.cholesky_banded(shifted, overwrite_ab=True, lower=True, check_finite=False)
-    except np.linalg.LinAlgError:
-        return False
-    return bool(np.isfinite(factor[0]).all())
+def _by_norms(task: _Task, samples: _Samples) -> _Found:
+    """Level 3."""
+    margin = torch.full((len(samples.x),), -math.inf, dtype=torch.float64)
+    varying, ratio = (torch.full_like(margin, math.nan) for _ in range(2))
+    rows = torch.arange(len(margin))
+    if not task.everything:
+        optimistic = Settings(data_range=task.data_range)
+        seen = passage(task.stages, samples.x, task.eps, _estimated(task), optimistic)
+        rows = (_margin(samples, _shift(task, samples, seen, seen.lip)) > 0.0).nonzero()[:, 0]
+    if len(rows):
+        left = samples.part(rows)
+        found = passage(task.stages, left.x, task.eps, _proven(task), _rounded(task))
+        lip = (found.lip * SLACK).expand(len(rows))
+        margin[rows] = _margin(left, _shift(task, left, found, lip))
+        varying[rows] = found.varying / max(found.units, 1)
+        ratio[rows] = (lip / task.whole).clamp(max=1.0)
+    return _Found(margin, varying, ratio)
 
 
-def _by_pixel_row(shape: Shape) -> npt.NDArray[np.intp]:
-    """Where the entries of (row, channel, column) order stand in (channel, row, column) order."""
-    return np.arange(math.prod(shape)).reshape(shape).transpose(1, 0, 2).ravel()
+def _rounded(task: _Task) -> Settings:
+    return Settings(data_range=task.data_range, rounding=True)
 
 
-def _layer(stage: Stage) -> _Dense | _Sparse:
-    """The matrix of a layer."""
-    operator, layer = stage.operator, stage.operator.layer
-    reader = reader_of(stage.name, layer)
-    if reader.kind == "linear":
-        return _Dense(layer.weight)
-    shapes = operator.shape_in, operator.shape_out
-    options = reader.options(layer)
-    if reader.kind == "conv2d":
-        weight = layer.weight.numpy()
-        window = Window.of(options, weight.shape[2:], operator.shape_in, stage.name)
-        matrix = conv_matrix(
-            weight, operator.shape_in, window, layer.groups, stage.name, limit=_ENTRIES
-        )
-        return _Sparse(matrix, 0.0, *shapes)
-    found = AFFINE[reader.kind].build(stage.name, options, {}, operator.shape_in)
-    return _Sparse(found.matrix, found.error, *shapes)
+def _constant(norm: float) -> Tensor:
+    return torch.tensor([norm], dtype=torch.float64)
+
+
+def _own(task: _Task) -> NormOf:
+    """The layers' own norms."""
+
+    def norm(k: int, stage: Stage, masks: Masks) -> Norm:
+        whole = _constant(task.norms.whole[k])
+        return Norm(whole, whole)
+
+    return norm
+
+
+def _proven(task: _Task) -> NormOf:
+    """Proven norms of what can move."""
+
+    def norm(k: int, stage: Stage, masks: Masks) -> Norm:
+        whole = _constant(task.norms.whole[k])
+        if masks.rows is None and masks.columns is None:
+            return Norm(whole, whole)
+        masked = task.norms.masked(k, masks)
+        return Norm(masked, masked if task.running_radius else whole)
+
+    return norm
+
+
+def _estimated(task: _Task) -> NormOf:
+    """The same from below."""
+
+    def norm(k: int, stage: Stage, masks: Masks) -> Norm:
+        start = task.warm.whole[k]
+        count = next((len(m) for m in (masks.rows, masks.columns) if m is not None), 1)
+        start = start.expand(count, *start.shape[1:])
+        masked, _ = masked_norms(stage.operator, masks, start, _ITERATIONS)
+        return Norm(masked, masked if task.running_radius else _constant(task.norms.whole[k]))
+
+    return norm
+
+
+def _logits(task: _Task, x: Tensor) -> Box:
+    """The outputs at the samples, enclosed."""
+    settings = Settings(boxes=False, rounding=True)
+    found = passage(task.stages, x, 0.0, _own(task), settings)
+    return through_affine(task.stages[-1], found.center, rounding=True)
+
+
+def _gaps(logits: Box, y: Tensor) -> Tensor:
+    """Lower bounds of ``f_y - f_j``, inf at y."""
+    own = y[:, None]
+    gap = logits.low.gather(1, own) - logits.high
+    down = torch.nextafter(gap, gap.new_tensor(-math.inf))
+    finite = torch.isfinite(logits.low) & torch.isfinite(logits.high)
+    down = torch.where(finite.all(dim=1, keepdim=True), down, -math.inf)
+    return down.scatter(1, own, math.inf)
+
+
+def _margin(samples: _Samples, shift: Tensor) -> Tensor:
+    """``min_j gap_j - shift_j``, rounded down; -inf where anything is not a number."""
+    margin = torch.where(torch.isinf(samples.gap), samples.gap, samples.gap - shift)
+    margin = torch.nextafter(margin, margin.new_tensor(-math.inf))
+    margin = torch.where(margin.isnan(), -math.inf, margin)
+    own = torch.isinf(samples.gap) & (samples.gap > 0.0)
+    return torch.where(own, math.inf, margin).amin(dim=1)
+
+
+def _shift(task: _Task, samples: _Samples, found: Passage, lip: Tensor) -> Tensor:
+    """Upper bounds of ``(w_j - w_y) (x' - x)`` over ball and box, ``(batch, classes)``."""
+    weight = task.stages[-1].operator.weight
+    assert weight is not None
+    radius = (task.eps * lip * SLACK).expand(len(samples.x))
+    size = max(1, _ENTRIES // weight.numel())
+    parts = []
+    for rows in chunks(torch.arange(len(samples.x)), size):
+        pairs = pair_rows(weight, samples.y[rows])
+        columns = None if found.columns is None else found.columns[rows]
+        reach = radius[rows][:, None] * pair_norms(pairs, columns) * SLACK + TINY
+        if task.box and found.box is not None:
+            cut = _cut(pairs, radius[rows], found, rows)
+            reach = torch.where(cut < reach, cut, reach)
+        parts.append(reach)
+    return torch.cat(parts)
+
+
+def _cut(pairs: Tensor, radius: Tensor, found: Passage, rows: Tensor) -> Tensor:
+    """``r ||a|| + sum_i b_i s_i`` for the best split of ``|v| = a + b``; any split is a bound."""
+    assert found.box is not None
+    up = (found.box.high - found.center.low)[rows].clamp(min=0.0)[:, None]
+    down = (found.center.high - found.box.low)[rows].clamp(min=0.0)[:, None]
+    size, room = pairs.abs(), torch.where(pairs > 0.0, up, down)
+    share = stretched(size, room, radius)[1]
+    outer = ((size - share) * room).sum(dim=-1)
+    most: Tensor = radius[:, None] * share.norm(dim=-1) + outer
+    return most * SLACK + TINY
+
+
+def _checked(x: Tensor, y: Tensor, eps: float, bound: str) -> tuple[Tensor, Tensor]:
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite radius >= 0, got {eps!r}")
+    if bound not in _BOUNDS:
+        raise ValueError(f"bound: expected one of {', '.join(_BOUNDS)}, got {bound!r}")
+    if not isinstance(x, Tensor) or x.ndim < 2 or x.is_complex():
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: expected a real tensor of shape (batch, *), got {got}")
+    if not isinstance(y, Tensor) or y.is_floating_point() or tuple(y.shape) != (len(x),):
+        held = f"{y.dtype}, {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y: expected {len(x)} integer labels, got {held}")
+    return x.detach().to("cpu", torch.float64), y.detach().to("cpu", torch.int64)
+
+
+def _nothing() -> Sequence[Tensor]:
+    """The columns of no samples."""
+    number, count = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    return count, count.bool(), number, count, number, number

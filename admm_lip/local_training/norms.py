@@ -6,7 +6,7 @@ For the operator ``A_b = R_b W C_b`` of sample b (R, C its masks of rows and col
 
 (or the same from the other side), with the vector kept on the smaller side.  The gradient holds
 masks and vectors: ``d sigma = <u, R dW C v>``, which at a simple singular value is exact.
-sigma never exceeds the norm: a training signal, never a bound (``certified.py`` has bounds).
+sigma never exceeds the norm: a training signal, never a bound (``proven_norms.py`` has bounds).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .boxes import Masks
 from .operators import Operator
@@ -34,6 +35,7 @@ class _Value(torch.autograd.Function):
         return sigma.clone()
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         v, u = ctx.saved_tensors
         weighted = u * grads[0].view(-1, *([1] * (u.ndim - 1)))
@@ -102,5 +104,5 @@ def _normalised(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _length(x: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return length.view(-1, *([1] * (x.ndim - 1)))

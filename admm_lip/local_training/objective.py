@@ -127,7 +127,7 @@ def _logit_shift(
     last: Stage, found: Passage, labels: Tensor, eps: float, norm_of: _Estimates
 ) -> Tensor:
     norm = norm_of(len(found.factors), last, Masks(None, found.columns)).factor
-    shift = 2.0**0.5 * eps * found.lip * norm
+    shift: Tensor = found.lip * norm * (2.0**0.5 * eps)
     return shift[:, None].expand(len(labels), last.operator.shape_out[0])
 
 

@@ -13,11 +13,34 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.chain import conv_padding
 
 Shape = tuple[int, ...]
+
+
+class _Product(torch.autograd.Function):
+    """``W x``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
+        ctx.operator = operator
+        ctx.save_for_backward(x)
+        return operator.forward(x)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        wanted_x, wanted_weight, _ = ctx.needs_input_grad
+        return (
+            ctx.operator.adjoint(grads[0]) if wanted_x else None,
+            ctx.operator.weight_gradient(x, grads[0]) if wanted_weight else None,
+            None,
+        )
 
 
 class Operator(ABC):
@@ -47,6 +70,13 @@ class Operator(ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """``W x``."""
+
+    def trained(self, x: Tensor) -> Tensor:
+        """``W x``, differentiable in W and x by the operator's own adjoint."""
+        if self.weight is None:
+            return self.forward(x)
+        product: Tensor = _Product.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+        return product
 
     @abstractmethod
     def adjoint(self, u: Tensor) -> Tensor:
@@ -128,7 +158,7 @@ class _Conv(Operator):
         (step, across), padding, dilation, groups = self.window
         if (across, dilation, groups) == (step, (1, 1), 1):
             return self._adjoint_by_phases(u, step, padding)
-        return torch.nn.grad.conv2d_input(  # type: ignore[no-any-return, no-untyped-call]
+        return conv2d_input(  # type: ignore[no-any-return, no-untyped-call]
             (len(u), *self.shape_in), self.layer.weight, u, *self.window
         )
 
@@ -146,17 +176,10 @@ class _Conv(Operator):
         phases = whole.view(out, channels, taps[0], step, taps[1], step).permute(1, 3, 5, 0, 2, 4)
         phases = phases.reshape(channels * step * step, out, *taps).flip(2, 3)
         found = functional.conv2d(u, phases, None, 1, (taps[0] - 1, taps[1] - 1))
-        found = functional.pixel_shuffle(found, step) if step > 1 else found
-        top, left = padding
-        height, width = self.shape_in[1:]
-        # Rows and columns at the far end that no window reaches are zero.
-        beyond = [max(0, top + height - found.shape[2]), max(0, left + width - found.shape[3])]
-        if any(beyond):
-            found = functional.pad(found, (0, beyond[1], 0, beyond[0]))
-        return found[:, :, top : top + height, left : left + width]
+        return _interleaved(found, (channels, *self.shape_in[1:]), step, padding)
 
     def weight_gradient(self, v: Tensor, u: Tensor) -> Tensor | None:
-        return torch.nn.grad.conv2d_weight(  # type: ignore[no-any-return, no-untyped-call]
+        return conv2d_weight(  # type: ignore[no-any-return, no-untyped-call]
             v, self.layer.weight.shape, u, *self.window
         )
 
@@ -245,6 +268,27 @@ OPERATORS: Mapping[str, Callable[[str, Any, Shape], Operator]] = {
     "conv2d": _conv,
     "avg_pool2d": _pool,
 }
+
+
+def _interleaved(phases: Tensor, shape: Shape, step: int, padding: tuple[int, int]) -> Tensor:
+    """Pixels ``s q + r - p`` from phase r; those that no phase reaches stay zero."""
+    channels, *sizes = shape
+    parts = phases.view(len(phases), channels, step, step, *phases.shape[2:])
+    out = phases.new_zeros((len(phases), *shape))
+    for row in range(step):
+        to_row, from_row = _places(row, step, padding[0], sizes[0], phases.shape[2])
+        for column in range(step):
+            to, start = _places(column, step, padding[1], sizes[1], phases.shape[3])
+            out[:, :, to_row, to] = parts[:, :, row, column, from_row, start]
+    return out
+
+
+def _places(phase: int, step: int, pad: int, size: int, found: int) -> tuple[slice, slice]:
+    """Where the numbers of one phase go, and which of them."""
+    first = max(0, -((phase - pad) // step))
+    pixel = step * first + phase - pad
+    count = max(0, min(found - first, -((pixel - size) // step)))
+    return slice(pixel, pixel + step * count, step), slice(first, first + count)
 
 
 def _output_shape(layer: Any, shape_in: Shape) -> Shape:

@@ -171,7 +171,8 @@ def _boxed(k: int, stage: Stage, center: Box, state: _State, settings: Settings)
     box = around(center, state.moved, rows, rounding=rounding)
     # Without a range of the data the intervals of the first layer are never the better ones.
     if k > 0 or settings.data_range is not None:
-        box = intersected(box, through_affine(stage, state.box, rounding=rounding))
+        wide = through_affine(stage, state.box, rounding=rounding)
+        box = intersected(box, wide, rounding=rounding)
     if settings.sparsity:
         state.sparsity.append(sparsity_loss(stage, box))
     state.box, masks = through_activations(stage, box)

@@ -20,8 +20,8 @@ def _relu(layer: Any, box: Box) -> Tensor:
 
 
 def _clipped_relu(layer: Any, box: Box) -> Tensor:
-    above = (layer.threshold.view(box.low.shape[1:]) - box.low).relu().mean()
-    return box.high.relu().mean() + _UPPER * above
+    above: Tensor = (layer.threshold.view(box.low.shape[1:]) - box.low).relu().mean()
+    return above * _UPPER + box.high.relu().mean()
 
 
 def _pair_clip(layer: Any, box: Box) -> Tensor:

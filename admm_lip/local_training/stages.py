@@ -35,12 +35,14 @@ class Activation:
 
 
 def _relu_clip_constant(layer: Any, low: Tensor, high: Tensor) -> Tensor:
-    return (high <= 0.0) | (low >= layer.threshold.view(low.shape[1:]))
+    beyond: Tensor = low >= layer.threshold.view(low.shape[1:])
+    return beyond | (high <= 0.0)
 
 
 def _pair_clip_constant(layer: Any, low: Tensor, high: Tensor) -> Tensor:
     floor, cap = (end.view(low.shape[1:]) for end in layer.ends())
-    return (low >= cap) | (high <= floor)
+    above: Tensor = low >= cap
+    return above | (high <= floor)
 
 
 # All are non-decreasing in every input, so that the ends of the output are the images of the ends.
@@ -71,7 +73,9 @@ class Stage:
 
     def affine(self, x: Tensor) -> Tensor:
         """``W x + b`` of ``(batch, *)``, whatever the shape of the samples."""
-        z = self.operator.forward(x.view(len(x), *self.operator.shape_in))
+        shaped = x.view(len(x), *self.operator.shape_in)
+        learning = torch.is_grad_enabled()
+        z = self.operator.trained(shaped) if learning else self.operator.forward(shaped)
         bias = self.operator.bias
         return z if bias is None else z + bias
 

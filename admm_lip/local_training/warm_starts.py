@@ -1,10 +1,10 @@
 """Where power iterations start: one vector per layer and sample, in half precision.
 
 Only the vector of the layer's smaller side is kept: for N samples and layers whose smaller sides
-sum to n, 2 N n bytes.  A sample's vector is an epoch old when it is used again; the layer's own, unmasked, is
-one step old.  An iteration starts from the sum of both: while the weights move fast the second
-leads, later the first (on a small MNIST network in its first epochs the sample's own alone
-estimated 75 to 95 % of the norms, the sum 84 to 99 %).
+sum to n, 2 N n bytes.  A sample's vector is an epoch old when it is used again; the layer's own,
+unmasked, is one step old.  An iteration starts from the sum of both: while the weights move fast
+the second leads, later the first (on a small MNIST network in its first epochs the sample's own
+alone estimated 75 to 95 % of the norms, the sum 84 to 99 %).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class WarmStarts:
                 f"{tuple(table.shape)[-1]}: it is of another architecture; start anew"
             )
         self.table = table.to(torch.float16).clone()
-        parts = whole.split(self.sizes)
+        parts = torch.split(whole, self.sizes)
         self.whole = [
             part.view(1, *shape).to(old)
             for part, shape, old in zip(parts, self.shapes, self.whole, strict=True)
