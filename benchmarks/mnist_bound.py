@@ -1,6 +1,6 @@
-"""MNIST 784-64-64-10 ReLU under bound 1 against the same loop without a constraint.
+"""MNIST 784-64-64-10 under bound 1 against the same loop without a constraint.
 
-    python -m benchmarks mnist_bound --data-dir DIR [--seeds 0 1 2] [--validation]
+    python -m benchmarks mnist_bound --data-dir DIR [--activation max_min] [--validation]
 
 Each seed trains the network with the same loss and no constraint first, and the constrained one
 straight after it.  The ratio is of processor time, on one thread, for the whole calls: data checks,
@@ -34,10 +34,12 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
         return 100.0 * float((model(x).argmax(1) == y).float().mean())
 
 
-def one_seed(data: Any, scored: Any, seed: int, config: TrainConfig, hidden: Any) -> dict[str, Any]:
+def one_seed(
+    data: Any, scored: Any, seed: int, config: TrainConfig, shape: ModelConfig
+) -> dict[str, Any]:
     """Plain training, then training under the bound, from the same start."""
     x, y = scored
-    model = build_mlp(x.shape[1], 10, ModelConfig(hidden), seed=seed)
+    model = build_mlp(x.shape[1], 10, shape, seed=seed)
     begun = time.process_time()
     plain = fit(
         model,
@@ -50,6 +52,8 @@ def one_seed(data: Any, scored: Any, seed: int, config: TrainConfig, hidden: Any
             lr=config.lr,
             loss=config.loss,
             eps=config.eps,
+            temperature=config.temperature,
+            schedule=config.schedule,
         ),
         progress=False,
     )
@@ -83,6 +87,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--eps", type=float, default=0.5)
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])
+    parser.add_argument("--activation", default="relu", choices=["relu", "max_min"])
+    parser.add_argument("--round-steps", type=int, default=TrainConfig(bound=1.0).round_steps)
     parser.add_argument("--validation", action="store_true", help="score on a validation split")
     parser.add_argument("--record", default="mnist_bound", help="name of the record")
     options = parser.parse_args(argv)
@@ -93,9 +99,15 @@ def main(argv: list[str]) -> None:
     rows = []
     for seed in options.seeds:
         config = TrainConfig(
-            bound=1.0, loss="margin", eps=options.eps, epochs=options.epochs, seed=seed
+            bound=1.0,
+            loss="margin",
+            eps=options.eps,
+            epochs=options.epochs,
+            seed=seed,
+            round_steps=options.round_steps,
         )
-        row = one_seed(loaded.train, loaded.test, seed, config, tuple(options.hidden))
+        shape = ModelConfig(tuple(options.hidden), options.activation)
+        row = one_seed(loaded.train, loaded.test, seed, config, shape)
         rows.append(row)
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     record.save(options.record, vars(options) | {"data_dir": None}, rows)

@@ -35,7 +35,8 @@ class TrainConfig:
         optimizer: a name in ``optimize.OPTIMIZERS``.
         lr: its step size.
         schedule: a name in ``optimize.SCHEDULES``.
-        round_steps: optimizer steps between two projections.
+        round_steps: optimizer steps between two projections; 4 costs half as much again and is
+            worth it where the bound binds hard (certified at eps 1.58 on MNIST: half a per cent).
         rho: augmented-Lagrangian parameter; ``None`` chooses it from the loss, its
             scale and L.
         rho_rule: ``"constant"``, or ``"balance"`` (doubled or halved when the primal and dual
@@ -76,13 +77,13 @@ class TrainConfig:
     optimizer: str = "adam"
     lr: float = 1e-2
     schedule: str = "hold_then_linear"
-    round_steps: int = 4
+    round_steps: int = 8
     rho: float | None = None
     rho_rule: str = "constant"
     relaxation: float = 1.6
     restart: bool = True
     multiplier_step: str = "auto"
-    multiplier_every: int = 64
+    multiplier_every: int = 32
     multiplier_rate: float = 0.1
     lip_step: str = "newton"
     centre: bool = True

@@ -107,7 +107,7 @@ def test_the_margin_loss_takes_its_bound_from_the_settings() -> None:
     config = FitConfig(epochs=1, batch_size=40, loss="margin", eps=0.5, temperature=0.25, lip=3.0)
     result = fit(small_net(), (INPUTS, TARGETS), METHODS["nominal"](), config, progress=False)
     logits = small_net()(INPUTS)
-    logits[torch.arange(40), TARGETS] -= 2.0 * 2.0**0.5 * 0.5 * 3.0
+    logits[torch.arange(40), TARGETS] -= 2.0**0.5 * 0.875 * 3.0
     want = 0.25 * nn.functional.cross_entropy(logits / 0.75, TARGETS)
     assert result.history[0]["loss"] == pytest.approx(want.item(), rel=1e-5)
 

@@ -28,7 +28,7 @@ from admm_lip.training.centring import centre, mean_input
 from admm_lip.training.checkpoint import CheckpointError
 from admm_lip.training.loop import TrainingFailed
 
-FAST = {"epochs": 3, "batch_size": 16, "lr": 0.02}
+FAST = {"epochs": 3, "batch_size": 16, "lr": 0.02, "round_steps": 4}
 
 
 def blobs(n: int = 96, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +165,12 @@ def test_a_regression_uses_more_of_its_bound_when_multipliers_are_solved_again()
     ends = {}
     for rule in ("auto", "fixed"):
         config = TrainConfig(
-            bound=4.0, epochs=60, batch_size=50, multiplier_step=rule, multiplier_every=16
+            bound=4.0,
+            epochs=60,
+            batch_size=50,
+            multiplier_step=rule,
+            multiplier_every=16,
+            round_steps=4,
         )
         result = quiet(model, config, (x, wave))
         verify(result.certificate, result.model)
