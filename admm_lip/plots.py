@@ -103,6 +103,28 @@ def plot_training(history: Sequence[Record], path: Path, requested: float | None
             axes.margins(x=0.02)
 
 
+def plot_epochs(history: Sequence[Record], path: Path) -> None:
+    """Loss by epoch and, on a second panel, the method's other columns, where it has any.
+
+    Args:
+        history: rows with ``epoch``, ``loss`` and any other numbers.
+        path: the PNG to write.
+    """
+    others = dict.fromkeys(key for row in history for key in row)
+    names = [key for key in others if key not in ("epoch", "loss", "seconds")]
+    epoch = _column(history, "epoch")
+    with figure(path, (4.5 + 4.0 * bool(names), 3.4), 1, 1 + bool(names)) as (loss, *rest):
+        loss.set_title("Loss")
+        loss.plot(epoch, _column(history, "loss"), color=BLUE, marker=".")
+        for axes in rest:
+            for name, color in zip(names, (ORANGE, GREEN, GREY), strict=False):
+                values = [float(row.get(name, np.nan)) for row in history]
+                axes.plot(epoch, values, color=color, marker=".", label=name.replace("_", " "))
+            axes.legend(loc="best")
+        for axes in (loss, *rest):
+            axes.set_xlabel("epoch")
+
+
 def plot_bounds(certificate: Record, path: Path) -> None:
     """Bars: what sampling reached, the dual lower bound, the proven L, the product of norms.
 

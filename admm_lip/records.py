@@ -4,6 +4,8 @@
     checkpoint.safetensors   the last whole round, for ``--resume``
     weights.safetensors  the weights        architecture.json   the layers they belong to
     certificate.json     the proof          metrics.jsonl       one row per round
+    epochs.jsonl         one row per epoch of another method than ADMM
+    samples.jsonl        what was certified of every test sample, where bounds are local
     summary.json         the measurements, and the machine they were made on
     plots/*.png          pictures, drawn from the files above
 
@@ -43,6 +45,8 @@ _WRITTEN = {
     ARCHITECTURE,
     "certificate.json",
     "metrics.jsonl",
+    "epochs.jsonl",
+    "samples.jsonl",
     "summary.json",
     "regions.npz",
     "front.jsonl",
@@ -83,6 +87,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """One row per round."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def epochs(self) -> Path:
+        """One row per epoch of another method than ADMM."""
+        return self.path / "epochs.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What was certified of every test sample."""
+        return self.path / "samples.jsonl"
 
     @property
     def summary(self) -> Path:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from ..records import RunFolderError
-from .options import Parser, add_config, add_threads_option, config_of, parse, say, threads
+from .options import (
+    Parser,
+    UsageError,
+    add_config,
+    add_threads_option,
+    config_of,
+    parse,
+    say,
+    threads,
+)
 
 if TYPE_CHECKING:
-    from ..certificates.certificate import AnyCertificate
+    from ..certificates.certificate import Certificate, FunctionalCertificate
+    from ..local.certify import LocalConfig
+    from ..local.result import LocalCertificate
     from ..networks.network import Network
+    from ..solvers import SolverConfig
 
-_KINDS = ("global", "pairwise", "per_output")
+_KINDS = ("global", "pairwise", "per_output", "local")
 _NORMS = ("l2", "linf")
 
 
 def parser() -> Parser:
     """The options of the command."""
-    from ..solvers import SolverConfig
-
     made = Parser(
         "certify",
         """
@@ -35,6 +46,8 @@ def parser() -> Parser:
           admm-lip certify runs/RUN
           admm-lip certify model.onnx --kind pairwise
               a bound for every difference of two outputs: the strongest radii
+          admm-lip certify FOLDER --kind local --data mnist --data-dir DIR --radius 0.1
+              what holds on the ball around each test row; without --radius, the largest balls
           admm-lip certify FOLDER --output proof.json --solver.name clarabel
         """,
         usage="certify PATH [options]",
@@ -45,11 +58,20 @@ def parser() -> Parser:
         help="Folder with weights.safetensors and architecture.json, or an ONNX, safetensors or "
         "torch.export file.",
     )
+    _add_claim_options(made)
+    _add_local_options(made)
+    _add_solver_options(made)
+    add_threads_option(made)
+    return made
+
+
+def _add_claim_options(made: Parser) -> None:
     made.add_argument(
         "--kind",
         default="global",
         choices=_KINDS,
-        help="All outputs together, every difference of two outputs, or every output.",
+        help="All outputs together, every difference of two outputs, every output, or the balls "
+        "around the rows of a data set.",
     )
     made.add_argument("--norm", default="l2", choices=_NORMS, help="Norm of input changes.")
     made.add_argument(
@@ -70,8 +92,37 @@ def parser() -> Parser:
         type=str | None,
         default=None,
         help="Where to write the certificate (not given: certificate.json in the folder, or "
-        "NAME.certificate.json beside the file, unless it is there already).",
+        "NAME.certificate.json beside the file, unless it is there already; for --kind local "
+        "local.safetensors).",
     )
+
+
+def _add_local_options(made: Parser) -> None:
+    from ..local.certify import LocalConfig
+
+    group = made.add_argument_group("kind local")
+    group.add_argument("--data", type=str | None, default=None, help="Data set with test rows.")
+    group.add_argument(
+        "--data-dir",
+        type=str | None,
+        default=None,
+        help="Folder of the image sets (not given: $ADMM_LIP_DATA, else ./data).",
+    )
+    group.add_argument(
+        "--radius",
+        type=float | None,
+        default=None,
+        help="Of the balls (not given: the largest at which each row's class is proven).",
+    )
+    group.add_argument(
+        "--samples", type=int, default=1000, help="Test rows, the first ones; at most all."
+    )
+    add_config(made, "kind local", LocalConfig, "local.", skip=("norm", "input_scale"))
+
+
+def _add_solver_options(made: Parser) -> None:
+    from ..solvers import SolverConfig
+
     add_config(made, "solver", SolverConfig, "solver.", skip=("tol",))
     made.add_argument(
         "--solver.tol",
@@ -80,8 +131,6 @@ def parser() -> Parser:
         help="Relative gap in L^2 to prove (not given: 1e-6 for all outputs together, 1e-3 for "
         "each difference or output).",
     )
-    add_threads_option(made)
-    return made
 
 
 def run(arguments: list[str]) -> int:
@@ -93,18 +142,16 @@ def run(arguments: list[str]) -> int:
 
 def _certify(options: Namespace) -> int:
     from ..foreign import open_network
-    from ..networks.chain import build_module
     from .finish import describe
 
     path = Path(options.network)
-    beside = path / "certificate.json" if path.is_dir() else path.with_suffix(".certificate.json")
-    output = Path(options.output) if options.output else beside
+    output = Path(options.output) if options.output else _beside(path, options.kind)
     if options.output and output.exists():
         raise RunFolderError(f"output: {output} exists; name another file with --output")
     shape = tuple(options.input_shape) if options.input_shape else None
     network = open_network(path, shape)
-    certificate, lines = _prove(options, network)
-    say(describe(build_module(network)))
+    certificate, lines = _PROOFS[options.kind](options, network)
+    say(describe(network))
     for line in lines:
         say(f"  {line}")
     if output.exists():
@@ -115,29 +162,105 @@ def _certify(options: Namespace) -> int:
     return 0
 
 
-def _prove(options: Namespace, network: Network) -> tuple[AnyCertificate, list[str]]:
-    """The certificate of the kind asked for, and what to say of it."""
-    from ..certificates.certificate import certify
-    from ..certificates.functionals import TOL
+def _beside(path: Path, kind: str) -> Path:
+    """Where the certificate of a network goes unless another place is named."""
+    name = "local.safetensors" if kind == "local" else "certificate.json"
+    return path / name if path.is_dir() else path.with_suffix(f".{name}")
+
+
+def _solver(options: Namespace, usual: float) -> SolverConfig:
+    from ..solvers import SolverConfig
+
+    tol = usual if options.solver.tol is None else options.solver.tol
+    made: SolverConfig = config_of(SolverConfig, options.solver, tol=tol)
+    return made
+
+
+def _distance(options: Namespace, network: Network) -> str:
     from ..certificates.restate import distance_of
+
+    return f"{'inputs':<14}{distance_of(network, options.norm, options.input_scale is not None)}"
+
+
+def _prove_global(options: Namespace, network: Network) -> tuple[Certificate, list[str]]:
+    from ..certificates.certificate import certify
     from ..solvers import SolverConfig
     from .finish import bounds_of
 
-    usual = SolverConfig().tol if options.kind == "global" else TOL
-    tol = usual if options.solver.tol is None else options.solver.tol
-    solver = config_of(SolverConfig, options.solver, tol=tol)
-    scale, norm = options.input_scale, options.norm
-    lines = [f"{'inputs':<14}{distance_of(network, norm, scale is not None)}"]
-    if options.kind == "global":
-        proven = certify(network, norm=norm, input_scale=scale, solver=solver)
-        values = bounds_of(proven).items()
-        return proven, lines + [f"{name:<14}{v:.9g}" for name, v in values if v is not None]
-    functionals = certify(network, kind=options.kind, norm=norm, input_scale=scale, solver=solver)
+    proven = certify(
+        network,
+        norm=options.norm,
+        input_scale=options.input_scale,
+        solver=_solver(options, SolverConfig().tol),
+    )
+    values = [f"{name:<14}{v:.9g}" for name, v in bounds_of(proven).items() if v is not None]
+    return proven, [_distance(options, network), *values]
+
+
+def _prove_functionals(
+    options: Namespace, network: Network
+) -> tuple[FunctionalCertificate, list[str]]:
+    from ..certificates.certificate import certify
+    from ..certificates.functionals import TOL
+
+    functionals = certify(
+        network,
+        kind=options.kind,
+        norm=options.norm,
+        input_scale=options.input_scale,
+        solver=_solver(options, TOL),
+    )
     lips = functionals.lips
     gap = max((b.lip - b.lower_lip) / b.lip if b.lip > 0.0 else 0.0 for b in functionals.bounds)
     return functionals, [
-        *lines,
+        _distance(options, network),
         f"{options.kind}: {len(lips)} bounds, from {lips.min():.9g} to {lips.max():.9g}",
         f"{'mean':<14}{lips.mean():.9g}",
         f"{'largest gap':<14}{gap:.2g}, relative, to what any multiplier could prove",
     ]
+
+
+def _prove_local(options: Namespace, network: Network) -> tuple[LocalCertificate, list[str]]:
+    """Balls around test rows: at one radius, or the largest ones."""
+    from ..certificates.certificate import certify
+    from ..certificates.functionals import TOL
+    from ..data import load_data
+    from ..local import LocalConfig, certify_local, local_radii
+
+    if options.data is None:
+        raise UsageError("data: --kind local needs --data NAME, whose test rows it is about")
+    if options.samples < 1:
+        raise UsageError(f"samples: expected at least 1, got {options.samples}")
+    data = load_data(options.data, options.data_dir)
+    if data.task != "classification":
+        raise UsageError("data: --kind local proves classes; expected labels, got a regression")
+    x, y = (part[: options.samples] for part in data.test)
+    measure = {"norm": options.norm, "input_scale": options.input_scale}
+    config: LocalConfig = config_of(LocalConfig, options.local, **measure)
+    outputs = network.chain().widths[-1]
+    whole = certify(
+        network,
+        kind="pairwise" if outputs > 1 else "per_output",
+        solver=_solver(options, TOL),
+        **measure,
+    )
+    if options.radius is None:
+        found = local_radii(network, x, y, certificate=whole, config=config)
+        what = [
+            f"{'mean radius':<14}{float(found.radius.mean()):.6g}",
+            f"{'median radius':<14}{float(found.radius.median()):.6g}",
+        ]
+    else:
+        found = certify_local(network, x, options.radius, y, certificate=whole, config=config)
+        share = float(found.robust.double().mean())
+        what = [f"{'certified':<14}{share:.2%} at radius {options.radius:g}"]
+    return found, [_distance(options, network), f"local: {len(x)} test rows", *what]
+
+
+# Kind -> the certificate, and what to say of it.
+_PROOFS: Mapping[str, Callable[[Namespace, Network], tuple[Any, list[str]]]] = {
+    "global": _prove_global,
+    "pairwise": _prove_functionals,
+    "per_output": _prove_functionals,
+    "local": _prove_local,
+}

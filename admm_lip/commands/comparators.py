@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..records import write_rows
 from .options import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..methods import Method
     from ..records import RunFolder
     from .finish import Summary
@@ -46,19 +49,38 @@ def _near(given: str, names: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def train_and_finish(folder: RunFolder, job: Job, method: Method, *, progress: bool) -> Summary:
-    """Train by ``method``, certify the plain network that it ends with, measure, record, draw."""
-    from ..certificates.certificate import certify
+def radius_of_method(name: str, radius: float) -> dict[str, Any]:
+    """The settings that the option ``--eps`` stands for."""
+    return {"eps": radius} if name in _FINISH else {}
+
+
+def train_and_finish(
+    folder: RunFolder, job: Job, method: Method, *, resume: bool, progress: bool
+) -> Summary | None:
+    """Train by ``method``, certify the plain network that it ends with, measure, record, draw.
+
+    Returns:
+        The summary, or ``None`` for a run that was interrupted and can be continued.
+    """
     from ..training.fit import FitConfig, fit
-    from .finish import finish
 
     same = [f.name for f in dataclasses.fields(FitConfig)]
     shared = {name: getattr(job.train, name) for name in same if hasattr(job.train, name)}
     config = FitConfig(**shared, lip=job.train.bound or 1.0)
-    result = fit(job.model, job.data.train, method, config, progress=progress)
-    certificate = certify(result.model, solver=job.train.solver)
+    result = fit(
+        job.model,
+        job.data.train,
+        method,
+        config,
+        run_dir=folder.path,
+        resume=resume,
+        progress=progress,
+    )
+    write_rows(folder.epochs, result.history)
+    if result.stopped == "interrupted":
+        return None
     about = {
-        "stopped": "finished",
+        "stopped": result.stopped,
         "method": method.name,
         "method_settings": dataclasses.asdict(method),
         "claimed_lip": result.claimed_lip,
@@ -67,4 +89,28 @@ def train_and_finish(folder: RunFolder, job: Job, method: Method, *, progress: b
         "train_seconds": result.seconds,
         "losses": [row["loss"] for row in result.history],
     }
-    return finish(folder, result.model, certificate, job, about)
+    return _FINISH.get(method.name, _certified)(folder, result.model, job, method, about)
+
+
+def _certified(
+    folder: RunFolder, model: nn.Module, job: Job, method: Method, about: Summary
+) -> Summary:
+    """One Lipschitz constant for the whole network, proven by the LMI."""
+    from ..certificates.certificate import certify
+    from .finish import finish, network_on
+
+    certificate = certify(network_on(model, job.data), solver=job.train.solver)
+    return finish(folder, model, certificate, job, about)
+
+
+def _by_samples(
+    folder: RunFolder, model: nn.Module, job: Job, method: Method, about: Summary
+) -> Summary:
+    """A local bound at every test sample."""
+    from .samples import finish_samples
+
+    return finish_samples(folder, model, job, method, about)
+
+
+# method -> how its network is judged, where that is not by one constant
+_FINISH: dict[str, Callable[..., Summary]] = {"local": _by_samples}

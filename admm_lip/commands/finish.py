@@ -14,6 +14,7 @@ from ..certificates.radii import certified_radii
 from ..data import DataSet
 from ..evaluation.evaluate import evaluate
 from ..networks.chain import read_network
+from ..networks.network import Network
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
 from .plot import draw
@@ -57,9 +58,10 @@ def finish(
         job: the data and the evaluation to make; ``None`` makes none.
         about: what else the summary should say.
     """
-    save_network(read_network(model), folder.path)
+    network = read_network(model) if job is None else network_on(model, job.data)
+    save_network(network, folder.path)
     certificate.save(folder.certificate)
-    summary: Summary = {**about, "bounds": bounds_of(certificate), "network": describe(model)}
+    summary: Summary = {**about, "bounds": bounds_of(certificate), "network": describe(network)}
     if job is not None:
         summary["data"] = job.data.name
         summary["evaluation"] = evaluate(model, job.data, certificate, job.evaluate).to_record()
@@ -82,9 +84,15 @@ def bounds_of(certificate: Certificate) -> Summary:
     }
 
 
-def describe(model: nn.Module) -> str:
+def network_on(model: nn.Module, data: DataSet) -> Network:
+    """The network with the shape of its inputs, which convolutions need."""
+    shape = tuple(data.train[0].shape[1:])
+    return read_network(model, shape if len(shape) > 1 else None)
+
+
+def describe(network: Network) -> str:
     """Widths and activations in one line, for example ``64-32-32-10 relu``."""
-    chain = read_network(model).chain()
+    chain = network.chain()
     kinds = dict.fromkeys(spec.kind for spec in chain.activations)
     return "-".join(map(str, chain.widths)) + "".join(f" {kind}" for kind in kinds)
 

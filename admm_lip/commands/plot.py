@@ -44,8 +44,13 @@ def draw(folder: RunFolder) -> list[Path]:
         plots.plot_front(read_rows(folder.front), folder.plots / "front.png")
         return [folder.plots / "front.png"]
     summary = read_json(folder.summary)
-    drawn = [folder.plots / "bounds.png"]
-    plots.plot_bounds(summary["bounds"], drawn[0])
+    drawn = []
+    if "bounds" in summary:
+        drawn.append(folder.plots / "bounds.png")
+        plots.plot_bounds(summary["bounds"], drawn[0])
+    if folder.epochs.is_file():
+        drawn.append(folder.plots / "epochs.png")
+        plots.plot_epochs(read_rows(folder.epochs), drawn[-1])
     if folder.metrics.is_file():
         drawn.append(folder.plots / "training.png")
         plots.plot_training(

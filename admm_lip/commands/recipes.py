@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data import DataSet, TableOptions, data_names, load_data
 from ..evaluation.evaluate import EvaluateConfig
+from ..networks.convnets import ConvnetConfig, build_convnet
 from ..networks.models import ModelConfig, build_mlp
 from ..training.config import TrainConfig
 from .options import Parser, add_config, config_of
@@ -61,7 +62,11 @@ def add_data_options(parser: Parser) -> None:
     """Options that say which data to use."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", type=str, default="digits", help=f"{', '.join(data_names())}, or csv:FILE."
+        "--data",
+        type=str,
+        default="digits",
+        help=f"{', '.join(data_names())}, csv:FILE, or images:FOLDER (a folder of pictures per "
+        "class, in train/ and val/ or not; TinyImageNet as it is handed out).",
     )
     group.add_argument(
         "--data-dir",
@@ -82,6 +87,11 @@ def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
     add_config(parser, "training", TrainConfig, only=_BASIC, skip=skip, chosen=chosen)
     add_config(parser, "training, in detail", TrainConfig, skip=(*_BASIC, "mode", "solver"))
     add_config(parser, "solver", SolverConfig, "solver.")
+
+
+def add_convnet_options(parser: Parser) -> None:
+    """Options of a convolutional network, which takes the place of the perceptron."""
+    add_config(parser, "convolutional network", ConvnetConfig, "convnet.")
 
 
 def add_evaluate_options(parser: Parser) -> None:
@@ -114,18 +124,31 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     model_config: ModelConfig = config_of(
         ModelConfig, {**values["model"], "hidden": recipe.hidden if hidden is None else hidden}
     )
+    convnet: ConvnetConfig = config_of(ConvnetConfig, values.get("convnet") or {})
     data = data or load_data(values["data"], values["data_dir"], table)
     settings = {
         "data": values["data"],
         "data_dir": values["data_dir"],
         "table": asdict(table),
         "model": asdict(model_config),
+        **({"convnet": asdict(convnet)} if convnet.name else {}),
         **{key: value for key, value in asdict(train).items() if key != "mode"},
         "evaluate": asdict(evaluate),
         "threads": values.get("threads", 1),
     }
+    if convnet.name:
+        shape, size = data.shape, asdict(convnet)
+        model = build_convnet(size.pop("name"), shape, data.n_outputs, **size, seed=train.seed)
+        return Job(data.as_images(), model, train, evaluate, settings)
     model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
     return Job(data, model, train, evaluate, settings)
+
+
+def radius_of(values: Mapping[str, Any]) -> float:
+    """The l2 radius that the options ask for, or the data set's own."""
+    table = config_of(TableOptions, values["table"])
+    given = values["eps"]
+    return recipe_of(values["data"], table).eps if given is None else float(given)
 
 
 def recipe_of(name: str, table: TableOptions) -> Recipe:

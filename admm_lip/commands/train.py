@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from ..records import RunFolder, create_run, default_run_path, open_run
-from .comparators import ADMM, method_of, train_and_finish
+from .comparators import ADMM, method_of, radius_of_method, train_and_finish
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from .recipes import Job
 
 _INTERRUPTED = 130
+_RECIPES = Path(__file__).parent.parent / "recipes"
 _EPILOG = """
 examples:
   admm-lip train
@@ -32,6 +35,11 @@ examples:
       the settings of an earlier run, with one changed
   admm-lip train --method gradient --method-settings '{"total_variation": 0.3}'
       another training method (nothing is enforced; the L that results is proven all the same)
+  admm-lip train --method local --convnet.name 2C2F --convnet.activation clipped_relu --eps 0.1
+      a convolutional network, trained with and certified by local bounds: a proof for each test
+      sample instead of one constant; --method-settings '{"bound": "global"}' is the counterpart
+  admm-lip train --recipe mnist_4c3f_quarter --data-dir DIR
+      settings by name, the ramps of a paper among them; any option changes one of them
   admm-lip train --resume runs/RUN
       continue a run that was interrupted, to the result it would have had
 """
@@ -39,7 +47,12 @@ examples:
 
 def parser() -> Parser:
     """The options of the command."""
-    from .recipes import add_data_options, add_evaluate_options, add_train_options
+    from .recipes import (
+        add_convnet_options,
+        add_data_options,
+        add_evaluate_options,
+        add_train_options,
+    )
 
     made = Parser(
         "train",
@@ -64,10 +77,17 @@ def parser() -> Parser:
     group.add_argument(
         "--resume", type=str | None, default=None, help="Run folder to continue.", metavar="RUN"
     )
+    group.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help=f"Settings by name, below all others: {', '.join(_recipes())}.",
+    )
     group.add_argument("--quiet", action="store_true", help="No progress bar.")
     _add_method_options(made)
     add_data_options(made)
     add_train_options(made)
+    add_convnet_options(made)
     add_evaluate_options(made)
     add_threads_option(made)
     return made
@@ -77,10 +97,11 @@ def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     made = parser()
     options = parse(made, arguments)
-    method = _method(options)
     earlier = _earlier_run(options)
-    if earlier is not None:
-        options = parse(made, ["--config", str(earlier.config), *arguments])
+    below = _recipe(options.recipe) if earlier is None else earlier.config
+    if below is not None:
+        options = parse(made, ["--config", str(below), *arguments])
+    method = _method(options)
     with threads(options.threads):
         return _train(options, earlier, method)
 
@@ -93,12 +114,12 @@ def _train(options: Namespace, earlier: RunFolder | None, method: Method | None)
     job = prepare(options.as_dict())
     folder = earlier or create_run(
         options.run_dir or default_run_path("runs", options.data),
-        job.settings | _method_settings(options),
+        job.settings | _method_settings(method),
         overwrite=options.overwrite,
     )
     progress = not options.quiet and sys.stderr.isatty()
     if method is not None:
-        return _compare(folder, job, method, progress)
+        return _compare(folder, job, method, earlier is not None, progress)
     try:
         result = train(
             job.model,
@@ -129,43 +150,66 @@ def _add_method_options(made: Parser) -> None:
         default=ADMM,
         help="admm, or another to compare with: nominal, weight_decay, lmt, gouk, parseval, "
         "spectral_penalty, product_margin, fgsm, pgd, trades, cayley, aol, sandwich, barrier, "
-        "gradient (sll and torchlip end in layers that cannot be certified here).",
+        "gradient, local (sll and torchlip end in layers that cannot be certified here).",
     )
     group.add_argument(
         "--method-settings",
         type=dict[str, Any],
         default={},
-        help="Settings of that method, as JSON.",
+        help="Settings of that method, as JSON. For local, eps is the radius trained for (not "
+        "given: --eps, which is also the radius certified).",
     )
 
 
 def _method(options: Namespace) -> Method | None:
     """The other method asked for; ``None`` is ADMM."""
+    from .recipes import radius_of
+
     if options.method == ADMM:
         return None
-    if options.resume is not None:
-        raise UsageError("resume: only runs of --method admm can be continued; start it afresh")
-    return method_of(options.method, options.method_settings)
+    radius = radius_of_method(options.method, radius_of(options.as_dict()))
+    return method_of(options.method, radius | dict(options.method_settings))
 
 
-def _method_settings(options: Namespace) -> dict[str, Any]:
+def _method_settings(method: Method | None) -> dict[str, Any]:
     """What ``config.yaml`` says of the method; nothing where it is ADMM."""
-    if options.method == ADMM:
+    if method is None:
         return {}
-    return {"method": options.method, "method_settings": dict(options.method_settings)}
+    return {"method": method.name, "method_settings": dataclasses.asdict(method)}
 
 
-def _compare(folder: RunFolder, job: Job, method: Method, progress: bool) -> int:
+def _compare(folder: RunFolder, job: Job, method: Method, resume: bool, progress: bool) -> int:
     from .finish import summary_lines
+    from .samples import sample_lines
 
     try:
-        summary = train_and_finish(folder, job, method, progress=progress)
+        summary = train_and_finish(folder, job, method, resume=resume, progress=progress)
     except BaseException:
         folder.remove_if_unused()
         raise
-    for line in summary_lines(folder, summary):
+    if summary is None:
+        say(f"interrupted; what it had is in {folder.path}")
+        say(f"continue with: admm-lip train --resume {folder.path}")
+        return _INTERRUPTED
+    for line in (sample_lines if "samples" in summary else summary_lines)(folder, summary):
         say(line)
     return 0
+
+
+def _recipes() -> list[str]:
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+def _recipe(name: str | None) -> Path | None:
+    """The settings file of that name."""
+    if name is None:
+        return None
+    if name not in _recipes():
+        raise UsageError(
+            f"recipe: expected one of {', '.join(_recipes())}, got {name!r}; a file of your own "
+            "is --config FILE"
+        )
+    return _RECIPES / f"{name}.yaml"
 
 
 def _earlier_run(options: Namespace) -> RunFolder | None:

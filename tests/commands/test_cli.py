@@ -158,13 +158,18 @@ class TestOtherMethods:
                 ["--method", "sandwich", "--method-settings", '{"bond": 1}'],
                 "method-settings: sandwich takes bound, got 'bond'; did you mean 'bound'?",
             ),
-            (["--method", "pgd", "--resume", "run"], "only runs of --method admm can be continued"),
+            (["--recipe", "mnits"], "recipe: expected one of cifar10_6c2f, mnist_4c3f, "),
+            (["--method", "local", "--eps", "-1"], "eps: expected a finite number >= 0, got -1"),
+            (["--convnet.name", "9C"], "convnet.name: expected one of 2C2F, 4C3F, 6C2F, 8C2F"),
+            (["--convnet.name", "2C2F"], "only networks whose affine layers are all nn.Linear"),
+            (["--convnet.name", "2C2F", "--data", "toy2d"], "2C2F takes pictures"),
+            (["--method", "local", "--model.activation", "tanh"], "1 (Tanh): local bounds handle"),
         ],
     )
     def test_bad_methods_are_named(self, arguments, message, capsys):
         assert cli.main(["train", *arguments]) == 2
         assert message in capsys.readouterr().err
-        assert not Path("runs").exists()
+        assert not list(Path().glob("runs/*"))
 
 
 class TestInterruption:

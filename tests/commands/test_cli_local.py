@@ -1,0 +1,154 @@
+"""``admm-lip train --method local``: a verdict for every test sample, stopped and continued."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from admm_lip import cli
+from admm_lip.commands import samples as module
+from admm_lip.commands.recipes import radius_of
+from admm_lip.commands.train import _RECIPES, parser
+from admm_lip.data import load_data
+from admm_lip.evaluation.falsify import SoundnessError
+from admm_lip.local_training import LocalReport, certify_samples
+from admm_lip.methods import METHODS
+from admm_lip.networks.chain import build_module
+from admm_lip.networks.storage import load_network
+
+NET = ["--convnet.name", "2C2F", "--convnet.width", "0.25", "--convnet.activation", "clipped_relu"]
+LOCAL = ["--method", "local", "--eps", "0.2", *NET, "--lr", "3e-3"]
+QUICK = [*LOCAL, "--epochs", "4", "--evaluate.steps", "5", "--evaluate.samples", "60", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local") / "run"
+    assert cli.main(["train", "--run-dir", str(folder), *QUICK]) == 0
+    return folder
+
+
+def verdicts(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def test_the_verdicts_are_those_of_the_network_on_disk(trained):
+    rows = verdicts(trained)
+    assert len(rows) == 60
+    for row in rows:
+        assert row["certified"] <= row["robust"] <= row["correct"]
+        assert row["correct"] == (row["predicted"] == row["label"])
+        assert row["certified"] == (row["margin"] is not None and row["margin"] > 0.0)
+    data = load_data("digits").as_images()
+    picked = [row["row"] for row in rows]
+    x, y = data.test[0][picked], data.test[1][picked]
+    model = build_module(load_network(trained))
+    report = certify_samples(model, x, y, 0.2, progress=False)
+    assert report.certified.tolist() == [row["certified"] for row in rows]
+    assert y.tolist() == [row["label"] for row in rows]
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["network"] == "2C2F x 0.25, clipped_relu"
+    assert summary["samples"]["certified_accuracy"] == report.certified_accuracy
+    assert 0.0 < report.certified_accuracy <= summary["samples"]["attacked_accuracy"]
+
+
+def test_history_settings_and_pictures(trained):
+    rows = [json.loads(line) for line in (trained / "epochs.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert {"varying", "local_ratio", "loss"} <= rows[-1].keys()
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    assert (settings["eps"], settings["method_settings"]["eps"]) == (0.2, 0.2)
+    assert settings["convnet"] == {"name": "2C2F", "width": 0.25, "activation": "clipped_relu"}
+    assert [p.name for p in (trained / "plots").iterdir()] == ["epochs.png"]
+    assert cli.main(["plot", str(trained)]) == 0
+
+
+def test_its_settings_give_the_same_network_again(trained):
+    again = ["train", "--config", str(trained / "config.yaml"), "--run-dir", "again", "--quiet"]
+    assert cli.main(again) == 0
+    assert load_network("again").digest() == load_network(trained).digest()
+    assert verdicts(Path("again")) == verdicts(trained)
+
+
+def test_a_perceptron_under_the_global_bound(capsys):
+    options = ["--method-settings", '{"bound": "global", "surrogate": "gloro"}']
+    quick = ["--method", "local", *options, *QUICK[-7:], "--epochs", "2"]
+    assert cli.main(["train", "--run-dir", "run", *quick]) == 0
+    text = capsys.readouterr().out
+    assert "64-32-32-10 relu, trained on digits for 2 epochs by local" in text
+    assert "by the global bound" in text
+
+
+def test_ctrl_c_and_resume_end_the_same():
+    options = [*QUICK, "--epochs", "8"]
+    assert cli.main(["train", "--run-dir", "whole", *options]) == 0
+    command = [sys.executable, "-m", "admm_lip", "train", "--run-dir", "cut", *options]
+    process = subprocess.Popen(
+        [*command, "--checkpoint-seconds", "0"], stdout=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not Path("cut/checkpoint.safetensors").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "continue with: admm-lip train --resume cut" in output
+    assert not Path("cut/samples.jsonl").exists()
+    assert cli.main(["train", "--resume", "cut", "--quiet"]) == 0
+    assert load_network("cut").digest() == load_network("whole").digest()
+    assert verdicts(Path("cut")) == verdicts(Path("whole"))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(trained, capsys):
+    before = {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()}
+    assert cli.main(["train", "--resume", str(trained), "--convnet.width", "0.5"]) == 2
+    assert "belongs to a run with another architecture" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()} == before
+
+
+def test_a_broken_certificate_fails_the_run(monkeypatch, capsys):
+    def lying(*arguments, **keywords):
+        report = certify_samples(*arguments, **keywords)
+        columns = {**vars(report), "certified": torch.ones_like(report.certified)}
+        return LocalReport(**columns)
+
+    monkeypatch.setattr(module, "certify_samples", lying)
+    assert cli.main(["train", "--run-dir", "run", *QUICK, "--eps", "3"]) == 2
+    assert "certified at radius 3, but" in capsys.readouterr().err
+    assert not Path("run/samples.jsonl").exists()
+    assert not Path("run/summary.json").exists()
+    assert issubclass(SoundnessError, AssertionError)
+
+
+@pytest.mark.parametrize("path", sorted(_RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_accepted(path: Path):
+    options = parser().parse_args(["--config", str(path)])
+    method = METHODS[options.method](**options.method_settings)
+    assert method.name == "local"
+    assert method.eps >= radius_of(options.as_dict()) > 0.0
+    assert method.schedule(0.0) == (0.0, 1.0)
+    assert method.schedule(0.5) == (method.eps, 0.0)  # the ramps of the paper end halfway
+    assert options.convnet.name in path.stem.upper()
+
+
+def test_a_recipe_lies_below_the_options(capsys):
+    options = ["--recipe", "mnist_4c3f_quarter", "--data", "digits", "--convnet.name", "2C2F"]
+    quick = ["--epochs", "1", "--evaluate.samples", "10", "--quiet", "--eps", "0.1"]
+    assert cli.main(["train", "--run-dir", "run", *options, *quick]) == 0
+    settings = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (settings["eps"], settings["method_settings"]["eps"]) == (0.1, 1.75)
+    assert settings["convnet"]["width"] == 0.25
+    assert settings["data"] == "digits"
