@@ -107,8 +107,10 @@ def _by_samples(
     folder: RunFolder, model: nn.Module, job: Job, method: Method, about: Summary
 ) -> Summary:
     """A local bound at every test sample."""
+    from ..methods.local import LocalLipschitz
     from .samples import finish_samples
 
+    assert isinstance(method, LocalLipschitz), method
     return finish_samples(folder, model, job, method, about)
 
 

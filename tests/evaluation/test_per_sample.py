@@ -18,7 +18,7 @@ def decider() -> nn.Linear:
     return layer
 
 
-X = torch.linspace(-1.0, 1.0, 41)[:, None]
+X = (torch.arange(41)[:, None] - 20) / 20.0
 Y = (X[:, 0] > 0).long()
 NONE = torch.zeros(41, dtype=torch.bool)
 
