@@ -19,6 +19,7 @@ last step, whose Z has to be exactly feasible, is left to ``centring.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques,
 from .lmi_operator import LmiOperator
 from .markov import Blocks, Markov, markov
 from .run import Run
+from .step_length import slack_step
 
 Product = Callable[[Tensor], Tensor]
 Side = tuple[Tensor | None, Tensor]
@@ -38,6 +40,8 @@ _MAX_STEPS = 300
 _ACCURACY = 0.15
 _MAX_PRODUCTS = 60
 _SHRINK = 0.6
+_SHORT_OF_BOUNDARY = 0.5
+_ROUGH = 0.1
 # Below these the dense equations are cheaper.
 _LEAST_LAYERS = 6
 _LEAST_WIDTH = 40
@@ -58,9 +62,9 @@ def approach(op: LmiOperator, y: Tensor, run: Run) -> Tensor:
     """
     factor = factorize(op.slack(y))
     for _ in range(_MAX_STEPS):
-        if factor is None or not run.may_go_on():
+        if factor is None or not run.may_go_on(approaches=1):
             break
-        found = newton_direction(op, factor)
+        found = run.timed("approaches", partial(newton_direction, op, factor))
         if found is None or found[1] < _NEAR:
             break
         moved = _damped(op, y, factor, *found)
@@ -185,13 +189,17 @@ def solve_completed(band: Band, cliques: Cliques, rhs: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    product: Product, precondition: Product, rhs: Tensor, accuracy: float = _ACCURACY
+    product: Product,
+    precondition: Product,
+    rhs: Tensor,
+    accuracy: float = _ACCURACY,
+    most: int = _MAX_PRODUCTS,
 ) -> Tensor:
     """``product^{-1} rhs`` until the preconditioned residual has fallen to ``accuracy``."""
     x, residual = torch.zeros_like(rhs), rhs
     direction = better = precondition(residual)
     left = first = float(torch.dot(residual, better))
-    for _ in range(_MAX_PRODUCTS):
+    for _ in range(most):
         image = product(direction)
         curvature = float(torch.dot(direction, image))
         if not curvature > 0.0:  # rounding
@@ -209,9 +217,14 @@ def conjugate_gradients(
 def _damped(
     op: LmiOperator, y: Tensor, factor: Factor, dt: Tensor, decrement: float
 ) -> tuple[Tensor, Factor] | None:
-    """Shorten the step until S stays positive definite and its determinant grows."""
+    """Shorten the step until S stays positive definite and its determinant grows.
+
+    Never more than half way to the boundary: from close to it every step back only doubles the
+    distance.
+    """
     dy = torch.cat([dt.new_zeros(1), dt])
-    length = min(1.0, 4.0 / (1.0 + decrement))
+    longest = slack_step(factor, op.direction(dy), _ROUGH)
+    length = min(1.0, 4.0 / (1.0 + decrement), _SHORT_OF_BOUNDARY * longest)
     value = factor.logdet
     for _ in range(40):
         found = factorize(op.slack(y + length * dy))

@@ -20,6 +20,7 @@ The first pair comes from ``Z = mu P`` at a centred slack: ``1/mu = b'k / b'h``,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,13 +28,15 @@ from torch import Tensor
 
 from .banded_newton import conjugate_gradients, hessian_band, solve_completed
 from .block_cholesky import Band, factorize, factorize_cliques, inverse_band
+from .dual_repair import repaired_value
 from .lmi_operator import LmiOperator
 from .markov import Markov, band_between, markov
-from .pair import Direction, Pair, advance, proven_gap, relative_gap
+from .pair import Direction, Pair, advance, relative_gap
 from .run import Run
 from .step_length import cliques_step, slack_step
 
 _MAX_STEPS = 60
+_MAX_PRODUCTS = 150
 _ROUGH = 0.05
 # Accuracy of the solves, relative to the gap and at most; the dual infeasibility that is left.
 _SHARE_OF_GAP = 0.1
@@ -67,7 +70,9 @@ def solve_system(op: LmiOperator, z: Markov, p: Markov, accuracy: float) -> Syst
     def precondition(rhs: Tensor) -> Tensor:
         return solve_completed(near, cliques, rhs)
 
-    by_b, by_g = (conjugate_gradients(product, precondition, r, accuracy) for r in (b, g))
+    by_b, by_g = (
+        conjugate_gradients(product, precondition, r, accuracy, _MAX_PRODUCTS) for r in (b, g)
+    )
     return System(p, z, by_b, by_g, b, g)
 
 
@@ -104,20 +109,25 @@ def first_pair(op: LmiOperator, y: Tensor) -> Pair | None:
     return Pair(y, slack, factor, z, cliques) if cliques is not None else None
 
 
-def follow_banded(op: LmiOperator, pair: Pair, run: Run, tol: float) -> Pair:
-    """Primal-dual steps until the proven gap is small, the limits are reached or they are short."""
+def follow_banded(op: LmiOperator, pair: Pair, run: Run, tol: float) -> tuple[Pair, float]:
+    """Primal-dual steps until the proven gap is small, the limits are reached or they are short.
+
+    Returns the last pair and the best lower bound on ``L^2`` that was proven on the way.
+    """
+    lower = 0.0
     for _ in range(_MAX_STEPS):
-        if relative_gap(pair) <= tol and proven_gap(op, pair) <= tol:
+        lower = max(lower, repaired_value(op.problem, pair.z))
+        if float(pair.y[0]) - lower <= tol * float(pair.y[0]):
             break
-        if not run.may_go_on():
+        if not run.may_go_on(pairs=1):
             break
-        way = banded_direction(op, pair)
+        way = run.timed("pairs", partial(banded_direction, op, pair))
         moved = advance(op, pair, way) if way is not None else None
         if moved is None:
             break
         pair = moved
         run.count(pair.y)
-    return pair
+    return pair, lower
 
 
 def banded_direction(op: LmiOperator, pair: Pair) -> Direction | None:

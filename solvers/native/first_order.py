@@ -78,9 +78,9 @@ def descend(
     least, length, idle = float("inf"), _FIRST_STEP, 0
     mean, square, count = torch.zeros_like(log_t), torch.zeros_like(log_t), 0
     done = 0
-    while length > _LAST_STEP and done != most and run.may_go_on(reserve):
+    while length > _LAST_STEP and done != most and run.may_go_on(passes=reserve):
         trial = torch.split(log_t.exp(), sizes)
-        found = run.timed(partial(evaluate, problem, trial))
+        found = run.timed("passes", partial(evaluate, problem, trial))
         run.iterations, done = run.iterations + 1, done + 1
         gained = found is not None and found.lip_sq < least
         idle = 0 if gained else idle + 1

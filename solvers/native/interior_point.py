@@ -73,7 +73,7 @@ _STIFF = 1e7
 # Factors that move a closed form inside.
 _ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.
-_CAUTIOUS = 1.2
+_CAUTIOUS = 1.41
 
 
 class Linearised(NamedTuple):
@@ -116,19 +116,21 @@ def certify(
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
     run = Run(config)
     if sum(problem.widths[1:-1]) > DENSE_LIMIT:
-        op = _started(problem, large_starts(_spread(problem), run), warm, run)
+        starts = large_starts(_spread(problem), run)
+        op = _started(problem, starts, warm, run)
+        outset = 2.0 * _as_y(op, cautious(starts)) if op is not None else None
     else:
         found = _from_warm(problem, warm, run, config) if warm is not None else None
         if found is not None:
             return _claim(*found, run, config)
         starts = forward_starts(_spread(problem))
-        op = _started(problem, [best_start(_spread(problem)), *starts], None, run)
+        op, outset = _started(problem, [best_start(_spread(problem)), *starts], None, run), None
         pair = _from_cold(op, starts, run, config) if op is not None else None
         if op is not None and pair is not None:
             return _claim(op, pair, run, config)
     if op is None or run.best is None:
         return _NO_START
-    return certify_large(problem, op.multiplier(run.best), run, config)
+    return certify_large(op, op.multiplier(run.best), outset, run, config)
 
 
 def _started(
@@ -159,12 +161,16 @@ def _keep_proven(op: LmiOperator, y: Tensor, run: Run) -> bool:
     return lip < float("inf")
 
 
+def cautious(starts: Sequence[Start]) -> Start:
+    """The best closed form that is good to centre from."""
+    return next((s for s in starts if s.theta <= _CAUTIOUS), starts[0])
+
+
 def _from_cold(
     op: LmiOperator, starts: Sequence[Start], run: Run, config: SolverConfig
 ) -> Pair | None:
     """Steps 1 to 3 from the best cautious closed form."""
-    cautious = next((s for s in starts if s.theta <= _CAUTIOUS), starts[0])
-    centred = centre(op, 2.0 * _as_y(op, cautious), run)
+    centred = centre(op, 2.0 * _as_y(op, cautious(starts)), run)
     return follow(op, centred, run, config) if centred is not None else None
 
 

@@ -29,7 +29,7 @@ from .block_cholesky import Band, Cliques, factorize_cliques
 
 
 class Blocks(NamedTuple):
-    """Blocks for two layers i, j at (before i, before j), (before i, j), (i, before j) and (i, j)."""
+    """For two layers i, j: blocks (before i, before j), (before i, j), (i, before j), (i, j)."""
 
     before: Tensor
     upper: Tensor

@@ -31,28 +31,32 @@ class Run:
         self._start = perf_counter()
         self._seconds = float("inf") if config.time_limit is None else config.time_limit
         self._most = config.max_iterations
-        self._pass = 0.0
+        self._longest: dict[str, float] = {}
         self.iterations = 0
         self.centring = 0
         self.best: Tensor | None = None
         self.limited = False
 
-    def may_go_on(self, passes: int = 0) -> bool:
-        """Whether both limits leave room for another step and so many passes."""
+    def may_go_on(self, **ahead: int) -> bool:
+        """Whether both limits leave room for another step, and for so much work of each kind."""
         full = self._most is not None and self.iterations >= self._most
-        self.limited = full or not self.has_time(passes)
+        self.limited = full or not self.has_time(**ahead)
         return not self.limited
 
-    def timed(self, work: Callable[[], Result]) -> Result:
-        """The result of one pass over the layers, whose seconds the later ones are judged by."""
+    def timed(self, kind: str, work: Callable[[], Result]) -> Result:
+        """The result of a piece of work, whose seconds later ones of its kind are judged by."""
         begun = perf_counter()
         result = work()
-        self._pass = max(self._pass, perf_counter() - begun)
+        self._longest[kind] = max(self._longest.get(kind, 0.0), perf_counter() - begun)
         return result
 
-    def has_time(self, passes: int = 0) -> bool:
-        """Whether the time limit leaves room for so many passes of the longest kind so far."""
-        return perf_counter() + passes * self._pass < self._start + self._seconds
+    def has_time(self, **ahead: int) -> bool:
+        """Whether the time limit leaves room for so many pieces of work of each kind.
+
+        A piece is taken to need as long as the longest of its kind so far.
+        """
+        needed = sum(count * self._longest.get(kind, 0.0) for kind, count in ahead.items())
+        return perf_counter() + needed < self._start + self._seconds
 
     def count(self, y: Tensor) -> None:
         """One step is done and ended at ``y``, whose ``S(y)`` has a Cholesky factor."""

@@ -28,7 +28,7 @@ from .step_length import least_eigenvalue
 from .transpose import inverted, invertible, transposed
 
 # Positive networks want 1.0, deep signed ones 1.2 and more.
-THETAS = (1.0, 1.1, 1.2, 1.3)
+THETAS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
 # Entries of s relative to the largest; a neuron that hardly matters must not get an infinite t.
 _S_RANGE = 1e6
