@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--eps", type=float, default=0.5)
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])
     parser.add_argument("--activation", default="relu", choices=["relu", "max_min"])
-    parser.add_argument("--round-steps", type=int, default=TrainConfig(bound=1.0).round_steps)
+    parser.add_argument("--round-steps", type=int, default=None)
     parser.add_argument("--validation", action="store_true", help="score on a validation split")
     parser.add_argument("--record", default="mnist_bound", help="name of the record")
     options = parser.parse_args(argv)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from ..solvers import SolveFailed
 from .admm import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
 from .batches import Batch, Batches
 from .config import TrainConfig
-from .layer_norms import Activations
+from .layer_norms import Activations, LayerNorms
 from .lipschitz_step import lipschitz_step, next_lip_sq
 from .loss_step import NonFiniteLoss, Objective, loss_step, pull_of
 from .multiplier_step import RoundView
@@ -30,6 +30,10 @@ from .optimize import schedule_factor
 
 Row = dict[str, Any]
 Share = Callable[[AdmmState], AdmmState]
+
+
+# Optimizer steps of a round by the kind of constraint: a clip per layer costs less than a step.
+ROUND_STEPS: Mapping[type, int] = {LayerNorms: 4, tuple: 8}
 
 
 class TrainingFailed(RuntimeError):
@@ -59,6 +63,11 @@ class Run:
     share: Share = local
 
     @property
+    def round_steps(self) -> int:
+        """Optimizer steps of a round."""
+        return self.config.round_steps or ROUND_STEPS[type(self.slopes)]
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.config.epochs * len(self.batches)
@@ -66,7 +75,7 @@ class Run:
     @property
     def total_rounds(self) -> int:
         """Rounds of the whole run; the last one may be short."""
-        return -(-self.total_steps // self.config.round_steps)
+        return -(-self.total_steps // self.round_steps)
 
 
 def read_weights(parameters: tuple[nn.Parameter, ...]) -> Matrices:
@@ -164,7 +173,7 @@ def run_rounds(
     """
     config = run.config
     begun = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
-    batches = stream(run, state.iteration * config.round_steps)
+    batches = stream(run, state.iteration * run.round_steps)
     bar = tqdm(
         total=run.total_rounds,
         initial=state.iteration,
@@ -175,14 +184,14 @@ def run_rounds(
     )
     with bar, deferred_interrupt() as interrupted:
         while state.iteration < run.total_rounds:
-            chunk = [b for _, b in zip(range(config.round_steps), batches, strict=False)]
+            chunk = [b for _, b in zip(range(run.round_steps), batches, strict=False)]
             try:
                 state, row = one_round(run, state, chunk)
             except (NonFiniteLoss, SolveFailed) as error:
                 raise TrainingFailed(f"round {state.iteration + 1}: {error}") from error
             if config.restart:
                 write_weights(run.parameters, state.consensus)
-            step = min(state.iteration * config.round_steps, run.total_steps)
+            step = min(state.iteration * run.round_steps, run.total_steps)
             row["step"], row["epoch"] = step, step / len(run.batches)
             row["seconds"] = time.perf_counter() - begun
             history.append(row)
