@@ -35,7 +35,7 @@ class _Value(torch.autograd.Function):
         return sigma.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         v, u = ctx.saved_tensors
         weighted = u * grads[0].view(-1, *([1] * (u.ndim - 1)))

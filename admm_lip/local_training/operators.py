@@ -32,7 +32,7 @@ class _Product(torch.autograd.Function):
         return operator.forward(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x,) = ctx.saved_tensors
         wanted_x, wanted_weight, _ = ctx.needs_input_grad

@@ -110,7 +110,8 @@ def _stretch(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         free = torch.where(clipped, 0.0, size).norm(dim=-1, keepdim=True)
         left = (limit.square() - used).clamp(min=0.0).sqrt()
         scale = torch.where(free > 0.0, left / free.clamp_min(_TINY), torch.inf)
-    return scale
+    found: Tensor = scale
+    return found
 
 
 def pair_rows(weight: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,203 @@
+"""The method: schedules, warm starts, what it reports, and that it trains."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from clipped_nets import ACTIVATIONS, convnet, mlp
+from torch import Tensor, nn
+
+from admm_lip.data import load_data
+from admm_lip.errors import UnsupportedModule
+from admm_lip.local import LocalConfig
+from admm_lip.local_training import certify_samples
+from admm_lip.methods import METHODS
+from admm_lip.methods.local import LocalLipschitz
+from admm_lip.training.fit import FitConfig, fit
+
+SURROGATES = ["bcp", "gloro", "lmt"]
+
+
+def batch(shape: tuple[int, ...] = (5,), classes: int = 3, count: int = 6) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return (
+        torch.rand(count, *shape, generator=g, dtype=torch.float64),
+        torch.randint(0, classes, (count,), generator=g),
+    )
+
+
+def value(method: LocalLipschitz, model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = pair
+    method.begin_batch(model, torch.arange(len(x)))
+    return method.objective(model, x, y, nn.functional.cross_entropy, 0.9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("bound", ["local", "global"])
+def test_the_gradient_is_that_of_differences(activation: str, surrogate: str, bound: str) -> None:
+    """With the masks held: a small step leaves them as they are."""
+    method = LocalLipschitz(
+        eps=0.1, surrogate=surrogate, bound=bound, iterations=200, ramp=0.0, box_gradient=True
+    )
+    model = method.prepare(mlp(activation).double())
+    pair = batch()
+    value(method, model, pair)
+    loss = value(method, model, pair)
+    weights = list(model.parameters())
+    gradient = torch.autograd.grad(loss, weights)
+    way = [torch.randn_like(w) for w in weights]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, way, strict=True))
+    step, ends = 1e-6, []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for w, d in zip(weights, way, strict=True):
+                w.add_(d, alpha=sign * step)
+            ends.append(float(value(method, model, pair)))
+            for w, d in zip(weights, way, strict=True):
+                w.sub_(d, alpha=sign * step)
+    difference = (ends[0] - ends[1]) / (2 * step)
+    if surrogate == "bcp":  # the radius of the boxes is held
+        assert slope == pytest.approx(difference, rel=0.3)
+    else:
+        assert slope == pytest.approx(difference, rel=2e-3)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_the_local_loss_is_at_most_the_global_one(surrogate: str) -> None:
+    pair = batch()
+    losses = []
+    for bound in ("local", "global"):
+        method = LocalLipschitz(eps=0.1, surrogate=surrogate, bound=bound, iterations=100, ramp=0.0)
+        model = method.prepare(mlp("clipped_relu", (5, 20, 20, 3), theta=0.1).double())
+        losses.append(float(value(method, model, pair)))
+    assert losses[0] < losses[1]
+
+
+def test_schedules() -> None:
+    method = LocalLipschitz(eps=2.0, warmup=0.2, ramp=0.4, kappa_end=0.5)
+    assert [method.schedule(p) for p in (0.0, 0.2)] == [(0.0, 1.0)] * 2
+    assert method.schedule(0.4) == pytest.approx((1.0, 0.75))
+    assert method.schedule(0.99) == (2.0, 0.5)
+    assert LocalLipschitz(eps=1.0, ramp=0.0).schedule(0.0) == (1.0, 0.0)
+
+
+def test_before_the_ramp_the_loss_is_the_plain_one() -> None:
+    method = LocalLipschitz(warmup=0.5)
+    model = method.prepare(mlp("relu").double())
+    x, y = batch()
+    loss = method.objective(model, x, y, nn.functional.cross_entropy, 0.3)
+    assert torch.equal(loss, nn.functional.cross_entropy(model(x), y))
+    assert method.report(model) == {}
+
+
+@pytest.mark.parametrize("activation", ["relu", "clipped_relu", "clipped_max_min"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.05])
+def test_it_trains_a_convolutional_chain(activation: str, sparsity: float) -> None:
+    x, y = batch((1, 8, 8), 4, 64)
+    y = (x.flatten(1)[:, :16].sum(1) > 8.0).long()
+    method = LocalLipschitz(eps=0.1, ramp=0.3, sparsity=sparsity, data_range=(0, 1))
+    config = FitConfig(epochs=12, batch_size=16, lr=5e-3)
+    result = fit(convnet(activation), (x.float(), y), method, config, progress=False)
+    assert type(result.model) is nn.Sequential
+    losses = [row["loss"] for row in result.history]
+    assert losses[-1] < losses[0]
+    last = result.history[-1]
+    assert 0.0 < last["varying"] <= 1.0
+    assert 0.0 < last["local_ratio"] <= 1.1
+    assert certify_samples(result.model, x, y, 0.01, progress=False).clean_accuracy > 0.7
+
+
+def test_training_for_a_bound_certifies_more_than_plain_training() -> None:
+    data = load_data("digits")
+    x, y = data.test
+    certified = {}
+    for name in ("nominal", "local"):
+        method = METHODS[name](**({"eps": 0.5} if name == "local" else {}))
+        config = FitConfig(epochs=15, batch_size=64, lr=5e-3)
+        model = mlp("clipped_relu", (64, 32, 32, 10), theta=1.0)
+        result = fit(model, data.train, method, config, progress=False)
+        certified[name] = certify_samples(result.model, x, y, 0.3, progress=False)
+    assert certified["local"].certified_accuracy > certified["nominal"].certified_accuracy + 0.2
+    assert certified["local"].clean_accuracy > 0.8
+
+
+def test_local_certificates_of_lipsdp_take_the_trained_network() -> None:
+    from admm_lip.local import local_radii
+
+    data = load_data("digits")
+    config = FitConfig(epochs=8, batch_size=64, lr=5e-3)
+    method = LocalLipschitz(eps=0.3)
+    model = fit(mlp("relu", (64, 16, 16, 10)), data.train, method, config, progress=False).model
+    x, y = (part[:40] for part in data.test)
+    norms = certify_samples(model, x, y, 0.3, progress=False).certified
+    radii = local_radii(model, x, y, config=LocalConfig(rounds=6)).radius
+    assert int((radii >= 0.3).sum()) >= int(norms.sum()) > 0
+
+
+def test_warm_starts_survive_a_checkpoint_and_nothing_else_does() -> None:
+    method = LocalLipschitz(eps=0.1, ramp=0.0)
+    pair = batch()
+    model, again = (method.prepare(mlp("relu").double()) for _ in range(2))
+    for _ in range(3):
+        value(method, model, pair)
+    state = method.state(model)
+    assert state["warm_table"].dtype == torch.float16
+    method.restore(again, state)
+    assert torch.equal(value(method, again, pair), value(method, model, pair))
+    other = method.prepare(mlp("relu", (5, 8, 3)).double())
+    method.restore(other, state)
+    with pytest.raises(ValueError, match="of another architecture"):
+        value(method, other, pair)
+
+
+def test_without_row_numbers_it_trains_all_the_same() -> None:
+    method = LocalLipschitz(eps=0.1, ramp=0.0)
+    model = method.prepare(mlp("relu").double())
+    x, y = batch()
+    method.begin_batch(model, None)
+    loss = method.objective(model, x, y, nn.functional.cross_entropy, 0.9)
+    assert math.isfinite(float(loss))
+    assert len(method.state(model)["warm_table"]) == 0
+
+
+def test_thresholds_stay_above_zero() -> None:
+    method = LocalLipschitz()
+    model = method.prepare(mlp("clipped_relu"))
+    model.network[1].threshold.data -= 9.0  # type: ignore[operator, index, union-attr]
+    method.after_step(model)
+    assert float(model.network[1].threshold.min()) == 0.0  # type: ignore[operator, index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
+        ({"surrogate": "cap"}, "surrogate: expected one of bcp, gloro, lmt, got 'cap'"),
+        ({"bound": "tight"}, "bound: expected one of local, global, got 'tight'"),
+        ({"iterations": 0}, "iterations: expected a finite number >= 1"),
+        ({"kappa_end": 1.5}, "kappa_end: expected at most 1"),
+        ({"sparsity": -0.1}, "sparsity: expected"),
+        ({"data_range": (1.0, 0.0)}, "data_range: expected two finite ends"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LocalLipschitz(**settings)  # type: ignore[arg-type]
+
+
+def test_inputs_outside_the_stated_range_are_refused() -> None:
+    method = LocalLipschitz(data_range=(0.0, 1.0))
+    model = method.prepare(mlp("relu").double())
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"x: expected inputs in the stated data_range"):
+        value(method, model, (x + 0.5, y))
+
+
+def test_unsupported_layers_are_refused_by_name() -> None:
+    method = LocalLipschitz()
+    model = method.prepare(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    with pytest.raises(UnsupportedModule, match=r"1 \(Tanh\)"):
+        value(method, model, batch())
