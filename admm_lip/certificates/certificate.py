@@ -248,6 +248,8 @@ def certify(
     *,
     kind: Literal["local"],
     radius: float | Tensor,
+    norm: str = "l2",
+    input_scale: Any = None,
     y: Tensor | None = None,
     certificate: AnyCertificate | None = None,
     config: LocalConfig | None = None,
@@ -293,7 +295,8 @@ def certify(
         multiplier: one that is known already (a training run's): tried beside the solver's, and
             the solver's warm start; arrays or tensors, shapes as in the certificate.
         progress: show a bar where functionals take more than two seconds.
-        local: ``radius``, ``y``, ``certificate`` and ``config`` for ``kind="local"``.
+        local: ``radius``, ``y``, ``certificate`` and ``config`` for ``kind="local"``; a ``config``
+            says norm and scale itself.
 
     Returns:
         A :class:`Certificate`, a :class:`FunctionalCertificate` for the kinds of functionals, or a
@@ -320,9 +323,10 @@ def certify(
     from .functionals import certified_functionals
 
     if kind == "local":
-        from ..local.certify import certify_local
+        from ..local.certify import LocalConfig, certify_local
 
-        return certify_local(model, cast("Tensor", input_shape), **local)
+        given = local.pop("config", None) or LocalConfig(norm=norm, input_scale=input_scale)
+        return certify_local(model, cast("Tensor", input_shape), config=given, **local)
     if kind not in CLASSES:
         raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, local, got {kind!r}")
     if local:

@@ -6,13 +6,18 @@ bound are exact rationals; none of ``verify``'s bounds on rounding, nor its matr
 
 To prove, with x_0 the input, x_{k+1} the output of hidden layer k and t_k its multiplier,
 
-    L^2 |x_0|^2 - |W_l x_l|^2 + 2 sum_k (x_{k+1} - a W_k x_k)' T_k (x_{k+1} - b W_k x_k)  >=  0,
+    x_0' D x_0 - |W_l x_l|^2 + 2 sum_k (x_{k+1} - a W_k x_k)' T_k (x_{k+1} - b W_k x_k)  >=  0,
 
 where a and b are the ends of the slope range.  The sum is never positive on the network's own
-values, so the form bounds its slope by L.  Every step that makes the form smaller is exact: the
-output is eliminated as it stands; an input without a square term of its own by ``C C' / L^2``;
-another one, if it is the longer side, by the substitution ``x_0 = W_0' y``, which reaches all of
-x_0 that the rest of the form sees.
+values, so ``|W_l x_l|^2 <= x_0' D x_0``, and D is such that this says what is claimed: ``L^2 S^2``
+for l2, with S the input scales; ``2 T_0 S^2`` with ``2 tr T_0 <= L^2`` for linf, where ``x_0' D
+x_0`` is at most ``L^2`` times the square of the largest scaled entry.  A linear functional of the
+outputs has its row in place of ``W_l``.
+
+Every step that makes the form smaller is exact: the output is eliminated as it stands; an input
+without a square term of its own by ``C Q C'``; another one, if it is the longer side, by the
+substitution ``x_0 = Q W_0' y``, which reaches all of x_0 that the rest of the form sees.  Q is
+``D^-1``, or dyadic numbers above it, which prove the claim for a smaller D.
 
 Small forms are decided by fraction-free elimination (E. H. Bareiss, 1968), semidefinite ones
 included; larger ones in whole multiples of 2^-256 with the rounding taken off beforehand.
@@ -21,136 +26,155 @@ included; larger ones in whole multiples of 2^-256 with the rounding taken off b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import CertificateError
 from ..networks.activations import ACTIVATIONS, SlopeRange
-from ..networks.layers import Array, Shape, Window
 from ..networks.network import LayerSpec, Network
-from ..networks.sorting import DIFFERENCE, HALF_ABS, SORTS, half_abs_slopes
-from .certificate import Certificate, LayerSlopes
+from ..networks.sorting import DIFFERENCE, HALF_ABS, half_abs_slopes
+from .certificate import AnyCertificate, Certificate, FunctionalBound
+from .document import MODEL_UNITS, RAW_UNITS, LayerSlopes
+from .exact_network import Rational, Whole, diagonal, exact_chain, identity
+from .restate import NORMS, checked_scale, functionals_of
 from .verify import check_belongs
-
-Whole = npt.NDArray[Any]
 
 # Unknowns up to which a form is decided, and up to which it is treated at all.
 _DECIDED = 24
 _LARGEST = 600
 _BITS = 256
+# Bits of the numbers above the inverses of D.
+_INVERSE_BITS = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Rational:
-    """A matrix of rationals: whole numbers (Python's, of any length) over one denominator > 0."""
+class Claim:
+    """One bound to prove.
 
-    over: Whole
-    under: int
+    Attributes:
+        name: put before the fields in errors.
+        lip: the bound.
+        multiplier: of the hidden layers.
+        weights: ``W_0, ..., W_l``, the last one with the functional taken.
+        square: the diagonal of D.
+        inverse: the diagonal of Q.
+    """
 
-    @staticmethod
-    def of(values: Array) -> Rational:
-        """Finite floats, exactly."""
-        fraction, exponent = np.frexp(np.asarray(values, dtype=np.float64))
-        whole = np.ldexp(fraction, 53).astype(np.int64).astype(object)
-        power = exponent.astype(np.int64) - 53
-        least = int(min(power[fraction != 0.0].min(initial=0), 0))
-        shifts = np.where(fraction != 0.0, power - least, 0).astype(object)
-        return Rational(whole * 2**shifts, 2**-least)
-
-    def __matmul__(self, other: Rational) -> Rational:
-        return Rational(self.over.dot(other.over), self.under * other.under)
-
-    def __mul__(self, other: Rational) -> Rational:
-        return Rational(self.over * other.over, self.under * other.under)
-
-    def __add__(self, other: Rational) -> Rational:
-        under = math.lcm(self.under, other.under)
-        a, b = under // self.under, under // other.under
-        return Rational(self.over * a + other.over * b, under)
-
-    def __neg__(self) -> Rational:
-        return Rational(-self.over, self.under)
-
-    @property
-    def T(self) -> Rational:
-        """The transpose."""
-        return Rational(self.over.T, self.under)
-
-    def rows(self) -> Rational:
-        """A vector as a column, to scale the rows of a matrix."""
-        return Rational(self.over[:, None], self.under)
+    name: str
+    lip: float
+    multiplier: tuple[tuple[float, ...], ...]
+    weights: tuple[Rational, ...]
+    square: Rational
+    inverse: Rational
 
 
-def exact_check(network: Network, certificate: Certificate) -> None:
-    """Prove in exact arithmetic that ``certificate.lip`` bounds the network's l2 slope.
+def exact_check(network: Network, certificate: AnyCertificate) -> None:
+    """Prove in exact arithmetic every bound of a certificate for all inputs.
 
     Args:
         network: at most some hundred hidden neurons; the time grows with their cube.
-        certificate: a global one, for the l2 norm.
+        certificate: of any kind but local, for l2 or linf, in any units.
 
     Raises:
         CertificateError: where the certificate is of another network, norm, kind or units, states
-            other slopes, or does not prove its bound; or where the network is too large.
+            other slopes, or does not prove its bounds; or where the network is too large.
     """
-    if (certificate.norm, certificate.kind, certificate.units) != ("l2", "global", "model input"):
-        raise CertificateError(
-            "norm / kind / units: the exact check knows l2 / global / model input, got "
-            f"{certificate.norm} / {certificate.kind} / {certificate.units}"
-        )
     check_belongs(certificate, network)
     weights, activations = exact_chain(network)
     _check_slopes(certificate.slopes, activations)
-    sizes = [w.over.shape[0] for w in weights[:-1]]
-    given = [len(t) for t in certificate.multiplier]
-    if given != sizes:
-        raise CertificateError(f"multiplier: expected {sizes} entries per layer, got {given}")
-    if not all(value >= 0.0 for t in certificate.multiplier for value in t):
-        raise CertificateError("multiplier: expected numbers >= 0")
-    if certificate.lip == 0.0:
-        if not _is_constant(weights):
-            raise CertificateError("lip: 0 is not proven: the network is not constant")
+    for claim in _claims(certificate, tuple(weights)):
+        _check_claim(claim, activations)
+
+
+def _claims(certificate: AnyCertificate, weights: tuple[Rational, ...]) -> Iterator[Claim]:
+    """What is to be proven, one claim per bound."""
+    inputs, outputs = weights[0].over.shape[1], weights[-1].over.shape[0]
+    scale = _scale_of(certificate, inputs)
+    if isinstance(certificate, Certificate):
+        if certificate.kind != "global":
+            raise CertificateError(f"kind: expected global, got {certificate.kind}")
+        yield _claim("", certificate, certificate.norm, scale, weights)
         return
-    form = _form(weights, activations, certificate)
-    if len(form) > _LARGEST:
+    given = [b.direction for b in certificate.bounds]
+    wanted = functionals_of(certificate.kind, given, outputs)
+    if [tuple(row.tolist()) for row in wanted] != given:
+        raise CertificateError(f"bounds: expected the directions of kind {certificate.kind}")
+    for k, bound in enumerate(certificate.bounds):
+        last = Rational.of(np.array([bound.direction])) @ weights[-1]
+        name, own = f"bounds[{k}].", (*weights[:-1], last)
+        yield _claim(name, bound, certificate.norm, scale, own)
+
+
+def _scale_of(certificate: AnyCertificate, inputs: int) -> Rational:
+    """The input scales, 1 where there are none; norm and units are admitted here."""
+    if certificate.norm not in NORMS:
+        raise CertificateError(
+            f"norm: expected one of {', '.join(NORMS)}, got {certificate.norm!r}"
+        )
+    given = certificate.input_scale
+    units = MODEL_UNITS if given is None else RAW_UNITS
+    if certificate.units != units:
+        raise CertificateError(f"units: expected {units!r}, got {certificate.units!r}")
+    return Rational.of(np.ones(inputs) if given is None else checked_scale(given, inputs))
+
+
+def _claim(
+    name: str,
+    bound: Certificate | FunctionalBound,
+    norm: str,
+    scale: Rational,
+    weights: tuple[Rational, ...],
+) -> Claim:
+    """One claim; for linf the multiplier of the inputs says what D is."""
+    lip = Rational.of(np.array(bound.lip))
+    layers = [("input", scale.over.shape[0])] if norm == "linf" else []
+    layers += [("hidden", w.over.shape[0]) for w in weights[:-1]]
+    given = [len(t) for t in bound.multiplier]
+    if given != [n for _, n in layers] and bound.lip != 0.0:
+        raise CertificateError(
+            f"{name}multiplier: expected {[n for _, n in layers]} entries per layer, got {given}"
+        )
+    if not all(value >= 0.0 for t in bound.multiplier for value in t):
+        raise CertificateError(f"{name}multiplier: expected numbers >= 0")
+    square = lip * lip
+    hidden = bound.multiplier
+    if norm == "linf" and bound.lip != 0.0:
+        tau = Rational.of(2.0 * np.array(bound.multiplier[0]))
+        if sum(tau.over.tolist()) * square.under > int(square.over) * tau.under:
+            raise CertificateError(f"{name}multiplier[0]: twice its sum exceeds lip^2")
+        square, hidden = tau, bound.multiplier[1:]
+    square = square * scale * scale
+    return Claim(name, bound.lip, hidden, weights, square, _inverse(square))
+
+
+def _inverse(square: Rational) -> Rational:
+    """``1 / square``: exactly where all entries are equal, otherwise from above; 0 for 0."""
+    entries = [int(v) for v in square.over]
+    if len(set(entries)) == 1 and entries[0] > 0:
+        return Rational(np.array([square.under] * len(entries), dtype=object), entries[0])
+    top = max(max(entries), square.under).bit_length() + _INVERSE_BITS
+    rounded = [-((-square.under << top) // v) if v > 0 else 0 for v in entries]
+    return Rational(np.array(rounded, dtype=object), 1 << top)
+
+
+def _check_claim(claim: Claim, activations: Sequence[LayerSpec]) -> None:
+    if claim.lip == 0.0:
+        if not _is_constant(claim.weights):
+            raise CertificateError(f"{claim.name}lip: 0 is not proven: the network is not constant")
+        return
+    form = _form(claim, activations)
+    if form is not None and len(form) > _LARGEST:
         raise CertificateError(
             f"the exact check is for at most {_LARGEST} neurons, got {len(form)}; use verify"
         )
-    proves = is_semidefinite if len(form) <= _DECIDED else is_definite
-    if not proves(form):
+    if form is None or not (is_semidefinite if len(form) <= _DECIDED else is_definite)(form):
         raise CertificateError(
-            f"lip: {certificate.lip!r} is not proven: the matrix inequality does not hold exactly"
+            f"{claim.name}lip: {claim.lip!r} is not proven: the matrix inequality does not hold "
+            "exactly"
         )
-
-
-def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
-    """The matrices ``W_0, ..., W_l`` without any rounding, and the activations between them."""
-    shape, size = network.input_shape or (), network.size_in
-    weights: list[Rational] = []
-    activations: list[LayerSpec] = []
-    current: Rational | None = None  # since the last activation; None is the identity
-    for spec in network.layers:
-        if spec.kind in _MATRICES:
-            matrix, shape = _MATRICES[spec.kind](network, spec, shape)
-            current = matrix if current is None else matrix @ current
-            size = matrix.over.shape[0]
-        elif spec.kind == "flatten":
-            shape = (math.prod(shape),)
-        elif spec.kind in (*SORTS, HALF_ABS):
-            if spec.kind in SORTS:
-                turn = _rotation(shape)
-                current = turn if current is None else turn @ current
-            activations.append(LayerSpec(HALF_ABS, spec.name, {}))
-            weights.append(_identity(size) if current is None else current)
-            current = _rotation_back(spec.kind, shape) if spec.kind in SORTS else None
-        elif spec.kind in ACTIVATIONS and set(ACTIVATIONS[spec.kind].slopes(spec.options)) != {1.0}:
-            activations.append(spec)
-            weights.append(_identity(size) if current is None else current)
-            current = None
-    return [*weights, _identity(size) if current is None else current], activations
 
 
 def is_semidefinite(form: Whole) -> bool:
@@ -199,45 +223,65 @@ def is_definite(form: Whole) -> bool:
     return True
 
 
-def _form(
-    weights: Sequence[Rational], activations: Sequence[LayerSpec], certificate: Certificate
-) -> Whole:
-    """The quadratic form without its output, and without its input where that can go."""
-    lip = Rational.of(np.array(certificate.lip))
-    square = lip * lip
-    last = weights[-1]
+def _form(claim: Claim, activations: Sequence[LayerSpec]) -> Whole | None:
+    """The quadratic form without its output, and without its input where that can go.
+
+    ``None`` where it cannot be >= 0: an input that D leaves free moves the network.
+    """
+    first = claim.weights[0]
+    free = np.array([v == 0 for v in claim.square.over])
+    if bool((first.over[:, free] != 0).any()):
+        return None
     if not activations:
-        gram = last @ last.T if last.over.shape[0] < last.over.shape[1] else last.T @ last
-        scaled_identity = _identity(len(gram.over)) * square
-        return (scaled_identity + -gram).over
-    slopes = [
-        _slopes_of(a, len(t)) for a, t in zip(activations, certificate.multiplier, strict=True)
-    ]
+        return _affine_form(claim)
+    slopes = [_slopes_of(a, len(t)) for a, t in zip(activations, claim.multiplier, strict=True)]
     known = [np.flatnonzero((alpha + -beta).over == 0) for alpha, beta in slopes]
-    products = [bool((alpha * beta).over.any()) for alpha, beta in slopes]
+    own_square = bool((slopes[0][0] * slopes[0][1]).over.any())
     blocks: list[Rational] = []
+    if own_square:
+        block, first = _input_block(claim)
+        blocks.append(block)
+    matrices = (first, *claim.weights[1:-1])
+    blocks, lower = _blocks(claim, matrices, slopes, known, blocks)
+    if not own_square:
+        scaled = Rational(lower[0].over * claim.inverse.over, lower[0].under * claim.inverse.under)
+        blocks[0] = blocks[0] + -(scaled @ lower[0].T)
+        lower = lower[1:]
+    last = claim.weights[-1]
+    blocks[-1] = blocks[-1] + -(last.T @ last)
+    widths = [len(block.over) for block in blocks]
+    return _substituted(_assembled(blocks, lower), widths, matrices, slopes, known)
+
+
+def _affine_form(claim: Claim) -> Whole:
+    """Without a hidden layer: ``D - W'W``, or ``I - W Q W'`` where that is the smaller one."""
+    last = claim.weights[-1]
+    if last.over.shape[0] < last.over.shape[1]:
+        scaled = Rational(last.over * claim.inverse.over, last.under * claim.inverse.under)
+        return (identity(len(last.over)) + -(scaled @ last.T)).over
+    return (diagonal(claim.square) + -(last.T @ last)).over
+
+
+def _blocks(
+    claim: Claim,
+    matrices: Sequence[Rational],
+    slopes: Sequence[tuple[Rational, Rational]],
+    known: Sequence[Any],
+    blocks: list[Rational],
+) -> tuple[list[Rational], list[Rational]]:
+    """Diagonal blocks, the input's own first where it has one, and those below them."""
     lower: list[Rational] = []
-    first = weights[0]
-    if products[0]:
-        blocks, first = _input_block(first, square)
-    for k, weight in enumerate((first, *weights[1:-1])):
+    for k, weight in enumerate(matrices):
         alpha, beta = slopes[k]
-        t = Rational.of(np.array(certificate.multiplier[k]))
-        t.over[known[k]] = 0  # a linear neuron is substituted below
+        t = Rational.of(np.array(claim.multiplier[k]))
+        t.over[known[k]] = 0  # a linear neuron is substituted later
         doubled = t + t
-        if products[k]:
+        if bool((alpha * beta).over.any()):
             own = weight.T @ ((doubled * alpha * beta).rows() * weight)
             blocks[-1] = blocks[-1] + own
         lower.append(-((t * (alpha + beta)).rows() * weight))
-        blocks.append(_diagonal(doubled))
-    if not products[0]:
-        gram = lower[0] @ lower[0].T
-        inverse = Rational(np.array(square.under, dtype=object), int(square.over))
-        blocks[0] = blocks[0] + -(gram * inverse)
-        lower = lower[1:]
-    blocks[-1] = blocks[-1] + -(last.T @ last)
-    widths = [len(block.over) for block in blocks]
-    return _substituted(_assembled(blocks, lower), widths, (first, *weights[1:-1]), slopes, known)
+        blocks.append(diagonal(doubled))
+    return blocks, lower
 
 
 def _substituted(
@@ -279,14 +323,20 @@ def _slopes_of(spec: LayerSpec, size: int) -> tuple[Rational, Rational]:
     return Rational.of(np.full(size, low)), Rational.of(np.full(size, high))
 
 
-def _input_block(weight: Rational, square: Rational) -> tuple[list[Rational], Rational]:
-    """The input's own block and the first matrix, after ``x_0 = W_0' y`` where that is shorter."""
+def _input_block(claim: Claim) -> tuple[Rational, Rational]:
+    """The input's own block and the first matrix, after ``x_0 = Q W_0' y`` where that is shorter.
+
+    Then the block is ``W_0 Q W_0'``, and so is the matrix.
+    """
+    weight = claim.weights[0]
     outputs, inputs = weight.over.shape
     if inputs <= outputs:
-        return [_identity(inputs) * square], weight
+        return diagonal(claim.square), weight
     seen = [i for i in range(outputs) if weight.over[i].any()]
-    basis = Rational(weight.over[seen], weight.under).T
-    return [(basis.T @ basis) * square], weight @ basis
+    rows = Rational(weight.over[seen], weight.under)
+    scaled = Rational(weight.over * claim.inverse.over, weight.under * claim.inverse.under)
+    mapped = scaled @ rows.T
+    return Rational(mapped.over[seen], mapped.under), mapped
 
 
 def _assembled(blocks: Sequence[Rational], lower: Sequence[Rational]) -> Whole:
@@ -314,85 +364,9 @@ def _widest(spec: LayerSpec) -> SlopeRange:
     return DIFFERENCE if spec.kind == HALF_ABS else ACTIVATIONS[spec.kind].slopes(spec.options)
 
 
-def _rotation(shape: Shape) -> Rational:
-    """Sums, then differences, of the pairs of neighbouring features or channels."""
-    size = math.prod(shape)
-    order = np.arange(size).reshape(shape[0] // 2, 2, -1)
-    even, odd = order[:, 0].ravel(), order[:, 1].ravel()
-    unit = _identity(size).over
-    return Rational(np.concatenate([unit[even] + unit[odd], unit[even] - unit[odd]]), 1)
-
-
-def _rotation_back(kind: str, shape: Shape) -> Rational:
-    """From the sums and the folded differences to the sorted pairs."""
-    turn = _rotation(shape).over.T
-    half = turn.shape[1] // 2
-    sign = 1 if SORTS[kind].descending else -1
-    return Rational(np.concatenate([turn[:, :half], sign * turn[:, half:]], axis=1), 2)
-
-
 def _is_constant(weights: Sequence[Rational]) -> bool:
     """Whether no input reaches the output."""
     reached = np.ones(weights[0].over.shape[1], dtype=bool)
     for weight in weights:
         reached = (weight.over != 0)[:, reached].any(axis=1)
     return not bool(reached.any())
-
-
-def _identity(size: int) -> Rational:
-    return Rational(np.array(np.eye(size, dtype=np.int64), dtype=object), 1)
-
-
-def _diagonal(values: Rational) -> Rational:
-    return Rational(_identity(len(values.over)).over * values.over, values.under)
-
-
-def _linear(network: Network, spec: LayerSpec, shape: Shape) -> tuple[Rational, Shape]:
-    weight = network.arrays[f"{spec.name}.weight"]
-    return Rational.of(weight), weight.shape[:1]
-
-
-def _conv2d(network: Network, spec: LayerSpec, shape: Shape) -> tuple[Rational, Shape]:
-    weight = network.arrays[f"{spec.name}.weight"]
-    outputs, per_group = weight.shape[:2]
-    window = Window.of(spec.options, weight.shape[2:], shape, spec.name)
-    kernel, group = Rational.of(weight), outputs // spec.options["groups"]
-    full = (outputs, *window.out)
-    matrix = np.zeros((*full, *shape), dtype=object)
-    for out, row, column, y, x, a, b in _places(window, shape, outputs):
-        first = (out // group) * per_group
-        matrix[out, row, column, first : first + per_group, y, x] = kernel.over[out, :, a, b]
-    return Rational(matrix.reshape(math.prod(full), math.prod(shape)), kernel.under), full
-
-
-def _avg_pool2d(network: Network, spec: LayerSpec, shape: Shape) -> tuple[Rational, Shape]:
-    options = {**spec.options, "dilation": [1, 1]}
-    window = Window.of(options, tuple(options["kernel_size"]), shape, spec.name)
-    full = (shape[0], *window.out)
-    matrix = np.zeros((*full, *shape), dtype=object)
-    for channel, row, column, y, x, _, _ in _places(window, shape, shape[0]):
-        matrix[channel, row, column, channel, y, x] = 1
-    matrix = matrix.reshape(math.prod(full), math.prod(shape))
-    counts = [math.prod(window.kernel)] * len(matrix)
-    if options["divisor_override"] is not None:
-        counts = [options["divisor_override"]] * len(matrix)
-    elif not options["count_include_pad"]:
-        counts = [int(count) for count in matrix.sum(axis=1)]
-    under = math.lcm(*counts)
-    return Rational(matrix * np.array([[under // c] for c in counts], dtype=object), under), full
-
-
-def _places(window: Window, shape: Shape, channels: int) -> Any:
-    """Every (channel, output row and column, input row and column, kernel row and column)."""
-    for out, row, column, a, b in np.ndindex(channels, *window.out, *window.kernel):
-        y = row * window.stride[0] - window.padding[0] + a * window.dilation[0]
-        x = column * window.stride[1] - window.padding[2] + b * window.dilation[1]
-        if 0 <= y < shape[1] and 0 <= x < shape[2]:
-            yield out, row, column, y, x, a, b
-
-
-_MATRICES: dict[str, Callable[[Network, LayerSpec, Shape], tuple[Rational, Shape]]] = {
-    "linear": _linear,
-    "conv2d": _conv2d,
-    "avg_pool2d": _avg_pool2d,
-}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -21,7 +22,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..certificates.certificate import Certificate, FunctionalCertificate
+    from torch import Tensor
+
+    from ..certificates.certificate import AnyCertificate, FunctionalCertificate
     from ..local.certify import LocalConfig
     from ..local.result import LocalCertificate
     from ..networks.network import Network
@@ -150,16 +153,33 @@ def _certify(options: Namespace) -> int:
         raise RunFolderError(f"output: {output} exists; name another file with --output")
     shape = tuple(options.input_shape) if options.input_shape else None
     network = open_network(path, shape)
-    certificate, lines = _PROOFS[options.kind](options, network)
+    proof = _PROOFS[options.kind](options, network)
     say(describe(network))
-    for line in lines:
+    for line in proof.lines:
         say(f"  {line}")
     if output.exists():
         say(f"  {output} is there already and is left as it is; --output FILE writes this one")
     else:
-        certificate.save(output)
+        proof.certificate.save(output)
         say(f"  written to {output}")
+        if proof.leaned_on is not None:
+            proof.leaned_on.save(leaned_on_beside(output))
+            say(f"  and what it leans on to {leaned_on_beside(output)}")
     return 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Proof:
+    """A certificate, what to say of it, and the one for all inputs that a local one leans on."""
+
+    certificate: AnyCertificate | LocalCertificate
+    lines: list[str]
+    leaned_on: FunctionalCertificate | None = None
+
+
+def leaned_on_beside(output: Path) -> Path:
+    """Where the certificate for all inputs lies that a local one leans on."""
+    return output.with_suffix(".pairs.json")
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -182,7 +202,7 @@ def _distance(options: Namespace, network: Network) -> str:
     return f"{'inputs':<14}{distance_of(network, options.norm, options.input_scale is not None)}"
 
 
-def _prove_global(options: Namespace, network: Network) -> tuple[Certificate, list[str]]:
+def _prove_global(options: Namespace, network: Network) -> _Proof:
     from ..certificates.certificate import certify
     from ..solvers import SolverConfig
     from .finish import bounds_of
@@ -194,12 +214,10 @@ def _prove_global(options: Namespace, network: Network) -> tuple[Certificate, li
         solver=_solver(options, SolverConfig().tol),
     )
     values = [f"{name:<14}{v:.9g}" for name, v in bounds_of(proven).items() if v is not None]
-    return proven, [_distance(options, network), *values]
+    return _Proof(proven, [_distance(options, network), *values])
 
 
-def _prove_functionals(
-    options: Namespace, network: Network
-) -> tuple[FunctionalCertificate, list[str]]:
+def _prove_functionals(options: Namespace, network: Network) -> _Proof:
     from ..certificates.certificate import certify
     from ..certificates.functionals import TOL
 
@@ -212,20 +230,18 @@ def _prove_functionals(
     )
     lips = functionals.lips
     gap = max((b.lip - b.lower_lip) / b.lip if b.lip > 0.0 else 0.0 for b in functionals.bounds)
-    return functionals, [
+    lines = [
         _distance(options, network),
         f"{options.kind}: {len(lips)} bounds, from {lips.min():.9g} to {lips.max():.9g}",
         f"{'mean':<14}{lips.mean():.9g}",
         f"{'largest gap':<14}{gap:.2g}, relative, to what any multiplier could prove",
     ]
+    return _Proof(functionals, lines)
 
 
-def _prove_local(options: Namespace, network: Network) -> tuple[LocalCertificate, list[str]]:
-    """Balls around test rows: at one radius, or the largest ones."""
-    from ..certificates.certificate import certify
-    from ..certificates.functionals import TOL
+def _rows(options: Namespace) -> tuple[Tensor, Tensor]:
+    """The test rows that local bounds are about."""
     from ..data import load_data
-    from ..local import LocalConfig, certify_local, local_radii
 
     if options.data is None:
         raise UsageError("data: --kind local needs --data NAME, whose test rows it is about")
@@ -234,7 +250,17 @@ def _prove_local(options: Namespace, network: Network) -> tuple[LocalCertificate
     data = load_data(options.data, options.data_dir)
     if data.task != "classification":
         raise UsageError("data: --kind local proves classes; expected labels, got a regression")
-    x, y = (part[: options.samples] for part in data.test)
+    x, y = data.test
+    return x[: options.samples], y[: options.samples]
+
+
+def _prove_local(options: Namespace, network: Network) -> _Proof:
+    """Balls around test rows: at one radius, or the largest ones."""
+    from ..certificates.certificate import certify
+    from ..certificates.functionals import TOL
+    from ..local import LocalConfig, certify_local, local_radii
+
+    x, y = _rows(options)
     measure = {"norm": options.norm, "input_scale": options.input_scale}
     config: LocalConfig = config_of(LocalConfig, options.local, **measure)
     outputs = network.chain().widths[-1]
@@ -254,11 +280,12 @@ def _prove_local(options: Namespace, network: Network) -> tuple[LocalCertificate
         found = certify_local(network, x, options.radius, y, certificate=whole, config=config)
         share = float(found.robust.double().mean())
         what = [f"{'certified':<14}{share:.2%} at radius {options.radius:g}"]
-    return found, [_distance(options, network), f"local: {len(x)} test rows", *what]
+    lines = [_distance(options, network), f"local: {len(x)} test rows", *what]
+    return _Proof(found, lines, whole)
 
 
 # Kind -> the certificate, and what to say of it.
-_PROOFS: Mapping[str, Callable[[Namespace, Network], tuple[Any, list[str]]]] = {
+_PROOFS: Mapping[str, Callable[[Namespace, Network], _Proof]] = {
     "global": _prove_global,
     "pairwise": _prove_functionals,
     "per_output": _prove_functionals,

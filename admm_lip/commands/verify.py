@@ -39,7 +39,7 @@ def parser() -> Parser:
         type=str | None,
         default=None,
         help="Certificate to check (not given: certificate.json in the folder, or the one inside "
-        "the ONNX file).",
+        "the ONNX file); a local one ends in .safetensors, and needs torch.",
     )
     made.add_argument(
         "--exact", action="store_true", help="Check once more in exact rational arithmetic."
@@ -54,20 +54,42 @@ def run(arguments: list[str]) -> int:
     from ..foreign import open_network
 
     path = Path(options.network)
+    if options.certificate is not None and options.certificate.endswith(".safetensors"):
+        return _verify_local(path, Path(options.certificate), exact=options.exact)
     certificate = _certificate(path, options.certificate)
     network = open_network(path, certificate.input_shape)
     verify(certificate, network)
     if options.exact:
-        from ..certificates.certificate import Certificate
         from ..certificates.exact import exact_check
 
-        if not isinstance(certificate, Certificate):
-            raise UsageError(
-                f"exact: expected a global certificate, got {certificate.kind}; leave --exact out"
-            )
         exact_check(network, certificate)
     how = " (also in exact arithmetic)" if options.exact else ""
     say(f"verified{how}: {_claim(path, certificate)}")
+    return 0
+
+
+def _verify_local(path: Path, file: Path, *, exact: bool) -> int:
+    """A local certificate, and the one for all inputs that it leans on."""
+    from ..certificates.certificate import load_certificate
+    from ..certificates.verify import verify
+    from ..foreign import open_network
+    from ..local import LocalCertificate, verify_local
+    from .certify import leaned_on_beside
+
+    if exact:
+        raise UsageError("exact: expected a certificate for all inputs, got a local one")
+    found = LocalCertificate.load(file)
+    network = open_network(path, found.input_shape)
+    beside = leaned_on_beside(file)
+    whole = load_certificate(beside) if beside.is_file() else None
+    if whole is not None:
+        verify(whole, network)
+    verify_local(found, network, whole)
+    radii = found.radius
+    say(
+        f"verified: local bounds ({found.norm}) of the network in {path} around {len(radii)} "
+        f"inputs, radii from {float(radii.min()):.6g} to {float(radii.max()):.6g}"
+    )
     return 0
 
 

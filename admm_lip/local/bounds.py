@@ -8,8 +8,8 @@ Layer by layer, three enclosures of ``z_k = W_k x_k + b_k`` on ``||x' - x|| <= r
   layers' norms and the slopes seen so far;
 * **lines**: linear bounds substituted back to the input (``linear.py``).
 
-The first layer's range on the ball is exact: ``z_0i(x) +- r ||w_i||``, with a box cut to
-``z_0i(x) +- max w_i d`` over the displacements d that ball and box admit.
+The first layer's range on the ball is exact: ``z_0i(x) +- r ||w_i||`` in the dual norm, with a box
+cut to ``z_0i(x) +- max w_i d`` over the displacements d that ball and box admit.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def preactivation_bounds(net: Net, region: Region) -> Bounds:
             torch.minimum(interval.low, center.low), torch.maximum(interval.high, center.high)
         )
         layers.append(_layer(spec, center, interval, z))
-        moved = _moved(affine, layers[-1], moved)
+        rows, norm = (affine.rows, affine.norm) if k else (net.ball.rows, net.ball.reach)
+        moved = _moved(rows, norm, layers[-1], moved)
         value, evaluated = _evaluated(spec, z)
         steepest = torch.maximum(layers[-1].slopes.low.abs(), layers[-1].slopes.high.abs())
         error = SLACK * (steepest * z_error + evaluated) + TINY
@@ -180,8 +181,8 @@ def _by_norm(affine: Affine, before: Layer, center: Range, moved: Tensor) -> Ran
     return Range(center.low - reach, center.high + reach)
 
 
-def _moved(affine: Affine, layer: Layer, moved: Tensor) -> Tensor:
+def _moved(rows: Tensor, norm: float, layer: Layer, moved: Tensor) -> Tensor:
     """Distance that the layer's output moves: ``||D W|| <= `` a norm of the rows that are left."""
     steepest = torch.maximum(layer.slopes.low.abs(), layer.slopes.high.abs())
-    rows = (steepest.square() @ affine.rows.square()).sqrt()
-    return torch.minimum(steepest.amax(dim=1) * affine.norm, rows) * moved * SLACK
+    by_rows = (steepest.square() @ rows.square()).sqrt()
+    return torch.minimum(steepest.amax(dim=1) * norm, by_rows) * moved * SLACK

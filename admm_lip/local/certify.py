@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
+from ..certificates.certifier import Order
+from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.radii import _labels, _points
+from ..certificates.restate import NORMS
 from ..certificates.verify import check_belongs
 from ..errors import CertificateError
 from ..networks.network import Network
@@ -49,6 +52,9 @@ class LocalConfig:
             inside it count.  ``None`` is every input.
         rounds: of the search for a radius.
         tol: relative accuracy of that search.
+        norm: of the balls: ``"l2"`` or ``"linf"``.
+        input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
+            scale of each feature (or one number); radii are then in raw units.
 
     Raises:
         ValueError: naming the field.
@@ -59,6 +65,8 @@ class LocalConfig:
     box: Box | None = None
     rounds: int = 12
     tol: float = 0.01
+    norm: str = "l2"
+    input_scale: Any = None
 
     def __post_init__(self) -> None:
         if self.level not in BY_NAME:
@@ -69,6 +77,8 @@ class LocalConfig:
             raise ValueError(f"box: expected two finite ends, the lower first, got {self.box!r}")
         if self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1, got {self.rounds!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
         if not 0.0 < self.tol < 1.0:
             raise ValueError(f"tol: expected a number in (0, 1), got {self.tol!r}")
 
@@ -81,6 +91,7 @@ class Task:
         functionals: ``(batch, m, p, n_out)``.
         items: which of them are asked for, ``(batch, m)``.
         known: bounds and multipliers for all inputs, or ``None``.
+        input_scale: of every feature, or ``None``.
     """
 
     network: Network
@@ -91,6 +102,7 @@ class Task:
     items: Tensor
     known: Known | None
     config: LocalConfig
+    input_scale: tuple[float, ...] | None
 
     def part(self, rows: Tensor) -> Task:
         """The task of some of the samples."""
@@ -134,7 +146,7 @@ def certify_local(
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> LocalCertificate:
-    """Prove what a network does on the l2 ball around each input.
+    """Prove what a network does on the ball around each input (of l2, unless ``config`` says).
 
     Without labels: a Lipschitz constant of the whole output between any two points of the ball.
     With labels: for every other class j a constant of ``f_y - f_j`` between the input and any point
@@ -144,10 +156,11 @@ def certify_local(
     Args:
         model: a chain of supported layers, or a :class:`~admm_lip.networks.network.Network`.
         x: inputs ``(batch, *input_shape)``, taken at their exact values.
-        radius: of the balls, in the units of ``x``: one number, or one per input.
+        radius: of the balls, in the units of ``x`` (raw ones with ``config.input_scale``): one
+            number, or one per input.
         y: integer labels, ``(batch,)``, or ``None``.
-        certificate: of this model, l2, in its own units: no bound will be above the certificate's,
-            and its multipliers serve the level ``"implied"``.
+        certificate: of this model, in the norm and units of ``config``: no bound will be above
+            the certificate's, and its multipliers serve the level ``"implied"``.
         config: effort and input box.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
 
@@ -196,6 +209,8 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
         roots=torch.cat([f.roots for f in found] or [empty[:, :, None].expand(-1, -1, hidden)]),
         margin=torch.cat([o.margin for o in outcomes] or [empty]),
         center=torch.cat([o.center for o in outcomes] or [empty]),
+        norm=task.config.norm,
+        input_scale=task.input_scale,
     )
 
 
@@ -292,22 +307,32 @@ def task_of(
     if shape is None and isinstance(x, Tensor) and x.ndim > 2:
         shape = tuple(x.shape[1:])
     network = network_of(model, shape)
-    if certificate is not None:
-        check_belongs(certificate, network)
-        if certificate.norm != "l2" or certificate.input_scale is not None:
-            raise CertificateError(
-                "norm / units: local bounds are l2 in the units of the model, got a certificate "
-                f"of {certificate.norm} in {certificate.units}; certify without input_scale"
-            )
     config = config or LocalConfig()
-    net = net_of(network.chain())
+    scale = Order(input_scale=config.input_scale).scale_of(network)
+    if certificate is not None:
+        check_measure(certificate, network, config.norm, scale)
+    net = net_of(network.chain(), config.norm, scale)
     points = _points(x, network.input_shape or ())
     check_points(points, config.box)
     outputs = len(net.maps[-1].bias)
     labels = None if y is None else _labels(y, len(points), outputs)
     functionals, items = functionals_for(labels, len(points), outputs)
     known = None if certificate is None else known_of(certificate, outputs)
-    return Task(network, net, points, labels, functionals, items, known, config)
+    return Task(network, net, points, labels, functionals, items, known, config, scale)
+
+
+def check_measure(
+    certificate: AnyCertificate, network: Network, norm: str, scale: tuple[float, ...] | None
+) -> None:
+    """Raise :class:`CertificateError` unless the certificate measures distances in the same way."""
+    check_belongs(certificate, network)
+    if certificate.norm != norm or certificate.input_scale != scale:
+        units = MODEL_UNITS if scale is None else RAW_UNITS
+        raise CertificateError(
+            f"norm / units: expected a certificate of {norm} in {units}, as the local bounds' "
+            f"config has it, got {certificate.norm} in {certificate.units}; give LocalConfig the "
+            "certificate's norm and input_scale"
+        )
 
 
 def functionals_for(labels: Tensor | None, count: int, outputs: int) -> tuple[Tensor, Tensor]:

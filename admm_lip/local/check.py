@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
+from ..certificates.restate import NORMS as MEASURES
 from ..errors import CertificateError
 from ..networks.network import Network
 from ..networks.storage import network_of
 from .bounds import preactivation_bounds
-from .certify import LocalConfig, Task, functionals_for, radii_of
+from .certify import LocalConfig, Task, check_measure, functionals_for, radii_of
 from .curves import Range
 from .gain import proves, reduce, with_outputs
 from .known import known_of
@@ -20,7 +21,7 @@ from .levels import CLOSED, GLOBAL, LEVELS, NORMS, gathered, masked_norms
 from .linear import center_values, margin_bounds
 from .region import Region
 from .result import LocalCertificate
-from .tensors import chunks, net_of
+from .tensors import Net, chunks, net_of
 
 _GROUP = 32
 
@@ -54,8 +55,15 @@ def verify_local(
             _check_group(task.part(group), found, group)
 
 
+def _net(found: LocalCertificate, network: Network) -> Net:
+    """The network, with distances measured as the certificate says."""
+    if found.norm not in MEASURES:
+        raise CertificateError(f"norm: expected one of {', '.join(MEASURES)}, got {found.norm!r}")
+    return net_of(network.chain(), found.norm, found.input_scale)
+
+
 def _task(found: LocalCertificate, network: Network, certificate: AnyCertificate | None) -> Task:
-    net = net_of(network.chain())
+    net = _net(found, network)
     outputs, hidden = len(net.maps[-1].bias), sum(len(a.bias) for a in net.maps[:-1])
     if found.x.shape[1] != net.maps[0].weight.shape[1]:
         raise CertificateError(f"x: expected {net.maps[0].weight.shape[1]} features per input")
@@ -74,9 +82,11 @@ def _task(found: LocalCertificate, network: Network, certificate: AnyCertificate
     functionals, items = functionals_for(labels, len(found.x), outputs)
     if found.lip.shape != items.shape or found.roots.shape[2] != hidden:
         raise CertificateError("lip, roots: expected one per functional, and per hidden neuron")
+    if certificate is not None:
+        check_measure(certificate, network, found.norm, found.input_scale)
     known = None if certificate is None else known_of(certificate, outputs)
-    config = LocalConfig(box=found.box)
-    return Task(network, net, found.x, labels, functionals, items, known, config)
+    config, scale = LocalConfig(box=found.box, norm=found.norm), found.input_scale
+    return Task(network, net, found.x, labels, functionals, items, known, config, scale)
 
 
 def _check_group(task: Task, found: LocalCertificate, rows: Tensor) -> None:

@@ -66,16 +66,18 @@ def known_of(certificate: AnyCertificate, outputs: int) -> Known:
 def _of_global(certificate: Any, outputs: int) -> Known:
     factor = math.sqrt(2.0) * (1.0 + 1e-15) if outputs > 1 else 1.0
     pairs = torch.full((outputs, outputs), certificate.lip * factor, dtype=torch.float64)
-    return Known(certificate.lip, pairs, _tensors(certificate.multiplier), None)
+    return Known(
+        certificate.lip, pairs, _tensors(_hidden(certificate, certificate.multiplier)), None
+    )
 
 
 def _of_pairs(certificate: Any, outputs: int) -> Known:
     pairs = torch.from_numpy(certificate.pair_lips())
-    depth = len(certificate.bounds[0].multiplier)
+    given = [_hidden(certificate, b.multiplier) for b in certificate.bounds]
     upper = np.triu_indices(outputs, 1)
     tables = []
-    for k in range(depth):
-        rows = torch.tensor([b.multiplier[k] for b in certificate.bounds], dtype=torch.float64)
+    for k in range(len(given[0])):
+        rows = torch.tensor([t[k] for t in given], dtype=torch.float64)
         table = torch.ones(outputs, outputs, rows.shape[1], dtype=torch.float64)
         table[upper] = rows
         table[upper[::-1]] = rows
@@ -87,6 +89,11 @@ def _of_outputs(certificate: Any, outputs: int) -> Known:
     lips = torch.from_numpy(certificate.lips)
     pairs = (lips[:, None] + lips) * (1.0 + 1e-15) if outputs > 1 else lips[:, None]
     return Known(math.inf, pairs, None, None)
+
+
+def _hidden(certificate: Any, multiplier: Sequence[Any]) -> Sequence[Any]:
+    """The multiplier of the hidden layers: for linf without that of the inputs."""
+    return multiplier[1:] if certificate.norm == "linf" else multiplier
 
 
 def _tensors(multiplier: Sequence[Any]) -> Multiplier:

@@ -124,6 +124,9 @@ def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
     weight = rows @ last.weight
     lost = rows.flatten(2).norm(dim=2) * (last.error + 4.0 * 2.0**-53 * last.frobenius)
     if not slopes:
+        if net.ball.norm != "l2" or net.ball.scale is not None:
+            weight = rows @ net.factor
+            lost = rows.flatten(2).norm(dim=2) * (4.0 * 2.0**-53 * net.factor.norm())
         affine: Tensor = (_norms(weight) + lost) * SLACK
         return affine
     halves = [torch.maximum(s.low.abs(), s.high.abs()).sqrt() * (1.0 + 1e-15) for s in slopes]

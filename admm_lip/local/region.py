@@ -1,7 +1,8 @@
-"""The sets that local bounds speak of: l2 balls around samples, optionally cut by an input box."""
+"""The sets that local bounds speak of: balls around samples, optionally cut by an input box."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ _CACHED = 2**16
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """``{x': ||x' - x|| <= r, low <= x' <= high}`` for every sample.
+    """``{x': ||x' - x|| <= r, low <= x' <= high}`` for every sample, in the net's norm.
 
     Attributes:
         points: ``(batch, n_0)``, float64, taken as exact.
@@ -42,9 +43,9 @@ class Region:
     def first_range(self, net: Net, center: Range) -> Range:
         """Range of the first pre-activations."""
         if self.box is None:
-            reach = self.radius[:, None] * net.maps[0].rows * SLACK + TINY
+            reach = self.radius[:, None] * net.ball.rows * SLACK + TINY
             return Range(center.low - reach, center.high + reach)
-        eye = torch.eye(len(net.maps[0].rows), dtype=torch.float64).expand(len(self), -1, -1)
+        eye = torch.eye(len(net.ball.rows), dtype=torch.float64).expand(len(self), -1, -1)
         return Range(center.low - self.support(net, -eye), center.high + self.support(net, eye))
 
     def support(self, net: Net, rows: Tensor) -> Tensor:
@@ -55,45 +56,68 @@ class Region:
             rows: ``(batch, m, n_1)``.
 
         Returns:
-            ``(batch, m)``: without a box ``r ||a F||``; with one, the least of what
-            :func:`_cut_support` gives and that.
+            ``(batch, m)``: for l2 without a box ``r ||a F||``, with one the least of what
+            :func:`_cut_support` gives and that; for linf feature by feature.
         """
-        first = net.maps[0]
-        off = first.gamma * (rows.abs() @ first.rows) + first.error * rows.norm(dim=-1)
-        norm = (rows @ net.factor).norm(dim=-1)
-        reach = self.radius[:, None] * (norm + off)
-        if self.box is not None:
-            size = max(1, _CACHED // (rows.shape[1] * first.weight.shape[1]))
-            parts = chunks(torch.arange(len(self)), size)
-            cut = torch.cat([_cut_support(self.select(p), rows[p] @ first.weight) for p in parts])
-            cut = cut + self.radius[:, None] * off
-            reach = torch.minimum(reach, cut)
-        raised: Tensor = reach * SLACK + TINY
+        ball, first = net.ball, net.ball.first
+        off = first.gamma * (rows.abs() @ ball.rows)
+        if ball.norm == "linf":
+            off = off + first.error * rows.norm(dim=-1) * first.weight.shape[1] ** 0.5
+            reach = self._by_parts(net, rows, _box_support)
+        else:
+            off = off + first.error * rows.norm(dim=-1)
+            reach = self.radius[:, None] * (rows @ net.factor).norm(dim=-1)
+            if self.box is not None:
+                reach = torch.minimum(reach, self._by_parts(net, rows, _cut_support))
+        raised: Tensor = (reach + self.radius[:, None] * off) * SLACK + TINY
         return raised
 
+    def _by_parts(
+        self, net: Net, rows: Tensor, support: Callable[[Region, Tensor, Tensor | None], Tensor]
+    ) -> Tensor:
+        """A support function of ``a W_0``, as many samples at a time as stay in the cache."""
+        weight = net.ball.first.weight
+        size = max(1, _CACHED // (rows.shape[1] * weight.shape[1]))
+        parts = chunks(torch.arange(len(self)), size)
+        found = [support(self.select(p), rows[p] @ weight, net.ball.scale) for p in parts]
+        return torch.cat(found) if found else rows.new_zeros(rows.shape[:2])
 
-def _cut_support(region: Region, v: Tensor) -> Tensor:
+    def room(self, v: Tensor, scale: Tensor | None) -> Tensor:
+        """How far each feature may go in the direction of ``v``, at most r; ``(batch, m, n_0)``."""
+        radius = self.radius[:, None, None]
+        if self.box is None:
+            return radius.expand_as(v)
+        low, high = self.box
+        up = (high - self.points).clamp(min=0.0) * (1.0 + 1e-15)
+        down = (self.points - low).clamp(min=0.0) * (1.0 + 1e-15)
+        if scale is not None:
+            up, down = up * scale * (1.0 + 1e-15), down * scale * (1.0 + 1e-15)
+        return torch.minimum(torch.where(v > 0.0, up[:, None], down[:, None]), radius)
+
+
+def _box_support(region: Region, v: Tensor, scale: Tensor | None) -> Tensor:
+    """``max v d`` over ``|d_i| <= r`` and the box."""
+    most: Tensor = (v.abs() * region.room(v, scale)).sum(-1)
+    return most
+
+
+def _cut_support(region: Region, v: Tensor, scale: Tensor | None) -> Tensor:
     """``max v d`` over ``||d|| <= r`` and the box, from above.
 
     For any split ``v = a + b``: at most ``r ||a|| + sum_i |b_i| s_i``, with ``s_i`` the room that
     the box leaves in the direction of ``v_i``.  The best split has ``a_i = min(|v_i|, s_i / c)``
     for the c at which the clipped step ``min(c |v_i|, s_i)`` has length r.
     """
-    assert region.box is not None
-    low, high = region.box
-    radius = region.radius[:, None, None]
-    up = (high - region.points).clamp(min=0.0)[:, None] * (1.0 + 1e-15)
-    down = (region.points - low).clamp(min=0.0)[:, None] * (1.0 + 1e-15)
-    room = torch.minimum(torch.where(v > 0.0, up, down), radius)
+    radius, room = region.radius[:, None, None], region.room(v, scale)
     size = v.abs()
-    scale = radius / (size.norm(dim=-1, keepdim=True) + TINY)
+    pace = radius / (size.norm(dim=-1, keepdim=True) + TINY)
     for _ in range(_ROUNDS):
-        clipped = scale * size > room
+        clipped = pace * size > room
         used = torch.where(clipped, room, 0.0).square().sum(-1, keepdim=True)
         left = (radius.square() - used).clamp(min=0.0).sqrt()
         free = torch.where(clipped, 0.0, size).norm(dim=-1, keepdim=True)
-        scale = torch.where(free > 0.0, left / (free + TINY), scale)
-    share = torch.minimum(size, room / (scale + TINY))
+        pace = torch.where(free > 0.0, left / (free + TINY), pace)
+    share = torch.minimum(size, room / (pace + TINY))
     outer = ((size - share) * room).sum(-1)
     most: Tensor = region.radius[:, None] * share.norm(dim=-1) + outer
     return most

@@ -13,13 +13,14 @@ import safetensors.torch as st
 import torch
 from torch import Tensor
 
+from ..certificates.restate import NORMS
 from ..errors import CertificateError
 from ..networks.layers import Shape
 from ..networks.storage import write_atomic
 from .levels import LEVELS
 from .region import Box
 
-FORMAT = 1
+FORMAT = 2
 _MAX_FILE = 8 * 2**30
 _TENSORS = {
     "x": (torch.float64, 2),
@@ -35,7 +36,7 @@ _TENSORS = {
 
 @dataclass(frozen=True, eq=False)
 class LocalCertificate:
-    """Bounds on the l2 ball of each of ``batch`` inputs.
+    """Bounds on the ball of each of ``batch`` inputs.
 
     It speaks of the real-valued function of the stored weights, in evaluation mode.
 
@@ -44,7 +45,7 @@ class LocalCertificate:
         input_shape: shape of one input.
         box: ends of the admissible inputs, or ``None``.
         x: the inputs, float64 ``(batch, features)``.
-        radius: of the balls, ``(batch,)``, in the units of ``x``.
+        radius: of the balls, ``(batch,)``, in the units of ``x`` times ``input_scale``.
         labels: the classes (of one output +1 / -1), or ``None``.
         lip: proven bounds, ``(batch, m)``.  Without labels (m = 1): of the Lipschitz constant of
             all outputs on the ball.  With labels: of ``|g(x') - g(x)| / |x' - x|`` for x' in the
@@ -53,6 +54,9 @@ class LocalCertificate:
         roots: square roots of the multipliers that prove them, ``(batch, m, hidden neurons)``.
         margin: with labels, proven lower bounds of ``f_y - f_j`` on the ball by linear bounds.
         center: with labels, proven lower bounds of ``f_y - f_j`` at x.
+        norm: of the balls: ``"l2"`` or ``"linf"``.
+        input_scale: per feature, where radii are in raw units and the model takes
+            ``raw / input_scale``; ``None`` where they are in those of ``x``.
     """
 
     digest: str
@@ -66,6 +70,8 @@ class LocalCertificate:
     roots: Tensor
     margin: Tensor
     center: Tensor
+    norm: str = "l2"
+    input_scale: tuple[float, ...] | None = None
 
     @property
     def kind(self) -> str:
@@ -103,6 +109,8 @@ class LocalCertificate:
             "digest": self.digest,
             "input_shape": list(self.input_shape),
             "box": None if self.box is None else list(self.box),
+            "norm": self.norm,
+            "input_scale": None if self.input_scale is None else list(self.input_scale),
         }
         tensors = {n: getattr(self, n) for n in _TENSORS if getattr(self, n) is not None}
         solid = {name: t.contiguous() for name, t in tensors.items()}
@@ -155,6 +163,13 @@ def _checked(about: Any, tensors: dict[str, Tensor]) -> LocalCertificate:
         and all(type(v) in (int, float) and math.isfinite(v) for v in box)
     ):
         raise CertificateError(f"box: expected two finite numbers or null, got {box!r:.200}")
+    norm, scale = about.get("norm"), about.get("input_scale")
+    if norm not in NORMS:
+        raise CertificateError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r:.200}")
+    if scale is not None and not (
+        isinstance(scale, list) and all(type(v) in (int, float) and math.isfinite(v) for v in scale)
+    ):
+        raise CertificateError(f"input_scale: expected finite numbers or null, got {scale!r:.200}")
     missing = (set(_TENSORS) - {"labels"}) - set(tensors)
     if missing or not set(tensors) <= set(_TENSORS):
         raise CertificateError(f"expected the tensors {sorted(_TENSORS)}, got {sorted(tensors)}")
@@ -174,5 +189,7 @@ def _checked(about: Any, tensors: dict[str, Tensor]) -> LocalCertificate:
         input_shape=tuple(shape),
         box=None if box is None else (float(box[0]), float(box[1])),
         labels=tensors.pop("labels", None),
+        norm=norm,
+        input_scale=None if scale is None else tuple(float(v) for v in scale),
         **tensors,
     )

@@ -120,7 +120,7 @@ def project(
             of inputs whose classes nobody knows; ``None`` only projects.
         epochs: passes over these data.
         judge: labelled data ``(inputs, targets)`` for the report; ``None`` takes some of
-            ``finetune``, where it has labels.
+            ``finetune``, where it has labels; ``False`` makes no report.
         config: of the fine-tuning.
         progress: show a bar.
 
@@ -177,9 +177,10 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
         start, teacher, data, job.bound, job.epochs, job.config, job.solver, job.progress
     )
     away = _distance(_weights(teacher), _weights(result.model))
-    pair = judge if judge is not None else None if given is not data else sample(data, job.config)
     found = Projection(result.model, result.certificate, away)
-    if pair is None or torch.as_tensor(pair[1]).is_floating_point():
+    known = judge is None and given is data
+    pair = sample(data, job.config) if known else judge
+    if pair is None or pair is False or torch.as_tensor(pair[1]).is_floating_point():
         return found
     before, after = (_judged(m, pair, job) for m in (teacher, result.model))
     return replace(found, before=before, after=after)

@@ -17,13 +17,8 @@ from torch import nn
 
 from admm_lip import certify, verify
 from admm_lip.certificates import exact
-from admm_lip.certificates.exact import (
-    Rational,
-    exact_chain,
-    exact_check,
-    is_definite,
-    is_semidefinite,
-)
+from admm_lip.certificates.exact import exact_check, is_definite, is_semidefinite
+from admm_lip.certificates.exact_network import Rational, exact_chain
 from admm_lip.errors import CertificateError
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import LayerSpec, Network
@@ -232,11 +227,68 @@ def test_a_larger_network_is_proven_in_fixed_point(kind: str) -> None:
     )
     network = read_network(model)
     certificate = certify(network)
-    form = exact._form(*exact_chain(network), certificate)
+    weights, activations = exact_chain(network)
+    (claim,) = exact._claims(certificate, tuple(weights))
+    form = exact._form(claim, activations)
+    assert form is not None
     assert len(form) > exact._DECIDED
     assert is_definite(form)
     assert proves(network, certificate)
     assert not proves(network, certificate, lip=certificate.lip * (1.0 - 1e-6))
+
+
+SCALE = (8.0, 0.3, 2.5)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu", "steep"])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("scale", [None, SCALE], ids=["model", "raw"])
+@pytest.mark.parametrize("claim", ["global", "pairwise", "per_output"])
+@pytest.mark.parametrize("widths", [(3, 5, 3), (3, 2, 4, 2), (3, 2)], ids=str)
+def test_every_kind_norm_and_unit_holds_exactly_and_no_lower(
+    kind: str, norm: Any, scale: Any, claim: Any, widths: tuple[int, ...]
+) -> None:
+    torch.manual_seed(sum(widths))
+    layers: list[nn.Module] = []
+    for n, m in itertools.pairwise(widths):
+        layers += [nn.Linear(n, m), KINDS[kind]]
+    network = read_network(nn.Sequential(*layers[:-1]))
+    options = {} if claim == "global" else {"progress": False}
+    certificate = certify(network, kind=claim, norm=norm, input_scale=scale, **options)
+    verify(certificate, network)
+    exact_check(network, certificate)
+    with pytest.raises(CertificateError, match=r"does not hold exactly|sum exceeds lip\^2"):
+        exact_check(network, lowered(certificate, 1.0 - 1e-6))
+
+
+def lowered(certificate: Any, factor: float) -> Any:
+    """The last bound of a certificate times ``factor``."""
+    if certificate.kind == "global":
+        return dataclasses.replace(certificate, lip=certificate.lip * factor)
+    last = certificate.bounds[-1]
+    last = dataclasses.replace(last, lip=last.lip * factor)
+    return dataclasses.replace(certificate, bounds=(*certificate.bounds[:-1], last))
+
+
+def test_directions_are_those_of_the_kind() -> None:
+    network = network_of(np.eye(3), np.ones((3, 3)))
+    pairs = certify(network, kind="pairwise", progress=False)
+    swapped = dataclasses.replace(pairs, bounds=pairs.bounds[::-1])
+    with pytest.raises(CertificateError, match="bounds: expected the directions of kind pairwise"):
+        exact_check(network, swapped)
+
+
+def test_an_input_that_the_bound_leaves_free_must_not_reach_the_network() -> None:
+    """linf on ``x_1``: all the weight on one input proves the slope 1; moved away it does not."""
+    network = network_of([[1.0, 0.0]], [[1.0]])
+    proof = dataclasses.replace(
+        certify(network, norm="linf"), lip=1.0, multiplier=((0.5, 0.0), (1.0,))
+    )
+    exact_check(network, proof)
+    with pytest.raises(CertificateError, match="does not hold exactly"):
+        exact_check(network, dataclasses.replace(proof, multiplier=((0.0, 0.5), (1.0,))))
+    with pytest.raises(CertificateError, match="twice its sum exceeds lip"):
+        exact_check(network, dataclasses.replace(proof, multiplier=((0.5, 0.1), (1.0,))))
 
 
 class TestRefusals:
@@ -249,7 +301,10 @@ class TestRefusals:
         ("changes", "match"),
         [
             ({"digest": "0" * 64}, "digest: the certificate is of another network"),
-            ({"norm": "linf"}, "norm / kind / units: the exact check knows l2"),
+            ({"norm": "linf"}, r"multiplier: expected \[2, 2\] entries per layer, got \[2\]"),
+            ({"norm": "l1"}, "norm: expected one of l2, linf, got 'l1'"),
+            ({"units": "raw input"}, "units: expected 'model input', got 'raw input'"),
+            ({"kind": "local"}, "kind: expected global, got local"),
             ({"multiplier": ((1.0,),)}, r"multiplier: expected \[2\] entries per layer, got \[1\]"),
             ({"multiplier": ()}, r"multiplier: expected \[2\] entries per layer, got \[\]"),
             ({"slopes": ()}, r"slopes: expected \[\('relu', 0.0, 1.0\)\], got \[\]"),
