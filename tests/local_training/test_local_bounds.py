@@ -99,8 +99,8 @@ def test_the_local_bound_lies_between_sampled_slopes_and_the_global_one(
     inner = model[:-1]
     for points in cloud(x, eps, 4, seed):
         for k, point in enumerate(points):
-            jacobian = torch.func.jacrev(lambda p: inner(p[None]).flatten())(point)
-            slope = float(torch.linalg.matrix_norm(jacobian.flatten(1), 2))
+            jacobian = torch.autograd.functional.jacobian(inner, point[None]).flatten(2)
+            slope = float(torch.linalg.matrix_norm(jacobian.flatten(0, 1), 2))
             assert slope <= float(running.expand(2)[k]) * (1 + 1e-9)
 
 
@@ -142,15 +142,16 @@ def test_every_further_means_certifies_more(activation: str) -> None:
     model = mlp(activation, (5, 40, 40, 3), theta=0.2)
     x = inputs((5,), 3, count=200)
     y = model(x.float()).argmax(1)
+    eps = {"relu": 0.08, "clipped_relu": 0.08}.get(activation, 0.04)
     certified: list[set[int]] = []
     for bound, box in (("global", False), ("global", True), ("local", True)):
-        found = certify_samples(model, x, y, 0.004, bound=bound, box=box, progress=False)
+        found = certify_samples(model, x, y, eps, bound=bound, box=box, progress=False)
         certified.append(set(found.certified.nonzero()[:, 0].tolist()))
     assert certified[0] <= certified[1] <= certified[2]
-    everything = certify_samples(model, x, y, 0.004, everything=True, progress=False)
+    everything = certify_samples(model, x, y, eps, everything=True, progress=False)
     assert set(everything.certified.nonzero()[:, 0].tolist()) == certified[2]
-    if activation in ("relu", "clipped_relu"):
-        assert len(certified[0]) < len(certified[2]) < 200
+    if activation != "max_min":
+        assert len(certified[0]) < len(certified[2])
         assert everything.mean_ratio < 0.95
         assert 0.0 < everything.mean_varying < 1.0
 
@@ -186,7 +187,7 @@ def test_a_linear_network_is_certified_up_to_its_boundary() -> None:
 
 
 def test_ties_and_values_that_are_not_finite_certify_nothing() -> None:
-    x = torch.tensor([[1.0, 1.0], [math.nan, 0.0], [math.inf, 0.0], [2.0, 1.0], [1e308, 0.0]])
+    x = torch.tensor([[1.0, 1.0], [math.nan, 0.0], [math.inf, 0.0], [2.0, 1.0], [1e30, 0.0]])
     x = x.double()
     y = torch.zeros(5, dtype=torch.int64)
     found = certify_samples(identity(), x, y, 0.0, progress=False)
