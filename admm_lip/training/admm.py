@@ -12,7 +12,6 @@ One round (Pauli et al., 2022; the loss and Lipschitz steps live in files of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +70,7 @@ class Residuals:
         return max(self.primal_relative, self.dual_relative)
 
 
-def norm(matrices: Sequence[Tensor]) -> float:
+def norm(matrices: Matrices | list[Tensor]) -> float:
     """Frobenius norm of a tuple of matrices taken as one vector."""
     return float(torch.stack(torch._foreach_norm(matrices)).norm())
 

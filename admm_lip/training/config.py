@@ -86,7 +86,7 @@ class TrainConfig:
     restart: bool = True
     multiplier_step: str = "auto"
     multiplier_every: int = 32
-    multiplier_rate: float = 0.1
+    multiplier_rate: float = 0.03
     lip_step: str = "newton"
     centre: bool = True
     start: str = "model"

@@ -46,8 +46,8 @@ class Pull:
         squares = torch._foreach_norm(self._difference())
         return 0.5 * self.rho * torch.stack(squares).square().sum()
 
-    def _difference(self) -> Sequence[Tensor]:
-        return torch._foreach_sub([p.detach() for p in self.parameters], self.targets)
+    def _difference(self) -> list[Tensor]:
+        return list(torch._foreach_sub([p.detach() for p in self.parameters], self.targets))
 
 
 def pull_of(parameters: Sequence[nn.Parameter], state: AdmmState) -> Pull:
