@@ -318,15 +318,38 @@ def certify(
         >>> round(certify(model).lip, 6)
         1.0
     """
+    if kind == "local":
+        return _certify_local(model, cast("Tensor", input_shape), norm, input_scale, local)
+    _check_arguments(kind, directions, requested, multiplier, local)
     # Here and not above: a certificate is read and verified without torch.
     from .certifier import Order, certified
     from .functionals import certified_functionals
 
-    if kind == "local":
-        from ..local.certify import LocalConfig, certify_local
+    order = Order(norm=norm, input_scale=input_scale, solver=solver)
+    shape = cast("Shape | None", input_shape)
+    if kind == "global":
+        return certified(model, shape, order, requested, multiplier)
+    return certified_functionals(model, shape, order, kind, directions, progress)
 
-        given = local.pop("config", None) or LocalConfig(norm=norm, input_scale=input_scale)
-        return certify_local(model, cast("Tensor", input_shape), config=given, **local)
+
+def _certify_local(
+    model: nn.Module | Network, x: Tensor, norm: str, input_scale: Any, local: dict[str, Any]
+) -> LocalCertificate:
+    """The local kind; a ``config`` among its arguments says norm and scale itself."""
+    from ..local.certify import LocalConfig, certify_local
+
+    config = local.pop("config", None) or LocalConfig(norm=norm, input_scale=input_scale)
+    return certify_local(model, x, config=config, **local)
+
+
+def _check_arguments(
+    kind: str,
+    directions: Any,
+    requested: float | None,
+    multiplier: Sequence[Any] | None,
+    local: dict[str, Any],
+) -> None:
+    """Raise :class:`CertificateError` for arguments that do not go together."""
     if kind not in CLASSES:
         raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, local, got {kind!r}")
     if local:
@@ -338,8 +361,3 @@ def certify(
         )
     if kind != "global" and not (requested is None and multiplier is None):
         raise CertificateError("requested, multiplier: go with kind='global' only")
-    order = Order(norm=norm, input_scale=input_scale, solver=solver)
-    shape = cast("Shape | None", input_shape)
-    if kind == "global":
-        return certified(model, shape, order, requested, multiplier)
-    return certified_functionals(model, shape, order, kind, directions, progress)

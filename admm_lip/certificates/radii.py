@@ -95,18 +95,12 @@ def certified_radii(
         raise CertificateError(
             f"certificate, kind: expected a certificate, or kind='local', got kind={kind!r}"
         )
-    steepness = _STEEPNESS.get(certificate.kind)
-    if steepness is None or certificate.norm not in NORMS:
-        raise CertificateError(
-            f"norm / kind: expected {' or '.join(NORMS)} / one of {', '.join(_STEEPNESS)}, got "
-            f"{certificate.norm} / {certificate.kind}; certify the model anew"
-        )
     network = network_of(model, certificate.input_shape)
     check_belongs(certificate, network)
     chain = network.chain()
+    slopes = _slopes_of(certificate, chain.widths[-1])
     points = _points(x, network.input_shape or ())
     labels = _labels(y, len(points), chain.widths[-1])
-    slopes = torch.from_numpy(steepness(certificate, chain.widths[-1]))
     rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
     parts = [
         _radii(
@@ -115,6 +109,17 @@ def certified_radii(
         for k in range(0, len(points), rows)
     ]
     return (torch.cat(parts) if parts else points.new_zeros(0)).to(x.device)
+
+
+def _slopes_of(certificate: AnyCertificate, outputs: int) -> Tensor:
+    """Bounds of ``(e_i - e_j)' f`` for all i, j."""
+    steepness = _STEEPNESS.get(certificate.kind)
+    if steepness is None or certificate.norm not in NORMS:
+        raise CertificateError(
+            f"norm / kind: expected {' or '.join(NORMS)} / one of {', '.join(_STEEPNESS)}, got "
+            f"{certificate.norm} / {certificate.kind}; certify the model anew"
+        )
+    return torch.from_numpy(steepness(certificate, outputs))
 
 
 def _global_steepness(certificate: Any, outputs: int) -> Array:
