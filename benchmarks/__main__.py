@@ -13,6 +13,7 @@ BENCHMARKS = {
     "rounds": "the bound holds in every round: the paper's cases, both modes",
     "solver_times": "seconds and proven gaps of the solvers, against plain descent, SCS, Clarabel",
     "warm_projection": "seconds of the projection on the anchors of consecutive training rounds",
+    "solver_sweep": "seconds against width and depth: native, descent, Clarabel, SCS, two pictures",
     "mnist_bound": "MNIST 784-64-64-10 under bound 1: accuracy, certified accuracy, cost",
     "toy2d": "the paper's 2D toy: decision regions and confidence, five methods",
     "mnist_noise": "the paper's MNIST networks: proven L, noise, attack, five methods",

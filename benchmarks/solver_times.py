@@ -1,17 +1,22 @@
 """Seconds, iterations and proven gaps of the solvers on the networks of the literature.
 
-    python -m benchmarks solver_times [--cases NAME ...] [--threads 1 2] [--data-dir DIR]
+    python -m benchmarks solver_times [--only PART ...] [--threads 1 2] [--data-dir DIR]
 
-Every case: the native interior point at a relative gap of 1e-6 in L^2, and plain descent on the
+Every case: the native solver at a relative gap of 1e-6 in L^2, and plain descent on the
 multipliers (``descent.py``) until it is within 1e-3 of that optimum or its time is over; SCS and
 Clarabel, with the same reductions and scaling, where they have a chance.  Rivals run straight after
 the native solve, on the first number of threads, so ratios are taken under the same load.
+
+``--only 64x64 784`` runs the cases whose name, without blanks, holds one of the parts; the rows of
+the others stay in the record.  ``cpu_seconds`` tells a busy machine from a slow solver;
+``peak_gib`` is the most memory that the process has held so far: run large cases alone for theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +31,7 @@ from admm_lip.methods.nominal import Nominal
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import (
     CertifyProblem,
+    CertifySolution,
     ProjectProblem,
     SolverConfig,
     solve_certify,
@@ -34,10 +40,10 @@ from admm_lip.solvers import (
 )
 from admm_lip.training.fit import FitConfig, fit
 
-from . import record
-from .descent import descend
+from . import descent, record
 
 Weights = tuple[Tensor, ...]
+Row = dict[str, Any]
 
 
 def gaussian(*sizes: int, seed: int = 0) -> Weights:
@@ -81,19 +87,27 @@ CASES: dict[str, Case] = {
     "40-40-10": (lambda d: gaussian(40, 40, 10), ("clarabel", "scs"), None),
     "64 x 64 chain": (lambda d: gaussian(64, *([64] * 63), 64), (), 60.0),
 }
-WIDTHS = (32, 64, 128, 256, 384)
-DEPTHS = (2, 4, 8, 16, 32)
+# name -> sizes of the networks that are solved again after a small move.
+_WARM = ", warm"
+WARM = {
+    f"784-64-64-10{_WARM}": (784, 64, 64, 10),
+    f"784-256-256-10{_WARM}": (784, 256, 256, 10),
+}
+# Too large for an optimum: a bound against the closed forms, under a time limit in seconds.
+HUGE: dict[str, tuple[Callable[[], Weights], float]] = {
+    "50 x 1000": (lambda: gaussian(1000, *([1000] * 50), 1000), 300.0),
+}
 
 
-def certify_case(
-    weights: Weights, rivals: Sequence[str], limit: float, descent: bool = True
-) -> dict[str, Any]:
-    """Native, descent and the rivals on one network; rivals stop after ``limit`` seconds."""
+def certified(weights: Weights, config: SolverConfig) -> tuple[CertifySolution, dict[str, Any]]:
+    """One native solve and what was measured of it."""
     problem = CertifyProblem(weights, unit_slopes(weights))
-    begun = time.perf_counter()
-    native = solve_certify(problem, SolverConfig("native", fallback=()))
-    row: dict[str, Any] = {
+    begun, cpu = time.perf_counter(), time.process_time()
+    native = solve_certify(problem, config)
+    return native, {
         "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "lip": native.lip,
         "lower_lip": native.lower_lip,
         "gap": native.gap,
@@ -101,11 +115,31 @@ def certify_case(
         "iterations": native.iterations,
         "message": native.message,
     }
-    if descent:
-        plain = descend(weights, native.lip * (1.0 + 1e-3), limit)
-        row["descent_seconds_to_1e-3"] = plain.seconds_to_target
-        row["descent_excess"] = plain.lip / native.lip - 1.0
-        row["descent_seconds"] = plain.seconds
+
+
+def huge_case(weights: Weights, limit: float) -> dict[str, Any]:
+    """The bound that the time allows, over the closed form of ECLipsE-Fast and the norms."""
+    fast = descent.forward_start(weights, 1.0)
+    closed = descent.log_lip_sq(weights, fast)
+    norms = math.prod(float(torch.linalg.matrix_norm(w, 2)) for w in weights)
+    # Without a fallback: nothing else could hold the matrix.
+    native, row = certified(weights, SolverConfig(time_limit=limit, fallback=()))
+    if closed is not None:
+        row["closed_form_over_bound"] = math.exp(0.5 * float(closed)) / native.lip
+    return row | {"norm_product_over_bound": norms / native.lip}
+
+
+def certify_case(
+    weights: Weights, rivals: Sequence[str], limit: float, plain: bool = True
+) -> dict[str, Any]:
+    """Native, descent and the rivals on one network; rivals stop after ``limit`` seconds."""
+    problem = CertifyProblem(weights, unit_slopes(weights))
+    native, row = certified(weights, SolverConfig("native", fallback=()))
+    if plain:
+        rival = descent.descend(weights, native.lip * (1.0 + 1e-3), limit)
+        row["descent_seconds_to_1e-3"] = rival.seconds_to_target
+        row["descent_excess"] = rival.lip / native.lip - 1.0
+        row["descent_seconds"] = rival.seconds
     for name in rivals:
         begun = time.perf_counter()
         try:
@@ -171,15 +205,45 @@ def warm_projection(weights: Weights, rounds: int = 40) -> dict[str, Any]:
     return {"seconds": statistics.median(seconds), "iterations": statistics.median(steps)}
 
 
-def sweeps() -> dict[str, tuple[Weights, dict[str, int]]]:
-    """Networks for the curves of seconds against width and depth."""
-    by_width = {
-        f"784-{n}-{n}-10": (gaussian(784, n, n, 10), {"width": n, "layers": 2}) for n in WIDTHS
-    }
-    by_depth = {
-        f"{d} x 64": (gaussian(64, *([64] * d), 10), {"width": 64, "layers": d}) for d in DEPTHS
-    }
-    return by_width | by_depth
+def chosen(parts: Sequence[str]) -> list[str]:
+    """Names of the cases that hold one of the parts, blanks aside; all of them without parts."""
+    names = [*CASES, *HUGE, *WARM]
+    if not parts:
+        return names
+    wanted = [p.replace(" ", "") for p in parts]
+    return [n for n in names if any(p in n.replace(" ", "") for p in wanted)]
+
+
+def run_case(name: str, weights: Weights, threads: int, first: bool, limit: float) -> list[Row]:
+    """The rows of one case on one number of threads; rivals take part at the first one."""
+    stamp = {"case": name.removesuffix(_WARM), "threads": threads}
+    if name in WARM:
+        return [
+            {"kind": "warm projection", **stamp} | warm_projection(weights),
+            {"kind": "warm certify", **stamp} | warm_certify(weights),
+        ]
+    if name in HUGE:
+        return [{"kind": "huge", **stamp} | huge_case(weights, HUGE[name][1])]
+    _, rivals, goal = CASES[name]
+    row = certify_case(weights, rivals if first else (), limit, plain=first)
+    return [{"kind": "certify", **stamp, "goal": goal} | row]
+
+
+def weights_of(name: str, data_dir: str | None) -> Weights:
+    """The network of a case."""
+    if name in CASES:
+        return CASES[name][0](data_dir)
+    return HUGE[name][0]() if name in HUGE else gaussian(*WARM[name])
+
+
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """The new rows in the place of old ones of the same kind, case and threads, or at the end."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return row["kind"], row["case"], row["threads"]
+
+    latest = {key(row): row for row in [*old, *new]}
+    return list(latest.values())
 
 
 def main(argv: list[str]) -> None:
@@ -187,34 +251,28 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks solver_times", description=__doc__)
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--only", nargs="+", default=[], help="parts of the names of cases")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds given to each rival")
-    parser.add_argument("--no-sweeps", action="store_true", help="only the table")
     parser.add_argument("--record", default="solver_times", help="name of the record")
     options = parser.parse_args(argv)
-    rows: list[dict[str, Any]] = []
-
-    def add(row: dict[str, Any]) -> None:
-        rows.append(row)
-        print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-        record.save(options.record, vars(options) | {"data_dir": None}, rows)
-
-    networks = {name: CASES[name][0](options.data_dir) for name in options.cases}
-    solve_certify(CertifyProblem(gaussian(8, 8, 8), unit_slopes(gaussian(8, 8, 8))))  # loads BLAS
+    names = chosen(options.only)
+    if not names:
+        parser.error(f"--only: no case holds {options.only}; there are {[*CASES, *HUGE, *WARM]}")
+    rows: list[Row] = record.load(options.record)["rows"] if options.only else []
+    load_blas()
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for name, weights in networks.items():
-            _, rivals, goal = CASES[name]
+        for name in names:
+            weights = weights_of(name, options.data_dir)
             first = threads == options.threads[0]
-            row = certify_case(weights, rivals if first else (), options.limit, descent=first)
-            add({"kind": "certify", "case": name, "threads": threads, "goal": goal} | row)
-        for name, sizes in (
-            ("784-64-64-10", (784, 64, 64, 10)),
-            ("784-256-256-10", (784, 256, 256, 10)),
-        ):
-            stamp = {"case": name, "threads": threads}
-            add({"kind": "warm projection", **stamp} | warm_projection(gaussian(*sizes)))
-            add({"kind": "warm certify", **stamp} | warm_certify(gaussian(*sizes)))
-        for name, (weights, shape) in {} if options.no_sweeps else sweeps().items():
-            row = certify_case(weights, (), options.limit, descent=threads == options.threads[0])
-            add({"kind": "sweep", "case": name, "threads": threads} | shape | row)
+            new = run_case(name, weights, threads, first, options.limit)
+            for row in new:
+                print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+            rows = merged(rows, new)
+            record.save(options.record, vars(options) | {"data_dir": None}, rows)
+
+
+def load_blas() -> None:
+    """A small solve, so that the first case does not pay for loading libraries."""
+    weights = gaussian(8, 8, 8)
+    solve_certify(CertifyProblem(weights, unit_slopes(weights)))

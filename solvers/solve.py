@@ -27,6 +27,9 @@ from .proving import proving
 from .reduction import reduce_certify
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
 
+# A time limit that is used up still lets a backend say what it has at once.
+_LEAST_SECONDS = 1e-3
+
 _log = logging.getLogger("admm_lip")
 _said: set[str] = set()
 
@@ -81,8 +84,9 @@ def solve_certify(
         >>> round(solve_certify(CertifyProblem(hat, unit_slopes(hat))).lip, 5)
         1.0
     """
-    config = config or SolverConfig()
+    config, begun = config or SolverConfig(), time.perf_counter()
     reduced = reduce_certify(problem)
+    config = _what_is_left(config, begun)
     start = None if warm is None else reduced.restrict(warm)
     scale = math.exp(min(reduced.log_scale, 709.0))  # beyond that nothing finite is proven
 
@@ -150,6 +154,14 @@ def solve_project(
         return replace(measured, weights=reduced.lift(measured.weights))
 
     return _run(_Task(ask, measure, lambda s: s.objective), config, sum(reduced.problem.widths))
+
+
+def _what_is_left(config: SolverConfig, begun: float) -> SolverConfig:
+    """The config with the seconds since ``begun`` taken off its time limit."""
+    if config.time_limit is None:
+        return config
+    left = config.time_limit - (time.perf_counter() - begun)
+    return replace(config, time_limit=max(left, _LEAST_SECONDS))
 
 
 def _root(square: float) -> float:

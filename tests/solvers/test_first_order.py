@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,19 @@ from oracles import mixed_net, positive_net, random_net
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.solvers.native import interior_point, large
+from admm_lip.solvers.native import first_order, interior_point, large
+from admm_lip.solvers.native import run as run_module
 from admm_lip.solvers.native.block_cholesky import band_of, factorize, inverse, inverse_band
-from admm_lip.solvers.native.first_order import descend, evaluate
+from admm_lip.solvers.native.first_order import Value, descend, evaluate
 from admm_lip.solvers.native.lmi_operator import LmiOperator
 from admm_lip.solvers.native.run import Run
-from admm_lip.solvers.native.starts import best_start, norm_of_gram
+from admm_lip.solvers.native.starts import (
+    Start,
+    best_start,
+    norm_of_gram,
+    searched_starts,
+    theta_start,
+)
 from admm_lip.solvers.problem import CertifyProblem, Multiplier, Slopes, unit_slopes
 from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.solution import Status
@@ -132,3 +140,85 @@ def test_a_descent_that_ends_in_rounding_leaves_the_start(monkeypatch: pytest.Mo
     assert claim.lip_sq == pytest.approx(best, rel=1e-6)
     proven = implied_bound(problem.weights, problem.slopes, claim.multiplier)
     assert proven**2 == pytest.approx(claim.lip_sq, rel=1e-12)
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> str:
+        self.now += seconds
+        return "done"
+
+
+def test_work_that_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(run_module, "perf_counter", clock)
+    run = Run(SolverConfig(time_limit=20.0))
+    assert run.has_time(passes=100)  # nothing is known of them yet
+    assert run.timed("passes", lambda: clock.spend(4.0)) == "done"
+    assert run.timed("passes", lambda: clock.spend(1.0)) == "done"
+    assert run.has_time(passes=3) and not run.has_time(passes=4)  # the longest counts: 4 s
+    run.timed("pairs", lambda: clock.spend(8.0))
+    assert run.may_go_on(passes=1) and not run.limited
+    assert not run.may_go_on(passes=1, pairs=1) and run.limited
+    assert not Run(SolverConfig(max_iterations=1)).limited
+
+
+def test_the_descent_leaves_time_for_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(run_module, "perf_counter", clock)
+
+    def slow(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
+        clock.spend(1.0)
+        return evaluate(problem, multiplier)
+
+    monkeypatch.setattr(first_order, "evaluate", slow)
+    problem, run = plain((6, 8, 7, 3)), Run(SolverConfig(time_limit=10.5))
+    descend(problem, started(problem), run, reserve=3)
+    assert run.iterations == 8 and run.limited and clock.now <= 10.5 - 2.0
+    assert Run(SolverConfig(time_limit=10.5)).may_go_on()
+    capped = Run(SolverConfig())
+    descend(problem, started(problem), capped, most=4)
+    assert capped.iterations == 4 and not capped.limited
+
+
+def test_a_large_network_is_reported_within_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(run_module, "perf_counter", clock)
+
+    def slow(problem: CertifyProblem, theta: float) -> Start | None:
+        clock.spend(5.0)
+        return theta_start(problem, theta)
+
+    monkeypatch.setattr(large, "theta_start", slow)
+    monkeypatch.setattr(interior_point, "DENSE_LIMIT", 50)
+    monkeypatch.setattr(large, "_PAIR_WORK", 0.0)
+    problem = plain((12,) * 9, 1)
+    claim = interior_point.certify(problem, SolverConfig(time_limit=30.0))
+    assert clock.now <= 30.0 - 4 * 5.0  # passes are kept back for what follows the starts
+    assert claim.status is Status.LIMIT and claim.iterations == 0
+    assert claim.multiplier is not None
+    measured = implied_bound(problem.weights, problem.slopes, claim.multiplier)
+    assert claim.lip_sq == pytest.approx(measured**2, rel=1e-12) and measured < float("inf")
+
+
+@pytest.mark.parametrize(("deep", "positive"), [((20,) * 21, False), ((20,) * 11, True)])
+def test_the_search_in_theta_is_no_worse_than_the_fixed_ones(
+    deep: tuple[int, ...], positive: bool
+) -> None:
+    problem = plain(deep, 2, positive)
+    found = searched_starts(partial(theta_start, problem))
+    assert len(found) >= 3
+    fixed = best_of(problem)
+    assert found[0].lip_sq <= fixed * 1.05
+    assert implied_bound(problem.weights, problem.slopes, found[0].multiplier) < float("inf")
+
+
+def best_of(problem: CertifyProblem) -> float:
+    return min(s.lip_sq for t in (1.05, 1.2, 1.4) if (s := theta_start(problem, t)) is not None)
