@@ -101,7 +101,7 @@ def test_a_regression_is_projected_and_then_fitted() -> None:
     assert found.certificate.lip <= 0.5
     assert found.before is None
     error = (found.model(x) - 0.3 * x).detach()
-    assert float(error.square().mean()) < 1e-3
+    assert float(error.square().mean()) < 0.1 * float((0.3 * x).var())
 
 
 class TestSmoothing:
