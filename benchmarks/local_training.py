@@ -40,25 +40,25 @@ Pair = tuple[Tensor, Tensor]
 
 
 def cells(settings: Cell) -> list[Cell]:
-    """Cost first, then all networks, seeds outermost."""
-    cost = settings["cost"]
-    found = [
-        _cell(settings, cost, "cost", activation, surrogate, "local", 0)
-        | {"rows": cost["rows"], "repeats": cost["repeats"]}
-        for activation in cost["activations"]
-        for surrogate in cost["surrogates"]
-    ]
+    """All networks, seeds outermost; then what epochs cost."""
+    found = []
     for seed, group in itertools.product(settings["seeds"], settings["groups"]):
         if seed not in group.get("seeds", settings["seeds"]):
             continue
         kinds = list(itertools.product(group["surrogates"], settings["bounds"]))
-        kinds += [("none", "none")] if group["plain"] else []
+        kinds += [("none", "none")] if seed in group["plain"] else []
         found += [
             _cell(settings, group, "network", activation, surrogate, bound, seed)
             for activation in group["activations"]
             for surrogate, bound in kinds
         ]
-    return found
+    cost = settings["cost"]
+    return found + [
+        _cell(settings, cost, "cost", activation, surrogate, "local", 0)
+        | {"rows": cost["rows"], "repeats": cost["repeats"]}
+        for activation in cost["activations"]
+        for surrogate in cost["surrogates"]
+    ]
 
 
 def _cell(
