@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModule
 from ..networks.activations import Options, slope_range
 from ..networks.network import LayerSpec
 from ..networks.sorting import HALF_ABS
@@ -202,8 +203,11 @@ def parts_of(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
 
     Sorted pairs are an identity and an absolute value (``sorting.py``): LeakyReLU of slope 1, -1.
     """
-    if spec.kind != HALF_ABS:
+    if spec.kind in CURVES:
         return [(slice(0, size), spec)]
+    if spec.kind != HALF_ABS:
+        hint = "use admm_lip.local_training.certify_samples"
+        raise UnsupportedModule(f"{spec.name}: no local bounds here for {spec.kind}; {hint}")
     return [
         (slice(low, high), LayerSpec("leaky_relu", spec.name, {"negative_slope": slope}))
         for low, high, slope in ((0, size // 2, 1.0), (size // 2, size, -1.0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def _relu_clip_constant(layer: Any, low: Tensor, high: Tensor) -> Tensor:
 def _pair_clip_constant(layer: Any, low: Tensor, high: Tensor) -> Tensor:
     floor, cap = (end.view(low.shape[1:]) for end in layer.ends())
     above: Tensor = low >= cap
-    return above | (high <= floor)
+    below: Tensor = high <= floor
+    return above | below
 
 
 # All are non-decreasing in every input, so that the ends of the output are the images of the ends.
@@ -134,7 +136,8 @@ def _add(stages: list[Stage], name: str, kind: str, layer: nn.Module) -> None:
     stages[-1].activations.append((kind, layer))
     try:
         with torch.no_grad():
-            like = next(layer.parameters(), torch.zeros(()))
+            held = chain(layer.parameters(), stages[-1].operator.layer.parameters())
+            like = next(held, torch.zeros(()))
             stages[-1].activate(like.new_zeros((1, *shape)))
     except ValueError as error:
         raise NetworkError(f"{name}: {error}") from None

@@ -181,9 +181,9 @@ def check_arrays(kind: str, name: str, arrays: Mapping[str, Any], shape: tuple[i
     for key in ACTIVATIONS[kind].arrays:
         array, neurons = arrays.get(f"{name}.{key}"), 1 if key == "threshold" else 2
         expected = (shape[0] // neurons, *shape[1:])
-        fits = array is not None and shape[0] % neurons == 0
-        fits = fits and (array.shape == expected or (len(shape) == 1 and array.size == expected[0]))
-        if not fits or array is None:
+        flat = len(shape) == 1 and array is not None and array.size == expected[0]
+        fits = array is not None and (array.shape == expected or flat)
+        if array is None or shape[0] % neurons or not fits:
             raise NetworkError(
                 f"{name}.{key}: expected an array of shape {expected}, one threshold per "
                 f"{'neuron' if neurons == 1 else 'pair'}, got "

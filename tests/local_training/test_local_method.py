@@ -140,6 +140,14 @@ def test_local_certificates_of_lipsdp_take_the_trained_network() -> None:
     assert int((radii >= 0.3).sum()) >= int(norms.sum()) > 0
 
 
+def test_lipsdp_local_certificates_refuse_thresholds_by_name() -> None:
+    from admm_lip.local import local_radii
+
+    x, y = batch()
+    with pytest.raises(UnsupportedModule, match=r"1: .* clipped_relu; use .*certify_samples"):
+        local_radii(mlp("clipped_relu"), x, y)
+
+
 def test_warm_starts_survive_a_checkpoint_and_nothing_else_does() -> None:
     method = LocalLipschitz(eps=0.1, ramp=0.0)
     pair = batch()
@@ -169,9 +177,10 @@ def test_without_row_numbers_it_trains_all_the_same() -> None:
 def test_thresholds_stay_above_zero() -> None:
     method = LocalLipschitz()
     model = method.prepare(mlp("clipped_relu"))
-    model.network[1].threshold.data -= 9.0  # type: ignore[operator, index, union-attr]
+    threshold = dict(model.named_parameters())["network.1.threshold"].detach()
+    threshold -= 9.0
     method.after_step(model)
-    assert float(model.network[1].threshold.min()) == 0.0  # type: ignore[operator, index, union-attr]
+    assert threshold.min() == 0.0
 
 
 @pytest.mark.parametrize(
