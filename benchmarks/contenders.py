@@ -2,7 +2,8 @@
 
 A cell names its contender by plain data: ``method`` (``"admm"`` or a name in ``METHODS``),
 ``options`` (fields of ``TrainConfig``, or of the method) and ``train`` (fields that ``TrainConfig``
-and ``FitConfig`` share: epochs, batch_size, loss, eps, lr, ...).
+and ``FitConfig`` share: epochs, batch_size, loss, eps, lr, ...).  With ``centre`` the methods of
+the table train on centred inputs, as ADMM always does.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def _by_method(model: nn.Module, data: Pair, cell: Cell) -> Trained:
     method = METHODS[cell["method"]](**cell["options"])
     supposed = {"lip": cell["options"].get("bound", 1.0)}
     config = FitConfig(seed=cell["seed"], **{**supposed, **cell["train"]})
-    result = fit(model, data, method, config, progress=False)
+    mean = data[0].mean(dim=0) if cell.get("centre") else torch.zeros_like(data[0][0])
+    result = fit(model, (data[0] - mean, data[1]), method, config, progress=False)
+    _uncentre(result.model, mean)
     try:
         certificate = certify(result.model)
     except UnsupportedModule:
@@ -76,6 +79,15 @@ def _by_method(model: nn.Module, data: Pair, cell: Cell) -> Trained:
             raise
         return Trained(result.model, result.claimed_lip, None, result.seconds)
     return Trained(result.model, certificate.lip, certificate, result.seconds)
+
+
+def _uncentre(model: nn.Module, mean: Tensor) -> None:
+    """Let a network that was trained on ``x - mean`` take x, as ADMM's own loop does."""
+    if not mean.any():
+        return
+    first = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    with torch.no_grad():
+        first.bias -= first.weight @ mean.to(first.weight)
 
 
 TRAINERS: dict[str, Callable[[nn.Module, Pair, Cell], Trained]] = {"admm": _by_admm}

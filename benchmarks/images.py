@@ -54,6 +54,7 @@ def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell
         "contender": name,
         "method": row["method"],
         "options": {**row.get("options", {}), **radius},
+        "centre": settings.get("centre", False),
         "train": {**settings["train"], "eps": eps, **row.get("train", {})},
     }
 
