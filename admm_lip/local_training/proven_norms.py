@@ -8,13 +8,13 @@ the c to try; what it returns is never trusted.
 
 For a convolution G is sparse, and with the pixels ordered row by row it is banded, so that its
 factor costs ``n b^2`` for a band of b.  Where that is too much, the norm of the unmasked layer
-stands in; it is proven the same way, or by ``sqrt(||A||_1 ||A||_inf)``.
+stands in, itself proven the same way, on a torus (``torus.py``) or by ``sqrt(||A||_1 ||A||_inf)``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from ..networks.layers import AFFINE, Window, conv_matrix
 from .boxes import Masks
 from .operators import Shape
 from .stages import Stage
+from .torus import torus_norm
 
 Array = npt.NDArray[np.float64]
 # Multiplications that one factorisation may cost (a second or two), and entries of its band.
@@ -92,7 +93,15 @@ class _Dense:
 class _Sparse:
     """A convolution or a pool, its rows and columns ordered by pixel row, channel, column."""
 
-    def __init__(self, matrix: Any, error: float, shape_in: Shape, shape_out: Shape) -> None:
+    def __init__(
+        self,
+        matrix: Any,
+        error: float,
+        shape_in: Shape,
+        shape_out: Shape,
+        on_torus: Callable[[], float],
+    ) -> None:
+        self.on_torus = on_torus
         self.rows, self.columns = _by_pixel_row(shape_out), _by_pixel_row(shape_in)
         self.error = error
         ordered = sp.csr_array(matrix[self.rows][:, self.columns])
@@ -104,13 +113,20 @@ class _Sparse:
         self.fallback = math.inf
 
     def whole(self) -> float:
+        """The norm itself where it can be factored, else the least of the cheaper bounds."""
         if not self.finite:
             return math.inf
         size = abs(self.matrix)
         sums = float(size.sum(axis=0).max()) * float(size.sum(axis=1).max())
         self.fallback = math.sqrt(sums) * SLACK / self.scale + self.error
-        self.fallback = self.norm(None, None)
+        if not math.isfinite(square := proven_square(self.matrix)):
+            self.fallback = min(self.fallback, self.on_torus())
+        else:
+            self.fallback = min(self.fallback, self._unscaled(square))
         return self.fallback
+
+    def _unscaled(self, square: float) -> float:
+        return math.sqrt(square) * SLACK / self.scale + self.error + TINY
 
     def norm(self, rows: Tensor | None, columns: Tensor | None) -> float:
         if not self.finite:
@@ -122,8 +138,7 @@ class _Sparse:
             part = part.copy() if part is self.matrix else part
             part.data *= columns.numpy()[self.columns][part.indices]
             part.eliminate_zeros()
-        square = proven_square(part)
-        return min(math.sqrt(square) * SLACK / self.scale + self.error + TINY, self.fallback)
+        return min(self._unscaled(proven_square(part)), self.fallback)
 
 
 def proven_square(matrix: Any) -> float:
@@ -195,15 +210,16 @@ def _layer(stage: Stage) -> _Dense | _Sparse:
     operator, layer = stage.operator, stage.operator.layer
     reader = reader_of(stage.name, layer)
     if reader.kind == "linear":
-        return _Dense(layer.weight)
+        return _Dense(layer.weight.detach())
     shapes = operator.shape_in, operator.shape_out
     options = reader.options(layer)
     if reader.kind == "conv2d":
-        weight = layer.weight.numpy()
+        weight = layer.weight.detach().numpy()
         window = Window.of(options, weight.shape[2:], operator.shape_in, stage.name)
         matrix = conv_matrix(
             weight, operator.shape_in, window, layer.groups, stage.name, limit=_ENTRIES
         )
-        return _Sparse(matrix, 0.0, *shapes)
+        padding = window.padding[0], window.padding[2]
+        return _Sparse(matrix, 0.0, *shapes, lambda: torus_norm(layer, operator.shape_in, padding))
     found = AFFINE[reader.kind].build(stage.name, options, {}, operator.shape_in)
-    return _Sparse(found.matrix, found.error, *shapes)
+    return _Sparse(found.matrix, found.error, *shapes, lambda: math.inf)
