@@ -53,11 +53,11 @@ class FitConfig:
     seed: int = 0
     loss: str = "auto"
     eps: float = 0.5
-    temperature: float = 0.25
+    temperature: float = 0.2
     lip: float = 1.0
     optimizer: str = "adam"
     lr: float = 1e-2
-    schedule: str = "hold_then_decay"
+    schedule: str = "hold_then_linear"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
