@@ -32,7 +32,7 @@ from .tables import markdown
 
 def cells(settings: Cell) -> list[Cell]:
     """Every network with every claim that is made of it."""
-    shared = {key: settings[key] for key in ("attack", "seed", "local_tol")}
+    shared = {key: settings[key] for key in ("attack", "factors", "seed", "local_tol")}
     return [
         {**shared, **case, "case": name, **claim}
         for name, case in settings["cases"].items()
@@ -49,7 +49,15 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     radii, certificate = claimed
     config = AttackConfig(**cell["attack"], norm=cell["norm"], seed=cell["seed"])
     found, attacking = timed(
-        lambda: falsify(model, radii, x, y, certificate=certificate, config=config)
+        lambda: falsify(
+            model,
+            radii,
+            x,
+            y,
+            certificate=certificate,
+            config=config,
+            factors=tuple(cell["factors"]),
+        )
     )
     return {
         "rows": len(x),

@@ -1,9 +1,10 @@
 """ADMM rounds from a trained network, with what the network knows: the second half of a projection.
 
 The network as given is teacher and start.  Its class probabilities q, softened, enter the targets
-beside the labels y, in the margin loss of the certified radius eps (with ``tau = temperature L``):
+beside the labels y, in the margin loss (``losses.py``) of the certified radius eps:
 
-    temperature CE((f(x) - 2 sqrt(2) eps L e_y) / tau,  (1 - distill) e_y + distill q)
+    temperature CE((f(x) - sqrt(2) r L e_y) / tau,  (1 - distill) e_y + distill q)
+        =  margin loss with y  +  distill / L (f_y - q' f)  +  what depends on no weight.
 
 Where there are no labels, y is the class that the given network predicts.  A regression's targets
 are mixed with its outputs in the same way.
@@ -15,13 +16,11 @@ to the bound, which changes no prediction, after what ``smooth.py`` does.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..methods.base import Method
@@ -34,8 +33,6 @@ from .losses import PlainLoss
 from .smooth import RIDGES, best_smoothed, coarse, even_gauge
 from .train import TrainResult, train
 
-# Softmax temperature of the margin loss, as a share of L.
-_TEMPERATURE = 0.25
 # Samples that smoothing looks at.
 _SAMPLES = 10_000
 
@@ -61,7 +58,7 @@ class FinetuneConfig:
 
     eps: float = 0.5
     lr: float | None = None
-    batch_size: int = 128
+    batch_size: int = 64
     seed: int = 0
     distill: float = 0.5
     softness: float = 2.0
@@ -99,11 +96,10 @@ class Taught(Method):
         share, outputs = self.config.distill, model(inputs)
         if targets.is_floating_point():
             return loss(outputs, (1.0 - share) * targets.reshape(known.shape) + share * known)
-        own = functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-        mixed = (1.0 - share) * own + share * (known / self.config.softness).softmax(dim=1)
-        shift = 2.0 * math.sqrt(2.0) * self.config.eps / _TEMPERATURE * own
-        scaled = outputs / (_TEMPERATURE * self.lip)
-        return _TEMPERATURE * functional.cross_entropy(scaled - shift, mixed)
+        chances = (known / self.config.softness).softmax(dim=1)
+        own = outputs.gather(1, targets[:, None])[:, 0]
+        excess = (own - (chances * outputs).sum(dim=1)).mean()
+        return loss(outputs, targets) + share / self.lip * excess
 
 
 def labelled(model: nn.Module, data: Any) -> Any:
@@ -173,7 +169,6 @@ def finetuned(
         batch_size=config.batch_size,
         seed=config.seed,
         eps=config.eps,
-        temperature=_TEMPERATURE,
         loss="auto" if is_regression(data, config) else "margin",
         lr=step_size(steps) if config.lr is None else config.lr,
         solver=solver,
@@ -184,7 +179,7 @@ def finetuned(
 
 def step_size(steps: int) -> float:
     """The larger the more steps there are: few ones should not throw away what is there."""
-    return min(2e-2, max(3e-3, 3e-5 * steps))
+    return min(1e-2, max(3e-3, 3e-5 * steps))
 
 
 def is_regression(data: Any, config: FinetuneConfig) -> bool:
