@@ -40,13 +40,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Look:
-    """Axes of all panels: their labels, and which are logarithmic."""
+    """Axes of all panels: labels, which are logarithmic, and whether x is marked at the points."""
 
     x_label: str
     y_label: str
     log_x: bool = False
     log_y: bool = False
     shared_y: bool = True
+    ticks_at_points: bool = False
 
 
 def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path, look: Look) -> None:
@@ -75,6 +76,10 @@ def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path, look: Look) -
                 )
             axes.set_xscale("log" if look.log_x else "linear")
             axes.set_yscale("log" if look.log_y else "linear")
+            if look.ticks_at_points:
+                points = sorted({x for curve in curves for x in curve.x})
+                axes.set_xticks(points, labels=[f"{x:g}" for x in points])
+                axes.set_xticks([], minor=True)
             axes.set_xlabel(look.x_label)
             axes.set_ylabel(look.y_label)
             axes.margins(x=0.03)

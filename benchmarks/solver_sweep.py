@@ -89,7 +89,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         "784-n-n-10, by width n": curves(rows, "width"),
         "chains of 64 neurons, by depth": curves(rows, "depth"),
     }
-    draw_panels(panels, path, Look("neurons per layer / hidden layers", "seconds", True, True))
+    look = Look("neurons per layer / hidden layers", "seconds", True, True, ticks_at_points=True)
+    draw_panels(panels, path, look)
 
 
 def main(argv: list[str]) -> None:

@@ -161,7 +161,7 @@ def _hadamard(z: Blocks, p: Blocks, equal: bool, rows: Side, columns: Side) -> T
 
 def _forms(p: Blocks, rows: Side, columns: Side) -> list[Tensor]:
     """``U'PU, U'PV, V'PU, V'PV`` for two layers."""
-    forms = []
+    forms: list[Tensor] = []
     for into in rows:
         first, second = _less(p.left, into, p.before), _less(p.corner, into, p.upper)
         forms.extend(_less(second, first, None if c is None else c.T) for c in columns)
