@@ -71,7 +71,7 @@ def _largest(kernel: Tensor, counts: tuple[int, int]) -> float:
     half = first[: counts[0] // 2 + 1]
     entries = 4 * counts[1] * kernel.shape[0] * kernel.shape[1]
     most = 0.0
-    for waves in half.split(max(1, _ENTRIES // entries)):
+    for waves in torch.split(half, max(1, _ENTRIES // entries)):
         symbols = torch.einsum("ocab,fa,gb->fgoc", kernel.to(waves.dtype), waves, second)
         real, imaginary = symbols.real.flatten(0, 1), symbols.imag.flatten(0, 1)
         upper, lower = torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)

@@ -79,7 +79,7 @@ class LocalLipschitz(Method):
             norms as in the paper.
         sparsity: weight on the sparsity loss.
         data_range: least and greatest input value; perturbed inputs outside it do not count.
-        box_gradient: whether gradients flow through the boxes, at about a third more time.
+        box_gradient: whether gradients flow through the boxes, at about half as much time again.
     """
 
     name: ClassVar[str] = "local"

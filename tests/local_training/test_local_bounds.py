@@ -59,7 +59,7 @@ def network(activation: str, seed: int) -> tuple[nn.Sequential, tuple[int, ...]]
 
 
 @every_activation
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(seed=seeds, eps=radii, running=st.booleans())
 def test_boxes_hold_every_sampled_value_and_constants_are_constant(
     activation: str, seed: int, eps: float, running: bool
@@ -85,7 +85,7 @@ def test_boxes_hold_every_sampled_value_and_constants_are_constant(
 
 
 @every_activation
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(seed=seeds, eps=radii)
 def test_the_local_bound_lies_between_sampled_slopes_and_the_global_one(
     activation: str, seed: int, eps: float
