@@ -73,7 +73,7 @@ _STIFF = 1e7
 # Factors that move a closed form inside.
 _ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.
-_CAUTIOUS = 1.41
+_CAUTIOUS = 1.31
 
 
 class Linearised(NamedTuple):

@@ -95,9 +95,9 @@ def searched_starts(attempt: Callable[[float], Start | None]) -> list[Start]:
     ``log L^2`` is nearly a parabola in theta: two values say which way the third one lies, and the
     three where its vertex is.  ``attempt`` gives the start of a theta, or ``None``.
     """
-    found = [s for s in map(attempt, (1.4, 1.2)) if s is not None]
+    found = [s for s in map(attempt, (1.45, 1.3)) if s is not None]
     rising = len(found) == 2 and found[0].lip_sq < found[1].lip_sq
-    third = attempt(1.5 if rising else 1.05)
+    third = attempt(1.55 if rising else 1.05)
     found.extend([third] if third is not None else [])
     vertex = _vertex([(s.theta, math.log(max(s.lip_sq, 1e-300))) for s in found])
     last = attempt(vertex) if vertex is not None else None
