@@ -37,7 +37,8 @@ def cells(settings: Cell) -> list[Cell]:
         {**shared, **case, "case": name, **claim}
         for name, case in settings["cases"].items()
         for claim in settings["claims"]
-        if claim["kind"] != "local" or case.get("local")
+        if (claim["kind"] != "local" or case.get("local"))
+        and claim.get("only", case["data"]) == case["data"]
     ]
 
 

@@ -99,7 +99,8 @@ class Taught(Method):
         chances = (known / self.config.softness).softmax(dim=1)
         own = outputs.gather(1, targets[:, None])[:, 0]
         excess = (own - (chances * outputs).sum(dim=1)).mean()
-        return loss(outputs, targets) + share / self.lip * excess
+        total: Tensor = loss(outputs, targets) + share / self.lip * excess
+        return total
 
 
 def labelled(model: nn.Module, data: Any) -> Any:
