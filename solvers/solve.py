@@ -28,7 +28,7 @@ from .reduction import reduce_certify
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
 
 # A time limit that is used up still lets a backend say what it has at once.
-_LEAST_SECONDS = 1e-3
+_LEAST_SECONDS = 1e-9
 
 _log = logging.getLogger("admm_lip")
 _said: set[str] = set()
