@@ -24,7 +24,7 @@ complement costs O(D^2 n).
     d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
         Cholesky factors.
 4.  Return the best multiplier with the bound recomputed from it, and the repaired lower bound.
-    Where step 2 fails, and beyond ``DENSE_LIMIT`` neurons, ``large.py`` does what it can instead.
+    Where step 2 fails, and beyond ``DENSE_LIMIT`` neurons, ``large.py`` goes on without H.
 """
 
 from __future__ import annotations
