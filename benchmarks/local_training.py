@@ -45,7 +45,8 @@ def cells(settings: Cell) -> list[Cell]:
     for seed, group in itertools.product(settings["seeds"], settings["groups"]):
         if seed not in group.get("seeds", settings["seeds"]):
             continue
-        kinds = list(itertools.product(group["surrogates"], settings["bounds"]))
+        bounds = group.get("bounds", settings["bounds"])
+        kinds = list(itertools.product(group["surrogates"], bounds))
         kinds += [("none", "none")] if seed in group["plain"] else []
         found += [
             _cell(settings, group, "network", activation, surrogate, bound, seed)
@@ -82,6 +83,7 @@ def _cell(
         "seed": seed,
         "sdp_rows": group.get("sdp_rows", 0),
         **settings["sets"][group["data"]],
+        **{key: group[key] for key in ("train_eps",) if key in group},
         **{key: settings[key] for key in ("test", "statistics", "attack", "method", "train")},
     }
 

@@ -11,7 +11,8 @@ from admm_lip.plots import BLUE, GREEN, GREY, ORANGE, figure
 from .study import Row
 from .tables import groups, markdown, mean, spread
 
-_KEYS = ("data", "net", "width", "activation", "surrogate", "bound")
+_KEYS = ("data", "net", "width", "activation", "surrogate", "bound", "train_eps")
+_NAMES = ("data", "net", "activation", "surrogate")
 # column -> heading; all in per cent of the test pictures
 _SHARES = {
     "clean": "clean",
@@ -35,7 +36,7 @@ def networks(rows: Sequence[Row]) -> list[Row]:
 
 def tabulate(rows: Sequence[Row]) -> str:
     """One line per kind of network: per cent of the test pictures, means over the seeds."""
-    header = ["data", "network", "activation", "loss", "trained with", "seeds"]
+    header = ["data", "network", "activation", "loss", "trained with", "for eps", "seeds"]
     header += [*_SHARES.values(), "varying", "ratio", "CPU s / epoch"]
     lines = [
         [
@@ -44,13 +45,14 @@ def tabulate(rows: Sequence[Row]) -> str:
             activation,
             surrogate,
             bound,
+            f"{eps:.3g}" if bound != "none" else "-",
             len(some),
             *(spread(some, key, 1) for key in _SHARES),
             _known(some, "varying"),
             _known(some, "ratio"),
             f"{mean(some, 'epoch_cpu_seconds'):.1f}",
         ]
-        for (data, net, width, activation, surrogate, bound), some in groups(
+        for (data, net, width, activation, surrogate, bound, eps), some in groups(
             networks(rows), *_KEYS
         ).items()
     ]
@@ -131,6 +133,11 @@ HYPOTHESES = (
         Side(_column("certified_local"), _GLOBAL),
     ),
     Hypothesis(
+        "the same against global training for a radius 10 % smaller",
+        Side(_column("certified_local"), _LOCAL),
+        Side(_column("certified_local"), {**_GLOBAL, "train_eps": 1.58}),
+    ),
+    Hypothesis(
         "local training is more accurate",
         Side(_column("clean"), _LOCAL),
         Side(_column("clean"), _GLOBAL),
@@ -184,18 +191,23 @@ def _differences(rows: Sequence[Row], hypothesis: Hypothesis) -> dict[tuple[str,
     more, less = hypothesis.more, hypothesis.less
     free = set(more.where) | set(less.where)
     pair = [key for key in (*_KEYS, "seed") if key not in free]
-    kind = [key for key in _KEYS if key not in free | {"width"}]
+    kind = [key for key in _NAMES if key not in free]
     found: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
         twin = [r for r in rows if _fits(r, less.where) and all(r[k] == row[k] for k in pair)]
         if _fits(row, more.where) and twin:
-            name = tuple(str(row[k]) if k in kind else "any" for k in _KEYS[:2] + _KEYS[3:5])
+            name = tuple(str(row[k]) if k in kind else "any" for k in _NAMES)
             found.setdefault(name, []).append(more.value(row) - less.value(twin[0]))
     return found
 
 
 def _fits(row: Row, where: dict[str, Any]) -> bool:
     return all(row[key] == value for key, value in where.items())
+
+
+def _is_control(row: Row) -> bool:
+    """Trained for the radius that is certified, not for a larger one."""
+    return bool(row["train_eps"] <= row["eps"]) and row["data"] == "mnist"
 
 
 def _sign(found: Sequence[float]) -> str:
@@ -214,7 +226,7 @@ def other_scale(settings: dict[str, Any]) -> str:
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Accuracies of every network, one panel per data set, network and loss; a dot per seed."""
-    shown = [row for row in networks(rows) if row["surrogate"] != "none"]
+    shown = [row for row in networks(rows) if row["surrogate"] != "none" and not _is_control(row)]
     panels = groups(shown, "data", "net", "width", "surrogate")
     columns = 2
     path, lines = folder / "local_training.png", -(-len(panels) // columns)

@@ -57,6 +57,7 @@ def made(bound: str, certified: float, seed: int, width: float = 0.25) -> study.
     return {
         **{"kind": "network", "data": "d", "net": "n", "activation": "relu", "surrogate": "bcp"},
         **{"width": width, "seed": seed, "bound": bound, "clean": 90.0, "pgd": 50.0},
+        **{"eps": 1.0, "train_eps": 1.1},
         **{"certified_local": certified, "certified_global": certified, **shares},
         "certified_local": certified,
     }
