@@ -226,13 +226,22 @@ def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> 
             return pair
         if not run.may_go_on():
             return pair
-        lin = linearise(op, pair)
-        moved = advance(op, pair, direct(op, pair, lin)) if lin is not None else None
+        moved = _stepped(op, pair)
         if moved is None:
             return pair
         pair = moved
         run.count(pair.y)
     return pair
+
+
+def _stepped(op: LmiOperator, pair: Pair) -> Pair | None:
+    """One iteration; its N x N matrices are gone before the next one makes its own."""
+    lin = linearise(op, pair)
+    if lin is None:
+        return None
+    way = direct(op, pair, lin)
+    del lin
+    return advance(op, pair, way)
 
 
 def linearise(op: LmiOperator, pair: Pair) -> Linearised | None:
