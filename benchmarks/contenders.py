@@ -87,7 +87,7 @@ def _uncentre(model: nn.Module, mean: Tensor) -> None:
         return
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
     with torch.no_grad():
-        first.bias -= first.weight @ mean.to(first.weight)
+        first.bias.sub_(first.weight @ mean.to(first.weight))
 
 
 TRAINERS: dict[str, Callable[[nn.Module, Pair, Cell], Trained]] = {"admm": _by_admm}
