@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .certificates.radii import certified_radii as certified_radii
     from .certificates.verify import verify as verify
     from .errors import CertificateError as CertificateError
+    from .evaluation.falsify import falsify as falsify
+    from .local_training.certified import certify_samples as certify_samples
     from .solvers.config import SolverConfig as SolverConfig
     from .training.project import project as project
     from .training.train import TrainConfig as TrainConfig
@@ -33,6 +35,8 @@ _HOMES = {
     "TrainResult": "training.train",
     "certified_radii": "certificates.radii",
     "certify": "certificates.certificate",
+    "certify_samples": "local_training.certified",
+    "falsify": "evaluation.falsify",
     "load_certificate": "certificates.certificate",
     "project": "training.project",
     "train": "training.train",
