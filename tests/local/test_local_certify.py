@@ -344,9 +344,7 @@ def test_inputs_outside_the_box_and_foreign_certificates_are_named() -> None:
     with pytest.raises(ValueError, match=r"x: expected inputs inside the box \[0, 1\]"):
         certify_local(model, 2.0 * torch.ones(1, 4), 1.0, config=LocalConfig(box=(0.0, 1.0)))
     scaled = certify(model, input_scale=2.0)
-    with pytest.raises(
-        CertificateError, match="norm / units: expected a certificate of l2"
-    ):
+    with pytest.raises(CertificateError, match="norm / units: expected a certificate of l2"):
         certify_local(model, torch.ones(1, 4), 1.0, certificate=scaled)
     with pytest.raises(CertificateError, match="robust: certified without labels"):
         certify_local(model, torch.ones(1, 4), 1.0).robust
