@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..solvers import CertifyProblem, Slopes, solve_certify
 from ..solvers.lmi import ball_tiles
-from .admm import AdmmState, Matrices
+from .admm import AdmmState, Matrices, spread_limited
 from .config import TrainConfig
 
 START_TOL = 1e-4
-# T far from uniform makes a poor metric, and t = 0 would switch a neuron off for good.
-MULTIPLIER_SPREAD = 1e3
 # Constant targets have variance 0, and rho must be positive.
 SMALLEST_VARIANCE = 1e-12
 # The consensus stays this far inside the bound, relatively, so that rounding to the model's dtype
@@ -106,12 +104,6 @@ def start(
         target_sq=target**2,
     )
     return Start(state, tuple(factor ** (k + 1) for k in range(len(weights))))
-
-
-def spread_limited(t: Tensor) -> Tensor:
-    """Entries of t brought within ``MULTIPLIER_SPREAD`` of their median."""
-    middle = float(t.median())
-    return t.clamp(middle / MULTIPLIER_SPREAD, middle * MULTIPLIER_SPREAD)
 
 
 def feasible(

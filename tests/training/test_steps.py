@@ -10,7 +10,7 @@ import torch
 
 from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
 from admm_lip.solvers.lmi import ball_tiles, implied_bound
-from admm_lip.training.admm import AdmmState
+from admm_lip.training.admm import MULTIPLIER_SPREAD, AdmmState, spread_limited
 from admm_lip.training.config import TrainConfig
 from admm_lip.training.lipschitz_step import lipschitz_step, next_lip_sq
 from admm_lip.training.multiplier_step import (
@@ -21,7 +21,7 @@ from admm_lip.training.multiplier_step import (
     resolve_multiplier_step,
     sensitivity,
 )
-from admm_lip.training.start import MULTIPLIER_SPREAD, default_rho, feasible, spread_limited, start
+from admm_lip.training.start import default_rho, feasible, start
 
 TIGHT = SolverConfig("native", tol=1e-9, fallback=())
 
@@ -156,6 +156,22 @@ def test_the_lipsdp_rule_certifies_the_consensus_at_the_bound_and_runs_when_due(
     assert implied_bound(smaller, slopes, moved.multiplier) <= state.lip * (1 + 1e-6)
     ball = ball_tiles(slopes, moved.multiplier, state.lip_sq, 3, 2)
     assert ball.norm(smaller) <= 1 + 1e-6
+
+
+def test_a_dying_neuron_keeps_a_multiplier_that_it_can_recover_from() -> None:
+    """Its outgoing weights vanish: the optimal T goes to zero with them, ours does not."""
+    state, config = first_state(multiplier_every=1)
+    dying = [w.clone() for w in state.consensus]
+    dying[1][:, 0] = 1e-9
+    due = dataclasses.replace(state, consensus=tuple(dying))
+    moved = by_lipsdp(due, view(state), config)
+    assert float(moved.multiplier[0].min()) >= float(moved.multiplier[0].median()) / (
+        1.001 * MULTIPLIER_SPREAD
+    )
+    anchor = tuple(0.9 * w for w in state.consensus)
+    next_one = lipschitz_step(anchor, moved, unit_slopes(anchor), config)
+    assert next_one.iterations < 500
+    assert float(next_one.weights[1][:, 0].norm()) > 0.02
 
 
 def test_auto_looks_at_the_activations_and_the_task() -> None:
