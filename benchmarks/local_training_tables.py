@@ -242,7 +242,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
                 for key, (color, _) in _STYLE.items():
                     side = 0.12 if key == "certified_global" else 0.0
                     axes.scatter([x + side] * len(mine), [r[key] for r in mine], s=22, color=color)
-            names = [f"{a.replace('_', ' ')}\n{b}" for a, b in places]
+            names = [f"{a.replace('_', chr(10))}\n{b}" for a, b in places]
             axes.set_xticks(range(len(names)), names, fontsize=8)
             axes.set_xlim(-0.5, len(names) - 0.5)
             axes.set_ylim(0.0, 100.0)
