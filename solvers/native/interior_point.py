@@ -30,6 +30,7 @@ complement costs O(D^2 n).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,10 @@ _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; res
 # is held at this multiple of its natural scale, which costs about the inverse of the bound.
 _KNOWN = 1e-7
 _STIFF = 1e7
+# A neuron whose row and column together weigh less than this share of the largest of its layer: its
+# multiplier may be anything between the share and its inverse, so it is held at its natural scale.
+# Weight decay leaves such neurons; the centre of so long an interval is beyond double precision.
+_NEGLIGIBLE = 1e-12
 # Factors that move a closed form inside.
 _ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.
@@ -204,9 +209,19 @@ def _known(problem: CertifyProblem) -> list[Tensor]:
 
 
 def _fixed(problem: CertifyProblem, natural: Multiplier) -> Tensor:
-    """Multipliers of the neurons of known slope, 0 for the others."""
-    known = torch.cat(_known(problem))
-    return torch.where(known, _STIFF * torch.cat(list(natural)), torch.zeros_like(known.double()))
+    """Multipliers of the neurons of known slope and of negligible ones, 0 for the others."""
+    known, scale = torch.cat(_known(problem)), torch.cat(list(natural))
+    free = torch.where(_negligible(problem), scale, torch.zeros_like(scale))
+    return torch.where(known, _STIFF * scale, free)
+
+
+def _negligible(problem: CertifyProblem) -> Tensor:
+    """The neurons, of all layers, that hear next to nothing or that next to nobody hears."""
+    masks = []
+    for into, out in pairwise(problem.weights):
+        share = torch.linalg.vector_norm(into, dim=1) * torch.linalg.vector_norm(out, dim=0)
+        masks.append(share <= _NEGLIGIBLE * share.max())
+    return torch.cat(masks)
 
 
 def _as_y(op: LmiOperator, start: Start) -> Tensor:

@@ -155,6 +155,23 @@ def test_degenerate_rows_and_ranks(seed: int) -> None:
     assert_proven(problem_of(weights))
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.lists(st.integers(-30, 0), min_size=8, max_size=8))
+def test_dying_neurons_change_nothing(seed: int, exponents: list[int]) -> None:
+    """Weight decay leaves rows of 1e-30 beside columns of 1e-4: as good as no neurons at all."""
+    dead = signed((6, 20, 15, 4), seed)
+    into, out = exponents[:4], exponents[4:]
+    alive = [w.clone() for w in dead]
+    for k in (0, 1):
+        alive[k], alive[k + 1] = alive[k][4:], alive[k + 1][:, 4:]
+        for i in range(4):
+            dead[k][i] *= 10.0 ** min(into[i], -7)
+            dead[k + 1][:, i] *= 10.0 ** min(out[i], -7)
+    assert assert_proven(problem_of(dead)) == pytest.approx(
+        assert_proven(problem_of(alive)), rel=1e-6
+    )
+
+
 def test_permuted_and_scaled_neurons_change_nothing() -> None:
     first, second, last = signed((5, 8, 7, 3), 4)
     order, scale = torch.randperm(8), torch.logspace(-5, 5, 8).double()
