@@ -20,10 +20,6 @@ from torch import Tensor
 
 Matrices = tuple[Tensor, ...]
 
-# How far a multiplier may be from the median of its layer: T far from uniform makes a poor metric,
-# and t = 0 would switch a neuron off for good.
-MULTIPLIER_SPREAD = 1e3
-
 
 @dataclass(frozen=True, eq=False)
 class AdmmState:
@@ -92,12 +88,6 @@ def anchor(relaxed: Matrices, dual: Matrices, rho: float) -> Matrices:
 def dual_step(dual: Matrices, relaxed: Matrices, consensus: Matrices, rho: float) -> Matrices:
     """``Y+ = Y + rho (Wr - Wbar+)``."""
     return tuple(torch._foreach_add(dual, torch._foreach_sub(relaxed, consensus), alpha=rho))
-
-
-def spread_limited(t: Tensor) -> Tensor:
-    """Entries of t brought within ``MULTIPLIER_SPREAD`` of their median."""
-    middle = float(t.median())
-    return t.clamp(middle / MULTIPLIER_SPREAD, middle * MULTIPLIER_SPREAD)
 
 
 def residuals(

@@ -6,6 +6,9 @@ Enforced form: ``L^2 = bound^2`` throughout.  Penalised form: ``s = L^2`` moves 
 
 because scaling the inputs by a constant moves s and W_0 alone.  One damped Newton step on ``log s``
 per round solves it along with the rest of the run; the exact form minimises over s every time.
+Newton's step supposes that the other layers stay.  They follow, each as far as the first, so the
+step is as many times longer as there are layers: without that L had not arrived after 180 rounds of
+MNIST, and the network was .4 to .7 % less accurate.
 Where all activations sort pairs both are the exact form, which costs nothing there.
 """
 
@@ -58,9 +61,9 @@ def next_lip_sq(
 ) -> float:
     """``L^2`` of the next round: constant when enforced, one damped Newton step when penalised.
 
-    With ``g = rho/2 <V_0 - W_0, W_0>``::
+    With ``g = rho/2 <V_0 - W_0, W_0>`` and l + 1 layers::
 
-        log s+ = log s - (mu s - g) / (mu s + rho/2 ||W_0||^2),   clipped to +-0.2
+        log s+ = log s - (l + 1) (mu s - g) / (mu s + rho/2 ||W_0||^2),   clipped to +-0.2
     """
     if config.mu is None or config.lip_step == "exact" or isinstance(slopes, LayerNorms):
         return solution.lip_sq
@@ -68,5 +71,5 @@ def next_lip_sq(
     s = solution.lip_sq
     pull = 0.5 * state.rho * float(((anchor[0] - first) * first).sum())
     curvature = 0.5 * state.rho * float(first.square().sum())
-    step = (config.mu * s - pull) / (config.mu * s + curvature)
+    step = len(anchor) * (config.mu * s - pull) / (config.mu * s + curvature)
     return s * math.exp(-max(-LARGEST_LOG_STEP, min(LARGEST_LOG_STEP, step)))

@@ -12,10 +12,10 @@
 * ``lipsdp``: the paper's rule, T re-solved at the consensus.  A regression with one input or output
   starts with a T that suits few neurons.  The gauge is then crossed too slowly: a square wave under
   slope 10 ended at a proven 7 with T fixed (1.2 to 1.8 times the best error), and at 10 with T
-  re-solved every 20 to 100 rounds (1.06 times).  The spread within a layer is limited:
-  a small entry holds the neuron's outgoing weights down, which makes the next optimum smaller
-  still.  Without the limit one dying neuron of a regression went to 1e-81 in ten solves, and the
-  projection with it.  Floors from 1e-6 to 1e-2 of the largest entry gave the same errors.
+  re-solved every 20 to 100 rounds (1.06 times).  No entry may fall far below those of the neurons
+  that matter: a small one holds the neuron's outgoing weights down, which makes the next optimum
+  smaller still.  Without that floor one dying neuron of a regression went to 1e-81 in ten solves,
+  and the projection with it; a large entry beside a row that is nearly zero does no harm.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ import torch
 
 from ..networks.sorting import HALF_ABS
 from ..solvers import CertifyProblem, SolveFailed, solve_certify
-from .admm import AdmmState, Matrices, spread_limited
+from .admm import AdmmState, Matrices
 from .config import TrainConfig
 from .layer_norms import Activations, LayerNorms
 
 # The step forgets directions and sizes at these rates (running averages).
 DIRECTION_DECAY, SIZE_DECAY = 0.8, 0.95
 LIPSDP_TOL = 1e-3
+SMALLEST_SHARE = 1e-4
 HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 
 
@@ -83,9 +84,9 @@ def by_sensitivity(state: AdmmState, view: RoundView, config: TrainConfig) -> Ad
 
 
 def by_lipsdp(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmState:
-    """T optimal at the consensus, scaled to certify the bound of the round, its spread limited.
+    """T optimal at the consensus, scaled to certify the bound of the round, small entries raised.
 
-    The limit may leave the consensus a little outside; the next projection brings it back.
+    That may leave the consensus a little outside; the next projection brings it back.
     """
     if (state.iteration + 1) % config.multiplier_every:
         return state
@@ -97,7 +98,18 @@ def by_lipsdp(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmSta
     except SolveFailed:
         return state  # the old T still certifies the consensus
     best = scaled_to(solution.multiplier, solution.lip, state.lip)
-    return replace(state, multiplier=tuple(spread_limited(t) for t in best))
+    return replace(state, multiplier=raised(best, state.consensus))
+
+
+def raised(multiplier: Matrices, weights: Matrices) -> Matrices:
+    """No entry below ``SMALLEST_SHARE`` of its layer's geometric mean, neurons weighed by what
+    passes through them: the norm of the row times that of the column."""
+    found = []
+    for t, (into, out) in zip(multiplier, pairwise(weights), strict=True):
+        passing = torch.linalg.vector_norm(into, dim=1) * torch.linalg.vector_norm(out, dim=0)
+        share = passing / passing.sum().clamp(min=torch.finfo(t.dtype).tiny)
+        found.append(t.clamp(min=SMALLEST_SHARE * float(torch.exp((share * t.log()).sum()))))
+    return tuple(found)
 
 
 def scaled_to(multiplier: Matrices, lip: float, bound: float) -> Matrices:

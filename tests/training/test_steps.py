@@ -10,10 +10,11 @@ import torch
 
 from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
 from admm_lip.solvers.lmi import ball_tiles, implied_bound
-from admm_lip.training.admm import MULTIPLIER_SPREAD, AdmmState, spread_limited
+from admm_lip.training.admm import AdmmState
 from admm_lip.training.config import TrainConfig
 from admm_lip.training.lipschitz_step import lipschitz_step, next_lip_sq
 from admm_lip.training.multiplier_step import (
+    SMALLEST_SHARE,
     RoundView,
     by_lipsdp,
     by_sensitivity,
@@ -21,7 +22,7 @@ from admm_lip.training.multiplier_step import (
     resolve_multiplier_step,
     sensitivity,
 )
-from admm_lip.training.start import default_rho, feasible, start
+from admm_lip.training.start import MULTIPLIER_SPREAD, default_rho, feasible, spread_limited, start
 
 TIGHT = SolverConfig("native", tol=1e-9, fallback=())
 
@@ -165,13 +166,13 @@ def test_a_dying_neuron_keeps_a_multiplier_that_it_can_recover_from() -> None:
     dying[1][:, 0] = 1e-9
     due = dataclasses.replace(state, consensus=tuple(dying))
     moved = by_lipsdp(due, view(state), config)
-    assert float(moved.multiplier[0].min()) >= float(moved.multiplier[0].median()) / (
-        1.001 * MULTIPLIER_SPREAD
-    )
+    others = moved.multiplier[0][1:]
+    least, middle = float(moved.multiplier[0][0]), float(others.log().mean().exp())
+    assert SMALLEST_SHARE / 10 <= least / middle <= 10 * SMALLEST_SHARE
     anchor = tuple(0.9 * w for w in state.consensus)
     next_one = lipschitz_step(anchor, moved, unit_slopes(anchor), config)
     assert next_one.iterations < 500
-    assert float(next_one.weights[1][:, 0].norm()) > 0.02
+    assert float(next_one.weights[1][:, 0].norm()) > 1e-3
 
 
 def test_auto_looks_at_the_activations_and_the_task() -> None:
