@@ -1,8 +1,8 @@
 """MNIST and Fashion-MNIST, 784-64-64-10: clean and certified accuracy of every method.
 
 One network per method and radius, trained for that radius and certified at it.  Each method's step
-size is the best of the same few candidates on a validation split (``images_tuning``, which must
-have run); the test set is only looked at here.
+size is the best of the same few candidates on a validation split of each data set
+(``images_tuning``, which must have run); the test set is only looked at here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def cells(settings: Cell) -> list[Cell]:
         for name, row in settings["contenders"].items()
         if seed < row["seeds"][data]
     ]
-    return [{**cell, "train": cell["train"] | chosen.get(cell["contender"], {})} for cell in found]
+    return [
+        {**cell, "train": cell["train"] | chosen.get((cell["data"], cell["contender"]), {})}
+        for cell in found
+    ]
 
 
 def _seeded(settings: Cell) -> list[tuple[Mapping[str, Any], str]]:
@@ -59,12 +62,12 @@ def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell
     }
 
 
-def tuned(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Per contender, the step size with the most rows certified in validation, in the mean."""
+def tuned(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Per data set and contender, the step size with the most rows certified in validation."""
     best = {}
-    for (name,), some in groups(succeeded(rows), "contender").items():
+    for (data, name), some in groups(succeeded(rows), "data", "contender").items():
         rates = groups([{**row, "lr": row["train"]["lr"]} for row in some], "lr")
-        best[name] = {"lr": max(rates, key=lambda rate: mean(rates[rate], "certified"))[0]}
+        best[data, name] = {"lr": max(rates, key=lambda rate: mean(rates[rate], "certified"))[0]}
     return best
 
 
@@ -117,18 +120,26 @@ def tabulate(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """Certified accuracy against the radius trained for, one panel per data set."""
+    """Certified against clean accuracy at the radius trained for, a panel per set and radius.
+
+    Networks that certify less than half as much as the best one are off the picture.
+    """
     panels: dict[str, list[Curve]] = {}
-    for (data,), some in groups(rows, "data").items():
-        panels[data] = []
-        for (name,), mine in groups(some, "contender").items():
-            at = sorted(groups(mine, "eps").items())
-            errors = [half_width([row["certified"] for row in found]) for _, found in at]
-            means = [mean(found, "certified") for _, found in at]
-            radii = [radius for (radius,), _ in at]
-            panels[data].append(Curve(name, radii, means, error=errors, markers=True))
+    for (data, eps), some in groups(rows, "data", "eps").items():
+        best = max(row["certified"] for row in some)
+        panels[f"{data}, radius {eps:g}"] = [
+            Curve(
+                name,
+                [mean(mine, "clean")],
+                [mean(mine, "certified")],
+                error=[half_width([row["certified"] for row in mine])] if len(mine) > 2 else (),
+                markers=True,
+            )
+            for (name,), mine in groups(some, "contender").items()
+            if mean(mine, "certified") > best / 2.0
+        ]
     path = folder / "images.png"
-    draw_panels(panels, path, Look("radius trained for and certified, l2", "certified, %", True))
+    draw_panels(panels, path, Look("clean, %", "certified, %"))
     return [path]
 
 
