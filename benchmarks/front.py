@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from .contenders import build, data_of, train_contender
-from .measures import accuracy, certified
+from .measures import accuracy, certified, steepest
 from .pictures import Curve, Look, draw_panels
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown, mean, spread
 
 COLLAPSED = 0.05
+SLOPE_ROWS = 500
 
 
 def cells(settings: Cell) -> list[Cell]:
@@ -41,6 +42,7 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     trained = train_contender(build(data.n_features, data.n_outputs, cell), data.train, cell)
     return {
         "lip": trained.lip,
+        "tightness": steepest(trained.model, data.test[0][:SLOPE_ROWS]) / max(trained.lip, 1e-12),
         "clean": accuracy(trained.model, data.test),
         "certified": certified(trained, data.test, cell["radii"]),
         "seconds": trained.seconds,
@@ -49,13 +51,14 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
 
 
 def tabulate(rows: list[Row]) -> str:
-    """Every point: strength, proven L, clean and certified accuracy, seconds."""
+    """Every point: strength, proven L, steepest slope found over it, accuracies, seconds."""
     radii = rows[0]["radii"]
-    header = ["method", "strength", "seeds", "proven L", "clean %"]
+    header = ["method", "strength", "seeds", "proven L", "tightness", "clean %"]
     header += [f"certified {r:g}" for r in radii] + ["CPU s"]
     lines = []
     for (name, strength), some in groups(rows, "contender", "strength").items():
-        line = [name, f"{strength:g}", len(some), spread(some, "lip"), spread(some, "clean")]
+        line = [name, f"{strength:g}", len(some), spread(some, "lip")]
+        line += [f"{mean(some, 'tightness'):.3f}", spread(some, "clean")]
         line += [f"{_certified(some, k):.1f}" for k in range(len(radii))]
         lines.append([*line, f"{mean(some, 'cpu_seconds'):.1f}"])
     return markdown(header, lines)

@@ -65,7 +65,7 @@ def test_tuning_hides_the_test_set_and_the_study_takes_the_best_rate(tmp_path: P
     check("images_tuning", rows, tmp_path)
     assert all(row["validation"] for row in rows)
     best = max(rows, key=lambda row: row["certified"])
-    assert images.tuned(rows) == {"ADMM": {"lr": best["train"]["lr"]}}
+    assert images.tuned(rows) == {("digits", "ADMM"): {"lr": best["train"]["lr"]}}
 
 
 def test_finished_cells_are_not_run_again_and_failed_ones_are(tmp_path: Path) -> None:
