@@ -126,11 +126,16 @@ def check_pair(inputs: Tensor, targets: Tensor) -> None:
             f"data: expected as many targets as inputs, got {len(targets)} and {len(inputs)}"
         )
     for name, values in (("inputs", inputs), ("targets", targets)):
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        if values.is_floating_point() and not _all_finite(values):
             raise ValueError(
                 f"data: the {name} hold a value that is NaN or infinite; "
                 "clean or impute the data before training"
             )
+
+
+def _all_finite(values: Tensor) -> bool:
+    """The sum says it in one pass, unless it overflows."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def check_labels(targets: Tensor, n_classes: int) -> None:
