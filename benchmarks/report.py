@@ -30,6 +30,9 @@ STUDIES = (
     "tabular",
     "backends",
     "ablation",
+    "finetune",
+    "falsification",
+    "local_training",
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 72rem; margin: 2rem auto;
@@ -50,6 +53,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--output", type=Path, default=record.RESULTS / "report.html")
     options = parser.parse_args(argv)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     known = [name for name in STUDIES if (record.RESULTS / f"{name}.json").is_file()]
     sections = [section(name, options.output.parent) for name in known]
     sections += [other(path) for path in sorted(record.RESULTS.glob("*.json")) if _is_other(path)]
@@ -73,14 +77,25 @@ def section(name: str, folder: Path) -> tuple[str, str]:
 def other(path: Path) -> tuple[str, str]:
     """HTML and markdown of a record that is no study: its flat fields, and its picture."""
     loaded = record.load(path.stem)
-    rows = loaded["rows"]
-    fields = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
-    table = markdown(fields, [[row.get(key, "") for key in fields] for row in rows])
+    table = "\n\n".join(_flat_table(some) for some in by_shape(loaded["rows"]))
     title = path.stem.replace("_", " ")
     picture = path.with_suffix(".png")
     shown = _embedded(picture) if picture.is_file() else ""
     parts = [f"<h2>{html.escape(title)}</h2>", _about(loaded), shown, as_html(table)]
     return "\n".join(parts), f"## {title}\n\n{table}"
+
+
+def by_shape(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows with the same fields stand in one table."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row), []).append(row)
+    return list(found.values())
+
+
+def _flat_table(rows: list[dict[str, Any]]) -> str:
+    fields = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
+    return markdown(fields, [[row.get(key, "") for key in fields] for row in rows])
 
 
 def _is_other(path: Path) -> bool:
@@ -113,10 +128,13 @@ def _embedded(path: Path) -> str:
 
 
 def as_html(table: str) -> str:
-    """A markdown table (header, rule, rows) as HTML; other text as a paragraph."""
-    lines = table.splitlines()
+    """Markdown tables (header, rule, rows) with blank lines between as HTML; else a paragraph."""
+    first, _, rest = table.strip().partition("\n\n")
+    if rest:
+        return as_html(first) + "\n" + as_html(rest)
+    lines = first.splitlines()
     if len(lines) < 2 or not lines[0].startswith("|"):
-        return f"<p>{html.escape(table)}</p>"
+        return f"<p>{html.escape(first)}</p>"
     head, *body = ([html.escape(c.strip()) for c in line[1:-1].split("|")] for line in lines)
     rows = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     rows += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in body[1:]]
