@@ -229,7 +229,7 @@ def _percent(flags: Tensor) -> float:
 
 STUDY = Study(
     "local_training",
-    "local against global Lipschitz bounds in training and certification",
+    "Local against global Lipschitz bounds in training and certification",
     cells,
     run_cell,
     tabulate,
