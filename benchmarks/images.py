@@ -47,6 +47,7 @@ def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell
     """One contender at one radius; ``eps_field`` is the method's own name for the radius."""
     row = settings["contenders"][name]
     radius = {row["eps_field"]: eps * row.get("eps_factor", 1.0)} if "eps_field" in row else {}
+    judge = {"judge": row["judge"]} if "judge" in row else {}
     return {
         "data": data,
         "limit": settings["limit"],
@@ -58,8 +59,14 @@ def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell
         "method": row["method"],
         "options": {**row.get("options", {}), **radius},
         "centre": settings.get("centre", False),
+        **judge,
         "train": {**settings["train"], "eps": eps, **row.get("train", {})},
     }
+
+
+def judge_of(cell: Cell) -> str:
+    """The kind of certificate that counts: one bound for all, unless the method bounds pairs."""
+    return str(cell.get("judge", "global"))
 
 
 def tuned(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
@@ -81,7 +88,7 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
         "proven": trained.certificate is not None,
         "tightness": lower / trained.lip,
         "clean": accuracy(trained.model, data.test),
-        "certified": certified(trained, data.test, [cell["eps"]])[0],
+        "certified": certified(trained, data.test, [cell["eps"]], judge_of(cell))[0],
         "seconds": trained.seconds,
         "cpu_seconds": trained.cpu_seconds,
     }

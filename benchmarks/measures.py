@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from admm_lip import certified_radii
+from admm_lip import certified_radii, certify
 from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
 
 from .contenders import Pair, Trained, predictions
@@ -19,20 +19,25 @@ def accuracy(model: nn.Module, pair: Pair) -> float:
     return _percent(predictions(model, pair[0]) == pair[1])
 
 
-def certified(trained: Trained, pair: Pair, radii: Sequence[float]) -> list[float]:
+def certified(
+    trained: Trained, pair: Pair, radii: Sequence[float], judge: str = "global"
+) -> list[float]:
     """Share of rows that are right, and provably stay so within each l2 radius.
 
+    ``judge`` is the kind of certificate: ``"pairwise"`` for methods that bound pairs of classes.
     Without a certificate the margin over ``sqrt(2) L`` is used with the method's own L.
     """
     x, y = pair
     if trained.certificate is not None:
-        radius = certified_radii(trained.model, x, y, certificate=trained.certificate)
+        own = trained.certificate
+        proof = own if judge == "global" else certify(trained.model, kind=judge)
+        radius = certified_radii(trained.model, x, y, certificate=proof)
     else:
         with torch.no_grad():
             logits = trained.model(x)
-        own = logits.gather(1, y[:, None])[:, 0]
+        right = logits.gather(1, y[:, None])[:, 0]
         others = logits.scatter(1, y[:, None], -math.inf).amax(dim=1)
-        radius = (own - others) / (math.sqrt(2.0) * trained.lip)
+        radius = (right - others) / (math.sqrt(2.0) * trained.lip)
     return [_percent(radius > r) for r in radii]
 
 
