@@ -129,7 +129,7 @@ def tabulate(rows: list[Row]) -> str:
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """Certified against clean accuracy at the radius trained for, a panel per set and radius.
 
-    Networks that certify less than half as much as the best one are off the picture.
+    Networks that certify less than three quarters of the best one's rows are off the picture.
     """
     panels: dict[str, list[Curve]] = {}
     for (data, eps), some in groups(rows, "data", "eps").items():
@@ -143,7 +143,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
                 markers=True,
             )
             for (name,), mine in groups(some, "contender").items()
-            if mean(mine, "certified") > best / 2.0
+            if mean(mine, "certified") > 0.75 * best
         ]
     path = folder / "images.png"
     draw_panels(panels, path, Look("clean, %", "certified, %"))

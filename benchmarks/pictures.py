@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from admm_lip.plots import BLUE, CLASSES, GREEN, GREY, INK, ORANGE, PURPLE, figure
 
 # The first contender of a study (ADMM) is blue; the order of the others is the study's own.
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48", "#4aa3c7", "#6b705c", "#e08ab0")
+COLORS = (
+    *(BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48", "#4aa3c7", "#6b705c", "#e08ab0"),
+    *("#8d5524", INK),
+)
 _COLUMNS = 3
 
 
