@@ -35,7 +35,7 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     return {
         "lip": trained.lip,
         "clean": accuracy(trained.model, data.test),
-        "certified": certified(trained, data.test, [cell["eps"]], images.judge_of(cell))[0],
+        "certified": certified(trained, data.test, [cell["eps"]], images.by_pairs(cell))[0],
         "seconds": trained.seconds,
         "cpu_seconds": trained.cpu_seconds,
     }

@@ -20,17 +20,17 @@ def accuracy(model: nn.Module, pair: Pair) -> float:
 
 
 def certified(
-    trained: Trained, pair: Pair, radii: Sequence[float], judge: str = "global"
+    trained: Trained, pair: Pair, radii: Sequence[float], by_pairs: bool = False
 ) -> list[float]:
     """Share of rows that are right, and provably stay so within each l2 radius.
 
-    ``judge`` is the kind of certificate: ``"pairwise"`` for methods that bound pairs of classes.
+    ``by_pairs`` proves a bound for every pair of classes, for methods that train such bounds.
     Without a certificate the margin over ``sqrt(2) L`` is used with the method's own L.
     """
     x, y = pair
     if trained.certificate is not None:
         own = trained.certificate
-        proof = own if judge == "global" else certify(trained.model, kind=judge)
+        proof = certify(trained.model, kind="pairwise") if by_pairs else own
         radius = certified_radii(trained.model, x, y, certificate=proof)
     else:
         with torch.no_grad():
