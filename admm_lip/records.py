@@ -32,6 +32,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from . import strict_json
 from .networks.storage import ARCHITECTURE, WEIGHTS, write_atomic
 
 CONFIG = "config.yaml"
@@ -241,13 +242,13 @@ def read_json(path: Path) -> Any:
     Raises:
         RunFolderError: naming the file, when it is missing or damaged.
     """
-    return _read(path, json.loads)
+    return _read(path, strict_json.loads)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file; errors as :func:`read_json`."""
     rows: list[dict[str, Any]] = _read(
-        path, lambda text: [json.loads(line) for line in text.splitlines() if line]
+        path, lambda text: [strict_json.loads(line) for line in text.splitlines() if line]
     )
     return rows
 

@@ -8,26 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
 import numpy as np
 
 from ..errors import CertificateError
 from ..networks.layers import Array, Shape
 from ..networks.network import Network
-from .document import (
-    Document,
-    LayerSlopes,
-    chain_slopes,
-    check_multiplier,
-    check_number,
-    check_numbers,
-    check_text,
-    in_file,
-    parsed,
-    tuple_of,
-    tuples_of,
-)
+from .document import Document, LayerSlopes, chain_slopes, in_file, parsed
+from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, tuple_of, tuples_of
+from .restate import functionals_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,8 +39,11 @@ __all__ = [
 
 Functionals = Literal["pairwise", "per_output", "directions"]
 
+# Where a multiplier comes from.
+METHODS = ("lipsdp", "given", "norm_product", "constant")
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Certificate(Document):
     """``||f(x) - f(y)||_2 <= lip ||x - y||`` for all x, y, with its proof.
 
@@ -71,11 +64,12 @@ class Certificate(Document):
         sampled_lower: largest Jacobian norm found: no method can certify less.
         kind: ``"global"``: for all inputs.
 
-    The other fields are those of :class:`~admm_lip.certificates.document.Document`.  Only ``lip``
-    is proven; ``verify`` checks it from ``multiplier`` and the weights alone.
+    The other fields are those of :class:`~admm_lip.certificates.document.Document`.  ``verify``
+    proves ``lip`` from ``multiplier`` and the weights alone and computes ``norm_product`` again;
+    :meth:`reported` names what is noted and not proven.
 
     Raises:
-        CertificateError: naming the field, for a value of the wrong type or range.
+        CertificateError: naming the field, for a value of the wrong type, range or order.
     """
 
     lip: float
@@ -87,14 +81,23 @@ class Certificate(Document):
     sampled_lower: float
     kind: str = "global"
 
+    kinds: ClassVar[tuple[str, ...]] = ("global",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lip", "lower_lip", "norm_product", "sampled_lower"):
-            check_number(name, getattr(self, name), least=0.0)
-        if self.requested is not None:
-            check_number("requested", self.requested, least=0.0)
-        check_text("method", self.method)
-        check_multiplier("multiplier", self.multiplier)
+        requested = self.requested
+        if requested is not None:
+            requested = number_of("requested", requested, least=0.0)
+        keep(self, requested=requested, **_bound_of(self))
+
+    def claims(self) -> str:
+        """The bound."""
+        return f"lip={self.lip!r}"
+
+    def reported(self) -> dict[str, Any]:
+        """What the maker says and no check proves, by field."""
+        names = ("method", "requested", "lower_lip", "sampled_lower")
+        return {**{name: getattr(self, name) for name in names}, **super().reported()}
 
     @classmethod
     def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +124,7 @@ class FunctionalBound:
     sampled_lower: float
 
     def __post_init__(self) -> None:
-        check_numbers("direction", self.direction)
-        for name in ("lip", "lower_lip", "norm_product", "sampled_lower"):
-            check_number(name, getattr(self, name), least=0.0)
-        check_text("method", self.method)
-        check_multiplier("multiplier", self.multiplier)
+        keep(self, direction=numbers_of("direction", self.direction), **_bound_of(self))
 
     @staticmethod
     def from_data(name: str, data: Any) -> FunctionalBound:
@@ -141,7 +140,17 @@ class FunctionalBound:
             raise CertificateError(f"{name}.{error}") from None
 
 
-@dataclass(frozen=True, kw_only=True)
+def _bound_of(bound: Certificate | FunctionalBound) -> dict[str, Any]:
+    """The fields that every bound has, checked."""
+    names = ("lip", "lower_lip", "norm_product", "sampled_lower")
+    return {
+        **{name: number_of(name, getattr(bound, name), least=0.0) for name in names},
+        "method": one_of("method", bound.method, METHODS),
+        "multiplier": multiplier_of("multiplier", bound.multiplier),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FunctionalCertificate(Document):
     """Bounds of linear functionals of the outputs, each with its own proof.
 
@@ -152,11 +161,20 @@ class FunctionalCertificate(Document):
     """
 
     bounds: tuple[FunctionalBound, ...]
+    kinds: ClassVar[tuple[str, ...]] = ("pairwise", "per_output", "directions")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.bounds or not all(isinstance(b, FunctionalBound) for b in self.bounds):
-            raise CertificateError(f"bounds: expected FunctionalBounds, got {self.bounds!r:.200}")
+        bounds = self.bounds
+        if not (isinstance(bounds, tuple) and bounds) or not all(
+            isinstance(bound, FunctionalBound) for bound in bounds
+        ):
+            raise CertificateError(f"bounds: expected FunctionalBounds, got {shown(bounds)}")
+        _check_directions(self.kind, [bound.direction for bound in bounds])
+
+    def claims(self) -> str:
+        """The bounds, in their order."""
+        return f"lips={[bound.lip for bound in self.bounds]!r:.200}"
 
     @property
     def lips(self) -> Array:
@@ -169,9 +187,9 @@ class FunctionalCertificate(Document):
         Raises:
             CertificateError: for another kind than ``"pairwise"``.
         """
+        if self.kind != "pairwise":
+            raise CertificateError(f"kind: expected pairwise, got {self.kind}")
         outputs = len(self.bounds[0].direction)
-        if self.kind != "pairwise" or len(self.bounds) != outputs * (outputs - 1) // 2:
-            raise CertificateError(f"kind: expected pairwise with all pairs, got {self.kind}")
         matrix = np.zeros((outputs, outputs))
         matrix[np.triu_indices(outputs, 1)] = self.lips
         return np.asarray(matrix + matrix.T)
@@ -183,14 +201,36 @@ class FunctionalCertificate(Document):
         return super()._from_lists({**data, "bounds": bounds})
 
 
+def _check_directions(kind: str, given: Sequence[tuple[float, ...]]) -> None:
+    """Raise :class:`CertificateError` unless these are the functionals of the kind, in order."""
+    outputs = len(given[0])
+    for k, direction in enumerate(given):
+        if not len(direction) == outputs > 0:
+            raise CertificateError(
+                f"bounds[{k}].direction: expected one number per output, as many as in bounds[0], "
+                f"{outputs}, got {len(direction)}"
+            )
+    wanted = functionals_of(kind, given, outputs)
+    if len(given) != len(wanted):
+        raise CertificateError(f"bounds: expected {len(wanted)} of kind {kind}, got {len(given)}")
+    for k, (direction, row) in enumerate(zip(given, wanted, strict=True)):
+        if direction != tuple(row.tolist()):
+            raise CertificateError(
+                f"bounds[{k}].direction: expected {_terms(row)}, got {_terms(direction)}"
+            )
+
+
+def _terms(direction: Any) -> str:
+    """A functional in the words of a person: ``f_0 - f_3``."""
+    terms = [f"{c:+g} f_{i}" for i, c in enumerate(direction) if c != 0.0]
+    return " ".join(terms).replace("+1 ", "+ ").replace("-1 ", "- ") or "0"
+
+
 AnyCertificate = Certificate | FunctionalCertificate
 
 # The class of each kind of certificate.
 CLASSES: Mapping[str, type[Certificate] | type[FunctionalCertificate]] = {
-    "global": Certificate,
-    "pairwise": FunctionalCertificate,
-    "per_output": FunctionalCertificate,
-    "directions": FunctionalCertificate,
+    kind: cls for cls in (Certificate, FunctionalCertificate) for kind in cls.kinds
 }
 
 
@@ -208,9 +248,7 @@ def load_certificate(path: str | Path) -> AnyCertificate:
 def _any_from_json(text: str) -> AnyCertificate:
     data = parsed(text)
     kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in CLASSES:
-        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, got {kind!r:.200}")
-    return CLASSES[kind].from_data(data)
+    return CLASSES[one_of("kind", kind, CLASSES)].from_data(data)
 
 
 @overload

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
+from .. import strict_json
 from ..errors import CertificateError
 from ..networks.layers import Shape
 from ..networks.network import Chain
 from ..networks.storage import write_atomic
+from .fields import keep, number_of, numbers_of, one_of, shown, sizes_of, text_of, tuple_of
+from .restate import NORMS, checked_scale
 
 FORMAT = 1
 MODEL_UNITS = "model input"
 RAW_UNITS = "raw input"
 _MAX_FILE = 256 * 2**20
-_TEXTS = ("digest", "norm", "kind", "units", "package_version", "solver", "solver_version")
+_TEXTS = ("digest", "package_version", "solver", "solver_version")
 
 
 class LayerSlopes(NamedTuple):
@@ -33,9 +36,12 @@ class LayerSlopes(NamedTuple):
     beta: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Document:
     """The fields that every certificate has.
+
+    Whole numbers become floats; what is kept has passed every check of this module, whether it was
+    computed, written by hand or read from a file.
 
     Attributes:
         slopes: per hidden layer, the activation and its slope range.
@@ -67,20 +73,41 @@ class Document:
     package_version: str = ""
     format: int = FORMAT
 
+    # What the class may be of.
+    kinds: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
-        if self.format != FORMAT or isinstance(self.format, bool):
-            raise CertificateError(f"format: expected {FORMAT}, got {self.format!r}")
+        if type(self.format) is not int or self.format != FORMAT:
+            raise CertificateError(f"format: expected {FORMAT}, got {shown(self.format)}")
         for name in _TEXTS:
-            check_text(name, getattr(self, name))
-        if not self.input_shape or not all(type(n) is int and n > 0 for n in self.input_shape):
-            raise CertificateError(f"input_shape: expected sizes > 0, got {self.input_shape!r}")
-        for k, slopes in enumerate(self.slopes):
-            if not isinstance(slopes, LayerSlopes) or not isinstance(slopes.activation, str):
-                raise CertificateError(f"slopes[{k}]: expected LayerSlopes, got {slopes!r}")
-            check_number(f"slopes[{k}].alpha", slopes.alpha)
-            check_number(f"slopes[{k}].beta", slopes.beta, least=slopes.alpha)
-        if self.input_scale is not None:
-            check_numbers("input_scale", self.input_scale)
+            text_of(name, getattr(self, name))
+        one_of("kind", self.kind, self.kinds)
+        one_of("norm", self.norm, NORMS)
+        shape = sizes_of("input_shape", self.input_shape)
+        scale = self.input_scale
+        if scale is not None:
+            scale = numbers_of("input_scale", scale)
+            checked_scale(scale, math.prod(shape))
+        units = MODEL_UNITS if scale is None else RAW_UNITS
+        if self.units != units:
+            have = "no" if scale is None else "an"
+            raise CertificateError(
+                f"units: expected {units!r} with {have} input_scale, got {shown(self.units)}"
+            )
+        keep(self, slopes=_slopes_of(self.slopes), input_shape=shape, input_scale=scale)
+
+    def claims(self) -> str:
+        """What is for a check to prove, in one line."""
+        raise NotImplementedError
+
+    def reported(self) -> dict[str, Any]:
+        """What the maker says and no check proves, by field."""
+        return {name: getattr(self, name) for name in _TEXTS if name != "digest"}
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.reported().items())
+        measure = f"{self.norm}, {self.units}"
+        return f"<{self.kind} certificate ({measure}): {self.claims()}; not proven: {said}>"
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` as JSON, atomically; floats are written so that they read back exactly."""
@@ -118,27 +145,25 @@ class Document:
         names = {f.name for f in fields(cls)}
         if not isinstance(data, dict) or set(data) != names | {"checksum"}:
             got = sorted(set(data) ^ (names | {"checksum"})) if isinstance(data, dict) else data
-            raise CertificateError(f"not a certificate of format {FORMAT}: see {got!r:.200}")
-        if data.pop("checksum") != checksum(data):
+            raise CertificateError(f"not a certificate of format {FORMAT}: see {shown(got)}")
+        stated = {name: value for name, value in data.items() if name != "checksum"}
+        if data["checksum"] != checksum(stated):
             raise CertificateError(
                 "checksum: the file was edited or damaged after it was written; certify anew"
             )
-        return cls(**cls._from_lists(data))
+        return cls(**cls._from_lists(stated))
 
     @classmethod
     def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
         """JSON's lists as the tuples that a certificate keeps."""
-        for name in ("slopes", "input_shape"):
-            if not isinstance(data[name], list):
-                raise CertificateError(f"{name}: expected a list, got {data[name]!r:.200}")
-        slopes = data["slopes"]
+        slopes = tuple_of("slopes", data["slopes"])
         if not all(isinstance(s, dict) and set(s) == set(LayerSlopes._fields) for s in slopes):
             raise CertificateError(f"slopes: expected {LayerSlopes._fields} per hidden layer")
         scale = data["input_scale"]
         return {
             **data,
             "slopes": tuple(LayerSlopes(**s) for s in slopes),
-            "input_shape": tuple(data["input_shape"]),
+            "input_shape": tuple_of("input_shape", data["input_shape"]),
             "input_scale": None if scale is None else tuple_of("input_scale", scale),
         }
 
@@ -154,23 +179,26 @@ def in_file(path: str | Path, read: Any) -> Any:
         return read(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise CertificateError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
     except CertificateError as error:
         raise CertificateError(f"{path}: {error}") from None
 
 
 def parsed(text: str) -> Any:
-    """JSON text as data, without NaN and infinities."""
+    """JSON text as data, without NaN, infinities and keys given twice."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CertificateError):
-            raise
+        return strict_json.loads(text)
+    except ValueError as error:
         raise CertificateError(f"truncated or not JSON ({error})") from None
 
 
 def checksum(data: dict[str, Any]) -> str:
     """SHA-256 of the data in canonical form: damage is told before anything is computed."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    try:
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    except (RecursionError, MemoryError, ValueError):
+        raise CertificateError("nested too deep, or too large to be read") from None
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -182,50 +210,14 @@ def chain_slopes(chain: Chain) -> tuple[LayerSlopes, ...]:
     )
 
 
-def check_number(name: str, value: Any, least: float = -sys.float_info.max) -> None:
-    """Raise :class:`CertificateError` unless ``value`` is a finite number >= ``least``."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Comparisons, because math.isfinite fails on integers beyond the floats.
-    if not is_number or not least <= value <= sys.float_info.max:
-        above = f" >= {least:g}" if least > -sys.float_info.max else ""
-        raise CertificateError(f"{name}: expected a finite number{above}, got {value!r}")
-
-
-def check_numbers(name: str, values: Any, least: float = -sys.float_info.max) -> None:
-    """Raise :class:`CertificateError` unless ``values`` is a tuple of such numbers."""
-    if not isinstance(values, tuple):
-        raise CertificateError(f"{name}: expected a tuple, got {values!r}")
-    for i, value in enumerate(values):
-        check_number(f"{name}[{i}]", value, least)
-
-
-def check_multiplier(name: str, multiplier: Any) -> None:
-    """Raise :class:`CertificateError` unless there is a tuple of numbers >= 0 per layer."""
-    for k, t in enumerate(multiplier):
-        check_numbers(f"{name}[{k}]", t, least=0.0)
-
-
-def check_text(name: str, value: Any) -> None:
-    """Raise :class:`CertificateError` unless ``value`` is text."""
-    if not isinstance(value, str):
-        raise CertificateError(f"{name}: expected text, got {value!r}")
-
-
-def tuple_of(name: str, values: Any) -> tuple[Any, ...]:
-    """A JSON list as a tuple."""
-    if not isinstance(values, list):
-        raise CertificateError(f"{name}: expected a list, got {values!r:.200}")
-    return tuple(values)
-
-
-def tuples_of(name: str, values: Any) -> tuple[tuple[Any, ...], ...]:
-    """A JSON list of lists as tuples: a multiplier."""
-    if not isinstance(values, list):
-        raise CertificateError(f"{name}: expected a list, got {values!r:.200}")
-    if not all(isinstance(t, list) for t in values):
-        raise CertificateError(f"{name}: expected a list of numbers per hidden layer")
-    return tuple(tuple(t) for t in values)
-
-
-def _refuse_constant(name: str) -> float:
-    raise CertificateError(f"holds {name}, which no certificate does")
+def _slopes_of(slopes: Any) -> tuple[LayerSlopes, ...]:
+    if not isinstance(slopes, tuple):
+        raise CertificateError(f"slopes: expected a tuple of LayerSlopes, got {shown(slopes)}")
+    found = []
+    for k, given in enumerate(slopes):
+        if not isinstance(given, LayerSlopes) or not isinstance(given.activation, str):
+            raise CertificateError(f"slopes[{k}]: expected LayerSlopes, got {shown(given)}")
+        alpha = number_of(f"slopes[{k}].alpha", given.alpha)
+        beta = number_of(f"slopes[{k}].beta", given.beta, least=alpha)
+        found.append(LayerSlopes(given.activation, alpha, beta))
+    return tuple(found)

@@ -25,7 +25,8 @@ from ..networks.network import Chain, Network
 from ..networks.storage import network_of
 from ..solvers.config import SolverConfig
 from .certificate import FunctionalBound, FunctionalCertificate
-from .certifier import Order, Proven, constant, prove, spectral_norm, stated
+from .certifier import Order, Proven, constant, prove, stated
+from .norm_product import spectral_norm
 from .proof import is_constant
 from .restate import Matrices, functional, functionals_of, measured
 from .sampled_functionals import sampled_functionals
@@ -59,9 +60,8 @@ def certified_functionals(
             lip=proven.candidate.lip,
             multiplier=proven.multiplier,
             method=proven.candidate.method,
-            lower_lip=max(found, proven.dual_bound) if proven.candidate.lip > 0.0 else 0.0,
             norm_product=proven.product,
-            sampled_lower=found if proven.candidate.lip > 0.0 else 0.0,
+            **proven.lower_bounds(found),
         )
         for row, proven, found in zip(rows, proofs, sampled, strict=True)
     )

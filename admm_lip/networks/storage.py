@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.numpy as st
 
+from .. import strict_json
 from ..errors import NetworkError
 from .layers import Shape
 from .network import Network
@@ -69,8 +70,8 @@ def load_files(architecture: Path, weights: Path) -> Network:
         if path.stat().st_size > limit:
             raise NetworkError(f"{path}: larger than the limit of {limit} bytes")
     try:
-        data = json.loads(architecture.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = strict_json.loads(architecture.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise NetworkError(f"{architecture}: not a JSON file ({error})") from None
     try:
         arrays = st.load_file(weights)

@@ -19,7 +19,7 @@ from torch import nn
 
 from admm_lip import Certificate, CertificateError, SolverConfig, certify, verify
 from admm_lip.certificates.certificate import LayerSlopes
-from admm_lip.certificates.certifier import norm_product, product_multiplier
+from admm_lip.certificates.norm_product import norm_product, product_multiplier
 from admm_lip.certificates.proof import unproven
 from admm_lip.errors import UnsupportedModule
 from admm_lip.networks.chain import read_network
@@ -239,7 +239,7 @@ def test_every_edited_digit_is_told(place: int, digit: int) -> None:
         (b"\xff\xfe\x00", "not a text file"),
         (b"[1, 2]", "not a certificate of format 1"),
         (b'{"lip": 1.0}', "not a certificate of format 1"),
-        (b'{"lip": NaN}', "holds NaN, which no certificate does"),
+        (b'{"lip": NaN}', "holds NaN, which JSON does not have"),
         (b"", "truncated or not JSON"),
         (b"[" * 100_000, "truncated or not JSON"),
     ],

@@ -273,9 +273,11 @@ def lowered(certificate: Any, factor: float) -> Any:
 def test_directions_are_those_of_the_kind() -> None:
     network = network_of(np.eye(3), np.ones((3, 3)))
     pairs = certify(network, kind="pairwise", progress=False)
-    swapped = dataclasses.replace(pairs, bounds=pairs.bounds[::-1])
-    with pytest.raises(CertificateError, match="bounds: expected the directions of kind pairwise"):
-        exact_check(network, swapped)
+    with pytest.raises(CertificateError, match=r"bounds\[0\]\.direction: expected \+ f_0 - f_1"):
+        dataclasses.replace(pairs, bounds=pairs.bounds[::-1])
+    of_two = dataclasses.replace(pairs.bounds[0], direction=(1.0, -1.0))
+    with pytest.raises(CertificateError, match="bounds: expected directions of 3 outputs, got 2"):
+        exact_check(network, dataclasses.replace(pairs, bounds=(of_two,)))
 
 
 def test_an_input_that_the_bound_leaves_free_must_not_reach_the_network() -> None:
@@ -303,8 +305,11 @@ class TestRefusals:
             ({"digest": "0" * 64}, "digest: the certificate is of another network"),
             ({"norm": "linf"}, r"multiplier: expected \[2, 2\] entries per layer, got \[2\]"),
             ({"norm": "l1"}, "norm: expected one of l2, linf, got 'l1'"),
-            ({"units": "raw input"}, "units: expected 'model input', got 'raw input'"),
-            ({"kind": "local"}, "kind: expected global, got local"),
+            (
+                {"units": "raw input"},
+                "units: expected 'model input' with no input_scale, got",
+            ),
+            ({"kind": "local"}, "kind: expected one of global, got 'local'"),
             ({"multiplier": ((1.0,),)}, r"multiplier: expected \[2\] entries per layer, got \[1\]"),
             ({"multiplier": ()}, r"multiplier: expected \[2\] entries per layer, got \[\]"),
             ({"slopes": ()}, r"slopes: expected \[\('relu', 0.0, 1.0\)\], got \[\]"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from fractions import Fraction
 from typing import Any
@@ -163,7 +162,7 @@ def test_the_certificate_must_belong_to_the_model(case: tuple[nn.Sequential, Cer
     x, y = torch.zeros(1, 6), torch.zeros(1).long()
     with pytest.raises(CertificateError, match="digest: the certificate is of another network"):
         certified_radii(relu_model(7), x, y, certificate=case[1])
-    other = dataclasses.replace(case[1], norm="l1")
-    with pytest.raises(CertificateError, match=r"norm / kind: expected l2 or linf / .*, got l1 /"):
+    other = certify(case[0], kind="directions", directions=[[1.0, 0.0, 0.0, 0.0]])
+    with pytest.raises(CertificateError, match=r"kind: expected one of global, .*, got directions"):
         certified_radii(case[0], x, y, certificate=other)
     assert certified_radii(case[0], x[:0], y[:0], certificate=case[1]).shape == (0,)

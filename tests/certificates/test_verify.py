@@ -257,10 +257,10 @@ def test_a_changed_parameter_is_rejected(layer: int, entry: int) -> None:
     [
         ({"norm": "linf"}, r"multiplier: expected 3 layers of it \(one per hidden layer, for norm"),
         ({"norm": "l1"}, "norm: expected one of l2, linf, got 'l1'"),
-        ({"kind": "local"}, "kind: expected one of global, pairwise, .* got 'local' in a Certif"),
+        ({"kind": "local"}, "kind: expected one of global, got 'local'"),
         (
             {"kind": "pairwise"},
-            "with its own class of certificate, got 'pairwise' in a Certificate",
+            "kind: expected one of global, got 'pairwise'",
         ),
         ({"units": "raw input"}, "units: expected 'model input' with no input_scale, got 'raw inp"),
         ({"input_scale": (2.0,) * 5}, "units: expected 'raw input' with an input_scale, got 'mode"),
