@@ -73,7 +73,7 @@ def _dispatch(words: list[str]) -> int:
     command = importlib.import_module(f"admm_lip.commands.{name}")
     try:
         return int(command.run(words[1:]))
-    except SystemExit as stop:  # --help and --print_config end that way
+    except SystemExit as stop:  # --help and --print-config end that way
         return int(stop.code or 0)
 
 

@@ -2,40 +2,70 @@
 
 Two problems (``problem.py``), one matrix inequality (``lmi.py``), a table of backends
 (``registry.py``), and two functions that solve and measure: :func:`solve_certify` and
-:func:`solve_project`.
+:func:`solve_project`.  Names are loaded when they are first used: settings need no torch.
 """
 
-from .backend import Availability
-from .config import SolverConfig
-from .errors import ProblemError, SolveFailed, SolverError, SolverUnavailable, UnknownBackend
-from .native.splitting import WarmBall
-from .problem import CertifyProblem, ProjectProblem, Slopes, Structure, unit_slopes
-from .registry import available, doctor
-from .solution import CertifySolution, ProjectSolution, Status
-from .solve import Warm, solve_certify, solve_project
+from __future__ import annotations
 
-# What a projection may hand from one solve to the next: plain data, safe to store and restore.
-RESTART_TYPES = (Warm, WarmBall)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "RESTART_TYPES",
-    "Availability",
-    "CertifyProblem",
-    "CertifySolution",
-    "ProblemError",
-    "ProjectProblem",
-    "ProjectSolution",
-    "Slopes",
-    "SolveFailed",
-    "SolverConfig",
-    "SolverError",
-    "SolverUnavailable",
-    "Status",
-    "Structure",
-    "UnknownBackend",
-    "available",
-    "doctor",
-    "solve_certify",
-    "solve_project",
-    "unit_slopes",
-]
+if TYPE_CHECKING:
+    from .backend import Availability as Availability
+    from .config import SolverConfig as SolverConfig
+    from .errors import ProblemError as ProblemError
+    from .errors import SolveFailed as SolveFailed
+    from .errors import SolverError as SolverError
+    from .errors import SolverUnavailable as SolverUnavailable
+    from .errors import UnknownBackend as UnknownBackend
+    from .problem import CertifyProblem as CertifyProblem
+    from .problem import ProjectProblem as ProjectProblem
+    from .problem import Slopes as Slopes
+    from .problem import Structure as Structure
+    from .problem import unit_slopes as unit_slopes
+    from .registry import available as available
+    from .registry import doctor as doctor
+    from .solution import CertifySolution as CertifySolution
+    from .solution import ProjectSolution as ProjectSolution
+    from .solution import Status as Status
+    from .solve import RESTART_TYPES as RESTART_TYPES
+    from .solve import solve_certify as solve_certify
+    from .solve import solve_project as solve_project
+
+# Public name -> the module that defines it.
+_HOMES = {
+    "Availability": "backend",
+    "CertifyProblem": "problem",
+    "CertifySolution": "solution",
+    "ProblemError": "errors",
+    "ProjectProblem": "problem",
+    "ProjectSolution": "solution",
+    "RESTART_TYPES": "solve",
+    "Slopes": "problem",
+    "SolveFailed": "errors",
+    "SolverConfig": "config",
+    "SolverError": "errors",
+    "SolverUnavailable": "errors",
+    "Status": "solution",
+    "Structure": "problem",
+    "UnknownBackend": "errors",
+    "available": "registry",
+    "doctor": "registry",
+    "solve_certify": "solve",
+    "solve_project": "solve",
+    "unit_slopes": "problem",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

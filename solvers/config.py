@@ -10,14 +10,14 @@ class SolverConfig:
     """Which backend solves the semidefinite problems, and how hard it tries.
 
     Args:
-        name: ``"auto"`` (native first), ``"native"``, ``"mosek"``, ``"clarabel"`` or ``"scs"``.
-        tol: relative accuracy: the gap in ``L^2`` of a certification, the relative change of a
-            projection.
-        time_limit: seconds for one solve; ``None`` is no limit.
-        max_iterations: ``None`` leaves the backend's own.
-        fallback: backends tried in this order when the named one is unavailable or fails;
-            ``()`` makes that an error.
-        device: torch device of the native backend's linear algebra.
+        name: ``auto`` (native first), ``native``, ``mosek``, ``clarabel`` or ``scs``.
+        tol: relative accuracy: of a certification the gap in ``L^2`` to the best that can be
+            proven, of a projection the change that ends it.
+        time_limit: seconds for one solve; ``None``: no limit.
+        max_iterations: most iterations of one solve; ``None``: the solver's own number.
+        fallback: solvers tried in this order when the named one is unavailable or fails; empty
+            makes that an error.
+        device: where the native solver computes, such as ``cpu`` or ``cuda``.
 
     Example:
         >>> from admm_lip import SolverConfig

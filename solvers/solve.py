@@ -21,6 +21,7 @@ from .backend import Backend
 from .config import SolverConfig
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
+from .native.splitting import WarmBall
 from .problem import CertifyProblem, Multiplier, ProjectProblem, Structure, Weights
 from .projection_reduction import reduce_project
 from .proving import proving
@@ -43,6 +44,10 @@ class Warm:
 
     backend: str
     data: Any
+
+
+# What a projection may hand from one solve to the next: plain data, safe to store and restore.
+RESTART_TYPES = (Warm, WarmBall)
 
 
 @dataclass(frozen=True, eq=False)

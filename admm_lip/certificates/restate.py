@@ -24,8 +24,8 @@ import numpy as np
 from ..errors import CertificateError
 from ..networks.layers import AFFINE, Array
 from ..networks.network import Chain, Network, Slopes
+from .norms import NORMS as NORMS
 
-NORMS = ("l2", "linf")
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.01

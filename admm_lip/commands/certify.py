@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from ..records import RunFolderError
+from ..certificates.norms import NORMS
 from .options import (
     Parser,
     UsageError,
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..certificates.certificate import AnyCertificate, FunctionalCertificate
-    from ..local.certify import LocalConfig
+    from ..local.config import LocalConfig
     from ..local.result import LocalCertificate
     from ..networks.network import Network
     from ..solvers import SolverConfig
 
 _KINDS = ("global", "pairwise", "per_output", "local")
-_NORMS = ("l2", "linf")
 
 
 def parser() -> Parser:
@@ -55,6 +54,7 @@ def parser() -> Parser:
         """,
         usage="certify PATH [options]",
     )
+    made.add_settings_file()
     made.add_argument(
         "network",
         type=str,
@@ -76,23 +76,25 @@ def _add_claim_options(made: Parser) -> None:
         help="All outputs together, every difference of two outputs, every output, or the balls "
         "around the rows of a data set.",
     )
-    made.add_argument("--norm", default="l2", choices=_NORMS, help="Norm of input changes.")
+    made.add_argument("--norm", default="l2", choices=NORMS, help="Norm of input changes.")
     made.add_argument(
         "--input-scale",
         type=float | list[float] | None,
         default=None,
         help="Where the model takes standardised inputs: the scale of every feature, or one "
-        "number; distances are then in raw units.",
+        "number; distances are then in raw units (not given: in the model's own).",
     )
     made.add_argument(
         "--input-shape",
         type=list[int] | None,
         default=None,
-        help="Shape of one input, such as [1,28,28]; needed where the file does not say it.",
+        help="Shape of one input, such as [1,28,28]; needed where the file does not say it (not "
+        "given: as the file says).",
     )
     made.add_argument(
         "--output",
         type=str | None,
+        metavar="FILE",
         default=None,
         help="Where to write the certificate (not given: certificate.json in the folder, or "
         "NAME.certificate.json beside the file, unless it is there already; for --kind local "
@@ -101,10 +103,16 @@ def _add_claim_options(made: Parser) -> None:
 
 
 def _add_local_options(made: Parser) -> None:
-    from ..local.certify import LocalConfig
+    from ..local.config import LocalConfig
 
-    group = made.add_argument_group("kind local")
-    group.add_argument("--data", type=str | None, default=None, help="Data set with test rows.")
+    group = made.group("kind local")
+    group.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="Data set whose test rows the balls are around, such as digits or csv:FILE (not "
+        "given: an error for this kind, and nothing for the others).",
+    )
     group.add_argument(
         "--data-dir",
         type=str | None,
@@ -115,7 +123,7 @@ def _add_local_options(made: Parser) -> None:
         "--radius",
         type=float | None,
         default=None,
-        help="Of the balls (not given: the largest at which each row's class is proven).",
+        help="Radius of the balls (not given: the largest at which each row's class is proven).",
     )
     group.add_argument(
         "--samples", type=int, default=1000, help="Test rows, the first ones; at most all."
@@ -124,10 +132,10 @@ def _add_local_options(made: Parser) -> None:
 
 
 def _add_solver_options(made: Parser) -> None:
-    from ..solvers import SolverConfig
+    from ..solvers.config import SolverConfig
 
     add_config(made, "solver", SolverConfig, "solver.", skip=("tol",))
-    made.add_argument(
+    made.group("solver").add_argument(
         "--solver.tol",
         type=float | None,
         default=None,
@@ -145,6 +153,7 @@ def run(arguments: list[str]) -> int:
 
 def _certify(options: Namespace) -> int:
     from ..foreign import open_network
+    from ..records import RunFolderError
     from .finish import describe
 
     path = Path(options.network)

@@ -7,7 +7,6 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..records import write_rows
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ def train_and_finish(
     Returns:
         The summary, or ``None`` for a run that was interrupted and can be continued.
     """
+    from ..records import write_rows
     from ..training.fit import FitConfig, fit
 
     same = [f.name for f in dataclasses.fields(FitConfig)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..records import RunFolder, create_run, default_run_path, write_rows
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
-from .plot import draw
-from .recipes import Job, add_data_options, add_evaluate_options, add_train_options, prepare
+from .run_options import add_data_options, add_evaluate_options, add_train_options
+
+if TYPE_CHECKING:
+    from ..records import RunFolder
+    from .recipes import Job
 
 Row = dict[str, Any]
 _COLUMNS = "{:<9}{:>9}{:>6}{:>10}{:>10}{:>12}{:>9}"
@@ -34,16 +36,25 @@ def parser() -> Parser:
           admm-lip compare --mus [] --bounds [0.5,1,2]
         """,
     )
-    made.add_argument("--config", action="config", help="YAML file of options; later ones win.")
-    group = made.add_argument_group("the grid")
+    made.add_settings_file()
+    group = made.group("the grid")
     group.add_argument(
         "--mus", type=tuple[float, ...], default=(1e-3, 1e-2, 1e-1, 1.0), help="Penalties."
     )
     group.add_argument(
-        "--bounds", type=tuple[float, ...] | None, default=None, help="Bounds to enforce."
+        "--bounds",
+        type=tuple[float, ...] | None,
+        default=None,
+        help="Bounds to enforce (not given: those that the penalties arrive at).",
     )
     group.add_argument("--seeds", type=tuple[int, ...], default=(0,), help="One run for each.")
-    group.add_argument("--run-dir", type=str | None, default=None, help="Folder for the results.")
+    group.add_argument(
+        "--run-dir",
+        type=str | None,
+        metavar="FOLDER",
+        default=None,
+        help="Folder for the results (not given: runs/<data>-compare-<time>).",
+    )
     group.add_argument("--overwrite", action="store_true", help="Replace an earlier comparison.")
     add_data_options(made)
     add_train_options(made, skip=("bound", "mu", "seed"))
@@ -55,6 +66,9 @@ def parser() -> Parser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
+    from ..records import create_run, default_run_path, write_rows
+    from .recipes import prepare
+
     values = options.as_dict()
     mus, bounds, seeds = (values.pop(key) for key in ("mus", "bounds", "seeds"))
     if not seeds or not (mus or bounds):
@@ -86,6 +100,8 @@ _FROM_GRID = ("bound", "mu", "seed")
 
 def _rows(values: dict[str, Any], first: Job, grid: dict[str, Any]) -> Iterator[Row]:
     """Every run of the grid: first the penalties, then the bounds."""
+    from .recipes import prepare
+
     for seed in grid["seeds"]:
         reached = []
         for mu in grid["mus"]:
@@ -137,6 +153,8 @@ def _wrap_up(folder: RunFolder, rows: list[Row]) -> None:
     if not rows:
         folder.remove_if_unused()
         return
+    from .plot import draw
+
     say()
     for path in (folder.config, folder.front, *draw(folder)):
         say(f"  {path}")

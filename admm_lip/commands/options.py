@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 import sys
 import textwrap
+import types
 import typing
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -21,6 +23,7 @@ class UsageError(ValueError):
     """What was typed cannot be used; the message says what to type instead."""
 
 
+_UNIONS = (typing.Union, types.UnionType)
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -31,8 +34,26 @@ _WORDS = {
 }
 
 
+# How a value of a type is written in the help.
+_VALUES: Mapping[Any, str] = {int: "N", float: "X", bool: "{true,false}"}
+
+
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help with the description kept as written (its examples are laid out by hand)."""
+    """Help in the words of a user: how a value is written, and its default where it has one.
+
+    The description is kept as written (its examples are laid out by hand).
+    """
+
+    def _format_action_invocation(self, action: Action) -> str:
+        names = ", ".join(name for name in action.option_strings if not name.endswith("+"))
+        if not names or _is_flag(action):
+            return names or super()._format_action_invocation(action)
+        return f"{names} {_written(action)}"
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        unsaid = action.default in (None, "", {}, SUPPRESS) or _is_flag(action)
+        return text if unsaid else f"{text} (default: {word_of(action.default)})"
 
 
 class Parser(ArgumentParser):
@@ -45,9 +66,27 @@ class Parser(ArgumentParser):
             description=textwrap.dedent(description).strip(),
             epilog=textwrap.dedent(epilog).strip(),
             formatter_class=_Formatter,
+            print_config="--print-config",
             allow_abbrev=False,
             exit_on_error=False,
         )
+
+    def group(self, title: str) -> Any:
+        """The group of options under that heading, which stands once in the help."""
+        made = {group.title: group for group in self._action_groups}
+        return made.get(title) or self.add_argument_group(title)
+
+    def add_settings_file(self) -> None:
+        """``--config FILE``, and ``--print-config``, which writes one."""
+        self.add_argument(
+            "--config",
+            action="config",
+            metavar="FILE",
+            help="YAML file of options; later ones win (not given: none).",
+        )
+        for action in self._actions:
+            if "--print-config" in action.option_strings:
+                action.help = "Print all settings as such a file, and stop."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise :class:`UsageError` with the message on one line and the near miss, if any."""
@@ -91,16 +130,16 @@ def add_config(
         skip: fields that are not options.
         chosen: fields whose default is chosen later, for the data set: they start as ``None``.
     """
-    group = parser.add_argument_group(title)
-    types, helps = typing.get_type_hints(config), field_help(config)
+    group = parser.group(title)
+    kinds, helps = typing.get_type_hints(config), field_help(config)
     for field in dataclasses.fields(config):
         if field.name in skip or (only and field.name not in only):
             continue
-        kind, default = types[field.name], _default(field)
-        text = helps.get(field.name, "").replace("%", "%%")
+        kind, default = kinds[field.name], _default(field)
+        text = helps.get(field.name, "")
         if field.name in chosen:
             kind, default = kind | None, None
-            text += " Chosen for the data set if not given."
+            text = f"{text.removesuffix('.')} (not given: chosen for the data set)."
         group.add_argument(
             f"--{prefix}{field.name}".replace("_", "-"), type=kind, default=default, help=text
         )
@@ -109,11 +148,11 @@ def add_config(
 def config_of(config: type, options: Namespace | Mapping[str, Any], **more: Any) -> Any:
     """An instance of the config dataclass from parsed options (and ``more``)."""
     values = dict(options.as_dict() if isinstance(options, Namespace) else options) | more
-    types = typing.get_type_hints(config)
+    kinds = typing.get_type_hints(config)
     given = {}
     for field in dataclasses.fields(config):
         if field.name in values:
-            kind, value = types[field.name], values[field.name]
+            kind, value = kinds[field.name], values[field.name]
             nested = dataclasses.is_dataclass(kind) and isinstance(value, Mapping)
             given[field.name] = config_of(kind, value) if nested else value
     return config(**given)
@@ -132,7 +171,50 @@ def field_help(config: type) -> dict[str, str]:
             name, helps[start[1]] = start[1], start[2]
         elif line.strip() and name:
             helps[name] += " " + line.strip()
-    return {name: text.replace("``", "") for name, text in helps.items()}
+    return {name: _sentence(text) for name, text in helps.items()}
+
+
+def _sentence(text: str) -> str:
+    """A docstring's words for an argument, in the command line's: nothing is typed for ``None``."""
+    plain = re.sub(r"``None``:", "not given:", text).replace("``", "")
+    named = text.startswith("``") or not plain.split(" ")[0].isalpha()
+    return plain if named else plain[:1].upper() + plain[1:]
+
+
+def word_of(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, bool | None):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(word_of, value))}]"
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _is_flag(action: Action) -> bool:
+    """Whether nothing follows the option's name."""
+    return action.nargs == 0 or "--print-config" in action.option_strings
+
+
+def _written(action: Action) -> str:
+    """How the value of an option is typed: a letter, a list of letters, or the choices."""
+    kind = getattr(action, "_typehint", None) or action.type
+    for part in typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,):
+        inner = typing.get_args(part)
+        if part is str:
+            break
+        if part in _VALUES:
+            return _VALUES[part]
+        if typing.get_origin(part) in (list, tuple) and inner[0] in _VALUES:
+            several = [_VALUES[item] for item in inner if item in _VALUES]
+            return f"[{','.join(several if len(several) > 1 else [*several, '...'])}]"
+        if typing.get_origin(part) is typing.Literal:
+            return f"{{{','.join(inner)}}}"
+    if action.choices is not None:
+        return f"{{{','.join(map(str, action.choices))}}}"
+    metavar = action.metavar if isinstance(action.metavar, str) else None
+    return metavar or action.dest.rpartition(".")[2].upper().replace("_", "-")
 
 
 def _readable(text: str) -> str:
@@ -141,10 +223,10 @@ def _readable(text: str) -> str:
     if key is None:
         return text
     value = re.search(r"(?:Given|Got) value: (.*)$", text)
-    types = re.findall(r"Expected (?:an? )?(?:<class '(\w+)'>|typing\.(\S.*?\]))", text)
-    if value is None or not types:
+    expected_types = re.findall(r"Expected (?:an? )?(?:<class '(\w+)'>|typing\.(\S.*?\]))", text)
+    if value is None or not expected_types:
         return f"{key[1]}: {key[2]}"
-    expected = " or ".join(_WORDS.get(name, name) or special for name, special in types)
+    expected = " or ".join(_WORDS.get(name, name) or special for name, special in expected_types)
     return f"{key[1]}: expected {expected}, got {value[1]!r}"
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..records import RunFolder, open_run, read_arrays, read_json, read_rows
 from .options import Parser, parse, say
+
+if TYPE_CHECKING:
+    from ..records import RunFolder
 
 
 def parser() -> Parser:
@@ -26,6 +29,8 @@ def parser() -> Parser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
+    from ..records import open_run
+
     for path in draw(open_run(options.run)):
         say(str(path))
     return 0
@@ -38,6 +43,7 @@ def draw(folder: RunFolder) -> list[Path]:
         RunFolderError: when a record is missing or damaged.
     """
     from .. import plots
+    from ..records import read_arrays, read_json, read_rows
 
     folder.plots.mkdir(exist_ok=True)
     if folder.front.is_file():

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from ..data import data_names
-from ..records import CONFIG, create_run, read_yaml
 from .options import (
     Parser,
     UsageError,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """The options of the command."""
-    from ..solvers import SolverConfig
+    from ..solvers.config import SolverConfig
 
     made = Parser(
         "project",
@@ -48,16 +47,23 @@ def parser() -> Parser:
         """,
         usage="project PATH --bound L [options]",
     )
+    made.add_settings_file()
     made.add_argument(
         "network",
         type=str,
         help="Folder with weights.safetensors and architecture.json, or an ONNX, safetensors or "
         "torch.export file.",
     )
-    made.add_argument("--bound", type=float | None, default=None, help="The Lipschitz bound.")
+    made.add_argument(
+        "--bound",
+        type=float | None,
+        default=None,
+        help="The Lipschitz bound to meet (not given: an error).",
+    )
     made.add_argument(
         "--run-dir",
         type=str | None,
+        metavar="FOLDER",
         default=None,
         help="Folder for the result (not given: PATH-bound<L>).",
     )
@@ -69,12 +75,13 @@ def parser() -> Parser:
 
 
 def _add_finetune_options(made: Parser) -> None:
-    from ..training.finetune import FinetuneConfig
+    from ..training.config import FinetuneConfig
 
-    group = made.add_argument_group("fine-tuning")
+    group = made.group("fine-tuning")
     group.add_argument(
         "--finetune",
         type=str | None,
+        metavar="DATA",
         default=None,
         help=f"Data to fine-tune on: {', '.join(data_names())}, or csv:FILE (not given: none).",
     )
@@ -100,6 +107,7 @@ def run(arguments: list[str]) -> int:
 def _project(options: Namespace) -> int:
     from ..foreign import open_network
     from ..networks.chain import build_module
+    from ..records import create_run
     from .finish import finish, summary_lines
     from .recipes import prepare
 
@@ -163,6 +171,8 @@ def _report(projected: Projection) -> list[str]:
 
 def _settings(source: Path, bound: float) -> dict[str, Any] | None:
     """The source run's settings under the new bound; ``None`` where the source is not a run."""
+    from ..records import CONFIG, read_yaml
+
     if not (source / CONFIG).is_file():
         return None
     return {**read_yaml(source / CONFIG), "bound": bound, "mu": None}

@@ -8,14 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from ..data import DataSet, TableOptions, data_names, load_data
+from ..data import DataSet, TableOptions, load_data
 from ..evaluation.evaluate import EvaluateConfig
 from ..networks.convnets import ConvnetConfig, build_convnet
 from ..networks.models import ModelConfig, build_mlp
 from ..training.config import TrainConfig
-from .options import Parser, add_config, config_of
-
-_BASIC = ("bound", "mu", "epochs", "batch_size", "seed", "loss", "eps", "lr")
+from .options import config_of
 
 
 @dataclass(frozen=True)
@@ -56,47 +54,6 @@ class Job:
     train: TrainConfig
     evaluate: EvaluateConfig
     settings: dict[str, Any]
-
-
-def add_data_options(parser: Parser) -> None:
-    """Options that say which data to use."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        type=str,
-        default="digits",
-        help=f"{', '.join(data_names())}, csv:FILE, or images:FOLDER (a folder of pictures per "
-        "class, in train/ and val/ or not; TinyImageNet as it is handed out).",
-    )
-    group.add_argument(
-        "--data-dir",
-        type=str | None,
-        default=None,
-        help="Folder of the image sets, laid out as torchvision does "
-        "(not given: $ADMM_LIP_DATA, else ./data).",
-    )
-    add_config(parser, "data: CSV files", TableOptions, "table.")
-
-
-def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
-    """Options of the network, the training and the solver."""
-    from ..solvers.config import SolverConfig
-
-    chosen = ("epochs", "batch_size", "loss", "eps")
-    add_config(parser, "network", ModelConfig, "model.", chosen=("hidden",))
-    add_config(parser, "training", TrainConfig, only=_BASIC, skip=skip, chosen=chosen)
-    add_config(parser, "training, in detail", TrainConfig, skip=(*_BASIC, "mode", "solver"))
-    add_config(parser, "solver", SolverConfig, "solver.")
-
-
-def add_convnet_options(parser: Parser) -> None:
-    """Options of a convolutional network, which takes the place of the perceptron."""
-    add_config(parser, "convolutional network", ConvnetConfig, "convnet.")
-
-
-def add_evaluate_options(parser: Parser) -> None:
-    """Options of the evaluation."""
-    add_config(parser, "evaluation", EvaluateConfig, "evaluate.")
 
 
 def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from ..records import RunFolder, create_run, default_run_path, open_run
 from .comparators import ADMM, method_of, radius_of_method, train_and_finish
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
+from .run_options import (
+    add_convnet_options,
+    add_data_options,
+    add_evaluate_options,
+    add_train_options,
+)
 
 if TYPE_CHECKING:
     from ..methods import Method
+    from ..records import RunFolder
     from .recipes import Job
 
 _INTERRUPTED = 130
@@ -47,13 +53,6 @@ examples:
 
 def parser() -> Parser:
     """The options of the command."""
-    from .recipes import (
-        add_convnet_options,
-        add_data_options,
-        add_evaluate_options,
-        add_train_options,
-    )
-
     made = Parser(
         "train",
         """
@@ -65,23 +64,28 @@ def parser() -> Parser:
         """,
         _EPILOG,
     )
-    made.add_argument("--config", action="config", help="YAML file of options; later ones win.")
-    group = made.add_argument_group("where to")
+    made.add_settings_file()
+    group = made.group("where to")
     group.add_argument(
         "--run-dir",
         type=str | None,
+        metavar="FOLDER",
         default=None,
         help="Folder for the run, which must not exist yet (not given: runs/<data>-<time>).",
     )
     group.add_argument("--overwrite", action="store_true", help="Replace an earlier run there.")
     group.add_argument(
-        "--resume", type=str | None, default=None, help="Run folder to continue.", metavar="RUN"
+        "--resume",
+        type=str | None,
+        default=None,
+        help="Run folder to continue (not given: a new run).",
+        metavar="RUN",
     )
     group.add_argument(
         "--recipe",
         type=str | None,
         default=None,
-        help=f"Settings by name, below all others: {', '.join(_recipes())}.",
+        help=f"Settings by name, below all others: {', '.join(_recipes())} (not given: none).",
     )
     group.add_argument("--quiet", action="store_true", help="No progress bar.")
     _add_method_options(made)
@@ -107,6 +111,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _train(options: Namespace, earlier: RunFolder | None, method: Method | None) -> int:
+    from ..records import create_run, default_run_path
     from ..training.train import train
     from .finish import finish_run, summary_lines
     from .recipes import prepare
@@ -144,7 +149,7 @@ def _train(options: Namespace, earlier: RunFolder | None, method: Method | None)
 
 
 def _add_method_options(made: Parser) -> None:
-    group = made.add_argument_group("method")
+    group = made.group("method")
     group.add_argument(
         "--method",
         default=ADMM,
@@ -156,7 +161,8 @@ def _add_method_options(made: Parser) -> None:
         "--method-settings",
         type=dict[str, Any],
         default={},
-        help="Settings of that method, as JSON. For local, eps is the radius trained for (not "
+        metavar="JSON",
+        help="Settings of that method. For local, eps is the radius trained for (not "
         "given: --eps, which is also the radius certified).",
     )
 
@@ -213,6 +219,8 @@ def _recipe(name: str | None) -> Path | None:
 
 
 def _earlier_run(options: Namespace) -> RunFolder | None:
+    from ..records import open_run
+
     if options.resume is None:
         return None
     if options.run_dir is not None or options.overwrite:

@@ -6,17 +6,17 @@ To add a set, write a loader ``(name, root) -> DataSet`` and add a row to ``_LOA
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .cifar import load_cifar10
-from .dataset import DataError, DataSet, Pair, Scaling, Task, check_pair
+from ..lazy import lazily
 from .files import data_folder
-from .folders import load_folder
-from .idx import load_fashion, load_mnist, load_mnist14
-from .small import load_digits, load_toy2d
-from .table import TableOptions, load_table
+from .options import DataError, TableOptions, Task
+
+if TYPE_CHECKING:
+    from .dataset import DataSet, Pair, Scaling, check_pair
 
 __all__ = [
     "DataError",
@@ -30,13 +30,18 @@ __all__ = [
     "load_data",
 ]
 
-_LOADERS: dict[str, Callable[[str, Path], DataSet]] = {
-    "digits": load_digits,
-    "toy2d": load_toy2d,
-    "mnist14": load_mnist14,
-    "mnist": load_mnist,
-    "fashion": load_fashion,
-    "cifar10": load_cifar10,
+__getattr__, __dir__ = lazily(
+    __name__, dict.fromkeys(("DataSet", "Pair", "Scaling", "check_pair"), "dataset")
+)
+
+# Name -> module and function of its loader, imported when it is asked for.
+_LOADERS = {
+    "digits": ("small", "load_digits"),
+    "toy2d": ("small", "load_toy2d"),
+    "mnist14": ("idx", "load_mnist14"),
+    "mnist": ("idx", "load_mnist"),
+    "fashion": ("idx", "load_fashion"),
+    "cifar10": ("cifar", "load_cifar10"),
 }
 _TABLE, _FOLDER = "csv:", "images:"
 
@@ -72,9 +77,13 @@ def load_data(
         ((50, 2), (50,))
     """
     if name.startswith(_TABLE):
+        from .table import load_table
+
         path = Path(name.removeprefix(_TABLE)).expanduser()
         return load_table(path, table or TableOptions())
     if name.startswith(_FOLDER):
+        from .folders import load_folder
+
         return load_folder(name, Path(name.removeprefix(_FOLDER)).expanduser())
     if name not in _LOADERS:
         near = difflib.get_close_matches(name, _LOADERS, n=1)
@@ -83,4 +92,8 @@ def load_data(
             f"data: expected one of {', '.join(_LOADERS)}, csv:FILE or images:FOLDER, "
             f"got {name!r}{hint}"
         )
-    return _LOADERS[name](name, data_folder(data_dir))
+    module, loader = _LOADERS[name]
+    found: DataSet = getattr(importlib.import_module(f".{module}", __name__), loader)(
+        name, data_folder(data_dir)
+    )
+    return found

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Task = Literal["classification", "regression"]
+from .options import DataError as DataError
+from .options import Task as Task
+
 Pair = tuple[Tensor, Tensor]
-
-
-class DataError(ValueError):
-    """A data set is missing, malformed, or not what its task needs; says what to do next."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dataset import DataError
+from .options import DataError
 
 ENVIRONMENT = "ADMM_LIP_DATA"
 

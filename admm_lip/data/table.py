@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import DataError, DataSet, Scaling, Task
+from .dataset import DataSet, Scaling
+from .options import DataError, TableOptions
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """How a CSV file is read.
-
-    Args:
-        target: name of the target column, or its number counted from 0; ``None`` is the last one.
-        task: ``"regression"`` or ``"classification"`` (labels may then be words).
-        test_fraction: share of the rows drawn for testing.
-        seed: of that draw.
-    """
-
-    target: str | int | None = None
-    task: Task = "regression"
-    test_fraction: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.test_fraction < 1.0:
-            raise DataError(
-                f"test_fraction: expected a number in (0, 1), got {self.test_fraction!r}"
-            )
 
 
 def load_table(path: Path, options: TableOptions) -> DataSet:

@@ -6,8 +6,24 @@ largest radius at which a class is proven, ``verify_local`` checks either result
 
 from __future__ import annotations
 
-from .certify import LocalConfig as LocalConfig
-from .certify import certify_local as certify_local
-from .check import verify_local as verify_local
-from .radii import local_radii as local_radii
-from .result import LocalCertificate as LocalCertificate
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .certify import certify_local as certify_local
+    from .check import verify_local as verify_local
+    from .config import LocalConfig as LocalConfig
+    from .radii import local_radii as local_radii
+    from .result import LocalCertificate as LocalCertificate
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "LocalCertificate": "result",
+        "LocalConfig": "config",
+        "certify_local": "certify",
+        "local_radii": "radii",
+        "verify_local": "check",
+    },
+)

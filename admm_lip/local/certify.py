@@ -19,15 +19,16 @@ from ..certificates.certificate import AnyCertificate
 from ..certificates.certifier import Order
 from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.radii import _labels, _points
-from ..certificates.restate import NORMS
 from ..certificates.verify import check_belongs
 from ..errors import CertificateError
 from ..networks.network import Network
 from ..networks.storage import network_of
 from .bounds import Bounds, preactivation_bounds
+from .config import BY_NAME
+from .config import LocalConfig as LocalConfig
 from .curves import Range
 from .known import Known, known_of
-from .levels import BY_NAME, GLOBAL, LEVELS, NONE, Found, Wanted, local_lips, nothing
+from .levels import GLOBAL, LEVELS, NONE, Found, Wanted, local_lips, nothing
 from .linear import center_values, margin_bounds
 from .region import Box, Region
 from .result import LocalCertificate
@@ -38,49 +39,6 @@ _SAMPLES = 256
 _ENTRIES = 2**22
 # A target that every bound exceeds by far.
 _UNASKED = 1e-300
-
-
-@dataclass(frozen=True)
-class LocalConfig:
-    """How far a local bound is driven.
-
-    Args:
-        level: the highest level: ``"norms"``, ``"closed"``, ``"implied"`` or ``"optimised"``
-            (``levels.py``).
-        seconds: per sample; no level is begun beyond it.  The cheapest level always runs.
-        box: ends of the admissible inputs, such as ``(0, 1)`` for pictures: only perturbed inputs
-            inside it count.  ``None`` is every input.
-        rounds: of the search for a radius.
-        tol: relative accuracy of that search.
-        norm: of the balls: ``"l2"`` or ``"linf"``.
-        input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
-            scale of each feature (or one number); radii are then in raw units.
-
-    Raises:
-        ValueError: naming the field.
-    """
-
-    level: str = "closed"
-    seconds: float | None = None
-    box: Box | None = None
-    rounds: int = 12
-    tol: float = 0.01
-    norm: str = "l2"
-    input_scale: Any = None
-
-    def __post_init__(self) -> None:
-        if self.level not in BY_NAME:
-            raise ValueError(f"level: expected one of {', '.join(BY_NAME)}, got {self.level!r}")
-        if self.seconds is not None and not 0.0 <= self.seconds < math.inf:
-            raise ValueError(f"seconds: expected a finite number >= 0, got {self.seconds!r}")
-        if self.box is not None and not -math.inf < self.box[0] < self.box[1] < math.inf:
-            raise ValueError(f"box: expected two finite ends, the lower first, got {self.box!r}")
-        if self.rounds < 1:
-            raise ValueError(f"rounds: expected at least 1, got {self.rounds!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
-        if not 0.0 < self.tol < 1.0:
-            raise ValueError(f"tol: expected a number in (0, 1), got {self.tol!r}")
 
 
 @dataclass(frozen=True, eq=False)

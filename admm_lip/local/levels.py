@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .config import LEVELS as LEVELS
 from .curves import Range
 from .gain import Gain, Reduced, proven_lip, reduce, with_outputs
 from .multipliers import THETAS, best_of, closed_form, from_global, improved
 from .tensors import SLACK, TINY, Net, chunks, proven_norms
 
-LEVELS = ("none", "global", "norms", "closed", "implied", "optimised")
 NONE, GLOBAL, NORMS, CLOSED, IMPLIED, OPTIMISED = range(len(LEVELS))
 
 # Entries of the largest batch of matrices at a time, and samples with equal padding at most.
@@ -227,4 +227,3 @@ def gathered(net: Net, reduced: Reduced, local: Tensor, dense: Tensor) -> Tensor
 
 
 # Highest level by name, as a configuration states it.
-BY_NAME: Mapping[str, int] = {name: k for k, name in enumerate(LEVELS) if k >= NORMS}

@@ -8,60 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .clipped import ClippedMaxMin, ClippedReLU
+from .model_config import CONVNETS as CONVNETS
+from .model_config import ConvnetConfig as ConvnetConfig
+from .model_config import Plan
 from .sorting_torch import MaxMin
 
 Shape = tuple[int, ...]
 
 
-class Conv(NamedTuple):
-    """One convolution: channels at width 1, kernel, stride and zero padding."""
-
-    channels: int
-    kernel: int
-    stride: int
-    padding: int = 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One row of the table: convolutions, widths of the hidden linear layers, where it is from."""
-
-    convolutions: tuple[Conv, ...]
-    hidden: tuple[int, ...]
-    source: str
-
-
-_HUANG = "Y. Huang, H. Zhang, Y. Shi, J. Z. Kolter, A. Anandkumar, NeurIPS 2021"
-CONVNETS: dict[str, Plan] = {
-    "2C2F": Plan((Conv(16, 4, 2), Conv(32, 4, 2)), (100,), "small, for first tries"),
-    "4C3F": Plan(
-        (Conv(32, 3, 1), Conv(32, 4, 2), Conv(64, 3, 1), Conv(64, 4, 2)), (512, 512), _HUANG
-    ),
-    "6C2F": Plan(
-        (
-            *(Conv(32, 3, 1), Conv(32, 3, 1), Conv(32, 4, 2)),
-            *(Conv(64, 3, 1), Conv(64, 3, 1), Conv(64, 4, 2)),
-        ),
-        (512,),
-        _HUANG,
-    ),
-    "8C2F": Plan(
-        (
-            *(Conv(64, 3, 1), Conv(64, 3, 1), Conv(64, 4, 2, 0)),
-            *(Conv(128, 3, 1), Conv(128, 3, 1), Conv(128, 4, 2, 0)),
-            *(Conv(256, 3, 1), Conv(256, 4, 2, 0)),
-        ),
-        (256,),
-        _HUANG,
-    ),
-}
 # activation -> its module on features of a shape (channels, rows, columns) or (width,)
 ACTIVATIONS: dict[str, Callable[[Shape], nn.Module]] = {
     "relu": lambda shape: nn.ReLU(),
@@ -69,37 +28,6 @@ ACTIVATIONS: dict[str, Callable[[Shape], nn.Module]] = {
     "max_min": lambda shape: MaxMin(),
     "clipped_max_min": ClippedMaxMin,
 }
-
-
-@dataclass(frozen=True)
-class ConvnetConfig:
-    """Which convolutional network; input shape and classes come from the data.
-
-    Args:
-        name: ``2C2F``, ``4C3F``, ``6C2F`` or ``8C2F``; empty is a perceptron, see ``model``.
-        width: factor on all channels and hidden widths, rounded to even numbers.
-        activation: ``relu``, ``clipped_relu``, ``max_min`` or ``clipped_max_min``.
-
-    Raises:
-        ValueError: naming the field.
-    """
-
-    name: str = ""
-    width: float = 1.0
-    activation: str = "relu"
-
-    def __post_init__(self) -> None:
-        if self.name and self.name not in CONVNETS:
-            raise ValueError(
-                f"convnet.name: expected one of {', '.join(CONVNETS)}, got {self.name!r}"
-            )
-        if not 0.0 < self.width < math.inf:
-            raise ValueError(f"convnet.width: expected a finite number > 0, got {self.width!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"convnet.activation: expected one of {', '.join(ACTIVATIONS)}, "
-                f"got {self.activation!r}"
-            )
 
 
 def build_convnet(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .model_config import ModelConfig as ModelConfig
 from .sorting_torch import GroupSort2, MaxMin
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -25,45 +24,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "max_min": MaxMin,
     "group_sort2": GroupSort2,
 }
-_PAIRED = ("max_min", "group_sort2")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A multilayer perceptron, but for its input and output widths, which the data give.
-
-    Args:
-        hidden: widths of the hidden layers; empty is a single affine map.
-        activation: ``relu``, ``leaky_relu``, ``elu``, ``tanh``, ``sigmoid``, ``softplus``,
-            ``hardtanh``, ``gelu``, ``silu``, or ``max_min`` or ``group_sort2``, which sort
-            neighbouring pairs and need even widths.
-        init: ``"orthogonal"`` (every layer with singular values 1 and zero bias: the start that
-            suits training under a bound) or ``"torch"`` (torch's own).
-
-    Raises:
-        ValueError: naming the field that cannot be built.
-    """
-
-    hidden: tuple[int, ...] = (32, 32)
-    activation: str = "relu"
-    init: Literal["orthogonal", "torch"] = "orthogonal"
-
-    def __post_init__(self) -> None:
-        # YAML and JSON hand over lists; the frozen config keeps a tuple.
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if any(not isinstance(n, int) or n < 1 for n in self.hidden):
-            raise ValueError(f"hidden: expected widths of at least 1, got {list(self.hidden)}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
-            )
-        odd = [n for n in self.hidden if n % 2]
-        if self.activation in _PAIRED and odd:
-            raise ValueError(
-                f"hidden: {self.activation} sorts pairs and needs even widths, got {odd[0]}"
-            )
-        if self.init not in ("orthogonal", "torch"):
-            raise ValueError(f"init: expected 'orthogonal' or 'torch', got {self.init!r}")
 
 
 def build_mlp(

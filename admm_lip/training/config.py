@@ -1,4 +1,4 @@
-"""Everything that decides a training run, in one frozen record."""
+"""Everything that decides a training run, or a fine-tuning, in frozen records."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ class TrainConfig:
 
     Args:
         mode: ``"bound"`` enforces ``L <= bound`` in every round; ``"penalty"`` adds ``mu L^2``.
-        bound: the requested Lipschitz bound (mode ``"bound"``).
-        mu: weight on ``L^2``, the squared bound (mode ``"penalty"``).
+        bound: the Lipschitz constant to stay below.
+        mu: weight of the penalty on ``L^2`` that takes the place of a bound; ``None``: no penalty.
         epochs: passes over the data.
-        batch_size: samples per optimizer step (ignored when ``data`` is a DataLoader).
-        seed: of the batch order, the start and dropout.
-        loss: ``"auto"`` (cross-entropy for integer targets, squared error for floats),
-            ``"cross_entropy"``, ``"margin"`` or ``"squared_error"``.
-        eps: l2 radius, in input units, that the margin loss trains for.
-        temperature: of the margin loss, as a share of L.
-        optimizer: a name in ``optimize.OPTIMIZERS``.
-        lr: its step size.
-        schedule: a name in ``optimize.SCHEDULES``.
-        round_steps: optimizer steps between two projections; ``None`` takes 4 where a projection
-            clips every layer by itself (activations that sort pairs), and 8 elsewhere.  There 4
-            costs half as much again, and is worth it where the bound binds hard (certified at eps
-            1.58 on MNIST: half a per cent).
-        rho: augmented-Lagrangian parameter; ``None`` chooses it from the loss, its
-            scale and L.
-        rho_rule: ``"constant"``, or ``"balance"`` (doubled or halved when the primal and dual
+        batch_size: samples per optimizer step; a DataLoader brings its own.
+        seed: seed of the batch order, the start and dropout.
+        loss: ``cross_entropy``, ``margin``, ``squared_error``, or ``auto`` (cross-entropy for
+            integer targets, squared error for floats).
+        eps: radius (l2, in input units) that the margin loss trains for.
+        temperature: softness of the margin loss, as a share of L.
+        optimizer: ``adam``, ``adamw``, ``nadam``, ``rmsprop``, ``sgd``, ``momentum`` or ``lbfgs``.
+        lr: step size of the optimizer.
+        schedule: how the step size falls: ``hold_then_linear``, ``hold_then_decay``,
+            ``hold_then_exponential`` or ``constant``.
+        round_steps: optimizer steps between two projections; ``None``: 4 for activations that sort
+            pairs, else 8.  Fewer take longer, and pay where the bound binds hard.
+        rho: weight that pulls the free weights to the projected ones; ``None``: chosen from the
+            loss, its scale and L.
+        rho_rule: ``constant``, or ``balance`` (doubled or halved when the primal and dual
             residuals differ ten-fold).
         relaxation: over-relaxation of the projection, in [1, 2).
-        restart: continue every round from the consensus (the dual and optimizer state are kept).
-        multiplier_step: ``"fixed"``, ``"sensitivity"``, ``"lipsdp"``, or ``"auto"``, which chooses
-            by the activations and the task.
-        multiplier_every: rounds between two ``"lipsdp"`` solves.
-        multiplier_rate: step of ``"sensitivity"`` in ``log t``.
-        lip_step: how the penalised form moves L: one damped Newton step a round, or the exact
-            minimum of the projection problem.
+        restart: continue every round from the projected weights (the dual and optimizer state are
+            kept).
+        multiplier_step: how the certificate's multipliers move: ``fixed``, ``sensitivity``,
+            ``lipsdp``, or ``auto``, which chooses by the activations and the task.
+        multiplier_every: rounds between two ``lipsdp`` solves.
+        multiplier_rate: step size of ``sensitivity``, relative to the multipliers.
+        lip_step: how the penalised form moves L: ``newton`` (one damped step a round) or ``exact``
+            (the minimum of the projection problem).
         centre: train with the inputs' mean subtracted in the first layer, which leaves its function
-            and its constant as they are (``centring.py``).
-        start: ``"model"`` begins at the given weights, ``"scratch"`` at seeded orthogonal ones.
+            and its constant as they are.
+        start: ``model`` begins at the given weights, ``scratch`` at seeded orthogonal ones.
         residual_tol: stop when both relative residuals are below it; 0 runs all epochs.
         projection_tol: accuracy of the projection inside the loop.
         checkpoint_seconds: least time between two checkpoints; 0 writes one every round.
@@ -124,7 +124,7 @@ class TrainConfig:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_mode(config: TrainConfig) -> None:
@@ -141,7 +141,7 @@ def _check_mode(config: TrainConfig) -> None:
     _check(config, wanted, lambda v: 0.0 < v < math.inf, "a finite number > 0")
 
 
-def _check(config: TrainConfig, name: str, holds: Any, expected: str) -> None:
+def _check(config: Any, name: str, holds: Any, expected: str) -> None:
     value = getattr(config, name)
     try:
         good = bool(holds(value))
@@ -149,3 +149,41 @@ def _check(config: TrainConfig, name: str, holds: Any, expected: str) -> None:
         good = False
     if not good:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How a trained network is brought under a bound with data.
+
+    Args:
+        eps: radius (l2, in input units) that is trained for, and that accuracies are reported at.
+        lr: step size; ``None``: chosen by the number of optimizer steps.
+        batch_size: samples per optimizer step.
+        seed: seed of the batch order.
+        distill: weight of the given network's class probabilities (regression: outputs) in the
+            targets, in [0, 1].
+        softness: temperature of these class probabilities.
+        ridges: strengths of smoothing, of which the best is taken; empty leaves it out.
+        even: balance the certificate's multipliers over the neurons before the rounds.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    eps: float = 0.5
+    lr: float | None = None
+    batch_size: int = 64
+    seed: int = 0
+    distill: float = 0.5
+    softness: float = 2.0
+    ridges: tuple[float, ...] = (5e-4, 1.5e-3, 5e-3)
+    even: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ridges", tuple(float(r) for r in self.ridges))
+        _check(self, "eps", lambda v: 0.0 <= v < math.inf, "a finite number >= 0")
+        _check(self, "softness", lambda v: 0.0 < v < math.inf, "a finite number > 0")
+        _check(self, "lr", lambda v: v is None or 0.0 < v < math.inf, "a finite number > 0 or None")
+        _check(self, "ridges", lambda v: all(0.0 < r < math.inf for r in v), "finite numbers > 0")
+        _check(self, "distill", lambda v: 0.0 <= v <= 1.0, "a number in [0, 1]")
+        _check(self, "batch_size", _counts, "a whole number >= 1")

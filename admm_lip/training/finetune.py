@@ -24,56 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.base import Method
-from ..methods.base import check_at_least as at_least
-from ..methods.base import check_positive as positive
 from ..solvers import SolverConfig
 from .batches import as_batches
+from .config import FinetuneConfig as FinetuneConfig
 from .config import TrainConfig
 from .losses import PlainLoss
-from .smooth import RIDGES, best_smoothed, coarse, even_gauge
+from .smooth import best_smoothed, coarse, even_gauge
 from .train import TrainResult, train
 
 # Samples that smoothing looks at.
 _SAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How a trained network is brought under a bound with data.
-
-    Args:
-        eps: l2 radius, in input units, that is trained for, and that accuracies are reported at.
-        lr: step size; ``None`` chooses it by the number of optimizer steps.
-        batch_size: samples per optimizer step.
-        seed: of the batch order.
-        distill: weight of the given network's class probabilities (regression: outputs) in the
-            targets, in [0, 1].
-        softness: temperature of these probabilities.
-        ridges: tried for smoothing (``smooth.py``); empty leaves it out.
-        even: make the multipliers even before the rounds.
-
-    Raises:
-        ValueError: naming the field.
-    """
-
-    eps: float = 0.5
-    lr: float | None = None
-    batch_size: int = 64
-    seed: int = 0
-    distill: float = 0.5
-    softness: float = 2.0
-    ridges: tuple[float, ...] = RIDGES
-    even: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ridges", tuple(float(r) for r in self.ridges))
-        at_least(0.0, eps=self.eps)
-        positive(softness=self.softness, **({} if self.lr is None else {"lr": self.lr}))
-        positive(**{f"ridges[{k}]": r for k, r in enumerate(self.ridges)})
-        if not 0.0 <= self.distill <= 1.0:
-            raise ValueError(f"distill: expected a number in [0, 1], got {self.distill!r}")
-        if isinstance(self.batch_size, bool) or self.batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number >= 1, got {self.batch_size!r}")
 
 
 @dataclass(frozen=True, eq=False)

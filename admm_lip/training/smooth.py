@@ -31,7 +31,6 @@ from ..networks.chain import linear_layers, read_network
 from ..solvers import SolverConfig
 from .multiplier_step import HOMOGENEOUS
 
-RIDGES = (5e-4, 1.5e-3, 5e-3)
 # Smallest multiplier that the gauge makes equal to the others, as a share of the largest.
 _LEAST = 1e-3
 # The gauge and the choice need no more than this relative gap.

@@ -239,8 +239,8 @@ class TestOtherCommands:
         words = capsys.readouterr().out.split()
         assert [w for w in words if w.startswith("--") and w.endswith("bound")]
         text = " ".join(words)
-        assert "passes over the data. Chosen for the data set if not given." in text
-        assert "relative accuracy: the gap in L^2" in text
+        assert "Passes over the data (not given: chosen for the data set)." in text
+        assert "Relative accuracy: of a certification the gap in L^2" in text
 
     def test_an_onnx_file_is_certified_verified_and_projected(self, trained, capsys):
         pytest.importorskip("onnx", reason="reading ONNX needs the extra admm-lip[onnx]")

@@ -1,0 +1,54 @@
+"""Options that several commands share: data, network, training, evaluation.
+
+No torch is imported here: a command explains itself at once.
+"""
+
+from __future__ import annotations
+
+from ..data import TableOptions, data_names
+from ..evaluation.config import EvaluateConfig
+from ..networks.model_config import ConvnetConfig, ModelConfig
+from ..solvers.config import SolverConfig
+from ..training.config import TrainConfig
+from .options import Parser, add_config
+
+_BASIC = ("bound", "mu", "epochs", "batch_size", "seed", "loss", "eps", "lr")
+
+
+def add_data_options(parser: Parser) -> None:
+    """Options that say which data to use."""
+    group = parser.group("data")
+    group.add_argument(
+        "--data",
+        type=str,
+        default="digits",
+        help=f"{', '.join(data_names())}, csv:FILE, or images:FOLDER (a folder of pictures per "
+        "class, in train/ and val/ or not; TinyImageNet as it is handed out).",
+    )
+    group.add_argument(
+        "--data-dir",
+        type=str | None,
+        default=None,
+        help="Folder of the image sets, laid out as torchvision does "
+        "(not given: $ADMM_LIP_DATA, else ./data).",
+    )
+    add_config(parser, "data: CSV files", TableOptions, "table.")
+
+
+def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
+    """Options of the network, the training and the solver."""
+    chosen = ("bound", "epochs", "batch_size", "loss", "eps")
+    add_config(parser, "network", ModelConfig, "model.", chosen=("hidden",))
+    add_config(parser, "training", TrainConfig, only=_BASIC, skip=skip, chosen=chosen)
+    add_config(parser, "training, in detail", TrainConfig, skip=(*_BASIC, "mode", "solver"))
+    add_config(parser, "solver", SolverConfig, "solver.")
+
+
+def add_convnet_options(parser: Parser) -> None:
+    """Options of a convolutional network, which takes the place of the perceptron."""
+    add_config(parser, "convolutional network", ConvnetConfig, "convnet.")
+
+
+def add_evaluate_options(parser: Parser) -> None:
+    """Options of the evaluation."""
+    add_config(parser, "evaluation", EvaluateConfig, "evaluate.")
