@@ -50,7 +50,7 @@ from .block_cholesky import (
     symmetrised,
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
-from .dual_repair import repaired_value
+from .eliminated_operator import operator_of
 from .large import certify_large, large_starts
 from .lmi_operator import LmiOperator, Rows, schur_complement
 from .pair import Direction, Pair, advance, proven_gap, relative_gap
@@ -67,8 +67,9 @@ _FEW_BLOCKS = 3
 # More hidden neurons than this are left to ``large.py``: 8,000 would take half an hour.
 DENSE_LIMIT = 5000
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
-# A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite, so it
-# is held at this multiple of its natural scale, which costs about the inverse of the bound.
+# A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite.  Where
+# it is not substituted (``eliminated_operator.py``) it is held at this multiple of its natural
+# scale, which costs about the inverse of the bound.
 _KNOWN = 1e-7
 _STIFF = 1e7
 # A neuron whose row and column together weigh less than this share of the largest of its layer: its
@@ -149,7 +150,7 @@ def _started(
     found = [s for s in starts if s is not None]
     if not found:
         return None
-    op = LmiOperator(problem, _fixed(problem, found[0].multiplier))
+    op = operator_of(problem, _fixed(problem, found[0].multiplier))
     points = [room * _as_y(op, found[0]) for room in _ROOM]
     points.extend(_ROOM[-1] * _as_y(op, s) for s in found[1:])
     if warm is not None and usable(problem, warm):
@@ -185,7 +186,7 @@ def _from_warm(
     """Steps 1 and 2 from the multiplier of a network nearby, then step 3."""
     if not usable(problem, warm):
         return None
-    op = LmiOperator(problem, _fixed(problem, warm))
+    op = operator_of(problem, _fixed(problem, warm))
     centred = warm_centre(op, warm, run, config.tol)
     pair = follow(op, centred, run, config) if centred is not None else None
     return (op, pair) if pair is not None else None
@@ -312,7 +313,7 @@ def _claim(op: LmiOperator, pair: Pair, run: Run, config: SolverConfig) -> Certi
         return _NO_START
     multiplier = op.multiplier(y)
     lip_sq = implied_bound(op.problem.weights, op.problem.slopes, multiplier) ** 2
-    lower = repaired_value(op.problem, pair.z)
+    lower = op.repaired(pair.z)
     if lip_sq < float("inf") and lip_sq - lower <= config.tol * lip_sq:
         status = Status.OPTIMAL
     else:

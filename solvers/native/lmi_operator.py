@@ -24,6 +24,7 @@ from torch import Tensor
 from ..lmi import eliminate_output, lmi_blocks
 from ..problem import CertifyProblem, Multiplier
 from .block_cholesky import Band, block_slices, tiles
+from .dual_repair import repaired_value
 
 
 class Rows(NamedTuple):
@@ -125,6 +126,10 @@ class LmiOperator:
             parts.append(2.0 * value)
         trace = torch.diagonal(z.diagonal[0]).sum().reshape(1)
         return torch.cat([trace, self.restrict(torch.cat(parts))])
+
+    def repaired(self, z: Band) -> float:
+        """The dual value of ``z``, made exactly feasible."""
+        return repaired_value(self.problem, z)
 
     def output_value(self, z: Band) -> float:
         """``tr(C Z) = tr(W_l Z_ll W_l')``: the dual objective."""

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques
-from .dual_repair import repaired_value
 from .lmi_operator import LmiOperator
 from .step_length import cliques_step, slack_step
 
@@ -67,4 +66,4 @@ def relative_gap(pair: Pair) -> float:
 def proven_gap(op: LmiOperator, pair: Pair) -> float:
     """Relative gap against the repaired dual point."""
     rho = float(pair.y[0])
-    return (rho - repaired_value(op.problem, pair.z)) / rho
+    return (rho - op.repaired(pair.z)) / rho

@@ -1,0 +1,246 @@
+"""The certification LMI of a chain with linear neurons, these substituted: the LMI of a graph.
+
+A neuron whose slope is known, ``alpha = beta = a``, is the linear function ``x_i = a v_i`` of what
+it hears.  Sums of sorted pairs are such neurons, and so is what a skip connection carries.  With
+the input and the outputs of all other neurons as variables, ``z = (x, w)``, every value of the
+network is linear in z, and the inequality has one row per variable:
+
+    S(y) = rho E_0 - F'F + sum_i t_i (u_i v_i' + v_i u_i'),      f = F z,
+    u_i = e_i - alpha_i p_i,    v_i = e_i - beta_i p_i,          p_i z what neuron i hears.
+
+Nothing stands in for an infinite multiplier, so nothing is stiff.  The form is dense: the blocks
+are the input and all the neurons.  Everything else is as in ``lmi_operator.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..dissipation import any_known
+from ..problem import CertifyProblem, Multiplier, Slopes
+from .block_cholesky import Band, band_of, cholesky
+from .lmi_operator import Forms, LmiOperator, Rows
+
+# Largest order of the dense form: an iteration takes a few seconds there.
+LARGEST_ORDER = 3000
+
+
+@dataclass(frozen=True, eq=False)
+class Eliminated:
+    """A chain in terms of the input and the neurons that are not linear.
+
+    Attributes:
+        heard: what these neurons hear, shape ``(N, D)``.
+        output: F, shape ``(outputs, D)``.
+        layers: how many of them each hidden layer has.
+        free: per hidden layer, the mask of the neurons that are not linear.
+    """
+
+    heard: Tensor
+    output: Tensor
+    layers: tuple[int, ...]
+    free: tuple[Tensor, ...]
+
+
+def eliminate(problem: CertifyProblem) -> Eliminated:
+    """Every value as a linear map of the input and of the neurons that are not linear."""
+    inputs = problem.weights[0].shape[1]
+    free = tuple(s.alpha != s.beta for s in problem.slopes)
+    layers = tuple(int(mask.sum()) for mask in free)
+    order = inputs + sum(layers)
+    state = torch.zeros(inputs, order).to(problem.weights[0])
+    state[:, :inputs].fill_diagonal_(1.0)
+    heard, start = [], inputs
+    for w, s, mask in zip(problem.weights, problem.slopes, free, strict=False):
+        into = w @ state
+        heard.append(into[mask])
+        state = s.alpha[:, None] * into
+        units = torch.zeros(int(mask.sum()), order).to(w)
+        units[:, start : start + len(units)].fill_diagonal_(1.0)
+        state[mask] = units
+        start += len(units)
+    return Eliminated(torch.cat(heard), problem.weights[-1] @ state, layers, free)
+
+
+@dataclass(frozen=True, eq=False)
+class EliminatedOperator(LmiOperator):
+    """The map ``y -> S(y)`` of the module's docstring; ``fixed`` as in :class:`LmiOperator`."""
+
+    @cached_property
+    def reduced(self) -> Eliminated:
+        """The chain without its linear neurons."""
+        return eliminate(self.problem)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The input, and all neurons that are not linear."""
+        return [self.problem.weights[0].shape[1], sum(self.reduced.layers)]
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        return torch.cat(self.reduced.free)
+
+    @cached_property
+    def _held(self) -> Tensor:
+        """Multipliers of the neurons that are not variables, linear ones left out."""
+        return self.fixed[self._mask]
+
+    @cached_property
+    def free(self) -> Tensor | None:
+        """Among the neurons that are not linear, the variables; ``None`` where all are."""
+        free = self._held == 0
+        return None if bool(free.all()) else free.nonzero()[:, 0]
+
+    def restrict(self, flat: Tensor) -> Tensor:
+        """The entries that are variables, of one number per neuron of the chain or per row."""
+        rows = flat[self._mask] if flat.shape[0] == self._mask.shape[0] else flat
+        return rows if self.free is None else rows[self.free]
+
+    def _all(self, t: Tensor, others: Tensor) -> Tensor:
+        return t if self.free is None else others.index_copy(0, self.free, t)
+
+    def multiplier(self, y: Tensor) -> Multiplier:
+        """``(t_1, ..., t_l)`` of ``y``; linear neurons keep what they were held at."""
+        flat = self.fixed.index_copy(0, self._mask.nonzero()[:, 0], self._all(y[1:], self._held))
+        return torch.split(flat, [s.alpha.shape[0] for s in self.problem.slopes])
+
+    @cached_property
+    def _alpha(self) -> Tensor:
+        return torch.cat([s.alpha for s in self.problem.slopes])[self._mask]
+
+    @cached_property
+    def _beta(self) -> Tensor:
+        return torch.cat([s.beta for s in self.problem.slopes])[self._mask]
+
+    @cached_property
+    def _u(self) -> Tensor:
+        return self._less(self._alpha)
+
+    @cached_property
+    def _v(self) -> Tensor:
+        return self._less(self._beta)
+
+    def _less(self, slope: Tensor) -> Tensor:
+        rows = -slope[:, None] * self.reduced.heard
+        rows[:, self.sizes[0] :].diagonal().add_(1.0)
+        return rows
+
+    @cached_property
+    def _cost(self) -> Tensor:
+        return self.reduced.output.T @ self.reduced.output
+
+    def _weighted(self, t: Tensor, rho: Tensor) -> Tensor:
+        """``rho E_0 + U' T V + V' T U``."""
+        half = self._u.T @ (t[:, None] * self._v)
+        dense = half + half.T
+        n = self.sizes[0]
+        dense[:n, :n].diagonal().add_(rho)
+        return dense
+
+    def slack(self, y: Tensor) -> Band:
+        """``S(y)``."""
+        dense = self._weighted(self._all(y[1:], self._held), y[0]) - self._cost
+        return band_of(dense, self.sizes)
+
+    def direction(self, dy: Tensor) -> Band:
+        """The change of S."""
+        change = self._all(dy[1:], torch.zeros_like(self._held))
+        return band_of(self._weighted(change, dy[0]), self.sizes)
+
+    def adjoint(self, z: Band) -> Tensor:
+        """``(tr Z_00, tr(A_1 Z), ...)``."""
+        values = 2.0 * ((self._u @ _dense(z)) * self._v).sum(1)
+        trace = torch.diagonal(z.diagonal[0]).sum().reshape(1)
+        return torch.cat([trace, self.restrict(values)])
+
+    def rows(self, p: Tensor) -> Rows:
+        """``U'P`` and ``V'P``."""
+        return Rows(self._u @ p, self._v @ p)
+
+    def forms(self, p: Tensor) -> Forms:
+        """Everything the Schur complement needs of P."""
+        n = self.sizes[0]
+        rows = self.rows(p)
+        up, vp = self.restrict(rows.up), self.restrict(rows.vp)
+        u, v = self.restrict(self._u), self.restrict(self._v)
+        return Forms(up @ u.T, vp @ u.T, vp @ v.T, up[:, :n], vp[:, :n], p[:n, :n], rows)
+
+    def times(self, dy: Tensor, p: Tensor, rows: Rows) -> Tensor:
+        """``dS P`` from the rows of P."""
+        change = self._all(dy[1:], torch.zeros_like(self._held))[:, None]
+        out = self._u.T @ (change * rows.vp)
+        out.addmm_(self._v.T, change * rows.up)
+        n = self.sizes[0]
+        out[:n].add_(p[:n], alpha=float(dy[0]))
+        return out
+
+    def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:
+        """``A*`` of the symmetric part of ``left @ right``, with the rows of ``left``."""
+        n = self.sizes[0]
+        by_v, by_u = self._v @ right.T, self._u @ right.T
+        both = (rows.up * by_v).addcmul_(rows.vp, by_u).sum(1)
+        trace = (left[:n] * right[:, :n].T).sum().reshape(1)
+        return torch.cat([trace, self.restrict(both)])
+
+    def repaired(self, z: Band) -> float:
+        """The dual value of ``dual_repair.py``, every layer on all the variables before it."""
+        scaled = _dense(z) / torch.diagonal(z.diagonal[0]).sum()
+        covariance: Tensor | None = scaled[: self.sizes[0], : self.sizes[0]]
+        ranges = torch.stack([self._alpha, self._beta]).split(list(self.reduced.layers), dim=1)
+        heard = self.reduced.heard.split(list(self.reduced.layers))
+        for (alpha, beta), into in zip(ranges, heard, strict=True):
+            if covariance is not None and len(alpha):
+                covariance = _extended(scaled, covariance, Slopes(alpha, beta), into)
+        if covariance is None:
+            return 0.0
+        value = float(((self.reduced.output @ covariance) * self.reduced.output).sum())
+        return value if 0.0 <= value < float("inf") else 0.0
+
+
+def _extended(z: Tensor, covariance: Tensor, slopes: Slopes, heard: Tensor) -> Tensor | None:
+    """The exact covariance of the variables so far and of one more layer.
+
+    The layer keeps its conditional law in ``z``, its deviation scaled until the constraint of every
+    neuron holds.  ``None`` where z is not positive definite.
+    """
+    before, count = len(covariance), len(slopes.alpha)
+    here = slice(before, before + count)
+    factor = cholesky(z[:before, :before])
+    if factor is None:
+        return None
+    gain = torch.cholesky_solve(z[here, :before].T, factor).T
+    noise = z[here, here] - gain @ z[here, :before].T
+    middle, half = (slopes.alpha + slopes.beta) / 2.0, (slopes.beta - slopes.alpha) / 2.0
+    into = heard[:, :before]
+    nominal = middle[:, None] * into
+    off = gain - nominal
+    seen = ((into @ covariance) * into).sum(1)
+    deviation = ((off @ covariance) * off).sum(1) + torch.diagonal(noise)
+    least = torch.finfo(z.dtype).tiny
+    size = half * (seen / deviation.clamp(min=least)).clamp(min=0).sqrt()
+    step = nominal + size[:, None] * off
+    across = step @ covariance
+    corner = across @ step.T + size[:, None] * noise * size
+    return torch.cat([torch.cat([covariance, across.T], 1), torch.cat([across, corner], 1)])
+
+
+def _dense(z: Band) -> Tensor:
+    """The matrix of two blocks."""
+    (a, d), (b,) = z.diagonal, z.lower
+    return torch.cat([torch.cat([a, b.T], 1), torch.cat([b, d], 1)])
+
+
+def operator_of(problem: CertifyProblem, fixed: Tensor) -> LmiOperator:
+    """The LMI of a problem, its linear neurons substituted where there are any.
+
+    ``fixed`` as in :class:`LmiOperator`.  Where the dense form would be too large, the linear
+    neurons stay, with the large multipliers that ``fixed`` has for them.
+    """
+    free = sum(int((s.alpha != s.beta).sum()) for s in problem.slopes)
+    small = problem.weights[0].shape[1] + free <= LARGEST_ORDER
+    kind = EliminatedOperator if any_known(problem.slopes) and small and free else LmiOperator
+    return kind(problem, fixed)
