@@ -1,7 +1,8 @@
 """``python -m benchmarks report``: every table and plot, made from the records alone.
 
 Writes ``results/report.html``, one page that needs no other file, the plots beside it, and prints
-the tables as markdown.  Nothing is run again; a study without a record is left out.
+the tables as markdown.  Nothing is run again; a study without a record is left out.  The page is
+not committed, so that it cannot be older than its records.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ STUDIES = (
     "falsification",
     "local_training",
 )
+# Record -> why it is not on the page.
+EXCLUDED: dict[str, str] = {}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 72rem; margin: 2rem auto;
        padding: 0 1rem; }
@@ -54,32 +57,57 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=record.RESULTS / "report.html")
     options = parser.parse_args(argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    known = [name for name in STUDIES if (record.RESULTS / f"{name}.json").is_file()]
-    sections = [section(name, options.output.parent) for name in known]
-    sections += [other(path) for path in sorted(record.RESULTS.glob("*.json")) if _is_other(path)]
+    sections = [
+        section(name, options.output.parent) if name in STUDIES else other(name)
+        for name in on_the_page()
+    ]
     write_atomic(options.output, page([found for found, _ in sections]).encode())
     for _, text in sections:
         print(text, end="\n\n")
     print(f"report: {options.output}")
 
 
+def on_the_page() -> list[str]:
+    """The records that the page is made of: the studies in their order, then all others.
+
+    Those of quick runs, which are not committed, are left out, and those of ``EXCLUDED``.
+    """
+    there = {p.stem for p in record.RESULTS.glob("*.json") if not p.stem.endswith("_quick")}
+    studies = [name for name in STUDIES if name in there]
+    return [*studies, *sorted(there - set(studies) - set(EXCLUDED))]
+
+
 def section(name: str, folder: Path) -> tuple[str, str]:
     """HTML and markdown of one study; its pictures are drawn anew in ``folder``."""
     study: Study = importlib.import_module(f"benchmarks.{name}").STUDY
     loaded = record.load(name)
-    rows = succeeded(loaded["rows"])
-    table = study.tabulate(rows) if rows else "no cell has run"
+    rows, table = succeeded(loaded["rows"]), table_of(name)
     pictures = [_embedded(path) for path in (study.draw(rows, folder) if rows else [])]
     parts = [f"<h2>{html.escape(study.title)}</h2>", _about(loaded), *pictures, as_html(table)]
     return "\n".join(parts), f"## {study.title}\n\n{table}"
 
 
-def other(path: Path) -> tuple[str, str]:
+def table_of(name: str) -> str:
+    """A record's table in markdown: its study's own, else its flat fields.
+
+    Raises:
+        ValueError: for a record without rows, which belongs into ``EXCLUDED``.
+    """
+    rows = record.load(name).get("rows")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{name}.json: expected rows; give the reason for none in report.EXCLUDED")
+    if name not in STUDIES:
+        return "\n\n".join(_flat_table(some) for some in by_shape(rows))
+    study: Study = importlib.import_module(f"benchmarks.{name}").STUDY
+    ran = succeeded(rows)
+    return study.tabulate(ran) if ran else "no cell has run"
+
+
+def other(name: str) -> tuple[str, str]:
     """HTML and markdown of a record that is no study: its flat fields, and its picture."""
-    loaded = record.load(path.stem)
-    table = "\n\n".join(_flat_table(some) for some in by_shape(loaded["rows"]))
-    title = path.stem.replace("_", " ")
-    picture = path.with_suffix(".png")
+    loaded, table = record.load(name), table_of(name)
+    title = name.replace("_", " ")
+    picture = record.RESULTS / f"{name}.png"
     shown = _embedded(picture) if picture.is_file() else ""
     parts = [f"<h2>{html.escape(title)}</h2>", _about(loaded), shown, as_html(table)]
     return "\n".join(parts), f"## {title}\n\n{table}"
@@ -96,13 +124,6 @@ def by_shape(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _flat_table(rows: list[dict[str, Any]]) -> str:
     fields = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
     return markdown(fields, [[row.get(key, "") for key in fields] for row in rows])
-
-
-def _is_other(path: Path) -> bool:
-    if path.stem in STUDIES or path.stem.endswith("_quick"):
-        return False
-    rows: list[Any] = record.load(path.stem).get("rows", [])
-    return bool(rows) and all(isinstance(row, dict) for row in rows)
 
 
 def _about(loaded: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Frame:
 
         Example:
             >>> pair = torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0, 0.0]])
-            >>> [w.square().sum().item() for w in Frame((True,)).into(pair)]
+            >>> [round(w.square().sum().item(), 4) for w in Frame((True,)).into(pair)]
             [10.0, 1.0]
         """
         turned = list(weights)

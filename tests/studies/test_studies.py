@@ -11,6 +11,7 @@ import torch
 
 from admm_lip.records import read_json
 from benchmarks import images, record, report, study, tabular
+from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measures import jacobian_norms, steepest
 from benchmarks.square_wave import DENSE, best_error, grid
 from benchmarks.tables import groups, half_width, markdown, spread
@@ -125,6 +126,34 @@ def test_tables_group_average_and_format() -> None:
     assert spread(rows[:2], "v", 1) == "1.0, 5.0"
     assert spread([*rows, rows[2]], "v", 1) == "3.0 ± 2.6"
     assert markdown(["x"], [[0.123456]]).splitlines() == ["| x |", "| --- |", "| 0.1235 |"]
+
+
+COMMITTED = sorted(p.stem for p in record.RESULTS.glob("*.json") if "_quick" not in p.stem)
+
+
+def test_every_record_is_on_the_page_or_left_out_with_a_reason() -> None:
+    named = [*report.on_the_page(), *report.EXCLUDED]
+    assert sorted(named) == COMMITTED
+    assert all(report.EXCLUDED.values())
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in BENCHMARKS}
+    assert {name for name, module in modules.items() if hasattr(module, "STUDY")} == set(
+        report.STUDIES
+    )
+
+
+@pytest.mark.parametrize("name", report.on_the_page())
+def test_every_record_gives_a_table(name: str) -> None:
+    lines = report.table_of(name).splitlines()
+    assert len(lines) > 2
+    assert lines[0].startswith("| ")
+
+
+def test_a_record_without_rows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    record.save("counts", {}, [])
+    with pytest.raises(ValueError, match=r"counts\.json: expected rows"):
+        report.main(["--output", str(tmp_path / "page.html")])
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_report_is_one_page_made_from_the_records_alone(
