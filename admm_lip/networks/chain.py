@@ -236,21 +236,18 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
     return layers
 
 
-def output_width(module: nn.Module) -> int | None:
-    """Number of outputs of the last ``nn.Linear``, or ``None`` where there is none.
-
-    A guess for modules that are no chains; good enough to check labels against.
-    """
-    widths = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
-    return widths[-1] if widths else None
-
-
 def _refuse_ties(layers: list[nn.Linear]) -> None:
-    if len({id(layer.weight) for layer in layers}) < len(layers):
-        raise UnsupportedModule(
-            "two Linear layers share one weight; tied weights cannot be trained or projected: "
-            "give each its own"
-        )
+    """Parameters that are one, or lie in the same memory, would be moved twice."""
+    owner: dict[tuple[Any, int], str] = {}
+    for k, layer in enumerate(layers):
+        for key, parameter in layer.named_parameters(recurse=False):
+            place = parameter.device, parameter.data_ptr()
+            if parameter.numel() and place in owner:
+                raise UnsupportedModule(
+                    f"Linear layers {owner[place]} and {k} (from 0) share one {key}; tied weights "
+                    "cannot be trained or projected: give each its own"
+                )
+            owner[place] = str(k)
 
 
 def _refuse_merged(network: Network) -> None:

@@ -1,25 +1,35 @@
 """The training data as one stream of batches that can be entered at any step.
 
 A run that was stopped in the middle of an epoch continues with the very batches it would have
-seen: the order depends on the seed and the epoch alone.
+seen: the order depends on the seed and the epoch alone.  Whatever form the data have, a batch is a
+pair of tensors as the network and its loss take them (``reading.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice, repeat
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-Batch = tuple[Tensor, Tensor]
+from ..settings import COUNT
+from .reading import Batch, Reading, reading_of
+
+# From a batch of any kind, with what to call it in errors, to its inputs and targets.
+Unpack = Callable[[str, Any], tuple[Any, Any]]
 
 
 class Batches(Protocol):
     """What the training loop needs of its data."""
+
+    @property
+    def reading(self) -> Reading:
+        """How inputs and targets were read."""
+        ...
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -44,6 +54,7 @@ class TensorBatches:
     inputs: Tensor
     targets: Tensor
     batch_size: int
+    reading: Reading
 
     def __len__(self) -> int:
         return -(-len(self.inputs) // self.batch_size)
@@ -63,100 +74,177 @@ class TensorBatches:
 
 @dataclass(frozen=True, eq=False)
 class LoaderBatches:
-    """A user's DataLoader: its own sampler and collation, its random draws seeded per epoch."""
+    """A user's DataLoader: its own sampler and collation, its random draws seeded per epoch.
+
+    Attributes:
+        loader: of the user.
+        unpack: from its batches to pairs.
+        steps: batches of an epoch.
+        reading: of every pair.
+    """
 
     loader: DataLoader[Any]
+    unpack: Unpack
+    steps: int
+    reading: Reading
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return self.steps
 
     def epoch(self, seed: int, start: int) -> Iterator[Batch]:
-        """Iterate the loader under a seed of its own; skipped batches are drawn and dropped."""
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(seed)
-        state = torch.get_rng_state()
-        torch.manual_seed(seed)
-        iterator = iter(self.loader)
-        for _ in range(start):
-            next(iterator, None)
-        first = list(islice(iterator, 1))  # the order is drawn by now
-        torch.set_rng_state(state)
-        for batch in first:
-            yield _pair(batch)
-        for batch in iterator:
-            yield _pair(batch)
+        """The loader's batches, read and checked, each under its number in the epoch.
+
+        Raises:
+            ValueError, TypeError: naming the batch that cannot be read, or that is missing.
+        """
+        number = start
+        for raw in islice(draws(self.loader, seed, start), self.steps - start):
+            number += 1
+            name = _batch_name(number)
+            yield self.reading.pair(name, *self.unpack(name, raw))
+        if number < self.steps:
+            raise ValueError(
+                f"data: expected {self.steps} batches in an epoch, got {number}; give steps=, the "
+                "number of batches there are"
+            )
 
     def rows(self, seed: int, start: int) -> Iterator[None]:
         """``None`` without end: a loader hands over samples without their numbers."""
         return repeat(None)
 
 
-def as_batches(data: Any, batch_size: int) -> Batches:
-    """The stream of ``data``: a DataLoader, a Dataset, or a pair of tensors.
+def draws(loader: DataLoader[Any], seed: int, start: int) -> Iterator[Any]:
+    """Iterate the loader under a seed of its own; skipped batches are drawn and dropped."""
+    if loader.generator is not None:
+        loader.generator.manual_seed(seed)
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    iterator = iter(loader)
+    for _ in range(start):
+        next(iterator, None)
+    first = list(islice(iterator, 1))  # the order is drawn by now
+    torch.set_rng_state(state)
+    yield from first
+    yield from iterator
+
+
+def as_batches(
+    data: Any,
+    batch_size: int,
+    model: nn.Module,
+    loss: Any = "auto",
+    *,
+    batch: Callable[[Any], Any] | None = None,
+    steps: int | None = None,
+    classes: Sequence[Any] | None = None,
+) -> Batches:
+    """The stream of ``data``, read as ``model`` and ``loss`` take them.
+
+    Args:
+        data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors, NumPy arrays,
+            data frames, series or lists.  What is a stream already stays as it is.
+        batch_size: of everything but a DataLoader.
+        model: that is trained; it is run once on two rows.
+        loss: as in ``TrainConfig`` or a callable: whether targets are classes or numbers.
+        batch: ``batch(item) -> (inputs, targets)`` for what a DataLoader yields, where that is
+            something else than such a pair.
+        steps: batches of an epoch, needed where a DataLoader does not know its length.
+        classes: labels in the order of the outputs; ``None`` finds them in data in memory.
 
     Raises:
-        ValueError: empty data, inputs and targets of different length, NaN or infinite values.
-        TypeError: anything else.
+        ValueError, TypeError: naming what cannot be read, and what to do.
     """
-    if isinstance(data, DataLoader):
-        _check_not_empty(len(cast(Sized, data)))
-        return LoaderBatches(data)
-    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+    if isinstance(data, (TensorBatches, LoaderBatches)):
+        return data
+    if batch is not None and not callable(batch):
+        raise TypeError(f"batch: expected a function of a batch, got {type(batch).__name__}")
+    if type(data) is TensorDataset and len(data.tensors) == 2 and batch is None and steps is None:
         data = data.tensors
     if isinstance(data, Dataset):
-        _check_not_empty(len(cast(Sized, data)))
-        return LoaderBatches(DataLoader(data, batch_size=batch_size, shuffle=True))
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        inputs, targets = torch.as_tensor(data[0]), torch.as_tensor(data[1])
-        check_pair(inputs, targets)
-        return TensorBatches(inputs, targets, batch_size)
-    raise TypeError(
-        "data: expected a DataLoader, a Dataset or a pair (inputs, targets), "
-        f"got {type(data).__name__}"
-    )
-
-
-def check_pair(inputs: Tensor, targets: Tensor) -> None:
-    """Raise ``ValueError`` unless the pair is non-empty, of equal length and finite."""
-    if inputs.ndim == 0 or targets.ndim == 0:
-        raise ValueError("data: expected tensors whose first axis counts samples, got a scalar")
-    _check_not_empty(len(inputs))
-    if len(inputs) != len(targets):
-        raise ValueError(
-            f"data: expected as many targets as inputs, got {len(targets)} and {len(inputs)}"
+        data = _loader(data, batch_size)
+    if isinstance(data, DataLoader):
+        return _loader_batches(data, _unpacked_by(batch), steps, model, loss, classes)
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise TypeError(
+            "data: expected a DataLoader, a Dataset or a pair (inputs, targets) of arrays, "
+            f"got {_described(data)}; {_HINT}"
         )
-    for name, values in (("inputs", inputs), ("targets", targets)):
-        if values.is_floating_point() and not _all_finite(values):
-            raise ValueError(
-                f"data: the {name} hold a value that is NaN or infinite; "
-                "clean or impute the data before training"
+    if batch is not None or steps is not None:
+        raise TypeError("batch, steps: go with a Dataset or a DataLoader, got a pair of arrays")
+    inputs, targets = data
+    reading = reading_of("data", model, inputs, targets, loss, classes, whole=True)
+    return TensorBatches(*reading.pair("data", inputs, targets), batch_size, reading)
+
+
+_HINT = (
+    "take both from a data frame by (df[features], df[target]), from a dict of arrays by their "
+    "keys, and put other streams into a DataLoader"
+)
+
+
+def _loader(data: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+    streamed = isinstance(data, IterableDataset)
+    if isinstance(data, Sized) and not streamed:
+        _check_not_empty(len(data))
+    return DataLoader(data, batch_size=batch_size, shuffle=not streamed)
+
+
+def _loader_batches(
+    loader: DataLoader[Any],
+    unpack: Unpack,
+    steps: int | None,
+    model: nn.Module,
+    loss: Any,
+    classes: Sequence[Any] | None,
+) -> LoaderBatches:
+    count = _batches_of(loader) if steps is None else COUNT.read("steps", steps)
+    _check_not_empty(count)
+    first = list(islice(draws(loader, 0, 0), 1))
+    _check_not_empty(len(first))
+    name = _batch_name(1)
+    inputs, targets = unpack(name, first[0])
+    reading = reading_of(name, model, inputs, targets, loss, classes, whole=False)
+    return LoaderBatches(loader, unpack, count, reading)
+
+
+def _batches_of(loader: DataLoader[Any]) -> int:
+    try:
+        return len(loader)
+    except TypeError:
+        raise ValueError(
+            "steps: expected the number of batches in an epoch, since the stream does not know its "
+            "length, got None; give steps=, or the dataset a __len__"
+        ) from None
+
+
+def _unpacked_by(batch: Callable[[Any], Any] | None) -> Unpack:
+    """A batch as a pair: by the user's function, or as it is."""
+
+    def unpack(name: str, item: Any) -> tuple[Any, Any]:
+        pair = item if batch is None else batch(item)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            by = "" if batch is None else " from batch(...)"
+            raise TypeError(
+                f"{name}: expected a pair (inputs, targets), got {_described(pair)}{by}; give "
+                "batch=, a function from such a batch to the pair"
             )
+        return pair[0], pair[1]
+
+    return unpack
 
 
-def _all_finite(values: Tensor) -> bool:
-    """The sum says it in one pass, unless it overflows."""
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+def _described(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"a dict with the keys {', '.join(map(repr, list(value)[:8]))}"
+    return type(value).__name__
 
 
-def check_labels(targets: Tensor, n_classes: int) -> None:
-    """Raise ``ValueError`` unless integer labels lie in ``0 .. n_classes - 1``."""
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= n_classes:
-        raise ValueError(
-            f"data: expected class labels in 0..{n_classes - 1} (the model has {n_classes} "
-            f"outputs), got labels from {low} to {high}"
-        )
+def _batch_name(number: int) -> str:
+    return f"data, batch {number}"
 
 
 def _check_not_empty(count: int) -> None:
     if count == 0:
-        raise ValueError("data: expected at least one sample, got none")
-
-
-def _pair(batch: Any) -> Batch:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(
-            f"data: expected each batch to be a pair (inputs, targets), got {type(batch).__name__}"
-        )
-    inputs, targets = batch
-    return inputs, targets
+        raise ValueError("data: expected at least one sample, got none; check where they come from")

@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..settings import BOUND, COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Rule, check_settings
 from ..solvers.config import SolverConfig
 
 MODES = ("bound", "penalty")
 STARTS = ("model", "scratch")
 RHO_RULES = ("constant", "balance")
 LIP_STEPS = ("newton", "exact")
+_CHOICES = {"start": STARTS, "rho_rule": RHO_RULES, "lip_step": LIP_STEPS}
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("epochs", "batch_size", "multiplier_every"), COUNT),
+    **dict.fromkeys(("lr", "temperature", "projection_tol", "multiplier_rate"), POSITIVE),
+    **dict.fromkeys(("eps", "residual_tol", "checkpoint_seconds"), NOT_NEGATIVE),
+    "seed": SEED,
+    "round_steps": COUNT.or_none(),
+    "rho": POSITIVE.or_none(),
+    **dict.fromkeys(("restart", "centre"), FLAG),
+    "relaxation": Rule("a number in [1, 2)", lambda v: 1.0 <= v < 2.0),
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +33,10 @@ class TrainConfig:
 
     Args:
         mode: ``"bound"`` enforces ``L <= bound`` in every round; ``"penalty"`` adds ``mu L^2``.
-        bound: the Lipschitz constant to stay below.
-        mu: weight of the penalty on ``L^2`` that takes the place of a bound; ``None``: no penalty.
+        bound: the Lipschitz constant to stay below, from 1e-30 to 1e30: beyond, its square leaves
+            the numbers in which it could be proven.
+        mu: weight of the penalty on ``L^2`` that takes the place of a bound, in the same range;
+            ``None``: no penalty.
         epochs: passes over the data.
         batch_size: samples per optimizer step; a DataLoader brings its own.
         seed: seed of the batch order, the start and dropout.
@@ -97,34 +109,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_mode(self)
-        for name in ("epochs", "batch_size", "multiplier_every"):
-            _check(self, name, _counts, "a whole number >= 1")
-        _check(
-            self, "round_steps", lambda v: v is None or _counts(v), "a whole number >= 1 or None"
-        )
-        for name in ("lr", "temperature", "projection_tol", "multiplier_rate"):
-            _check(self, name, lambda v: 0.0 < v < math.inf, "a finite number > 0")
-        for name in ("eps", "residual_tol", "checkpoint_seconds"):
-            _check(self, name, lambda v: 0.0 <= v < math.inf, "a finite number >= 0")
-        _check(
-            self, "rho", lambda v: v is None or 0.0 < v < math.inf, "a finite number > 0 or None"
-        )
-        _check(self, "relaxation", lambda v: 1.0 <= v < 2.0, "a number in [1, 2)")
-        for name, choices in (
-            ("start", STARTS),
-            ("rho_rule", RHO_RULES),
-            ("lip_step", LIP_STEPS),
-        ):
-            _check(self, name, choices.__contains__, f"one of {', '.join(choices)}")
+        check_settings(self, **_RULES)
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
     def digest(self) -> str:
         """Short hash of every setting, to recognise a run."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_mode(config: TrainConfig) -> None:
@@ -138,17 +132,19 @@ def _check_mode(config: TrainConfig) -> None:
             f"bound, mu: give exactly one of them; mode {config.mode!r} takes {wanted}, "
             f"so leave {other} out (got {getattr(config, other)!r})"
         )
-    _check(config, wanted, lambda v: 0.0 < v < math.inf, "a finite number > 0")
+    check_settings(config, **{wanted: BOUND})
 
 
-def _check(config: Any, name: str, holds: Any, expected: str) -> None:
-    value = getattr(config, name)
-    try:
-        good = bool(holds(value))
-    except TypeError:
-        good = False
-    if not good:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+_FINETUNE_RULES: dict[str, Rule] = {
+    "eps": NOT_NEGATIVE,
+    "lr": POSITIVE.or_none(),
+    "batch_size": COUNT,
+    "seed": SEED,
+    "distill": SHARE,
+    "softness": POSITIVE,
+    "ridges": POSITIVE.each(),
+    "even": FLAG,
+}
 
 
 @dataclass(frozen=True)
@@ -180,10 +176,4 @@ class FinetuneConfig:
     even: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ridges", tuple(float(r) for r in self.ridges))
-        _check(self, "eps", lambda v: 0.0 <= v < math.inf, "a finite number >= 0")
-        _check(self, "softness", lambda v: 0.0 < v < math.inf, "a finite number > 0")
-        _check(self, "lr", lambda v: v is None or 0.0 < v < math.inf, "a finite number > 0 or None")
-        _check(self, "ridges", lambda v: all(0.0 < r < math.inf for r in v), "finite numbers > 0")
-        _check(self, "distill", lambda v: 0.0 <= v <= 1.0, "a number in [0, 1]")
-        _check(self, "batch_size", _counts, "a whole number >= 1")
+        check_settings(self, **_FINETUNE_RULES)

@@ -22,10 +22,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ..methods.base import Method
+from ..networks.interface import interface_of
 from ..solvers import SolverConfig
-from .batches import as_batches
+from .batches import Batches, as_batches
 from .config import FinetuneConfig as FinetuneConfig
 from .config import TrainConfig
 from .losses import PlainLoss
@@ -63,35 +65,41 @@ class Taught(Method):
         return total
 
 
-def labelled(model: nn.Module, data: Any) -> Any:
-    """The data with targets: a lone tensor of inputs gets the classes that ``model`` predicts.
+def labelled(model: nn.Module, data: Any, config: FinetuneConfig) -> Batches:
+    """The data as batches: inputs alone get the classes that ``model`` predicts.
 
     Raises:
-        ValueError: for inputs without targets of a network with one output, which predicts no
-            class.
+        ValueError, TypeError: for data that cannot be read; for inputs without targets of a network
+            with one output, which predicts no class.
     """
-    if not isinstance(data, Tensor):
-        return data
-    with torch.no_grad():
-        outputs = model(data)
-    if outputs.shape[1] == 1:
+    if not is_alone(data):
+        return as_batches(data, config.batch_size, model)
+    takes = interface_of(model, "finetune", data)
+    if takes.outputs == 1:
         raise ValueError(
             "finetune: a network of one output predicts no class; expected a pair (inputs, "
             "targets), got inputs alone"
         )
-    return data, outputs.argmax(dim=1)
+    inputs = takes.inputs("finetune", data)
+    with torch.no_grad():
+        classes = model(inputs.to(takes.device)).argmax(dim=1)
+    return as_batches((inputs, classes), config.batch_size, model)
 
 
-def sample(data: Any, config: FinetuneConfig) -> tuple[Tensor, Tensor]:
+def is_alone(data: Any) -> bool:
+    """Whether the data are one array of inputs, without targets."""
+    return not isinstance(data, (tuple, list, Dataset, DataLoader, dict))
+
+
+def sample(batches: Batches, config: FinetuneConfig) -> tuple[Tensor, Tensor]:
     """Some of the data, in the order in which training draws them."""
-    batches = as_batches(data, config.batch_size)
     few = islice(batches.epoch(config.seed, 0), -(-_SAMPLES // config.batch_size))
     inputs, targets = zip(*few, strict=True)
     return torch.cat(inputs), torch.cat(targets)
 
 
 def prepared(
-    model: nn.Module, data: Any, config: FinetuneConfig, solver: SolverConfig
+    model: nn.Module, data: Batches, config: FinetuneConfig, solver: SolverConfig
 ) -> nn.Module:
     """A classifier smoothed on its data, with even multipliers; anything else as it is."""
     x, y = sample(data, config)
@@ -104,7 +112,7 @@ def prepared(
 def finetuned(
     start: nn.Module,
     teacher: nn.Module,
-    data: Any,
+    data: Batches,
     bound: float,
     epochs: int,
     config: FinetuneConfig,
@@ -123,14 +131,14 @@ def finetuned(
         solver: of the projections.
         progress: show a bar.
     """
-    steps = epochs * len(as_batches(data, config.batch_size))
+    steps = epochs * len(data)
     settings = TrainConfig(
         bound=bound,
         epochs=epochs,
         batch_size=config.batch_size,
         seed=config.seed,
         eps=config.eps,
-        loss="auto" if is_regression(data, config) else "margin",
+        loss="auto" if data.reading.classes is None else "margin",
         lr=step_size(steps) if config.lr is None else config.lr,
         solver=solver,
     )
@@ -141,9 +149,3 @@ def finetuned(
 def step_size(steps: int) -> float:
     """The larger the more steps there are: few ones should not throw away what is there."""
     return min(1e-2, max(3e-3, 3e-5 * steps))
-
-
-def is_regression(data: Any, config: FinetuneConfig) -> bool:
-    """Whether the targets are floats."""
-    batches = as_batches(data, config.batch_size)
-    return bool(next(iter(batches.epoch(0, 0)))[1].is_floating_point())

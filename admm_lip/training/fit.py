@@ -10,7 +10,7 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,24 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.labels import Classes
 from ..methods.base import Method
-from ..networks.chain import output_width
-from .batches import Batch, Batches, as_batches, check_labels
+from ..settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rule, check_settings
+from .batches import Batches, as_batches
 from .fit_checkpoint import FitKeeper, Progress, digest
 from .loop import Row, deferred_interrupt, epoch_seed
 from .loss_step import NonFiniteLoss
-from .losses import PlainLoss, resolve_loss
+from .losses import PlainLoss, checked_value, resolve_loss
 from .optimize import make_optimizer, schedule_factor, set_learning_rate
+from .precision import master_dtype, stored_dtype
+from .reading import Batch
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("epochs", "batch_size"), COUNT),
+    **dict.fromkeys(("lr", "temperature", "lip"), POSITIVE),
+    **dict.fromkeys(("eps", "checkpoint_seconds"), NOT_NEGATIVE),
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True)
@@ -61,21 +71,7 @@ class FitConfig:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(
-                    f"{name}: expected a whole number >= 1, got {getattr(self, name)!r}"
-                )
-        for name in ("lr", "temperature", "lip"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name}: expected a finite number > 0, got {getattr(self, name)!r}"
-                )
-        if not 0.0 <= self.checkpoint_seconds < math.inf:
-            raise ValueError(
-                "checkpoint_seconds: expected a finite number >= 0, "
-                f"got {self.checkpoint_seconds!r}"
-            )
+        check_settings(self, **_RULES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +85,7 @@ class FitResult:
         seconds: of training.
         stopped: ``"finished"`` or ``"interrupted"``.
         steps: optimizer steps done.
+        classes: the label of each output, in order; ``None`` for a regression.
     """
 
     model: nn.Module
@@ -97,6 +94,7 @@ class FitResult:
     seconds: float
     stopped: str
     steps: int
+    classes: Classes | None = None
 
 
 def fit(
@@ -106,6 +104,9 @@ def fit(
     config: FitConfig,
     loss: Any = None,
     *,
+    batch: Callable[[Any], Any] | None = None,
+    steps: int | None = None,
+    classes: Sequence[Any] | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -118,10 +119,13 @@ def fit(
 
     Args:
         model: any module the method accepts; it is copied.
-        data: a DataLoader, a Dataset, or a pair of tensors.
+        data: a DataLoader, a Dataset, or a pair of arrays, as for :func:`admm_lip.train`.
         method: see ``methods``.
         config: settings.
         loss: overrides ``config.loss``: a name or ``loss(outputs, targets)``.
+        batch: from what a DataLoader yields to the pair, as for ``train``.
+        steps: batches of an epoch, as for ``train``.
+        classes: the labels in the order of the outputs, as for ``train``.
         run_dir: folder for checkpoints; ``None`` writes nothing.
         resume: continue from the checkpoint in ``run_dir``.
         progress: show a bar.
@@ -133,11 +137,16 @@ def fit(
     """
     if resume and run_dir is None:
         raise ValueError("run_dir: resume=True needs the folder of the run; got None")
-    batches = as_batches(data, config.batch_size)
+    chosen = config.loss if loss is None else loss
+    stored = stored_dtype(model)
+    copied = copy.deepcopy(model).to(master_dtype(stored))
+    batches = as_batches(
+        data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        trained = method.prepare(copy.deepcopy(model))
-        plain = _plain_loss(batches, model, config, loss)
+        trained = method.prepare(copied)
+        plain = _plain_loss(batches, config, chosen)
         optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
         run = _Run(trained, optimizer, batches, method, config, plain)
         keeper = _keeper(run, None if run_dir is None else Path(run_dir))
@@ -146,10 +155,22 @@ def fit(
         if stopped == "finished":
             keeper.save(at)
     trained.eval()
-    finished = method.finish(trained)
+    finished = method.finish(trained).to(stored)
     return FitResult(
-        finished, method.lipschitz(finished), tuple(at.history), at.seconds, stopped, at.step
+        finished,
+        method.lipschitz(_in_master(finished, stored)),
+        tuple(at.history),
+        at.seconds,
+        stopped,
+        at.step,
+        batches.reading.classes,
     )
+
+
+def _in_master(model: nn.Module, stored: torch.dtype) -> nn.Module:
+    """The rounded weights in the dtype that norms are computed in."""
+    master = master_dtype(stored)
+    return model if master == stored else copy.deepcopy(model).to(master)
 
 
 def _keeper(run: _Run, folder: Path | None) -> FitKeeper:
@@ -161,14 +182,9 @@ def _keeper(run: _Run, folder: Path | None) -> FitKeeper:
     return FitKeeper(run.model, run.optimizer, run.method, identity, folder, seconds)
 
 
-def _plain_loss(batches: Batches, model: nn.Module, config: FitConfig, loss: Any) -> PlainLoss:
+def _plain_loss(batches: Batches, config: FitConfig, loss: Any) -> PlainLoss:
     _, targets = next(iter(batches.epoch(0, 0)))
-    if not targets.is_floating_point():
-        width = output_width(model)
-        if width is not None:
-            check_labels(getattr(batches, "targets", targets), width)
-    chosen = config.loss if loss is None else loss
-    bounded = resolve_loss(chosen, targets, config.eps, config.temperature)
+    bounded = resolve_loss(loss, targets, config.eps, config.temperature)
     return lambda outputs, targets: bounded(outputs, targets, config.lip)
 
 
@@ -237,7 +253,7 @@ def _step(run: _Run, batch: Batch, rows: Tensor | None, share: float) -> Tensor:
     run.optimizer.zero_grad()
     x, y = (values.to(device) for values in batch)
     run.method.begin_batch(run.model, rows)
-    value = run.method.objective(run.model, x, y, run.loss, share)
+    value = checked_value(run.method.objective(run.model, x, y, run.loss, share))
     value.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     run.method.after_step(run.model)

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from ..solvers import SolveFailed
 from .admm import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
-from .batches import Batch, Batches
+from .batches import Batches
 from .config import TrainConfig
 from .layer_norms import Activations, LayerNorms
 from .lipschitz_step import lipschitz_step, next_lip_sq
 from .loss_step import NonFiniteLoss, Objective, loss_step, pull_of
 from .multiplier_step import RoundView
 from .optimize import schedule_factor
+from .reading import Batch
 
 Row = dict[str, Any]
 Share = Callable[[AdmmState], AdmmState]
@@ -50,7 +51,10 @@ def local(state: AdmmState) -> AdmmState:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Everything that stays the same during a run; only ``model`` and ``optimizer`` mutate."""
+    """Everything that stays the same during a run; only ``model`` and ``optimizer`` mutate.
+
+    ``stored`` is the dtype that the weights are rounded to in the end.
+    """
 
     model: nn.Module
     parameters: tuple[nn.Parameter, ...]
@@ -60,6 +64,7 @@ class Run:
     objective: Objective
     multiplier_step: Callable[[AdmmState, RoundView, TrainConfig], AdmmState]
     config: TrainConfig
+    stored: torch.dtype
     share: Share = local
 
     @property

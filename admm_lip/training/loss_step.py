@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .admm import AdmmState
-from .batches import Batch
 from .optimize import reads_value, set_learning_rate
+from .reading import Batch
 
 # (model, inputs, targets, lip, share of the run that is done) -> scalar to minimise on one batch.
 Objective = Callable[[nn.Module, Tensor, Tensor, float, float], Tensor]

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 BoundedLoss = Callable[[Tensor, Tensor, float], Tensor]
 PlainLoss = Callable[[Tensor, Tensor], Tensor]
@@ -68,6 +69,68 @@ LOSSES: dict[str, tuple[bool, Callable[[float, float], BoundedLoss]]] = {
 }
 
 
+def check_loss(loss: Any) -> None:
+    """Raise unless ``loss`` is a name in ``LOSSES``, ``"auto"``, or callable as a loss.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for what is no function of outputs and targets.
+    """
+    if isinstance(loss, str):
+        if loss != "auto" and loss not in LOSSES:
+            names = ", ".join(("auto", *LOSSES))
+            raise ValueError(f"loss: expected one of {names} or a callable, got {loss!r}")
+        return
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a name or a callable, got {type(loss).__name__}; names are "
+            f"{', '.join(('auto', *LOSSES))}"
+        )
+    called = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"loss: expected a function loss(outputs, targets), got one of {signature}; fix the "
+            "other arguments, for instance by functools.partial"
+        ) from None
+
+
+def wants_labels(loss: Any) -> bool | None:
+    """Whether a named loss takes class labels; ``None`` where the targets' type decides."""
+    row = LOSSES.get(loss) if isinstance(loss, str) else None
+    return None if row is None else row[0]
+
+
+def checked_value(value: Any) -> Tensor:
+    """What a loss returned, where it can be minimised.
+
+    Raises:
+        TypeError, ValueError: naming the loss, for what is no differentiable scalar tensor.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"loss: expected a scalar tensor of floats, got {got}; compute it from the outputs by "
+            "torch, and return it"
+        )
+    if value.numel() != 1:
+        raise ValueError(
+            f"loss: expected a scalar, got a tensor of shape {tuple(value.shape)}; return its "
+            ".mean() over the batch"
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            "loss: expected a value with a gradient, got a detached tensor; compute it from the "
+            "outputs without .detach(), .item(), .numpy() or torch.no_grad()"
+        )
+    return value if value.ndim == 0 else value.reshape(())
+
+
 def named_loss(name: str, eps: float, temperature: float) -> BoundedLoss:
     """The loss of that name from the table ``LOSSES``.
 
@@ -93,6 +156,7 @@ def resolve_loss(loss: Any, targets: Tensor, eps: float, temperature: float) -> 
         ValueError: for an unknown name, or a class loss on targets that are not integers.
         TypeError: when ``loss`` is neither a name nor callable.
     """
+    check_loss(loss)
     if isinstance(loss, str):
         integer = not targets.is_floating_point()
         name = ("cross_entropy" if integer else "squared_error") if loss == "auto" else loss
@@ -103,7 +167,18 @@ def resolve_loss(loss: Any, targets: Tensor, eps: float, temperature: float) -> 
                 "use loss='squared_error' for regression"
             )
         return bounded
-    if not callable(loss):
-        raise TypeError(f"loss: expected a name or a callable, got {type(loss).__name__}")
     plain: PlainLoss = loss
-    return lambda outputs, targets, lip: plain(outputs, targets)
+
+    def own(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
+        try:
+            return plain(outputs, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"loss: expected a value for outputs {tuple(outputs.shape)}, {outputs.dtype}, and "
+                f"targets {tuple(targets.shape)}, {targets.dtype}, got {type(error).__name__}: "
+                f"{error}; integers are read as class labels, give floats where it takes numbers"
+            ) from error
+
+    return own

@@ -37,8 +37,9 @@ from ..solvers import (
     solve_project,
 )
 from .admm import Matrices
-from .finetune import FinetuneConfig, finetuned, is_regression, labelled, prepared, sample
+from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
 from .multiplier_step import sensitivity
+from .precision import master_dtype, stored_dtype
 from .start import CAST_MARGIN
 
 _TRIALS = 30
@@ -167,28 +168,32 @@ class _Job:
 
 def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projection:
     """Prepare, run the rounds, and measure before and after."""
-    teacher = copy.deepcopy(model).eval()
-    data = labelled(teacher, given)
-    if is_regression(data, job.config):
+    stored = stored_dtype(model)
+    teacher = copy.deepcopy(model).eval().to(master_dtype(stored))
+    data = labelled(teacher, given, job.config)
+    regression = data.reading.classes is None
+    if regression:
         start = _projected(teacher, job.bound, job.solver).model
     else:
         start = prepared(teacher, data, job.config, job.solver)
     result = finetuned(
-        start, teacher, data, job.bound, job.epochs, job.config, job.solver, job.progress
+        start.to(stored), teacher, data, job.bound, job.epochs, job.config, job.solver, job.progress
     )
-    away = _distance(_weights(teacher), _weights(result.model))
+    away = _distance(_weights(model), _weights(result.model))
     found = Projection(result.model, result.certificate, away)
-    known = judge is None and given is data
+    known = judge is None and not is_alone(given)
     pair = sample(data, job.config) if known else judge
-    if pair is None or pair is False or torch.as_tensor(pair[1]).is_floating_point():
+    if pair is None or pair is False or regression:
         return found
+    pair = data.reading.pair("judge", *pair)
     before, after = (_judged(m, pair, job) for m in (teacher, result.model))
     return replace(found, before=before, after=after)
 
 
 def _judged(model: nn.Module, pair: tuple[Tensor, Tensor], job: _Job) -> Judged:
     """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs."""
-    x, y = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
+    x, y = pair
+    model = copy.deepcopy(model).to(master_dtype(stored_dtype(model)))  # the same function
     certificate: AnyCertificate
     if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
         certificate = certify(model, kind="pairwise", progress=job.progress)

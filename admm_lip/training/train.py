@@ -9,28 +9,31 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..certificates.certificate import Certificate, certify
+from ..data.labels import Classes
 from ..methods.base import Method
 from ..networks.chain import linear_layers, read_network
-from .admm import AdmmState
-from .batches import Batches, as_batches, check_labels
+from .admm import AdmmState, Matrices
+from .batches import Batches, TensorBatches, as_batches
 from .centring import Centring, centre, mean_input
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .layer_norms import LayerNorms, layer_start, training_constraint
 from .loop import Row, Run, TrainingFailed, run_rounds, write_weights
 from .loss_step import Objective
-from .losses import BoundedLoss, resolve_loss
+from .losses import BoundedLoss, checked_value, resolve_loss
 from .multiplier_step import resolve_multiplier_step
 from .optimize import make_optimizer, schedule_factor
-from .start import orthogonal_, start
+from .precision import master_dtype, stored_dtype
+from .start import CAST_MARGIN, orthogonal_, start
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
 
@@ -38,6 +41,8 @@ CHECKPOINT = "checkpoint.safetensors"
 # Gap in L^2 to which the finished network is certified: the bound is used up by then, so a closer
 # look gains a few units in the sixth digit, and on sorting layers it takes as long as three epochs.
 FINAL_TOL = 1e-4
+# Times that weights are rounded to the model's dtype and, outside the bound, scaled down.
+ROUNDINGS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,9 @@ class TrainResult:
         config: the settings.
         stopped: ``"finished"``, ``"converged"`` or ``"interrupted"``.
         seconds: of training, certification not included.
+        classes: the label of each output, in order, so that
+            ``np.array(result.classes)[result.model(x).argmax(1)]`` are labels as the data have
+            them; ``None`` for a regression.
     """
 
     model: nn.Module
@@ -61,6 +69,7 @@ class TrainResult:
     config: TrainConfig
     stopped: str
     seconds: float
+    classes: Classes | None = None
 
 
 def train(
@@ -70,6 +79,9 @@ def train(
     loss: Any = None,
     *,
     method: Method | None = None,
+    batch: Callable[[Any], Any] | None = None,
+    steps: int | None = None,
+    classes: Sequence[Any] | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -79,11 +91,17 @@ def train(
     Args:
         model: a chain of ``Linear`` layers and activations that are slope-restricted, or all sort
             pairs; it is copied, the one that went in is not changed.
-        data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors.
+        data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors, NumPy arrays,
+            data frames, series or lists.  Inputs take the model's dtype; integers, booleans and
+            words are class labels, floats are numbers (``reading.py``).
         config: all settings; give ``bound`` or ``mu``.
         loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
         method: takes the place of the plain loss by its own objective (a gradient penalty, an
             adversarial loss, see ``methods``); the bound or penalty on L comes on top.
+        batch: ``batch(item) -> (inputs, targets)``, for a DataLoader of dicts or longer tuples.
+        steps: batches of an epoch, for a DataLoader that does not know its length.
+        classes: the labels in the order of the outputs; ``None`` takes those of data in memory in
+            sorted order, and a DataLoader's as numbers of the outputs.
         run_dir: folder for checkpoints; ``None`` writes nothing.
         resume: continue from the checkpoint in ``run_dir``, to the identical result.
         progress: show a bar.
@@ -110,7 +128,14 @@ def train(
         raise ValueError("run_dir: resume=True needs the folder of the run; got None")
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(config.seed)
-        run, state, centring = _set_up(copy.deepcopy(model), data, config, loss, method)
+        copied = copy.deepcopy(model)
+        stored = stored_dtype(copied)
+        layers = _trained_layers(copied.to(master_dtype(stored)))
+        chosen = config.loss if loss is None else loss
+        batches = as_batches(
+            data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
+        )
+        run, state, centring = _set_up(copied, layers, batches, config, chosen, method, stored)
         history: list[Row] = []
         keeper = Keeper(run, Path(run_dir) if run_dir is not None else None)
         if resume:
@@ -120,22 +145,42 @@ def train(
     return _finished(run, state, history, stopped, centring)
 
 
+def _trained_layers(model: nn.Module) -> list[nn.Linear]:
+    """The layers that move, in evaluation mode: dropout is the identity in what is certified.
+
+    Raises:
+        UnsupportedModule: by name, for a network that is no chain of them.
+        ValueError: for a frozen parameter: every projection moves all weights, and the start
+            scales all biases.
+    """
+    layers = linear_layers(model.eval())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise ValueError(
+                f"model: {name} is frozen (requires_grad=False), but the bound moves every layer; "
+                "thaw it by model.requires_grad_(True), or train it by another method"
+            )
+    return layers
+
+
 def _set_up(
-    model: nn.Module, data: Any, config: TrainConfig, loss: Any, method: Method | None
+    model: nn.Module,
+    layers: list[nn.Linear],
+    batches: Batches,
+    config: TrainConfig,
+    loss: Any,
+    method: Method | None,
+    stored: torch.dtype,
 ) -> tuple[Run, AdmmState, Centring | None]:
     """Check everything once, before the first step."""
-    layers = linear_layers(model.eval())  # dropout is the identity in what is certified
     if config.start == "scratch":
         orthogonal_(layers, config.seed)
     parameters = tuple(cast(nn.Parameter, layer.weight) for layer in layers)
     chain = read_network(model).chain()
     model.train()
     slopes = training_constraint(chain, parameters[0].device)
-    batches = as_batches(data, config.batch_size)
-    inputs, targets = _check_first_batch(batches, layers)
-    bounded = resolve_loss(
-        config.loss if loss is None else loss, targets, config.eps, config.temperature
-    )
+    inputs, targets = _first_batch(batches)
+    bounded = resolve_loss(loss, targets, config.eps, config.temperature)
     objective = _objective(bounded, method)
     schedule_factor(config.schedule, 0.0)
     multiplier_step = resolve_multiplier_step(
@@ -144,11 +189,11 @@ def _set_up(
         regression=targets.is_floating_point(),
     )
     weights = tuple(p.detach().to(torch.float64) for p in parameters)
-    dtype, variance = parameters[0].dtype, _variance(targets)
+    variance = _variance(targets)
     if isinstance(slopes, LayerNorms):
-        begin = layer_start(weights, config, dtype, variance)
+        begin = layer_start(weights, config, stored, variance)
     else:
-        begin = start(weights, slopes, config, dtype, variance)
+        begin = start(weights, slopes, config, stored, variance)
     write_weights(parameters, begin.state.consensus)
     with torch.no_grad():
         for layer, factor in zip(layers, begin.bias_factors, strict=True):
@@ -156,12 +201,14 @@ def _set_up(
                 layer.bias.mul_(factor)
     centring = _centring(layers[0], batches, inputs, config)
     optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
-    run = Run(model, parameters, slopes, batches, optimizer, objective, multiplier_step, config)
+    run = Run(
+        model, parameters, slopes, batches, optimizer, objective, multiplier_step, config, stored
+    )
     return run, begin.state, centring
 
 
 def _centring(
-    layer: nn.Linear, batches: Batches, inputs: torch.Tensor, config: TrainConfig
+    layer: nn.Linear, batches: Batches, inputs: Tensor, config: TrainConfig
 ) -> Centring | None:
     """The first layer centred, where that is asked for and it has a bias to take the mean."""
     if not config.centre or layer.bias is None:
@@ -179,7 +226,7 @@ def _centring(
 def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
     """The loss of a model on a batch, by way of the method's objective where there is one."""
     if method is None:
-        return lambda model, x, y, lip, progress: loss(model(x), y, lip)
+        return lambda model, x, y, lip, progress: checked_value(loss(model(x), y, lip))
     kind = type(method)
     for hook in ("prepare", "after_step", "finish"):
         if getattr(kind, hook) is not getattr(Method, hook):
@@ -187,23 +234,21 @@ def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
                 f"method: {method.name} changes the network itself ({hook}), so it cannot run "
                 "under ADMM; train it by admm_lip.training.fit.fit"
             )
-    return lambda model, x, y, lip, progress: method.objective(
-        model, x, y, lambda outputs, targets: loss(outputs, targets, lip), progress
-    )
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor, lip: float, progress: float) -> Tensor:
+        value = method.objective(model, x, y, lambda out, aim: loss(out, aim, lip), progress)
+        return checked_value(value)
+
+    return objective
 
 
-def _check_first_batch(
-    batches: Batches, layers: list[nn.Linear]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch's inputs, and all targets (a batch's where they come from a loader), checked."""
+def _first_batch(batches: Batches) -> tuple[Tensor, Tensor]:
+    """A batch's inputs, and all targets (a batch's where they come from a loader)."""
     inputs, targets = next(iter(batches.epoch(0, 0)))
-    everything: torch.Tensor = getattr(batches, "targets", targets)
-    if not targets.is_floating_point():
-        check_labels(everything, layers[-1].out_features)
-    return inputs, everything
+    return inputs, batches.targets if isinstance(batches, TensorBatches) else targets
 
 
-def _variance(targets: torch.Tensor) -> float | None:
+def _variance(targets: Tensor) -> float | None:
     """Mean variance of a regression's targets; ``None`` for class labels."""
     if not targets.is_floating_point():
         return None
@@ -281,14 +326,8 @@ def _finished(
     write_weights(run.parameters, state.consensus)
     if centring is not None:
         centring.undo()
-    run.model.eval()
-    solver = replace(run.config.solver, tol=max(run.config.solver.tol, FINAL_TOL))
-    certificate = certify(
-        run.model,
-        solver=solver,
-        requested=run.config.bound,
-        multiplier=state.multiplier or None,
-    )
+    run.model.eval().to(run.stored)
+    certificate = _certified(run, state, state.consensus)
     return TrainResult(
         model=run.model,
         certificate=certificate,
@@ -297,4 +336,30 @@ def _finished(
         config=run.config,
         stopped=stopped,
         seconds=history[-1]["seconds"] if history else 0.0,
+        classes=run.batches.reading.classes,
+    )
+
+
+def _certified(run: Run, state: AdmmState, weights: Matrices) -> Certificate:
+    """The certificate of ``weights`` as the model stores them.
+
+    Where rounding has led out of the bound, all layers are scaled by what it is too much, and
+    rounded again.
+
+    Raises:
+        TrainingFailed: when that does not lead back.
+    """
+    bound = run.config.bound
+    solver = replace(run.config.solver, tol=max(run.config.solver.tol, FINAL_TOL))
+    for _ in range(ROUNDINGS):
+        known = state.multiplier or None
+        found = certify(run.model, solver=solver, requested=bound, multiplier=known)
+        if bound is None or found.lip <= bound:
+            return found
+        share = (bound / found.lip * (1.0 - CAST_MARGIN[run.stored])) ** (1.0 / len(weights))
+        weights = tuple(share * w for w in weights)
+        write_weights(run.parameters, weights)
+    raise TrainingFailed(
+        f"bound: {run.stored} cannot hold weights that certify {bound:g}, only {found.lip:.6g}; "
+        "train in float32"
     )

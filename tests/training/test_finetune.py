@@ -13,6 +13,7 @@ from admm_lip import certified_radii, certify, project, verify
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import SolverConfig
+from admm_lip.training.batches import TensorBatches
 from admm_lip.training.finetune import FinetuneConfig, Taught, labelled, step_size
 from admm_lip.training.losses import SPARE, margin_loss
 from admm_lip.training.project import Projection
@@ -86,11 +87,12 @@ def test_the_network_given_is_not_touched(trained: nn.Module, digits: Any) -> No
 
 def test_inputs_alone_get_the_classes_of_the_network(trained: nn.Module, digits: Any) -> None:
     x, _ = digits.train
-    inputs, classes = labelled(trained, x)
-    assert torch.equal(inputs, x)
-    assert torch.equal(classes, trained(x).argmax(1))
+    batches = labelled(trained, x, CONFIG)
+    assert isinstance(batches, TensorBatches)
+    assert torch.equal(batches.inputs, x)
+    assert torch.equal(batches.targets, trained(x).argmax(1))
     with pytest.raises(ValueError, match="finetune: a network of one output predicts no class"):
-        labelled(nn.Linear(64, 1), x)
+        labelled(nn.Linear(64, 1), x, CONFIG)
 
 
 def test_a_regression_is_projected_and_then_fitted() -> None:
