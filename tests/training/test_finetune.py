@@ -184,7 +184,7 @@ def test_steps_are_short_where_they_are_few() -> None:
     ("change", "message"),
     [
         ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
-        ({"lr": 0.0}, "lr: expected a finite number > 0, got 0.0"),
+        ({"lr": 0.0}, "lr: expected a finite number > 0 or None, got 0.0"),
         ({"distill": 1.5}, r"distill: expected a number in \[0, 1\], got 1.5"),
         ({"softness": 0.0}, "softness: expected a finite number > 0"),
         ({"ridges": (0.1, -1.0)}, r"ridges\[1\]: expected a finite number > 0"),
