@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from ..certificates.norms import NORMS
+from .hints import lines, verify
 from .options import (
     Parser,
     UsageError,
@@ -164,16 +165,19 @@ def _certify(options: Namespace) -> int:
     network = open_network(path, shape)
     proof = _PROOFS[options.kind](options, network)
     say(describe(network))
-    for line in proof.lines:
-        say(f"  {line}")
+    for said in proof.lines:
+        say(f"  {said}")
     if output.exists():
         say(f"  {output} is there already and is left as it is; --output FILE writes this one")
     else:
         proof.certificate.save(output)
         say(f"  written to {output}")
+        more = () if output == path / "certificate.json" else ("--certificate", output)
         if proof.leaned_on is not None:
             proof.leaned_on.save(leaned_on_beside(output))
             say(f"  and what it leans on to {leaned_on_beside(output)}")
+        for line in lines([verify(path, *more)]):
+            say(line)
     return 0
 
 

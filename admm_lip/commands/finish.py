@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from ..networks.chain import read_network
 from ..networks.network import Network
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
+from .hints import Hint
+from .hints import lines as hint_lines
 from .plot import draw
 from .recipes import Job
 
@@ -120,16 +122,15 @@ def decision_regions(
     }
 
 
-def summary_lines(folder: RunFolder, summary: Summary) -> list[str]:
+def summary_lines(folder: RunFolder, summary: Summary, hints: Iterable[Hint]) -> list[str]:
     """The summary for a person: the network, what was proven, what was measured, what next."""
     lines = ["", f"{summary['network']}" + _trained(summary), ""]
     lines += [f"  {name:<28}{value}" for name, value in _results(summary)]
     lines += ["", f"  everything is in {folder.path}/"]
     plots = sorted(p.name for p in folder.plots.glob("*.png"))
     lines += [f"    {', '.join(sorted(p.name for p in folder.path.iterdir() if p.is_file()))}"]
-    lines += [f"    plots/: {', '.join(plots)}", "", "next:"]
-    asked = summary["bounds"]["requested"]
-    return lines + [f"  {command}\n      {why}" for command, why in _next(folder.path, asked)]
+    lines += [f"    plots/: {', '.join(plots)}"]
+    return lines + hint_lines(hints)
 
 
 def _trained(summary: Summary) -> str:
@@ -169,12 +170,3 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
             ("variance explained", f"{measured.get('r2', float('nan')):.1%}"),
         ]
     return rows
-
-
-def _next(path: Path, asked: float | None) -> list[tuple[str, str]]:
-    half = f"admm-lip train --config {path}/config.yaml --bound {0.5 * (asked or 0.0):g}"
-    return [
-        (f"admm-lip verify {path}", "check the proof: no torch, no solver"),
-        *([(half, "the same, under half the bound")] if asked else []),
-        ("admm-lip compare", "penalty against enforced bound, over a grid"),
-    ]

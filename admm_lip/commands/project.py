@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from ..data import data_names
+from .hints import Hint, typed, verify, words_of
 from .options import (
     Parser,
     UsageError,
@@ -125,11 +126,13 @@ def _project(options: Namespace) -> int:
     about: dict[str, Any] = {"projected_from": source.name, "distance": projected.distance}
     if options.finetune is not None:
         about["finetuned"] = {"data": options.finetune, "epochs": options.epochs}
+        say("measuring what that bought: a bound for every pair of classes, before and after")
     for name, judged in (("before", projected.before), ("after", projected.after)):
         if judged is not None:
             about[name] = asdict(judged)
     summary = finish(folder, projected.model, projected.certificate, job, about)
-    for line in (*_report(projected), *summary_lines(folder, summary)):
+    hints = [verify(folder.path), _half(options)]
+    for line in (*_report(projected), *summary_lines(folder, summary, hints)):
         say(line)
     return 0
 
@@ -167,6 +170,15 @@ def _report(projected: Projection) -> list[str]:
                 f"radius {judged.radius:g} ({judged.kind} bounds, {judged.samples} rows)"
             )
     return lines
+
+
+def _half(options: Namespace) -> Hint:
+    """The same projection to half the bound, into its own folder."""
+    half = 0.5 * options.bound
+    where = {"run_dir": f"{options.run_dir}-bound{half:g}"} if options.run_dir else {}
+    asked = {**options.as_dict(), **where, "bound": half, "overwrite": False}
+    command = typed("project", options.network, *words_of(parser(), asked))
+    return command, "the same, to half the bound"
 
 
 def _settings(source: Path, bound: float) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from .comparators import ADMM, method_of, radius_of_method, train_and_finish
+from .hints import after_training, typed
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
 from .run_options import (
     add_convnet_options,
@@ -141,9 +142,10 @@ def _train(options: Namespace, earlier: RunFolder | None, method: Method | None)
     summary = finish_run(folder, job, result, measure=not stopped)
     if stopped:
         say(f"interrupted after round {len(result.history)}; what it had is in {folder.path}")
-        say(f"continue with: admm-lip train --resume {folder.path}")
+        say(f"continue with: {typed('train', '--resume', folder.path)}")
         return _INTERRUPTED
-    for line in summary_lines(folder, summary):
+    hints = after_training(folder.path, job.settings, job.train.bound)
+    for line in summary_lines(folder, summary, hints):
         say(line)
     return 0
 
@@ -195,9 +197,13 @@ def _compare(folder: RunFolder, job: Job, method: Method, resume: bool, progress
         raise
     if summary is None:
         say(f"interrupted; what it had is in {folder.path}")
-        say(f"continue with: admm-lip train --resume {folder.path}")
+        say(f"continue with: {typed('train', '--resume', folder.path)}")
         return _INTERRUPTED
-    for line in (sample_lines if "samples" in summary else summary_lines)(folder, summary):
+    if "samples" in summary:
+        said = sample_lines(folder, summary)
+    else:  # the method enforced no bound of its own
+        said = summary_lines(folder, summary, after_training(folder.path, job.settings, None))
+    for line in said:
         say(line)
     return 0
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +44,7 @@ from .multiplier_step import sensitivity
 from .precision import master_dtype, stored_dtype
 from .start import CAST_MARGIN
 
+Pair = tuple[Tensor, Tensor]
 _TRIALS = 30
 # Trials of T are compared at this tolerance; the last projection has the caller's.
 _TRIAL_TOL = 1e-4
@@ -73,6 +76,41 @@ class Judged:
 
 
 @dataclass(frozen=True, eq=False)
+class _Judge:
+    """What classifiers are judged on.
+
+    Attributes:
+        given: the classifier that went in.
+        pair: inputs and labels, drawn when they are first needed.
+        radius: at which accuracy is certified.
+        solver: of the certificate of many outputs.
+        progress: show a bar.
+    """
+
+    given: nn.Module
+    pair: Callable[[], Pair]
+    radius: float
+    solver: SolverConfig
+    progress: bool
+
+    def judged(self, model: nn.Module) -> Judged:
+        """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs."""
+        x, y = self.pair()
+        model = copy.deepcopy(model).to(master_dtype(stored_dtype(model)))  # the same function
+        certificate: AnyCertificate
+        if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
+            certificate = certify(model, kind="pairwise", progress=self.progress)
+        else:
+            certificate = certify(model, solver=self.solver)
+        radii = certified_radii(model, x, y, certificate=certificate)
+        with torch.no_grad():
+            right = ~fooled(model, x, y)
+        certified = float((right.cpu() & (radii.cpu() > self.radius)).double().mean())
+        accuracy = float(right.double().mean())
+        return Judged(len(y), accuracy, certified, self.radius, certificate.kind)
+
+
+@dataclass(frozen=True, eq=False)
 class Projection:
     """What :func:`project` returns.
 
@@ -81,16 +119,25 @@ class Projection:
             it was fine-tuned.
         certificate: proves ``certificate.lip <= bound`` for exactly these weights.
         distance: Frobenius distance of all weights from those that went in.
-        before: the classifier that went in, on the data it was judged on; ``None`` without data,
-            for data without labels and for regressions.
-        after: the one that came out.
     """
 
     model: nn.Module
     certificate: Certificate
     distance: float
-    before: Judged | None = None
-    after: Judged | None = None
+    _judge: _Judge | None = field(default=None, repr=False)
+
+    @cached_property
+    def before(self) -> Judged | None:
+        """The classifier that went in, measured when it is first asked for.
+
+        ``None`` without data, for data without labels, and for regressions.
+        """
+        return None if self._judge is None else self._judge.judged(self._judge.given)
+
+    @cached_property
+    def after(self) -> Judged | None:
+        """The classifier that came out, on the same data."""
+        return None if self._judge is None else self._judge.judged(self.model)
 
 
 def project(
@@ -120,8 +167,8 @@ def project(
         finetune: data to fine-tune on: a DataLoader, a Dataset, a pair of tensors, or one tensor
             of inputs whose classes nobody knows; ``None`` only projects.
         epochs: passes over these data.
-        judge: labelled data ``(inputs, targets)`` for the report; ``None`` takes some of
-            ``finetune``, where it has labels; ``False`` makes no report.
+        judge: labelled data ``(inputs, targets)`` that ``before`` and ``after`` are measured on
+            when they are asked for; ``None`` takes some of ``finetune``, where it has labels.
         config: of the fine-tuning.
         progress: show a bar.
 
@@ -180,31 +227,21 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
         start.to(stored), teacher, data, job.bound, job.epochs, job.config, job.solver, job.progress
     )
     away = _distance(_weights(model), _weights(result.model))
-    found = Projection(result.model, result.certificate, away)
-    known = judge is None and not is_alone(given)
-    pair = sample(data, job.config) if known else judge
-    if pair is None or pair is False or regression:
-        return found
-    pair = data.reading.pair("judge", *pair)
-    before, after = (_judged(m, pair, job) for m in (teacher, result.model))
-    return replace(found, before=before, after=after)
+    asked = None if regression else _pair(given, data, judge, job.config)
+    if asked is None:
+        return Projection(result.model, result.certificate, away)
+    judging = _Judge(teacher, asked, job.config.eps, job.solver, job.progress)
+    return Projection(result.model, result.certificate, away, judging)
 
 
-def _judged(model: nn.Module, pair: tuple[Tensor, Tensor], job: _Job) -> Judged:
-    """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs."""
-    x, y = pair
-    model = copy.deepcopy(model).to(master_dtype(stored_dtype(model)))  # the same function
-    certificate: AnyCertificate
-    if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
-        certificate = certify(model, kind="pairwise", progress=job.progress)
-    else:
-        certificate = certify(model, solver=job.solver)
-    radii = certified_radii(model, x, y, certificate=certificate)
-    with torch.no_grad():
-        right = ~fooled(model, x, y)
-    certified = float((right.cpu() & (radii.cpu() > job.config.eps)).double().mean())
-    accuracy, radius = float(right.double().mean()), job.config.eps
-    return Judged(len(y), accuracy, certified, radius, certificate.kind)
+def _pair(given: Any, data: Any, judge: Any, config: FinetuneConfig) -> Callable[[], Pair] | None:
+    """What classifiers are judged on: data given are checked now, others drawn when needed."""
+    if judge is None and not is_alone(given):
+        return lambda: data.reading.pair("judge", *sample(data, config))
+    if judge is None or judge is False:
+        return None
+    pair: Pair = data.reading.pair("judge", *judge)
+    return lambda: pair
 
 
 def _projected(model: nn.Module, bound: float, config: SolverConfig) -> Projection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from admm_lip.training.project import Projection
 from admm_lip.training.smooth import best_smoothed, even_gauge, mean_radius, smoothed
 
 CONFIG = FinetuneConfig(eps=0.1)
+module = importlib.import_module("admm_lip.training.project")  # the package's name is the function
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,26 @@ def test_the_bound_holds_and_the_report_is_true(
         right = (model(x).argmax(1) == y).double().mean()
         assert judged.accuracy == pytest.approx(float(right))
         assert (judged.samples, judged.radius, judged.kind) == (360, 0.1, "pairwise")
+
+
+def test_nothing_is_judged_before_somebody_asks(
+    trained: nn.Module, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[nn.Module] = []
+    real = module.certified_radii
+
+    def watched(model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        asked.append(model)
+        return real(model, *arguments, **keywords)
+
+    monkeypatch.setattr(module, "certified_radii", watched)
+    config = FinetuneConfig(eps=0.1, ridges=(), even=False)
+    found = project(trained, 1.0, finetune=digits.train, epochs=1, config=config, progress=False)
+    assert asked == []
+    assert found.after is found.after
+    assert found.after is not None
+    assert found.after.samples == len(digits.train[1])
+    assert asked == [found.model]
 
 
 def test_rounds_beat_the_bare_projection_and_raise_what_is_certified(
