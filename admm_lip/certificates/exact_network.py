@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UnsupportedModule
 from ..networks.activations import ACTIVATIONS
 from ..networks.layers import Array, Shape, Window
 from ..networks.network import LayerSpec, Network
@@ -60,7 +61,17 @@ class Rational:
 
 
 def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
-    """The matrices ``W_0, ..., W_l`` without any rounding, and the activations between them."""
+    """The matrices ``W_0, ..., W_l`` without any rounding, and the activations between them.
+
+    Raises:
+        UnsupportedModule: for a layer that was read from constants that no float64 holds.
+    """
+    for spec in network.layers:
+        if f"{spec.name}.error" in network.arrays:
+            raise UnsupportedModule(
+                f"{spec.name}: its constants are no floating-point numbers, so its matrix is not "
+                "known exactly; verify the certificate without --exact"
+            )
     shape, size = network.input_shape or (), network.size_in
     weights: list[Rational] = []
     activations: list[LayerSpec] = []

@@ -49,28 +49,19 @@ class Call:
         return value
 
     def number(self, key: str) -> float:
-        """One finite number, from a plain number or an array of one entry.
-
-        A number kept in less than double precision is read as the shortest decimal that rounds to
-        it: the 0.01 that the author wrote, not its float32 neighbour 0.00999999977648258.
-        """
+        """One finite number as it is stored, from a plain number or an array of one entry."""
         value = self[key]
-        if isinstance(value, np.ndarray) and value.size == 1:
-            value = value.reshape(())[()]
-        if isinstance(value, np.floating):
-            value = float(str(value))
-        elif isinstance(value, np.integer):
-            value = int(value)
+        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+            value = value.item()
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.unexpected(key, "a constant number")
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
             raise self.unexpected(key, "a finite number")
-        return float(value)
-
-    def exact(self, key: str) -> float:
-        """One finite number, exactly as it is stored."""
-        self.number(key)
-        return float(np.asarray(self[key]).reshape(()))
+        return number
 
     def integers(self, key: str) -> list[int]:
         """A short list of whole numbers, from a list or an array of at most one axis."""

@@ -98,7 +98,8 @@ def input_shape(
     """
     if len(dims) < 2:
         raise UnsupportedModule(
-            f"input {name!r}: expected a batch axis and at least one more, got {[*dims]}"
+            f"input {name!r}: expected a batch axis and at least one more, got {[*dims]}; no "
+            "input_shape helps: export the network again on a batch of inputs, (N, features)"
         )
     if given is None and None in dims[1:]:
         raise NetworkError(

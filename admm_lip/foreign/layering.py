@@ -2,20 +2,22 @@
 
 Element-wise constants (``x - mean``, ``x / std``, ``x + bias``) are kept back as exact fractions
 ``x -> scale x + shift`` until a layer needs them: as the bias of the layer before, or as a diagonal
-layer of their own.
+layer of their own.  What no float64 holds is rounded, and by how much is kept with the layer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
+from ..networks.activations import as_computed
 from ..networks.layers import Shape, Window, check_size
 from ..networks.network import LayerSpec, Network
 from .calls import Call
@@ -34,6 +36,7 @@ class Layers:
         self.arrays: dict[str, Numbers] = {}
         self._kept: Elementwise | None = None
         self._used: dict[str, int] = {}
+        self._types: set[np.dtype[Any]] = set()
 
     def linear(self, call: Call, weight: Numbers, bias: Numbers | None) -> None:
         """Add ``weight x + bias``, the weight of shape ``(outputs, inputs)``."""
@@ -43,6 +46,7 @@ class Layers:
                 f"{call.label}: a weight of shape {weight.shape} (outputs, inputs) does not fit "
                 f"an input of shape {self.shape}; features must be flattened before it"
             )
+        self._types.add(weight.dtype)
         self._add("linear", call, {}, {"weight": weight, "bias": bias})
         self.shape = (weight.shape[0],)
 
@@ -56,6 +60,7 @@ class Layers:
                 f"{call.label}: a kernel of shape {weight.shape} on an input of shape "
                 f"{self.shape} is not supported; only 2-d convolutions of images are"
             )
+        self._types.add(weight.dtype)
         spec = self._add("conv2d", call, options, {"weight": weight, "bias": bias})
         window = Window.of(spec.options, weight.shape[2:], self.shape, call.label)
         self.shape = (weight.shape[0], *window.out)
@@ -122,7 +127,10 @@ class Layers:
     def network(self) -> Network:
         """All layers as a network."""
         self._flush()
-        return Network(tuple(self.specs), self.arrays, self.input_shape)
+        computed = (
+            replace(s, options=as_computed(s.kind, s.options, self._types)) for s in self.specs
+        )
+        return Network(tuple(computed), self.arrays, self.input_shape)
 
     def _add(
         self,
@@ -172,22 +180,26 @@ class Layers:
                 "features or images"
             )
         units = self.shape[0]
-        shift = kept.shifts(units)
+        shift, scale = (_rounded(call, v, units) for v in (kept.shift, kept.scale))
         last = self.specs[-1] if self.specs else None
         free = last is not None and last.kind in ("linear", "conv2d")
         if free and last is not None and f"{last.name}.bias" not in self.arrays and kept.unscaled:
             weight = self.arrays[f"{last.name}.weight"]
-            self.arrays[f"{last.name}.bias"] = _narrowed(shift, weight.dtype)
+            self.arrays[f"{last.name}.bias"] = _narrowed(shift.values, weight.dtype)
+            if shift.errors.any():
+                self.arrays[f"{last.name}.error"] = np.array([0.0, shift.errors.max()])
             return
-        scale = kept.scales(units, in_front=all(s.kind == "flatten" for s in self.specs))
-        bias = shift if shift.any() else None
+        arrays = {
+            "bias": shift.values if shift.values.any() else None,
+            "error": _errors(scale, shift),
+        }
         if len(self.shape) == 1:
             check_size(call.label, units, units)
-            self._add("linear", call, {}, {"weight": np.diag(scale), "bias": bias})
+            self._add("linear", call, {}, {"weight": np.diag(scale.values), **arrays})
         else:
             options = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": units}
-            arrays = {"weight": scale.reshape(-1, 1, 1, 1), "bias": bias}
-            self._add("conv2d", call, options, arrays)
+            weight = scale.values.reshape(-1, 1, 1, 1)
+            self._add("conv2d", call, options, {"weight": weight, **arrays})
 
 
 class Elementwise:
@@ -236,39 +248,32 @@ class Elementwise:
         shift = [a * b for a, b in _together(self.shift, values)]
         return Elementwise(self.call, scale, shift, self.steps + 1)
 
-    def shifts(self, units: int) -> Numbers:
-        """The shift per unit, rounded: it has no part in any slope."""
-        return self._filled([self._float(v) for v in self.shift], units)
 
-    def scales(self, units: int, *, in_front: bool) -> Numbers:
-        """The scale per unit, exact, or rounded away from zero where that is sound.
+class Rounded(NamedTuple):
+    """Fractions as float64 per unit, and bounds on what rounding took from each."""
 
-        With d the exact scale and d' the rounded one, ``|d| <= |d'|``, f(d x) = g(e x) where
-        g(x) = f(d' x) and e = d / d' is in (0, 1]: what bounds g's slope in any norm bounds f's.
-        That needs the scale to come first; elsewhere an inexact one is refused.
-        """
-        floats = [self._float(v) for v in self.scale]
-        for k, (value, exact) in enumerate(zip(floats, self.scale, strict=True)):
-            rounded = Fraction(value)
-            if rounded != exact and not in_front:
-                raise UnsupportedModule(
-                    f"{self.call.label}: its factor {value!r} is not a floating-point number, and "
-                    "rounding it would bound another network; only in front of the first layer "
-                    "may such a factor stand: multiply it into the weights"
-                )
-            if abs(rounded) < abs(exact):
-                floats[k] = math.nextafter(value, math.copysign(math.inf, exact))
-        return self._filled(floats, units)
+    values: Numbers
+    errors: Numbers
 
-    def _float(self, value: Fraction) -> float:
-        try:
-            return float(value)
-        except OverflowError:
-            raise NetworkError(f"{self.call.label}: its constants overflow") from None
 
-    @staticmethod
-    def _filled(values: list[float], units: int) -> Numbers:
-        return np.broadcast_to(np.array(values), (units,)).copy()
+def _rounded(call: Call, fractions: list[Fraction], units: int) -> Rounded:
+    try:
+        values = [float(v) for v in fractions]
+    except OverflowError:
+        raise NetworkError(f"{call.label}: its constants overflow") from None
+    lost = [abs(Fraction(v) - exact) for v, exact in zip(values, fractions, strict=True)]
+    errors = [math.nextafter(float(e), math.inf) if e else 0.0 for e in lost]
+    full = (np.broadcast_to(np.array(column), (units,)).copy() for column in (values, errors))
+    return Rounded(*full)
+
+
+def _errors(scale: Rounded, shift: Rounded) -> Numbers | None:
+    """As ``layers.stored_errors`` reads them; ``None`` where nothing was rounded."""
+    if not (scale.errors.any() or shift.errors.any()):
+        return None
+    # hypot does not underflow, as squares do; the factor covers its own rounding.
+    frobenius = math.hypot(*scale.errors.tolist()) * (1.0 + 1e-9)
+    return np.array([frobenius, shift.errors.max()])
 
 
 def _together(a: list[Fraction], b: list[Fraction]) -> list[tuple[Fraction, Fraction]]:

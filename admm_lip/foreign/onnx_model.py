@@ -169,14 +169,14 @@ def _plain(op: str, **attributes: Any) -> Callable[[LayerSpec], _Written]:
 
 
 def _with_alpha(op: str, option: str) -> Callable[[LayerSpec], _Written]:
-    return lambda spec: _Written(op, {"alpha": _short(spec, option)})
+    return lambda spec: _Written(op, {"alpha": _float32(spec, option)})
 
 
-def _short(spec: LayerSpec, option: str) -> float:
-    """A number that float32 keeps, as ``Call.number`` reads it."""
+def _float32(spec: LayerSpec, option: str) -> float:
+    """A number that float32 holds, which is what ONNX keeps of attributes."""
     value = float(spec.options[option])
     with np.errstate(over="ignore"):
-        kept = float(str(np.float32(value)))
+        kept = float(np.float32(value))
     if kept != value:
         raise UnsupportedModule(
             f"{spec.name}: {option}={value!r} has more digits than ONNX keeps (float32); "
@@ -224,7 +224,7 @@ def _softplus(spec: LayerSpec) -> _Written:
 
 
 def _clip(spec: LayerSpec) -> _Written:
-    return _Written("Clip", arrays={key: _short(spec, key) for key in ("min_val", "max_val")})
+    return _Written("Clip", arrays={key: _float32(spec, key) for key in ("min_val", "max_val")})
 
 
 def _refused(spec: LayerSpec) -> _Written:

@@ -37,7 +37,7 @@ def _matmul(layers: Layers, call: Call) -> None:
 
 def _times(call: Call, array: Array, key: str) -> Array:
     """``array`` times a factor, refused where that is not exact in float64."""
-    factor = call.exact(key)
+    factor = call.number(key)
     if factor == 1.0:
         return array
     product = array.astype(np.float64) * factor

@@ -73,7 +73,7 @@ class Decoder:
         if kind is None:
             raise UnsupportedModule(
                 f"{label}: expected float16, bfloat16, float32, float64, int32 or int64, got the "
-                f"ONNX type {tensor.data_type}"
+                f"ONNX type {_type_name(tensor)}"
             )
         shape = tuple(int(n) for n in tensor.dims)
         size = math.prod(shape)
@@ -118,6 +118,15 @@ class Decoder:
         with path.open("rb") as file:
             file.seek(start)
             return file.read(count)
+
+
+def _type_name(tensor: Any) -> str:
+    """The name of a tensor's type, for example ``INT8``."""
+    try:
+        name: str = tensor.DataType.Name(tensor.data_type)
+    except ValueError:
+        return f"number {tensor.data_type}, which has no name"
+    return name
 
 
 def _typed(values: Iterable[Any], kind: _Kind, label: str) -> Array:

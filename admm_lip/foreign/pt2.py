@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -65,11 +66,23 @@ def read_pt2(path: str | os.PathLike[str], input_shape: Shape | None = None) -> 
 def _read(file: Any, label: str, given: Shape | None) -> Network:
     try:
         with zipfile.ZipFile(file) as archive:
-            return read_chain(_graph(Archive(archive), given), OPERATORS, FOLDS)
+            return read_chain(_graph(Archive(archive, file), given), OPERATORS, FOLDS)
     except NetworkError as error:
         raise type(error)(f"{label}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise NetworkError(f"{label}: truncated or damaged archive ({error})") from None
+
+
+# What zipfile raises for a file that is damaged, or of a kind that it does not read.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    ValueError,
+)
 
 
 def _graph(archive: Archive, given: Shape | None) -> Graph:

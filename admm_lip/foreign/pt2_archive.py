@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from typing import Any
-from zipfile import ZIP_STORED, ZipFile
+from typing import IO, Any
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import strict_json
 from ..errors import NetworkError, UnsupportedModule
+from .zip_members import members_of
 
 Array = npt.NDArray[Any]
 
@@ -33,20 +34,17 @@ _DTYPES: Mapping[int, np.dtype[Any]] = {
 class Archive:
     """The members of a zip archive, below its one top folder, with their sizes checked."""
 
-    def __init__(self, archive: ZipFile) -> None:
-        members = archive.infolist()
-        if sum(m.file_size for m in members) > MAX_ARCHIVE:
+    def __init__(self, archive: ZipFile, file: IO[bytes]) -> None:
+        if sum(m.file_size for m in archive.infolist()) > MAX_ARCHIVE:
             raise NetworkError(f"unpacks to more than the limit of {MAX_ARCHIVE} bytes")
         self.archive = archive
-        self.members = {m.filename.partition("/")[2]: m for m in members}
+        self.members = members_of(archive, file)
 
     def read(self, name: str, limit: int = MAX_ARCHIVE) -> bytes:
         """One member, stored as it is."""
         member = self.members.get(name)
         if member is None:
             raise NetworkError(f"holds no {name}")
-        if member.compress_type != ZIP_STORED or member.flag_bits & 1:
-            raise NetworkError(f"{name}: is compressed or encrypted, which torch does not do")
         if member.file_size > limit:
             raise NetworkError(f"{name}: above the limit of {limit} bytes")
         return self.archive.read(member)
@@ -54,8 +52,8 @@ class Archive:
     def read_json(self, name: str) -> Fields:
         """One member that is JSON."""
         try:
-            data = json.loads(self.read(name, _MAX_JSON))
-        except (ValueError, RecursionError) as error:
+            data = strict_json.loads(self.read(name, _MAX_JSON).decode())
+        except ValueError as error:
             raise NetworkError(f"{name}: not JSON ({error})") from None
         return Fields(data, name)
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..local.tensors import SLACK, TINY, chunks
+from ..networks.chain import read_network
+from ..networks.overrides import unwrapped
 from .boxes import Box, Masks, Range, through_affine
 from .norms import masked_norms
 from .passage import Norm, NormOf, Passage, Settings, passage
@@ -122,6 +124,8 @@ def certify_samples(
     if data_range is not None:
         data_range = check_range(data_range)
         check_inside(x, data_range)
+    model = unwrapped(model)
+    read_network(model, tuple(x.shape[1:]))  # refuses what torch runs otherwise than it is read
     copied = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float64)
     with torch.no_grad():
         stages = read_stages(copied, tuple(x.shape[1:]))

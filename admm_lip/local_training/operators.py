@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..errors import NetworkError, UnsupportedModule
-from ..networks.chain import conv_padding
+from ..networks.readers import conv_padding
 
 Shape = tuple[int, ...]
 

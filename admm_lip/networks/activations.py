@@ -21,13 +21,18 @@ Every one of the smooth ones that overshoot has the form ``phi(x) = x g(x)`` wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
 
 from ..errors import NetworkError, UnsupportedModule
 
 Options = Mapping[str, Any]
+Array = npt.NDArray[np.float64]
 
 
 class SlopeRange(NamedTuple):
@@ -44,14 +49,18 @@ class Activation:
     Attributes:
         slopes: from the options to the slope range.
         defaults: the options and their default values; every other option is refused.
+        value: the function, from the options, its input ``(batch, *)`` and the layer's arrays.
         problem: from the options to what is wrong with them, or ``None``.
         arrays: names of the per-neuron arrays that the layer holds.
+        jump: how far torch's own evaluation is from the function, beside its rounding.
     """
 
     slopes: Callable[[Options], SlopeRange]
     defaults: Mapping[str, float | str]
+    value: Callable[[Options, Array, Mapping[str, Array]], Array]
     problem: Callable[[Options], str | None] = lambda options: None
     arrays: tuple[str, ...] = ()
+    jump: Callable[[Options], float] = lambda options: 0.0
 
 
 # Correctly rounded decimals, then one step outwards.
@@ -87,7 +96,7 @@ def _elu(options: Options) -> SlopeRange:
 
 
 def _gelu_problem(options: Options) -> str | None:
-    known = options["approximate"] in _GELU_MAX
+    known = isinstance(options["approximate"], str) and options["approximate"] in _GELU_MAX
     return None if known else f"approximate: expected one of {sorted(_GELU_MAX)}"
 
 
@@ -106,23 +115,71 @@ def _hardtanh_problem(options: Options) -> str | None:
     return None if options["min_val"] < options["max_val"] else "min_val: expected below max_val"
 
 
+def _elu_value(o: Options, z: Array, arrays: Mapping[str, Array]) -> Array:
+    return np.where(z > 0.0, z, o["alpha"] * np.expm1(np.minimum(z, 0.0)))
+
+
+def _softplus_value(o: Options, z: Array, arrays: Mapping[str, Array]) -> Array:
+    scaled = o["beta"] * z
+    return np.where(scaled > o["threshold"], z, np.logaddexp(scaled, 0.0) / o["beta"])
+
+
+def _gelu_value(o: Options, z: Array, arrays: Mapping[str, Array]) -> Array:
+    if o["approximate"] == "none":
+        value: Array = z * np.asarray(special.ndtr(z))
+        return value
+    inner = math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)
+    return np.asarray(0.5 * z * (1.0 + np.tanh(inner)))
+
+
+def _pair_clip_value(o: Options, z: Array, arrays: Mapping[str, Array]) -> Array:
+    """Of every pair, the first at most ``cap`` and the second at least ``floor``."""
+    cap, floor = arrays["cap"], arrays["floor"]
+    free = np.full_like(cap, math.inf)
+    low, high = (np.stack(ends, axis=1) for ends in ((-free, floor), (cap, free)))
+    return np.clip(z, low.reshape(z.shape[1:]), high.reshape(z.shape[1:]))
+
+
 ACTIVATIONS: Mapping[str, Activation] = {
-    "relu": Activation(_fixed(0.0, 1.0), {}),
-    "leaky_relu": Activation(_leaky_relu, {"negative_slope": 0.01}),
-    "elu": Activation(_elu, {"alpha": 1.0}),
-    "tanh": Activation(_fixed(0.0, 1.0), {}),
-    "sigmoid": Activation(_fixed(0.0, 0.25), {}),
+    "relu": Activation(_fixed(0.0, 1.0), {}, lambda o, z, arrays: np.maximum(z, 0.0)),
+    "leaky_relu": Activation(
+        _leaky_relu,
+        {"negative_slope": 0.01},
+        lambda o, z, arrays: np.where(z > 0.0, z, o["negative_slope"] * z),
+    ),
+    "elu": Activation(_elu, {"alpha": 1.0}, _elu_value),
+    "tanh": Activation(_fixed(0.0, 1.0), {}, lambda o, z, arrays: np.tanh(z)),
+    "sigmoid": Activation(_fixed(0.0, 0.25), {}, lambda o, z, arrays: special.expit(z)),
     # phi' is the logistic function of beta x, whatever beta.
-    "softplus": Activation(_fixed(0.0, 1.0), {"beta": 1.0, "threshold": 20.0}, _softplus_problem),
-    "hardtanh": Activation(_fixed(0.0, 1.0), {"min_val": -1.0, "max_val": 1.0}, _hardtanh_problem),
+    "softplus": Activation(
+        _fixed(0.0, 1.0),
+        {"beta": 1.0, "threshold": 20.0},
+        _softplus_value,
+        _softplus_problem,
+        jump=lambda o: math.exp(-o["threshold"]) / abs(o["beta"]),
+    ),
+    "hardtanh": Activation(
+        _fixed(0.0, 1.0),
+        {"min_val": -1.0, "max_val": 1.0},
+        lambda o, z, arrays: np.clip(z, o["min_val"], o["max_val"]),
+        _hardtanh_problem,
+    ),
     "gelu": Activation(
         lambda options: _overshoot(_GELU_MAX[options["approximate"]]),
         {"approximate": "none"},
+        _gelu_value,
         _gelu_problem,
     ),
-    "silu": Activation(lambda options: _overshoot(_SILU_MAX), {}),
-    "clipped_relu": Activation(_fixed(0.0, 1.0), {}, arrays=("threshold",)),
-    "pair_clip": Activation(_fixed(0.0, 1.0), {}, arrays=("cap", "floor")),
+    "silu": Activation(
+        lambda options: _overshoot(_SILU_MAX), {}, lambda o, z, arrays: z * special.expit(z)
+    ),
+    "clipped_relu": Activation(
+        _fixed(0.0, 1.0),
+        {},
+        lambda o, z, arrays: np.clip(z, 0.0, arrays["threshold"].reshape(z.shape[1:])),
+        arrays=("threshold",),
+    ),
+    "pair_clip": Activation(_fixed(0.0, 1.0), {}, _pair_clip_value, arrays=("cap", "floor")),
 }
 
 
@@ -168,9 +225,29 @@ def slope_range(kind: str, options: Options | None = None) -> SlopeRange:
     return ACTIVATIONS[kind].slopes(complete)
 
 
+def as_computed(kind: str, options: Options, types: Collection[Any]) -> Options:
+    """The options of an activation as they act between weights of these NumPy types.
+
+    Kernels of float32 (and of shorter types) round them to float32: ``LeakyReLU(1.1)`` there has
+    the slope 1.10000002384, which its ONNX file holds as well.
+
+    Example:
+        >>> import numpy as np
+        >>> as_computed("leaky_relu", {"negative_slope": 1.1}, {np.dtype("float32")})
+        {'negative_slope': 1.100000023841858}
+    """
+    if kind not in ACTIVATIONS or not types or any(np.dtype(t).itemsize > 4 for t in types):
+        return options
+    with np.errstate(over="ignore"):
+        return {k: v if isinstance(v, str) else float(np.float32(v)) for k, v in options.items()}
+
+
 def array_keys(kind: str) -> tuple[str, ...]:
-    """Which arrays a layer of this kind may hold: its own thresholds, or a weight and a bias."""
-    return ACTIVATIONS[kind].arrays if kind in ACTIVATIONS else ("weight", "bias")
+    """Which arrays a layer of this kind may hold: its own thresholds, or a weight and a bias.
+
+    ``error`` bounds their rounding, where they were read from constants that no float holds.
+    """
+    return ACTIVATIONS[kind].arrays if kind in ACTIVATIONS else ("weight", "bias", "error")
 
 
 def check_arrays(kind: str, name: str, arrays: Mapping[str, Any], shape: tuple[int, ...]) -> None:
@@ -197,5 +274,9 @@ def check_arrays(kind: str, name: str, arrays: Mapping[str, Any], shape: tuple[i
 
 
 def _is_finite_number(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(float(value))  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # a whole number of more than 308 digits
+        return False

@@ -7,8 +7,8 @@ copied, exactly, to NumPy.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,130 +18,24 @@ from torch.nn.utils import parametrize
 
 from ..errors import UnsupportedModule
 from . import trace
-from .activations import ACTIVATIONS, array_keys
+from .activations import ACTIVATIONS, array_keys, as_computed
 from .clipped import ClippedReLU, PairClip
+from .functional_calls import Reshape
+from .live_check import check_live
+from .module_state import evaluating
 from .network import LayerSpec, Network
+from .overrides import CALL_PATH, refuse_overrides, unwrapped
+from .readers import READERS, TORCHLIP_SORT, Reader
 from .sorting import HALF_ABS, SORTS
-from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
-class Reader:
-    """One row of the table: the neutral kind, and from the module to its options.
-
-    ``options`` raises ``ValueError`` with the reason where the module's settings are not handled.
-    """
-
-    kind: str
-    options: Callable[[Any], dict[str, Any]] = lambda module: {}
-
-
-def _attributes(*names: str) -> Callable[[Any], dict[str, Any]]:
-    return lambda module: {name: getattr(module, name) for name in names}
-
-
-def _pair(value: Any) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * 2
-
-
-def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode={conv.padding_mode!r}; only zeros are handled")
-    return {
-        "stride": _pair(conv.stride),
-        "padding": conv_padding(conv),
-        "dilation": _pair(conv.dilation),
-        "groups": conv.groups,
-    }
-
-
-def conv_padding(conv: nn.Conv2d) -> list[int]:
-    """Top, bottom, left, right; "same" puts the odd one last, as torch does."""
-    if conv.padding == "valid":
-        return [0, 0, 0, 0]
-    if conv.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        return [side for total in totals for side in (total // 2, total - total // 2)]
-    rows, columns = _pair(conv.padding)
-    return [rows, rows, columns, columns]
-
-
-def _pool_options(pool: nn.AvgPool2d) -> dict[str, Any]:
-    if pool.ceil_mode:
-        raise ValueError("ceil_mode=True is not handled; use ceil_mode=False")
-    rows, columns = _pair(pool.padding)
-    return {
-        "kernel_size": _pair(pool.kernel_size),
-        "stride": _pair(pool.stride or pool.kernel_size),
-        "padding": [rows, rows, columns, columns],
-        "count_include_pad": pool.count_include_pad,
-        "divisor_override": pool.divisor_override,
-    }
-
-
-def _flatten_options(flatten: nn.Flatten) -> dict[str, Any]:
-    if (flatten.start_dim, flatten.end_dim) != (1, -1):
-        raise ValueError(
-            f"start_dim={flatten.start_dim}, end_dim={flatten.end_dim}; only 1 and -1 are handled"
-        )
-    return {"size": None}
-
-
-def _dropout_options(dropout: Any) -> dict[str, Any]:
-    if dropout.training and dropout.p > 0.0:
-        raise ValueError(
-            "it is in training mode, where the network is random; call model.eval() first"
-        )
-    return {}
-
-
-def _torchlip_sort_options(module: Any) -> dict[str, Any]:
-    settings = getattr(module, "group_size", None), getattr(module, "_coefficient_lip", None)
-    if settings != (2, 1.0):
-        raise ValueError(
-            f"group_size={settings[0]}, k_coef_lip={settings[1]}; only 2 and 1 are handled"
-        )
-    return {}
-
-
-# deel-torchlip's GroupSort2, known by its name (``trace.is_torchlip_sort``).
-_TORCHLIP_SORT = Reader("group_sort2", _torchlip_sort_options)
-_DROPOUT = Reader("identity", _dropout_options)
-_HARDTANH = Reader("hardtanh", lambda m: {"min_val": m.min_val, "max_val": m.max_val})
-
-READERS: Mapping[type[nn.Module], Reader] = {
-    nn.Linear: Reader("linear"),
-    nn.Conv2d: Reader("conv2d", _conv_options),
-    nn.AvgPool2d: Reader("avg_pool2d", _pool_options),
-    nn.Flatten: Reader("flatten", _flatten_options),
-    trace.Reshape: Reader("flatten", _attributes("size")),
-    nn.Identity: Reader("identity"),
-    nn.Dropout: _DROPOUT,
-    nn.Dropout1d: _DROPOUT,
-    nn.Dropout2d: _DROPOUT,
-    nn.AlphaDropout: _DROPOUT,
-    nn.ReLU: Reader("relu"),
-    nn.LeakyReLU: Reader("leaky_relu", _attributes("negative_slope")),
-    nn.ELU: Reader("elu", _attributes("alpha")),
-    nn.Tanh: Reader("tanh"),
-    nn.Sigmoid: Reader("sigmoid"),
-    nn.Softplus: Reader("softplus", _attributes("beta", "threshold")),
-    nn.Hardtanh: _HARDTANH,
-    nn.ReLU6: _HARDTANH,
-    nn.GELU: Reader("gelu", _attributes("approximate")),
-    nn.SiLU: Reader("silu"),
-    GroupSort2: Reader("group_sort2"),
-    MaxMin: Reader("max_min"),
-    HalfAbs: Reader(HALF_ABS),
-    ClippedReLU: Reader("clipped_relu"),
-    PairClip: Reader("pair_clip"),
-}
-
-
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
-    """Read a chain of layers as plain data; the module stays as it is.
+    """Read a chain of layers as plain data, in evaluation mode; the module stays as it is.
+
+    The module is run once on random inputs, and refused where torch computes something else than
+    what was read (``live_check.py``).
 
     Args:
         module: nested ``nn.Sequential``, or any module whose ``forward`` is a pure chain of
@@ -150,7 +44,8 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
             and pooling.
 
     Raises:
-        UnsupportedModule: by qualified name, for a layer, option or structure that is not handled.
+        UnsupportedModule: by qualified name, for a layer, option or structure that is not handled,
+            or computes something else than it says.
         NetworkError: for weights that are not finite, or shapes that do not chain.
 
     Example:
@@ -160,8 +55,25 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
         >>> [spec.kind for spec in net.layers]
         ['linear', 'relu', 'linear']
     """
+    module = _readable(module)
+    with evaluating(module):
+        chain = trace.steps(module)
+        network = _network(chain, input_shape)
+        check_live(module, chain, network)
+    return network
+
+
+def _readable(module: nn.Module) -> nn.Module:
+    """The module without wrappers, whose parts are modules that can be looked at."""
+    module = unwrapped(module)
+    refuse_overrides(module)
+    return module
+
+
+def _network(chain: list[trace.Step], input_shape: tuple[int, ...] | None) -> Network:
+    """What the layers of a module say, which is in evaluation mode."""
     specs, arrays = [], {}
-    for name, layer in trace.steps(module):
+    for name, layer in chain:
         reader = reader_of(name, layer)
         try:
             options = reader.options(layer)
@@ -172,7 +84,9 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
             value = getattr(layer, key, None)
             if value is not None:
                 arrays[f"{name}.{key}"] = _exact_array(f"{name}.{key}", value)
-    return Network(tuple(specs), arrays, input_shape)
+    types = {array.dtype for array in arrays.values()}
+    computed = (replace(s, options=as_computed(s.kind, s.options, types)) for s in specs)
+    return Network(tuple(computed), arrays, input_shape)
 
 
 def reader_of(name: str, layer: nn.Module) -> Reader:
@@ -183,20 +97,25 @@ def reader_of(name: str, layer: nn.Module) -> Reader:
             "call model.eval() first"
         )
     if trace.is_torchlip_sort(layer):
-        return _TORCHLIP_SORT
+        return TORCHLIP_SORT
     for base in type(layer).__mro__:
         if base in READERS:
-            same = ("forward", "_conv_forward", "__call__")
+            same = ("forward", "_conv_forward", *CALL_PATH)
             if all(getattr(type(layer), m, None) is getattr(base, m, None) for m in same):
                 return READERS[base]
             break
-    supported = ", ".join(cls.__name__ for cls in READERS if cls is not trace.Reshape)
+    supported = ", ".join(cls.__name__ for cls in READERS if cls is not Reshape)
     raise UnsupportedModule(
         f"{name} ({type(layer).__name__}) is not supported; supported layers: {supported}"
     )
 
 
 def _exact_array(name: str, value: Tensor) -> np.ndarray[Any, Any]:
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+        raise UnsupportedModule(
+            f"{name}: expected a plain dense tensor, got {type(value).__name__} of layout "
+            f"{getattr(value, 'layout', None)}, which may compute in its own way"
+        )
     if value.dtype not in _FLOATS or value.device.type == "meta":
         raise UnsupportedModule(
             f"{name}: expected float16, bfloat16, float32 or float64 numbers, "
@@ -212,12 +131,26 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
 
     They correspond one to one to the weights of ``read_network(module).chain()``.
 
+    The structure is read, not run.
+
     Raises:
         UnsupportedModule: by name, where the chain has another affine layer, two of them without
             an activation between, an activation first or last, a parametrized or a tied weight.
     """
+    module = _readable(module)
+    with evaluating(module):
+        chain = trace.steps(module)
+        layers = _linear_only(chain)
+        network = _network(chain, None)
+    _refuse_ties(layers)
+    _refuse_merged(network)
+    return layers
+
+
+def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
+    """The ``nn.Linear`` modules, where no other affine layer and no parametrization is."""
     layers: list[nn.Linear] = []
-    for name, layer in trace.steps(module):
+    for name, layer in chain:
         kind = reader_of(name, layer).kind
         if kind == "linear" and parametrize.is_parametrized(layer):
             raise UnsupportedModule(
@@ -231,8 +164,6 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
             )
         if isinstance(layer, nn.Linear):
             layers.append(layer)
-    _refuse_ties(layers)
-    _refuse_merged(read_network(module))
     return layers
 
 
@@ -268,11 +199,16 @@ def build_module(network: Network) -> nn.Sequential:
     """An ``nn.Sequential`` that computes ``network``, with its weights in their stored dtype.
 
     Dots in layer names become underscores.
+
+    Raises:
+        UnsupportedModule: by name, for a layer that torch has no module for.
     """
     modules = OrderedDict(
         (spec.name.replace(".", "_"), build_layer(network, spec)) for spec in network.layers
     )
-    return nn.Sequential(modules).eval()
+    module = nn.Sequential(modules).eval()
+    check_live(module, [trace.Step(*named) for named in modules.items()], network)
+    return module
 
 
 def build_layer(network: Network, spec: LayerSpec) -> nn.Module:
@@ -280,7 +216,7 @@ def build_layer(network: Network, spec: LayerSpec) -> nn.Module:
     module = _BUILDERS[spec.kind](network, spec)
     for key in array_keys(spec.kind):
         array = network.arrays.get(f"{spec.name}.{key}")
-        if array is not None:
+        if array is not None and key != "error":
             setattr(module, key, nn.Parameter(torch.from_numpy(np.array(array))))
     return module
 
@@ -293,17 +229,32 @@ def _build_linear(network: Network, spec: LayerSpec) -> nn.Module:
 def _build_conv(network: Network, spec: LayerSpec) -> nn.Module:
     out, per_group, *kernel = network.arrays[f"{spec.name}.weight"].shape
     options = spec.options
-    top, bottom, left, right = options["padding"]
     return nn.Conv2d(
         per_group * options["groups"],
         out,
         tuple(kernel),
         stride=tuple(options["stride"]),
-        padding=(top, left) if (top, left) == (bottom, right) else "same",
+        padding=_torch_padding(spec, tuple(kernel)),
         dilation=tuple(options["dilation"]),
         groups=options["groups"],
         bias=f"{spec.name}.bias" in network.arrays,
         device="meta",
+    )
+
+
+def _torch_padding(spec: LayerSpec, kernel: tuple[int, ...]) -> Any:
+    """The padding argument of torch's module."""
+    top, bottom, left, right = spec.options["padding"]
+    if (top, left) == (bottom, right):
+        return (top, left)
+    steps = spec.options["stride"], spec.options.get("dilation", [1, 1])
+    totals = [d * (k - 1) for d, k in zip(steps[1], kernel, strict=True)]
+    same = [side for n in totals for side in (n // 2, n - n // 2)]
+    if spec.kind == "conv2d" and list(steps[0]) == [1, 1] and [top, bottom, left, right] == same:
+        return "same"
+    raise UnsupportedModule(
+        f"{spec.name} ({spec.kind}): pads {top} above and {bottom} below, {left} left and {right} "
+        "right; torch's layer pads both sides alike. The network can be certified as it is"
     )
 
 
@@ -312,7 +263,7 @@ def _build_pool(network: Network, spec: LayerSpec) -> nn.Module:
     return nn.AvgPool2d(
         tuple(options["kernel_size"]),
         tuple(options["stride"]),
-        (options["padding"][0], options["padding"][2]),
+        _torch_padding(spec, tuple(options["kernel_size"])),
         count_include_pad=options["count_include_pad"],
         divisor_override=options["divisor_override"],
     )

@@ -7,6 +7,7 @@ are 1/count, which is rounded unless the count is a power of two.  NumPy and Sci
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ Shape = tuple[int, ...]
 
 # A dense float64 matrix of this many entries takes 1 GiB.
 MAX_ENTRIES = 2**27
+# No stride, padding or divisor of a network is larger; what is computed of them stays exact.
+_MAX_INT = 2**31 - 1
 _UNIT_ROUNDOFF = 2.0**-53
 
 
@@ -47,15 +50,26 @@ class AffineMap:
 
 @dataclass(frozen=True)
 class AffineKind:
-    """One row of the table: a kind's options, how to build its map, whether it sees an image."""
+    """One row of the table.
+
+    Attributes:
+        options: from an option's name to whether a value of it is admitted.
+        shape: checks a layer against the shape of its input, and gives that of its output.
+        build: the layer's matrix.
+        apply: the layer on samples ``(batch, *shape)``, in float64: what ``build`` is the matrix
+            of, without forming it.
+        spatial: whether it works on channels, rows and columns.
+    """
 
     options: Mapping[str, Callable[[Any], bool]]
+    shape: Callable[[str, Options, Mapping[str, Array], Shape], Shape]
     build: Callable[[str, Options, Mapping[str, Array], Shape], AffineMap]
+    apply: Callable[[str, Options, Mapping[str, Array], Array], Array]
     spatial: bool = False
 
 
 def _is_int(least: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= _MAX_INT
 
 
 def _are_ints(count: int, least: int) -> Callable[[Any], bool]:
@@ -67,17 +81,32 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _linear(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> AffineMap:
+def _linear_shape(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> Shape:
     weight = _array(name, arrays, "weight", 2)
     if shape != weight.shape[1:]:
         hint = "; put a Flatten before it" if len(shape) > 1 else ""
         raise NetworkError(
             f"{name}: expected an input of {weight.shape[1]} features, got shape {shape}{hint}"
         )
-    return AffineMap(weight, _bias(name, arrays, weight.shape[0]), 0.0, weight.shape[:1])
+    return weight.shape[:1]
 
 
-def _conv2d(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> AffineMap:
+def _linear(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> AffineMap:
+    weight = _array(name, arrays, "weight", 2)
+    error, bias_error = stored_errors(name, arrays)
+    bias = _bias(name, arrays, weight.shape[0])
+    return AffineMap(weight, bias, error, weight.shape[:1], bias_error)
+
+
+def _apply_linear(name: str, options: Options, arrays: Mapping[str, Array], x: Array) -> Array:
+    weight = _array(name, arrays, "weight", 2)
+    out: Array = x @ weight.T + _bias(name, arrays, weight.shape[0])
+    return out
+
+
+def _conv_window(
+    name: str, options: Options, arrays: Mapping[str, Array], shape: Shape
+) -> tuple[Array, Window]:
     weight = _array(name, arrays, "weight", 4)
     groups = options["groups"]
     if len(shape) != 3 or shape[0] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -85,34 +114,78 @@ def _conv2d(name: str, options: Options, arrays: Mapping[str, Array], shape: Sha
             f"{name}: expected an input of shape ({weight.shape[1] * groups}, height, width), "
             f"got {shape}; give input_shape"
         )
-    window = Window.of(options, weight.shape[2:], shape, name)
-    matrix = conv_matrix(weight, shape, window, groups, name)
-    bias = np.repeat(_bias(name, arrays, weight.shape[0]), window.out[0] * window.out[1])
-    return AffineMap(matrix, bias, 0.0, (weight.shape[0], *window.out))
+    return weight, Window.of(options, weight.shape[2:], shape, name)
 
 
-def _avg_pool2d(
-    name: str, options: Options, arrays: Mapping[str, Array], shape: Shape
-) -> AffineMap:
+def _conv2d_shape(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> Shape:
+    weight, window = _conv_window(name, options, arrays, shape)
+    return (weight.shape[0], *window.out)
+
+
+def _conv2d(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> AffineMap:
+    weight, window = _conv_window(name, options, arrays, shape)
+    matrix = conv_matrix(weight, shape, window, options["groups"], name)
+    size = window.out[0] * window.out[1]
+    bias = np.repeat(_bias(name, arrays, weight.shape[0]), size)
+    error, bias_error = stored_errors(name, arrays)
+    # The kernel stands once for every place of the output.
+    error *= math.sqrt(size) * (1.0 + 1e-9)
+    return AffineMap(matrix, bias, error, (weight.shape[0], *window.out), bias_error)
+
+
+def _apply_conv2d(name: str, options: Options, arrays: Mapping[str, Array], x: Array) -> Array:
+    weight, window = _conv_window(name, options, arrays, x.shape[1:])
+    groups, bias = options["groups"], _bias(name, arrays, weight.shape[0])
+    pairs = zip(np.split(window.views(x), groups, axis=1), np.split(weight, groups), strict=True)
+    # (batch, rows, columns, out) of every group, then the channels in front
+    parts = [np.tensordot(views, kernel, ((1, 4, 5), (1, 2, 3))) for views, kernel in pairs]
+    out: Array = np.moveaxis(np.concatenate(parts, axis=3) + bias, 3, 1)
+    return out
+
+
+def _pool_window(name: str, options: Options, shape: Shape) -> Window:
     if len(shape) != 3:
         raise NetworkError(
             f"{name}: expected an input of shape (channels, height, width), got {shape}; "
             "give input_shape"
         )
     kernel = tuple(options["kernel_size"])
-    window = Window.of({**options, "dilation": [1, 1]}, kernel, shape, name)
-    ones = conv_matrix(np.ones((shape[0], 1, *kernel)), shape, window, shape[0], name)
-    divisor = options["divisor_override"] or kernel[0] * kernel[1]
-    counts = np.full(ones.shape[0], float(divisor))
+    return Window.of({**options, "dilation": [1, 1]}, kernel, shape, name)
+
+
+def _pool_counts(name: str, options: Options, ones: Array) -> Array:
+    """What each sum is divided by, of the sums of ``ones``."""
+    kernel = options["kernel_size"]
+    counts = np.full(ones.shape, float(options["divisor_override"] or kernel[0] * kernel[1]))
     if not options["count_include_pad"] and not options["divisor_override"]:
-        counts = np.asarray(ones.sum(axis=1)).ravel()
+        counts = ones
     if counts.min() < 1:
         raise UnsupportedModule(f"{name}: a pooling window lies wholly in the padding")
+    return counts
+
+
+def _pool_shape(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> Shape:
+    return (shape[0], *_pool_window(name, options, shape).out)
+
+
+def _avg_pool2d(
+    name: str, options: Options, arrays: Mapping[str, Array], shape: Shape
+) -> AffineMap:
+    window = _pool_window(name, options, shape)
+    ones = conv_matrix(np.ones((shape[0], 1, *window.kernel)), shape, window, shape[0], name)
+    counts = _pool_counts(name, options, np.asarray(ones.sum(axis=1)).ravel())
     matrix = sp.csr_array(sp.diags_array(1.0 / counts) @ ones)
     # 1/n is exact for powers of two, else rounded once.
     exact = bool((np.frexp(counts)[0] == 0.5).all())
     error = 0.0 if exact else 1.01 * _UNIT_ROUNDOFF * float(np.sqrt((matrix.data**2).sum()))
     return AffineMap(matrix, np.zeros(matrix.shape[0]), error, (shape[0], *window.out))
+
+
+def _apply_pool(name: str, options: Options, arrays: Mapping[str, Array], x: Array) -> Array:
+    window = _pool_window(name, options, x.shape[1:])
+    sums = [window.views(part).sum(axis=(4, 5)) for part in (x, np.ones_like(x[:1]))]
+    out: Array = sums[0] / _pool_counts(name, options, sums[1])
+    return out
 
 
 @dataclass(frozen=True)
@@ -136,8 +209,22 @@ class Window:
             raise NetworkError(
                 f"{name}: a window of {kernel[0]}x{kernel[1]} does not fit an input of {shape}"
             )
+        check_size(f"{name} with its padding", shape[1] + top + bottom, shape[2] + left + right)
         pads = (top, bottom, left, right)
         return Window((kernel[0], kernel[1]), (sy, sx), (dy, dx), pads, (height, width))
+
+    def views(self, x: Array) -> Array:
+        """What each place of the output sees of ``(batch, channels, height, width)``.
+
+        Returns:
+            ``(batch, channels, out_height, out_width, kernel_rows, kernel_columns)``, of padded x.
+        """
+        top, bottom, left, right = self.padding
+        padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+        views = np.lib.stride_tricks.sliding_window_view(padded, reach, (2, 3))
+        (sy, sx), (dy, dx) = self.stride, self.dilation
+        return views[:, :, ::sy, ::sx, ::dy, ::dx]
 
 
 def conv_matrix(
@@ -191,7 +278,7 @@ def check_size(name: str, rows: int, columns: int, limit: int = MAX_ENTRIES) -> 
 
 
 AFFINE: Mapping[str, AffineKind] = {
-    "linear": AffineKind({}, _linear),
+    "linear": AffineKind({}, _linear_shape, _linear, _apply_linear),
     "conv2d": AffineKind(
         {
             "stride": _are_ints(2, 1),
@@ -199,7 +286,9 @@ AFFINE: Mapping[str, AffineKind] = {
             "dilation": _are_ints(2, 1),
             "groups": _is_int(1),
         },
+        _conv2d_shape,
         _conv2d,
+        _apply_conv2d,
         spatial=True,
     ),
     "avg_pool2d": AffineKind(
@@ -210,7 +299,9 @@ AFFINE: Mapping[str, AffineKind] = {
             "count_include_pad": _is_bool,
             "divisor_override": lambda v: v is None or _is_int(1)(v),
         },
+        _pool_shape,
         _avg_pool2d,
+        _apply_pool,
         spatial=True,
     ),
 }
@@ -255,3 +346,17 @@ def _bias(name: str, arrays: Mapping[str, Array], size: int) -> Array:
     if bias.shape != (size,):
         raise NetworkError(f"{name}.bias: expected shape {(size,)}, got {bias.shape}")
     return bias
+
+
+def stored_errors(name: str, arrays: Mapping[str, Array]) -> tuple[float, float]:
+    """What ``<name>.error`` says: how far weight and bias are from those they stand for.
+
+    Constants of a file that no float64 holds are kept rounded; the first of the two numbers bounds
+    the Frobenius norm of the weight's error, the second every entry of the bias's.
+    """
+    if f"{name}.error" not in arrays:
+        return 0.0, 0.0
+    errors = _array(name, arrays, "error", 1)
+    if errors.shape != (2,) or errors.min() < 0.0:
+        raise NetworkError(f"{name}.error: expected two bounds >= 0, got {errors.tolist()!r:.60}")
+    return float(errors[0]), float(errors[1])

@@ -8,8 +8,6 @@ certificate (``verify.py``): NumPy and SciPy only.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,13 +20,14 @@ from .activations import (
     ACTIVATIONS,
     Options,
     SlopeRange,
-    array_keys,
     check_activation,
     check_arrays,
 )
-from .layers import AFFINE, KINDS, RESHAPES, AffineMap, Array, Shape, check_options, check_size
+from .digest import FORMAT, digest_of
+from .layers import AFFINE, KINDS, AffineMap, Array, Shape, check_options, check_size
 from .sorting import (
     HALF_ABS,
+    PAIRED,
     SORTS,
     RotationBack,
     after_rotation_back,
@@ -38,11 +37,8 @@ from .sorting import (
     rotation_back,
 )
 
-FORMAT = 1
 _UNIT_ROUNDOFF = 2.0**-53
 _FLOATS = (np.float16, np.float32, np.float64)
-# Activations that act on pairs of features; they take no options.
-_PAIRED = (*SORTS, HALF_ABS)
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,16 @@ class LayerSpec:
     options: Options
 
     def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, *_PAIRED):
+        if self.kind not in (*KINDS, *PAIRED):
             raise UnsupportedModule(
                 f"{self.name}: layer kind {self.kind!r} is not supported; "
-                f"supported: {', '.join((*KINDS, *_PAIRED))}"
+                f"supported: {', '.join((*KINDS, *PAIRED))}"
             )
-        if self.kind in _PAIRED and self.options:
+        if self.kind in PAIRED and self.options:
             raise UnsupportedModule(
                 f"{self.name}: {self.kind} takes no options, got {sorted(self.options)}"
             )
-        if self.kind not in _PAIRED:
+        if self.kind not in PAIRED:
             check = check_activation if self.kind in ACTIVATIONS else check_options
             check(self.kind, self.name, self.options)
 
@@ -163,39 +159,39 @@ class Network:
     def chain(self) -> Chain:
         """The network as float64 matrices and per-neuron slope ranges."""
         parts = _Parts(self.size_in)
-        shape = self.input_shape or ()
-        for spec in self.layers:
+        for spec, shape in zip(self.layers, self.shapes(), strict=False):
             if spec.kind in AFFINE:
-                step = AFFINE[spec.kind].build(spec.name, spec.options, self.arrays, shape)
-                parts.affine(spec.name, step)
-                shape = step.shape
+                build = AFFINE[spec.kind].build
+                parts.affine(spec.name, build(spec.name, spec.options, self.arrays, shape))
+            elif spec.kind in ACTIVATIONS:
+                parts.activation(spec)
+            elif spec.kind in PAIRED:
+                parts.paired(spec, shape)
+        return parts.chain()
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of what goes into each layer, and last of what the network gives; no batch.
+
+        Raises:
+            NetworkError: by the layer's name, where shapes do not chain.
+        """
+        shapes = [self.input_shape or ()]
+        for spec in self.layers:
+            shape = shapes[-1]
+            if spec.kind in AFFINE:
+                shape = AFFINE[spec.kind].shape(spec.name, spec.options, self.arrays, shape)
             elif spec.kind in ACTIVATIONS:
                 check_arrays(spec.kind, spec.name, self.arrays, shape)
-                parts.activation(spec)
-            elif spec.kind in _PAIRED:
-                parts.paired(spec, shape)
+            elif spec.kind in PAIRED:
+                check_even(spec.name, spec.kind, shape)
             else:
                 shape = _reshaped(spec, shape)
-        return parts.chain()
+            shapes.append(shape)
+        return tuple(shapes)
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the function: kinds, options and float64 values, not the names."""
-        sha = hashlib.sha256()
-        # Where no layer sees rows and columns, (1, 28, 28) and (784,) are the same function.
-        spatial = _sees_shape(self.layers)
-        sha.update(_canonical({"format": FORMAT, "input": self.input_shape if spatial else None}))
-        for spec in self.layers:
-            if spec.kind in RESHAPES:
-                continue
-            sha.update(_canonical({"kind": spec.kind, "options": _essential(spec)}))
-            for key in array_keys(spec.kind):
-                array = self.arrays.get(f"{spec.name}.{key}")
-                if array is not None:
-                    sha.update(_canonical({"array": key, "shape": array.shape}))
-                    # "+ 0.0" makes minus zero zero.
-                    values = np.asarray(array, dtype="<f8") + 0.0
-                    sha.update(np.ascontiguousarray(values).tobytes())
-        return sha.hexdigest()
+        return digest_of(self.layers, self.arrays, self.input_shape or ())
 
     def to_json(self) -> dict[str, Any]:
         """The layers and the input shape, ready for ``json.dump``; the arrays go beside it."""
@@ -251,7 +247,6 @@ class _Parts:
         self.slopes.append(Slopes(*(np.full(self.size, value) for value in slopes)))
 
     def paired(self, spec: LayerSpec, shape: Shape) -> None:
-        check_even(spec.name, spec.kind, shape)
         sort = SORTS.get(spec.kind)
         if sort is not None:
             size = math.prod(shape)
@@ -313,18 +308,6 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     return AffineMap(product, bias, 1.01 * error + tiny, second.shape, 1.01 * bias_error + tiny)
 
 
-def _sees_shape(layers: Iterable[LayerSpec]) -> bool:
-    """Whether a layer works on channels, rows or columns, not on a flat vector."""
-    flat = False
-    for spec in layers:
-        if spec.kind in AFFINE and AFFINE[spec.kind].spatial:
-            return True
-        if spec.kind in _PAIRED and not flat:
-            return True
-        flat = flat or spec.kind in ("flatten", "linear")
-    return False
-
-
 def _first_shape(
     layers: Iterable[LayerSpec], arrays: Mapping[str, Any], given: Shape | None
 ) -> Shape:
@@ -364,20 +347,6 @@ def _spec_from_json(k: int, entry: Any) -> LayerSpec:
     if not (isinstance(kind, str) and isinstance(name, str) and isinstance(options, dict)):
         raise NetworkError(f"architecture: layers[{k}]: expected two strings and an object")
     return LayerSpec(kind, name, options)
-
-
-def _essential(spec: LayerSpec) -> dict[str, Any]:
-    """The options without what does not change the function: 1 for 1.0, the count of no padding."""
-    options = dict(spec.options)
-    if spec.kind in ACTIVATIONS:
-        return {k: v if isinstance(v, str) else float(v) + 0.0 for k, v in options.items()}
-    if not any(options.get("padding", (1,))):
-        options.pop("count_include_pad", None)
-    return options
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _frobenius(matrix: Any) -> float:

@@ -49,6 +49,8 @@ class Sort:
 
 
 SORTS: Mapping[str, Sort] = {"group_sort2": Sort(False), "max_min": Sort(True)}
+# Activations that act on pairs of features; they take no options.
+PAIRED = (*SORTS, HALF_ABS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,15 @@ def check_even(name: str, kind: str, shape: Shape) -> None:
             f"{name}: {kind} works on pairs of {what} and needs an even number of them, got "
             f"{shape[0] if shape else 0}; change the width of the layer before it"
         )
+
+
+def paired_value(kind: str, x: Array) -> Array:
+    """A sort of pairs, or :data:`HALF_ABS`, of samples ``(batch, features or channels, *)``."""
+    if kind == HALF_ABS:
+        same, folded = np.split(x, 2, axis=1)
+        return np.concatenate([same, np.abs(folded)], axis=1)
+    pairs = np.sort(x.reshape(len(x), x.shape[1] // 2, 2, -1), axis=2)
+    return (pairs[:, :, ::-1] if SORTS[kind].descending else pairs).reshape(x.shape)
 
 
 def half_abs_slopes(size: int) -> tuple[Array, Array]:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 
 class _Exchange(torch.autograd.Function):
-    """Exchange the pairs that a mask marks; its own adjoint."""
+    """Exchange the pairs that a mask marks; linear in x, and its own adjoint."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, marked: Tensor) -> Tensor:
-        ctx.save_for_backward(marked)
+    def forward(x: Tensor, marked: Tensor) -> Tensor:
         first, second = _pairs(x).unbind(2)
         out = torch.empty_like(x)
         torch.where(marked, second, first, out=_pairs(out)[:, :, 0])
@@ -25,9 +24,34 @@ class _Exchange(torch.autograd.Function):
         return out
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (marked,) = ctx.saved_tensors
-        return _Exchange.apply(grads[0].contiguous(), marked), None  # type: ignore[no-untyped-call]
+        return exchange(grads[0], marked), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (marked,) = ctx.saved_tensors
+        return exchange(tangents[0], marked)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> Any:
+        """Samples of samples are more samples."""
+        full = [
+            x.expand(info.batch_size, *x.shape) if k is None else x.movedim(k, 0)
+            for k, x in zip(in_dims, inputs, strict=True)
+        ]
+        return exchange(*(x.flatten(0, 1) for x in full)).reshape(full[0].shape), 0
+
+
+def exchange(x: Tensor, marked: Tensor) -> Tensor:
+    """``x`` of shape ``(batch, features, *)`` with the marked pairs of features exchanged."""
+    out: Tensor = _Exchange.apply(x.contiguous(), marked)  # type: ignore[no-untyped-call]
+    return out
 
 
 class MaxMin(nn.Module):
@@ -57,11 +81,9 @@ class MaxMin(nn.Module):
                 f"{type(self).__name__}: expected (batch, features, ...) with an even number of "
                 f"features to sort in pairs, got shape {tuple(x.shape)}; change the width"
             )
-        x = x.contiguous()
         first, second = _pairs(x).unbind(2)
         marked = first < second if self.descending else second < first
-        out: Tensor = _Exchange.apply(x, marked)  # type: ignore[no-untyped-call]
-        return out
+        return exchange(x, marked)
 
 
 class GroupSort2(MaxMin):
@@ -101,4 +123,4 @@ class HalfAbs(nn.Module):
 
 
 def _pairs(x: Tensor) -> Tensor:
-    return x.view(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:])
+    return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:])

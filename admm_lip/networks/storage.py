@@ -75,7 +75,7 @@ def load_files(architecture: Path, weights: Path) -> Network:
         raise NetworkError(f"{architecture}: not a JSON file ({error})") from None
     try:
         arrays = st.load_file(weights)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise NetworkError(f"{weights}: truncated, damaged or of a type unread ({error})") from None
     return Network.from_json(data, arrays)
 

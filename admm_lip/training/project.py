@@ -29,6 +29,7 @@ from ..errors import CertificateError
 from ..evaluation.attacks import fooled
 from ..networks.chain import linear_layers, read_network
 from ..networks.frame import Frame
+from ..networks.overrides import unwrapped
 from ..solvers import (
     CertifyProblem,
     ProjectProblem,
@@ -190,6 +191,7 @@ def project(
         raise ValueError(f"bound: expected a finite number > 0, got {bound!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     linear_layers(model)  # refuses, by name, what cannot be projected
     chosen = SolverConfig(solver) if isinstance(solver, str) else solver
     if finetune is None:

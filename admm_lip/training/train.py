@@ -21,6 +21,7 @@ from ..certificates.certificate import Certificate, certify
 from ..data.labels import Classes
 from ..methods.base import Method
 from ..networks.chain import linear_layers, read_network
+from ..networks.overrides import unwrapped
 from .admm import AdmmState, Matrices
 from .batches import Batches, TensorBatches, as_batches
 from .centring import Centring, centre, mean_input
@@ -128,7 +129,7 @@ def train(
         raise ValueError("run_dir: resume=True needs the folder of the run; got None")
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(config.seed)
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(unwrapped(model))
         stored = stored_dtype(copied)
         layers = _trained_layers(copied.to(master_dtype(stored)))
         chosen = config.loss if loss is None else loss

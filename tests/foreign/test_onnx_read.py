@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from onnx_build import Node, evaluate, forward, onnx_model, seeded, write
 
+from admm_lip import certify
 from admm_lip.foreign import open_network
 from admm_lip.networks.layers import AFFINE
 
@@ -239,27 +241,51 @@ def test_normalisation_before_a_flatten(tmp_path: Path, shape: tuple[int, ...]) 
         assert kinds == ["conv2d", "flatten", "linear"]
 
 
-def test_an_inexact_scale_in_front_is_rounded_away_from_zero(tmp_path: Path) -> None:
-    """What bounds the slope of the rounded network then bounds that of the exact one."""
-    from fractions import Fraction
-
-    std = np.array([0.3081, -0.7, 3.0, 2.0], "f4")
-    nodes: list[Node] = [("Div", ["x", "std"], {}), ("Relu", ["v0"], {})]
-    network = open_network(write(onnx_model(nodes, {"std": std}, [1, 4]), tmp_path))
-    scale = np.diag(network.chain().weights[0])
-    for value, s in zip(scale, std, strict=True):
-        exact = 1 / Fraction(float(s))
-        assert abs(Fraction(float(value))) >= abs(exact)
-        assert abs(Fraction(float(value)) - exact) <= abs(exact) * Fraction(1, 2**51)
-    assert scale[3] == 0.5
+STD = np.array([0.3081, -0.7, 3.0, 2.0], "f4")
+MEAN = np.array([0.1, 0.2, 1e-9, 0.5], "f4")
 
 
-def test_float32_parameters_are_read_as_the_decimal_that_was_written(tmp_path: Path) -> None:
-    nodes: list[Node] = [("LeakyRelu", ["x"], {"alpha": 0.01}), ("Clip", ["v0", "a", "b"], {})]
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_constants_lose_by_rounding_is_kept_with_the_layer(
+    tmp_path: Path, behind: bool
+) -> None:
+    nodes: list[Node] = [
+        ("Sub", ["x", "mean"], {}),
+        ("Div", ["v0", "std"], {}),
+        ("Relu", ["v1"], {}),
+    ]
+    if behind:
+        nodes = [("Relu", ["x"], {}), ("Sub", ["v0", "mean"], {}), ("Div", ["v1", "std"], {})]
+    arrays = {"std": STD, "mean": MEAN}
+    chain = open_network(write(onnx_model(nodes, arrays, [1, 4]), tmp_path)).chain()
+    k = 1 if behind else 0
+    exact = [1 / Fraction(float(s)) for s in STD]
+    lost = [Fraction(float(v)) - e for v, e in zip(np.diag(chain.weights[k]), exact, strict=True)]
+    off = [
+        Fraction(float(b)) + Fraction(float(m)) * e
+        for b, m, e in zip(chain.biases[k], MEAN, exact, strict=True)
+    ]
+    assert 0 < sum(e * e for e in lost) <= Fraction(chain.errors[k]) ** 2 < Fraction(1, 2**98)
+    assert 0 < max(abs(e) for e in off) <= Fraction(chain.bias_errors[k]) < Fraction(1, 2**50)
+    assert chain.weights[k][3, 3] == 0.5
+
+
+def test_constants_that_floats_hold_have_no_error(tmp_path: Path) -> None:
+    nodes: list[Node] = [("Sub", ["x", "mean"], {}), ("Div", ["v0", "std"], {})]
+    arrays = {"std": np.array([2.0, -0.5], "f4"), "mean": np.array([0.1, 0.2], "f4")}
+    chain = open_network(write(onnx_model(nodes, arrays, [1, 2]), tmp_path)).chain()
+    assert (chain.errors, chain.bias_errors) == ((0.0,), (0.0,))
+
+
+def test_float32_parameters_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    """The slope that runs is 1.10000002384, not the 1.1 that was written: 2.2e-8 above it."""
+    nodes: list[Node] = [("LeakyRelu", ["x"], {"alpha": 1.1}), ("Clip", ["v0", "a", "b"], {})]
     arrays = {"a": np.float32(-0.1), "b": np.float32(0.7)}
     network = open_network(write(onnx_model(nodes, arrays, [1, 4]), tmp_path))
-    assert dict(network.layers[0].options) == {"negative_slope": 0.01}
-    assert dict(network.layers[1].options) == {"min_val": -0.1, "max_val": 0.7}
+    stored = [float(np.float32(v)) for v in (1.1, -0.1, 0.7)]
+    assert dict(network.layers[0].options) == {"negative_slope": stored[0]}
+    assert dict(network.layers[1].options) == {"min_val": stored[1], "max_val": stored[2]}
+    assert certify(network).lip >= stored[0] > 1.1
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])

@@ -11,8 +11,9 @@ from torch import nn
 
 from admm_lip.errors import UnsupportedModule
 from admm_lip.networks.activations import ACTIVATIONS, slope_range
-from admm_lip.networks.chain import READERS, read_network
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.clipped import ClippedReLU, PairClip
+from admm_lip.networks.readers import READERS
 
 CASES = [
     nn.ReLU(),

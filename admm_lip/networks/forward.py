@@ -1,0 +1,60 @@
+"""What a network computes, in float64, layer by layer as its tables state it; NumPy and SciPy only.
+
+This is the meaning of a :class:`~admm_lip.networks.network.Network`, apart from torch: what torch
+runs is compared with it (``live_check.py``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .activations import ACTIVATIONS
+from .layers import AFFINE, Array
+from .network import LayerSpec, Network
+from .sorting import PAIRED, paired_value
+
+
+def forward(network: Network, x: npt.ArrayLike) -> Array:
+    """The outputs of ``network``, rounded as float64 rounds.
+
+    Args:
+        network: the network.
+        x: inputs ``(batch, *input_shape)``, or flattened.
+
+    Returns:
+        float64 ``(batch, *)``.
+
+    Raises:
+        NetworkError: where its shapes do not chain.
+
+    Example:
+        >>> import numpy as np
+        >>> layers = (LayerSpec("linear", "in", {}), LayerSpec("relu", "act", {}))
+        >>> net = Network(layers, {"in.weight": np.array([[1.0, -2.0], [3.0, 4.0]])})
+        >>> forward(net, [[1.0, 1.0]]).tolist()
+        [[0.0, 7.0]]
+    """
+    network.shapes()
+    value = np.asarray(x, dtype=np.float64)
+    value = value.reshape(len(value), *(network.input_shape or ()))
+    for spec in network.layers:
+        value = apply_layer(network, spec, value)
+    return value
+
+
+def apply_layer(network: Network, spec: LayerSpec, x: Array) -> Array:
+    """One layer of ``network`` on samples ``(batch, *shape)`` of the shape that it sees."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if spec.kind in AFFINE:
+            return AFFINE[spec.kind].apply(spec.name, spec.options, network.arrays, x)
+        if spec.kind in ACTIVATIONS:
+            return ACTIVATIONS[spec.kind].value(spec.options, x, _own_arrays(network, spec))
+        if spec.kind in PAIRED:
+            return paired_value(spec.kind, x)
+    return x.reshape(len(x), -1) if spec.kind == "flatten" else x
+
+
+def _own_arrays(network: Network, spec: LayerSpec) -> dict[str, Array]:
+    keys = ACTIVATIONS[spec.kind].arrays
+    return {k: np.asarray(network.arrays[f"{spec.name}.{k}"], dtype=np.float64) for k in keys}

@@ -1,0 +1,166 @@
+"""Calls in a recorded ``forward`` that equal a module: ``torch.relu(x)``, ``x.flatten(1)``, ..."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..errors import UnsupportedModule
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function call that equals a module: its parameters in order, and defaults of its own."""
+
+    module: type[nn.Module]
+    parameters: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+_POOL = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "ceil_mode",
+    "count_include_pad",
+    "divisor_override",
+)
+_RELU = Function(nn.ReLU, ("inplace",))
+_FLATTEN = Function(nn.Flatten, ("start_dim", "end_dim"), {"start_dim": 0})
+
+# Calls that are read as modules; strings are methods of a tensor.
+FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
+    torch.relu: _RELU,
+    torch.relu_: _RELU,
+    F.relu: _RELU,
+    "relu": _RELU,
+    "relu_": _RELU,
+    F.leaky_relu: Function(nn.LeakyReLU, ("negative_slope", "inplace")),
+    F.elu: Function(nn.ELU, ("alpha", "inplace")),
+    F.relu6: Function(nn.ReLU6, ("inplace",)),
+    F.hardtanh: Function(nn.Hardtanh, ("min_val", "max_val", "inplace")),
+    torch.tanh: Function(nn.Tanh),
+    F.tanh: Function(nn.Tanh),
+    "tanh": Function(nn.Tanh),
+    torch.sigmoid: Function(nn.Sigmoid),
+    F.sigmoid: Function(nn.Sigmoid),
+    "sigmoid": Function(nn.Sigmoid),
+    F.softplus: Function(nn.Softplus, ("beta", "threshold")),
+    F.gelu: Function(nn.GELU, ("approximate",)),
+    F.silu: Function(nn.SiLU, ("inplace",)),
+    F.avg_pool2d: Function(nn.AvgPool2d, _POOL),
+    torch.flatten: _FLATTEN,
+    "flatten": _FLATTEN,
+}
+_DROPOUT_PARAMETERS = ("p", "training", "inplace")
+_VIEWS = ("view", "reshape")
+
+
+class Reshape(nn.Module):
+    """What ``x.view(x.size(0), n)`` does: flatten, with ``size`` the asserted length or None."""
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten all but the batch."""
+        return x.flatten(1)
+
+
+def module_of(node: fx.Node) -> nn.Module:
+    """The module that a function call or a method call of one value equals.
+
+    Raises:
+        UnsupportedModule: naming the call, where it equals none.
+    """
+    if node.op == "call_method" and node.target in _VIEWS:
+        return _view(node)
+    key = node.target
+    if key is F.dropout:
+        return _dropout(node)
+    if key not in FUNCTIONS:
+        raise UnsupportedModule(
+            f"{label_of(node)} is not supported; supported calls: {', '.join(_supported_calls())}"
+        )
+    function = FUNCTIONS[key]
+    return function.module(**{**function.defaults, **_options(node, function.parameters)})
+
+
+def is_size(node: fx.Node) -> bool:
+    """``x.size(0)``, ``x.shape`` or ``x.shape[0]``."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return asks_shape(node.args[0])
+    return asks_shape(node)
+
+
+def asks_shape(node: fx.Node) -> bool:
+    """``x.size(...)`` or ``x.shape``."""
+    asks = node.op == "call_method" and node.target == "size"
+    return asks or (node.target is getattr and node.args[1:] == ("shape",))
+
+
+def _is_batch_size(value: Any) -> bool:
+    """``x.size(0)`` or ``x.shape[0]``."""
+    if not isinstance(value, fx.Node) or not is_size(value):
+        return False
+    return value.args[1:] == (0,) and not value.kwargs
+
+
+def _options(node: fx.Node, parameters: tuple[str, ...]) -> dict[str, Any]:
+    """The constants a function was called with, by name."""
+    extra = node.args[1:]
+    given = dict(zip(parameters, extra, strict=False))
+    given.update({k: v for k, v in node.kwargs.items() if k != "input"})
+    known = len(extra) <= len(parameters) and set(given) <= set(parameters)
+    if not known or any(isinstance(v, fx.Node) for v in given.values()):
+        raise UnsupportedModule(
+            f"{label_of(node)}: cannot read its arguments {(*extra, dict(node.kwargs))}; "
+            f"expected constants among {parameters}"
+        )
+    return given
+
+
+def _dropout(node: fx.Node) -> nn.Module:
+    options = {"p": 0.5, "training": True, **_options(node, _DROPOUT_PARAMETERS)}
+    return nn.Dropout(options["p"]).train(options["training"])
+
+
+def _view(node: fx.Node) -> Reshape:
+    """``x.view(x.size(0), -1)``, ``x.view(-1, n)`` and the like."""
+    sizes = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        sizes = tuple(sizes[0])
+    if len(sizes) == 2 and not node.kwargs:
+        batch, size = sizes
+        if _is_batch_size(batch) and size == -1:
+            return Reshape(None)
+        if (_is_batch_size(batch) or batch == -1) and type(size) is int and size > 0:
+            return Reshape(size)
+    raise UnsupportedModule(
+        f"{label_of(node)}: only a flatten is supported, x.flatten(1) or x.view(x.size(0), -1)"
+    )
+
+
+def _supported_calls() -> list[str]:
+    names = {f if isinstance(f, str) else f.__name__ for f in FUNCTIONS}
+    return sorted(names | {"dropout", *_VIEWS})
+
+
+def label_of(node: fx.Node) -> str:
+    """How an error names a node: a module by its qualified name, a function by its own."""
+    labels = {
+        "call_module": str(node.target),
+        "placeholder": f"the input {node.target}",
+        "output": "the output",
+        "call_method": f"the method .{node.target}()",
+        "get_attr": f"the attribute {node.target}",
+    }
+    function = getattr(node.target, "__name__", str(node.target))
+    return labels.get(node.op, f"the function {function}()")

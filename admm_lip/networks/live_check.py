@@ -1,0 +1,236 @@
+"""Whether torch runs what was read: the module itself against the network's own float64 forward.
+
+Reading looks at the structure of a module, and much can make it run something else: a class that
+was patched, a tensor that is not plain, code that knows when it is traced.  So the module is run
+once, on random inputs:
+
+1. every layer, called as torch calls it, gives what its row of the table gives in float64, within
+   the rounding of one layer in the module's own precision;
+2. the module as a whole gives what its layers give one after another: the same numbers, or at most
+   twice a running bound of the rounding of all layers apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModule
+from .activations import ACTIVATIONS
+from .forward import apply_layer
+from .layers import AFFINE, Array
+from .network import LayerSpec, Network
+from .sorting import SORTS
+from .trace import Step
+
+# Sizes of batches and scales of the normal inputs in them.
+_BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
+# A library function is evaluated to so many units in the last place of what it works on.
+_LIBRARY = 32.0
+_SLACK = 1.01
+
+
+class Precision(NamedTuple):
+    """Unit roundoff, least normal number and greatest number of an evaluation."""
+
+    unit: float
+    tiny: float
+    largest: float
+
+    @staticmethod
+    def of(dtype: torch.dtype, device: torch.device) -> Precision:
+        """As torch computes in ``dtype``, with the short cuts that its settings allow."""
+        info = torch.finfo(dtype)
+        unit = info.eps / 2.0
+        if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+            unit = 2.0**-8  # bfloat16 inside
+        elif device.type != "cpu":
+            unit *= 2.0**13  # TF32, and the fast convolutions of accelerators
+        return Precision(unit, info.tiny, info.max)
+
+
+def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> None:
+    """Run ``module`` and refuse it where it computes something else than ``network``.
+
+    Args:
+        module: in evaluation mode (``module_state.evaluating``).
+        chain: its layers in order.
+        network: what was read, one layer for each of ``chain``.
+
+    Raises:
+        UnsupportedModule: naming the layer or the module that gives other numbers.
+        NetworkError: where the network's shapes do not chain.
+    """
+    network.shapes()
+    dtype, device = _place(chain)
+    precision = Precision.of(dtype, device)
+    starts = [x.to(device, dtype) for x in _inputs(network.input_shape or ())]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        flows = [starts]
+        for step, spec in zip(chain, network.layers, strict=True):
+            label = f"{step.name} ({type(step.module).__name__})"
+            ends = [_run(label, step.module, x) for x in flows[-1]]
+            _compare_layer(label, network, spec, (flows[-1], ends), precision)
+            flows.append(ends)
+        for k, x in enumerate(starts):
+            label = type(module).__name__
+            whole = _run(label, module, x)
+            if not torch.equal(whole, flows[-1][k]):
+                values = [_array(flow[k]) for flow in flows]
+                _compare_whole(label, network, values, _array(whole), precision)
+
+
+def _place(chain: Sequence[Step]) -> tuple[torch.dtype, torch.device]:
+    held = itertools.chain.from_iterable(step.module.parameters() for step in chain)
+    first = next((p for p in held if p.is_floating_point()), torch.zeros((), dtype=torch.float64))
+    return first.dtype, first.device
+
+
+def _inputs(shape: tuple[int, ...]) -> list[Tensor]:
+    generator = np.random.default_rng(0)
+    return [
+        torch.from_numpy(scale * generator.standard_normal((size, *shape)))
+        for size, scale in _BATCHES
+    ]
+
+
+def _run(label: str, module: nn.Module, x: Tensor) -> Tensor:
+    try:
+        out = module(x.clone())  # some layers work in place
+    except Exception as error:
+        raise UnsupportedModule(
+            f"{label}: does not run on inputs of shape {tuple(x.shape)}, batch first "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if type(out) is not Tensor or len(out) != len(x):
+        shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UnsupportedModule(
+            f"{label}: expected one plain tensor with a row for each of {len(x)} inputs, got "
+            f"{shown}"
+        )
+    return out.clone()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no text")
+
+
+def _array(x: Tensor) -> Array:
+    return x.detach().to("cpu", torch.float64).numpy()
+
+
+def _compare_layer(
+    label: str,
+    network: Network,
+    spec: LayerSpec,
+    flow: tuple[list[Tensor], list[Tensor]],
+    precision: Precision,
+) -> None:
+    """One layer's outputs against its row; all batches at once."""
+    x, found = (np.concatenate([_array(part) for part in parts]) for parts in flow)
+    expected = apply_layer(network, spec, x)
+    bound = _rounding(network, spec, (x, expected), np.zeros_like(x), precision)
+    _refuse_difference(
+        f"{label}: torch runs something else than its settings and weights say",
+        (found, expected),
+        bound,
+        precision,
+    )
+
+
+def _compare_whole(
+    label: str, network: Network, values: list[Array], found: Array, precision: Precision
+) -> None:
+    """The whole module's outputs against its layers', which ``values`` lead to."""
+    error = np.zeros_like(values[0])
+    for spec, x, out in zip(network.layers, values, values[1:], strict=False):
+        error = _rounding(network, spec, (x, out), error, precision)
+    _refuse_difference(
+        f"{label}: running it gives something else than its layers one after another; its forward "
+        "or a class of its parts does more than could be read",
+        (found, values[-1]),
+        2.0 * error,
+        precision,
+    )
+
+
+def _refuse_difference(
+    what: str, pair: tuple[Array, Array], bound: Array, precision: Precision
+) -> None:
+    found, expected = pair
+    if found.shape != expected.shape:
+        raise UnsupportedModule(
+            f"{what} (shape {found.shape[1:]} where {expected.shape[1:]} was expected, batch apart)"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        # What overflows in the module's precision is not compared.
+        inside = np.abs(expected) + bound < precision.largest
+        wrong = inside & ~(np.abs(found - expected) <= bound)
+    if wrong.any():
+        place = tuple(int(k) for k in np.argwhere(wrong)[0])
+        raise UnsupportedModule(
+            f"{what} ({found[place]:.9g} where {expected[place]:.9g} was expected, to "
+            f"{bound[place]:.1g})"
+        )
+
+
+def _rounding(
+    network: Network,
+    spec: LayerSpec,
+    ends: tuple[Array, Array],
+    error: Array,
+    precision: Precision,
+) -> Array:
+    """How far an evaluation of one layer may be from the exact one, entry by entry.
+
+    For ``W x + b`` with rows of n entries, in any order of summation,
+
+        |W| e + gamma_{n+2} (|W| (|x| + e) + |b|),    gamma_n = n u / (1 - n u),
+
+    with e the error of x.  Float64's own rounding on the other side is added to u.
+    """
+    x, out = ends
+    if spec.kind in AFFINE:
+        return _affine_rounding(network, spec, np.abs(x), error, precision)
+    if spec.kind in ACTIVATIONS:
+        row = ACTIVATIONS[spec.kind]
+        slopes = row.slopes(spec.options)
+        evaluated = _LIBRARY * (precision.unit + 2.0**-53) * (1.0 + np.abs(x) + np.abs(out))
+        steepest = max(abs(slopes.alpha), abs(slopes.beta))
+        return steepest * error + evaluated + row.jump(spec.options)
+    if spec.kind in SORTS:
+        pairs = error.reshape(len(error), error.shape[1] // 2, 2, -1).max(axis=2, keepdims=True)
+        return np.repeat(pairs, 2, axis=2).reshape(error.shape)
+    return error.reshape(out.shape)
+
+
+def _affine_rounding(
+    network: Network, spec: LayerSpec, size: Array, error: Array, precision: Precision
+) -> Array:
+    stored = {key: network.arrays.get(f"{spec.name}.{key}") for key in ("weight", "bias")}
+    sizes = {
+        f"{spec.name}.{key}": np.abs(np.asarray(array, dtype=np.float64))
+        for key, array in stored.items()
+        if array is not None
+    }
+    weight = stored["weight"]
+    terms = 4 + (math.prod(spec.options["kernel_size"]) if weight is None else weight[0].size)
+    relative = terms * (precision.unit + 2.0**-53)
+    gamma = relative / (1.0 - relative) if relative < 1.0 else math.inf
+    absolute = Network((spec,), sizes, size.shape[1:])
+    spread = apply_layer(absolute, spec, size + error)
+    whole = apply_layer(Network((spec,), _without_bias(sizes), size.shape[1:]), spec, error)
+    # Every product may underflow, and every number be flushed to zero before it.
+    largest = 1.0 + max((float(a.max(initial=0.0)) for a in (size, *sizes.values())), default=0.0)
+    found: Array = _SLACK * (whole + gamma * spread) + terms * largest * precision.tiny
+    return found
+
+
+def _without_bias(sizes: dict[str, Any]) -> dict[str, Any]:
+    return {key: array for key, array in sizes.items() if not key.endswith(".bias")}

@@ -1,0 +1,128 @@
+"""The one table of torch layers that can be read: each layer's kind and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .clipped import ClippedReLU, PairClip
+from .functional_calls import Reshape
+from .sorting import HALF_ABS
+from .sorting_torch import GroupSort2, HalfAbs, MaxMin
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One row of the table: the neutral kind, and from the module to its options.
+
+    ``options`` raises ``ValueError`` with the reason where the module's settings are not handled.
+    """
+
+    kind: str
+    options: Callable[[Any], dict[str, Any]] = lambda module: {}
+
+
+def _attributes(*names: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda module: {name: getattr(module, name) for name in names}
+
+
+def _pair(value: Any) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * 2
+
+
+def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"padding_mode={conv.padding_mode!r}; only zeros are handled")
+    return {
+        "stride": _pair(conv.stride),
+        "padding": conv_padding(conv),
+        "dilation": _pair(conv.dilation),
+        "groups": conv.groups,
+    }
+
+
+def conv_padding(conv: nn.Conv2d) -> list[int]:
+    """Top, bottom, left, right; "same" puts the odd one last, as torch does."""
+    if conv.padding == "valid":
+        return [0, 0, 0, 0]
+    if conv.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [side for total in totals for side in (total // 2, total - total // 2)]
+    rows, columns = _pair(conv.padding)
+    return [rows, rows, columns, columns]
+
+
+def _pool_options(pool: nn.AvgPool2d) -> dict[str, Any]:
+    if pool.ceil_mode:
+        raise ValueError("ceil_mode=True is not handled; use ceil_mode=False")
+    rows, columns = _pair(pool.padding)
+    return {
+        "kernel_size": _pair(pool.kernel_size),
+        "stride": _pair(pool.stride or pool.kernel_size),
+        "padding": [rows, rows, columns, columns],
+        "count_include_pad": pool.count_include_pad,
+        "divisor_override": pool.divisor_override,
+    }
+
+
+def _flatten_options(flatten: nn.Flatten) -> dict[str, Any]:
+    if (flatten.start_dim, flatten.end_dim) != (1, -1):
+        raise ValueError(
+            f"start_dim={flatten.start_dim}, end_dim={flatten.end_dim}; only 1 and -1 are handled"
+        )
+    return {"size": None}
+
+
+def _dropout_options(dropout: Any) -> dict[str, Any]:
+    """The identity in evaluation mode, in which modules are read."""
+    if dropout.training and dropout.p > 0.0:
+        raise ValueError(
+            "is random in evaluation mode too; write F.dropout(x, p, training=self.training)"
+        )
+    return {}
+
+
+def _torchlip_sort_options(module: Any) -> dict[str, Any]:
+    settings = getattr(module, "group_size", None), getattr(module, "_coefficient_lip", None)
+    if settings != (2, 1.0):
+        raise ValueError(
+            f"group_size={settings[0]}, k_coef_lip={settings[1]}; only 2 and 1 are handled"
+        )
+    return {}
+
+
+# deel-torchlip's GroupSort2, known by its name (``trace.is_torchlip_sort``).
+TORCHLIP_SORT = Reader("group_sort2", _torchlip_sort_options)
+_DROPOUT = Reader("identity", _dropout_options)
+_HARDTANH = Reader("hardtanh", lambda m: {"min_val": m.min_val, "max_val": m.max_val})
+
+READERS: Mapping[type[nn.Module], Reader] = {
+    nn.Linear: Reader("linear"),
+    nn.Conv2d: Reader("conv2d", _conv_options),
+    nn.AvgPool2d: Reader("avg_pool2d", _pool_options),
+    nn.Flatten: Reader("flatten", _flatten_options),
+    Reshape: Reader("flatten", _attributes("size")),
+    nn.Identity: Reader("identity"),
+    nn.Dropout: _DROPOUT,
+    nn.Dropout1d: _DROPOUT,
+    nn.Dropout2d: _DROPOUT,
+    nn.AlphaDropout: _DROPOUT,
+    nn.ReLU: Reader("relu"),
+    nn.LeakyReLU: Reader("leaky_relu", _attributes("negative_slope")),
+    nn.ELU: Reader("elu", _attributes("alpha")),
+    nn.Tanh: Reader("tanh"),
+    nn.Sigmoid: Reader("sigmoid"),
+    nn.Softplus: Reader("softplus", _attributes("beta", "threshold")),
+    nn.Hardtanh: _HARDTANH,
+    nn.ReLU6: _HARDTANH,
+    nn.GELU: Reader("gelu", _attributes("approximate")),
+    nn.SiLU: Reader("silu"),
+    GroupSort2: Reader("group_sort2"),
+    MaxMin: Reader("max_min"),
+    HalfAbs: Reader(HALF_ABS),
+    ClippedReLU: Reader("clipped_relu"),
+    PairClip: Reader("pair_clip"),
+}
