@@ -13,7 +13,8 @@ class SolverConfig:
         name: ``auto`` (native first), ``native``, ``mosek``, ``clarabel`` or ``scs``.
         tol: relative accuracy: of a certification the gap in ``L^2`` to the best that can be
             proven, of a projection the change that ends it.
-        time_limit: seconds for one solve; ``None``: no limit.
+        time_limit: seconds for what is called, a solve with all its solvers or a whole
+            certification with its proof; ``None``: no limit.
         max_iterations: most iterations of one solve; ``None``: the solver's own number.
         fallback: solvers tried in this order when the named one is unavailable or fails; empty
             makes that an error.

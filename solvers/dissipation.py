@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .problem import Slopes
+from .spectrum import top_eigenvalue
 
 
 def any_known(slopes: Sequence[Slopes]) -> bool:
@@ -51,10 +52,9 @@ def storage_bound(
         if handed is None:
             return float("inf")
         form = w.T @ handed @ w
-    lip_sq = (
-        float(torch.linalg.eigvalsh(form)[-1]) if bool(torch.isfinite(form).all()) else math.nan
-    )
-    return math.sqrt(max(lip_sq, 0.0)) if lip_sq == lip_sq else float("inf")
+    if not bool(torch.isfinite(form).all()):
+        return float("inf")
+    return math.sqrt(max(top_eigenvalue(form), 0.0))
 
 
 def handed_on(form: Tensor, slopes: Slopes, t: Tensor) -> Tensor | None:

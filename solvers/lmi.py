@@ -33,6 +33,7 @@ from torch import Tensor
 
 from .dissipation import any_known, storage_bound
 from .problem import Slopes
+from .spectrum import top_eigenvalue
 
 
 def lmi_blocks(
@@ -117,8 +118,9 @@ def implied_bound(
             return float("inf")
         half = torch.linalg.solve_triangular(factor, off, upper=False)
         schur = d - half.T @ half
-    lip_sq = float(torch.linalg.eigvalsh(-schur)[-1])
-    return math.sqrt(max(lip_sq, 0.0)) if lip_sq == lip_sq else float("inf")
+    if not bool(torch.isfinite(schur).all()):
+        return float("inf")
+    return math.sqrt(max(top_eigenvalue(-schur), 0.0))
 
 
 @dataclass(frozen=True, eq=False)

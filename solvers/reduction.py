@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .native.starts import norm_of_gram, theta_start
+from .native.starts import norm_sq, theta_start
 from .native.transpose import inverted, invertible, order, transposed
 from .problem import CertifyProblem, Multiplier, Slopes, Weights
 from .proving import proving
@@ -186,8 +186,7 @@ def _unit_norms(weights: Weights) -> tuple[Weights, list[float]]:
     scaled, logs = [], []
     for w in weights:
         top, safe = _top(w), _safe(w)
-        gram = safe @ safe.T if w.shape[0] <= w.shape[1] else safe.T @ safe
-        norm = max(norm_of_gram(gram), 0.0) ** 0.5 or 1.0
+        norm = norm_sq(safe) ** 0.5 or 1.0
         scaled.append(safe / norm)
         logs.append(math.log(float(top)) + math.log(norm))
     return tuple(scaled), logs

@@ -19,6 +19,7 @@ import torch
 from . import registry
 from .backend import Backend
 from .config import SolverConfig
+from .deadline import Deadline
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
 from .native.splitting import WarmBall
@@ -28,8 +29,9 @@ from .proving import proving
 from .reduction import reduce_certify
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
 
-# A time limit that is used up still lets a backend say what it has at once.
-_LEAST_SECONDS = 1e-9
+# Share of the time limit that a second backend needs to be asked at all: building its problem may
+# take longer than solving it.
+_LEAST_SHARE = 0.5
 
 _log = logging.getLogger("admm_lip")
 _said: set[str] = set()
@@ -55,12 +57,12 @@ class _Task(Generic[_Claim, _Solution]):
     """One solve as the chain sees it.
 
     Attributes:
-        ask: the backend's claim.
+        ask: the claim of a backend under a config, whose time limit is what is left.
         measure: ``(backend, claim, seconds)`` to a solution, or the reason why it is worth nothing.
         score: what a better solution has less of.
     """
 
-    ask: Callable[[Backend], _Claim]
+    ask: Callable[[Backend, SolverConfig], _Claim]
     measure: Callable[[str, _Claim, float], _Solution | str]
     score: Callable[[_Solution], float]
 
@@ -89,14 +91,14 @@ def solve_certify(
         >>> round(solve_certify(CertifyProblem(hat, unit_slopes(hat))).lip, 5)
         1.0
     """
-    config, begun = config or SolverConfig(), time.perf_counter()
+    config = config or SolverConfig()
+    deadline = Deadline(config.time_limit)
     reduced = reduce_certify(problem)
-    config = _what_is_left(config, begun)
     start = None if warm is None else reduced.restrict(warm)
     scale = math.exp(min(reduced.log_scale, 709.0))  # beyond that nothing finite is proven
 
-    def ask(backend: Backend) -> CertifyClaim:
-        return backend.certify(reduced.problem, config, start)
+    def ask(backend: Backend, limited: SolverConfig) -> CertifyClaim:
+        return backend.certify(reduced.problem, limited, start)
 
     def measure(name: str, claim: CertifyClaim, seconds: float) -> CertifySolution | str:
         if claim.multiplier is None:
@@ -116,7 +118,8 @@ def solve_certify(
             message=claim.message,
         )
 
-    return _run(_Task(ask, measure, lambda s: s.lip), config, sum(reduced.problem.widths[:-1]))
+    task = _Task(ask, measure, lambda s: s.lip)
+    return _run(task, config, deadline, sum(reduced.problem.widths[:-1]))
 
 
 def solve_project(
@@ -142,11 +145,12 @@ def solve_project(
         [2.0, 0.5]
     """
     config = config or SolverConfig()
+    deadline = Deadline(config.time_limit)
     reduced = reduce_project(problem)
 
-    def ask(backend: Backend) -> ProjectClaim:
+    def ask(backend: Backend, limited: SolverConfig) -> ProjectClaim:
         own = isinstance(warm, Warm) and warm.backend == backend.name
-        return backend.project(reduced.problem, config, warm.data if own else None)
+        return backend.project(reduced.problem, limited, warm.data if own else None)
 
     def measure(name: str, claim: ProjectClaim, seconds: float) -> ProjectSolution | str:
         if claim.weights is None:
@@ -158,15 +162,8 @@ def solve_project(
             return measured
         return replace(measured, weights=reduced.lift(measured.weights))
 
-    return _run(_Task(ask, measure, lambda s: s.objective), config, sum(reduced.problem.widths))
-
-
-def _what_is_left(config: SolverConfig, begun: float) -> SolverConfig:
-    """The config with the seconds since ``begun`` taken off its time limit."""
-    if config.time_limit is None:
-        return config
-    left = config.time_limit - (time.perf_counter() - begun)
-    return replace(config, time_limit=max(left, _LEAST_SECONDS))
+    task = _Task(ask, measure, lambda s: s.objective)
+    return _run(task, config, deadline, sum(reduced.problem.widths))
 
 
 def _root(square: float) -> float:
@@ -258,17 +255,23 @@ def _held_part(problem: ProjectProblem, weights: Weights) -> Weights:
     )
 
 
-def _run(task: _Task[_Claim, _Solution], config: SolverConfig, order: int) -> _Solution:
+def _run(
+    task: _Task[_Claim, _Solution], config: SolverConfig, deadline: Deadline, order: int
+) -> _Solution:
     """Ask the backends of the chain in turn; the first answer that measures well is returned.
 
-    An answer cut off by the time limit is kept while the rest of the chain, under the same limit,
-    tries to better it.
+    An answer cut off by the limit is kept while the rest of the chain tries to better it, in what
+    is left of the time and if that is enough to begin.
     """
     backends = registry.chain(config.name, config.fallback, order)
     attempts: list[str] = []
     kept: list[_Solution] = []
     for backend in backends:
-        outcome = _attempt(task, backend, alone=len(backends) == 1)
+        if attempts and deadline.seconds_left < _LEAST_SHARE * (config.time_limit or 0.0):
+            attempts.append(f"{backend.name}: not asked, the time limit leaves too little")
+            continue
+        limited = replace(config, time_limit=deadline.limit())
+        outcome = _attempt(task, backend, limited, alone=len(backends) == 1)
         if isinstance(outcome, str):
             attempts.append(f"{backend.name}: {outcome}")
             continue
@@ -292,7 +295,9 @@ def _say(line: str) -> None:
     _said.add(line)
 
 
-def _attempt(task: _Task[_Claim, _Solution], backend: Backend, alone: bool) -> _Solution | str:
+def _attempt(
+    task: _Task[_Claim, _Solution], backend: Backend, config: SolverConfig, alone: bool
+) -> _Solution | str:
     """One backend's measured solution, or why there is none.
 
     Raises:
@@ -305,7 +310,7 @@ def _attempt(task: _Task[_Claim, _Solution], backend: Backend, alone: bool) -> _
         return f"unavailable ({found.reason})"
     begin = time.perf_counter()
     try:
-        claim = task.ask(backend)
+        claim = task.ask(backend, config)
     except SolverUnavailable as error:
         if alone:
             raise

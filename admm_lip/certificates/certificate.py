@@ -54,8 +54,8 @@ class Certificate(Document):
         multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron; for
             ``norm="linf"`` with ``t_0`` in front, one number per input, whose sum is at most
             ``lip^2 / 2``.
-        method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"norm_product"``, or
-            ``"constant"`` for a network that does not depend on its input.
+        method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"closed_form"``,
+            ``"norm_product"``, or ``"constant"`` for a network that does not depend on its input.
         requested: the bound that was asked for, or ``None``.
         lower_lip: what no multiplier of this kind can beat: the solver's dual bound, or
             ``sampled_lower`` where that is larger.

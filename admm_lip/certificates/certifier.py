@@ -1,10 +1,14 @@
-"""From a network to a proven certificate: candidates for the multiplier, and the least inflation.
+"""From a network to a proven certificate: candidates for the multiplier, the least one proven.
 
-1. Candidates: LipSDP's multiplier from a solver, one that the caller knows, and the closed form
-   that reproduces the product of norms.
-2. In the order of the bounds they imply, each is offered to the proof through rounding
-   (``proof.py``), inflated by as little as makes it succeed.
-3. The first that is proven becomes the certificate, with the comparison figures beside it.
+1. The layers are brought near norm 1 by powers of two (``layer_scales.py``).
+2. Candidates: LipSDP's multiplier from a solver, one that the caller knows, the closed form that
+   reproduces the product of norms, and, where these leave something to gain, the best closed form
+   of the solver's starts.
+3. The least bound that is proven through rounding (``least_proven.py``) becomes the certificate,
+   with the comparison figures beside it.
+
+The time limit covers all of it.  The solver gets what is left less what the proof will need, which
+a pass over the same layers tells.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,24 +28,30 @@ from ..errors import CertificateError
 from ..networks.layers import Array, Shape
 from ..networks.network import Chain, Network
 from ..networks.storage import network_of
+from ..solvers.closed_form import closed_form
 from ..solvers.config import SolverConfig
+from ..solvers.deadline import Deadline
 from ..solvers.errors import SolveFailed
-from ..solvers.lmi import implied_bound
 from ..solvers.problem import CertifyProblem
 from ..solvers.problem import Slopes as TensorSlopes
 from ..solvers.solution import CertifySolution
 from ..solvers.solve import solve_certify
 from .certificate import Certificate
 from .document import MODEL_UNITS, RAW_UNITS, chain_slopes
-from .norm_product import norm_product, product_multiplier, spectral_norm
-from .proof import is_constant, rounding_margin, unproven
+from .layer_scales import LayerScales
+from .least_proven import Candidate, Claim, Search
+from .norm_product import Norm, norm_product, product_multiplier, spectral_norm
+from .proof import is_constant
 from .restate import Matrices, measured
 from .sampled_slope import sampled_slope
 
 _log = logging.getLogger("admm_lip")
 
-# Largest relative inflation of the bound at which the proof is tried.
-_LARGEST_INFLATION = 0.1
+# Passes over the layers kept for after the solver: its answer is measured, perhaps tempered, and
+# offered to a proof or two, which cost as much.
+_PASSES_AFTER = 4
+# How far above the bound it implies a proven one may stand before a closed form is tried as well.
+_CLOSE = 1.0 + 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,34 +80,20 @@ class Order:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """A multiplier and the bound it implies in exact arithmetic, nearly."""
-
-    method: str
-    multiplier: tuple[Array, ...]
-    lip: float
-
-
-@dataclass(frozen=True, eq=False)
 class Proven:
-    """A candidate that passed the proof, with what the solver said and the product of norms."""
+    """A candidate that passed the proof, and what it is compared with.
+
+    Attributes:
+        candidate: with its bound, for the chain as it is.
+        backend: the backend that found the multiplier, ``""`` where it was none.
+        dual_bound: the solver's lower bound on the LipSDP optimum, 0 where there is none.
+        product: of the layers' norms.
+    """
 
     candidate: Candidate
-    solution: CertifySolution | None
+    backend: str
+    dual_bound: float
     product: float
-
-    @property
-    def backend(self) -> str:
-        """The backend that found the multiplier, ``""`` where it was none."""
-        used = self.solution is not None and self.candidate.method == "lipsdp"
-        return self.solution.backend if used and self.solution is not None else ""
-
-    @property
-    def dual_bound(self) -> float:
-        """The solver's lower bound on the LipSDP optimum, 0 where there is none."""
-        if self.solution is None:
-            return 0.0
-        return min(self.solution.lower_lip, self.candidate.lip)
 
     def lower_bounds(self, found: float) -> dict[str, Any]:
         """The lower bounds beside the proven one, which rounding alone can put above it."""
@@ -118,17 +114,21 @@ def certified(
     multiplier: Sequence[Any] | None,
 ) -> Certificate:
     """What :func:`admm_lip.certify` does for the global kind."""
+    config = order.config(1e-6)
+    deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
     chain, scale = network.chain(), order.scale_of(network)
     matrices = measured(chain, order.norm, scale)
-    norms = [spectral_norm(w) for w in matrices.weights]
     if is_constant(chain):
         proven = constant(matrices)
     else:
-        proven = prove(matrices, matrices, norms, order.config(1e-6), multiplier)
-    lip = proven.candidate.lip
-    seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
-    found = sampled_slope(network, seen, norm=order.norm) if lip > 0.0 else 0.0
+        norms = [spectral_norm(w) for w in matrices.weights]
+        names = names_of(chain, matrices)
+        proven = prove(Task(matrices, matrices, norms, names), config, deadline, multiplier)
+    lip, found = proven.candidate.lip, 0.0
+    if lip > 0.0:
+        seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
+        found = sampled_slope(network, seen, norm=order.norm, deadline=deadline)
     return Certificate(
         lip=lip,
         multiplier=proven.multiplier,
@@ -139,6 +139,12 @@ def certified(
         kind="global",
         **stated(network, chain, order, {proven.backend}),
     )
+
+
+def names_of(chain: Chain, matrices: Matrices) -> list[str]:
+    """What a person calls each of the matrices."""
+    names = [" and ".join(map(repr, merged)) or "(identity)" for merged in chain.names]
+    return [*["(input norm)"] * (len(matrices.weights) - len(names)), *names]
 
 
 def stated(network: Network, chain: Chain, order: Order, backends: set[str]) -> dict[str, Any]:
@@ -161,56 +167,102 @@ def stated(network: Network, chain: Chain, order: Order, backends: set[str]) -> 
 def constant(matrices: Matrices) -> Proven:
     """The certificate of what does not depend on the input."""
     ones = tuple(np.ones(len(s.alpha)) for s in matrices.slopes)
-    return Proven(Candidate("constant", ones, 0.0), None, 0.0)
+    return Proven(Candidate("constant", ones, 0.0), "", 0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A chain that is not constant, whose l2 constant is to be bounded.
+
+    Attributes:
+        matrices: what the proof is about.
+        solved: a chain with the same implied bounds, what the solver gets.
+        norms: spectral norm of each of the matrices.
+        names: what a person calls them.
+    """
+
+    matrices: Matrices
+    solved: Matrices
+    norms: Sequence[Norm]
+    names: Sequence[str]
+
+    def claim(self, deadline: Deadline) -> Claim:
+        """The same with its layers' scales taken out (step 1)."""
+        scales = LayerScales(tuple(n.power for n in self.norms))
+        problem = _problem(scales.unit(self.solved))
+        return Claim(self.matrices, scales, problem, self.names, deadline)
 
 
 def prove(
-    matrices: Matrices,
-    solved: Matrices,
-    norms: Sequence[float],
-    config: SolverConfig,
-    known: Sequence[Any] | None = None,
+    task: Task, config: SolverConfig, deadline: Deadline, known: Sequence[Any] | None = None
 ) -> Proven:
-    """Steps 1 to 3 for the l2 constant of a chain that is not constant.
+    """Steps 1 to 3.
 
     Args:
-        matrices: what the proof is about.
-        solved: a chain with the same optimal multipliers, what the solver gets.
-        norms: spectral norm of each of the matrices.
-        config: of the solver.
+        task: what is to be proven.
+        config: of the solver; what ``deadline`` leaves binds instead of its own time limit.
+        deadline: of everything.
         known: a multiplier to try as well, and to start from.
 
     Raises:
         CertificateError: when nothing could be proven through rounding.
     """
-    problem = _problem(solved)
-    warm = _as_tensors(matrices, known) if known is not None else None
-    found: list[tuple[str, tuple[Tensor, ...]]] = []
-    solution = _solved(problem, config, warm) if matrices.slopes else None
-    if solution is not None:
-        found.append(("lipsdp", solution.multiplier))
+    claim = task.claim(deadline)
+    warm = None
+    if known is not None:
+        warm = claim.scales.unit_multiplier(_checked(task.matrices, known))
+    product, search = _product(task, claim), Search(claim)
+    solution = _solved(claim, config, warm) if task.matrices.slopes else None
+    candidates = [product]
     if warm is not None:
-        found.append(("given", warm))
-    closed = product_multiplier(matrices, norms)
-    found.append(("norm_product", tuple(torch.from_numpy(t) for t in closed)))
-    candidates = [
-        Candidate(
-            method,
-            tuple(t.detach().cpu().numpy() for t in multiplier),
-            implied_bound(problem.weights, problem.slopes, multiplier),
-        )
-        for method, multiplier in found
-    ]
-    best = first_proven(matrices, sorted(candidates, key=lambda c: c.lip))
-    return Proven(best, solution, norm_product(matrices, norms))
+        candidates.append(Candidate("given", warm, claim.implied(warm)))
+    if solution is not None:
+        candidates.append(Candidate("lipsdp", _arrays(solution.multiplier), solution.lip))
+    search.offer(candidates, safe=product)
+    implied = min(candidate.lip for candidate in candidates)
+    search.offer(_closed(claim, search, implied if solution is not None else 0.0))
+    if search.best is None:
+        raise CertificateError(f"no bound could be proven through rounding: {search.reason}")
+    lower = claim.scales.lip(solution.lower_lip) if solution is not None else 0.0
+    return Proven(
+        candidate=search.best,
+        backend=solution.backend if solution and search.best.method == "lipsdp" else "",
+        dual_bound=min(lower, search.best.lip),
+        product=norm_product(task.matrices, task.norms),
+    )
+
+
+def _product(task: Task, claim: Claim) -> Candidate:
+    """The candidate that proves the product of norms, at least."""
+    shares = [n.share for n in task.norms]
+    multiplier = product_multiplier(task.matrices, shares)
+    product = norm_product(task.matrices, [n._replace(power=0) for n in task.norms])
+    implied = claim.implied(multiplier) if multiplier else math.inf
+    return Candidate("norm_product", multiplier, min(implied, product))
+
+
+def _closed(claim: Claim, search: Search, implied: float) -> list[Candidate]:
+    """The solver's best closed form, where there is no other or the proof of others lost much.
+
+    The native solver starts from it, so there is nothing to gain where its own answer was proven.
+    """
+    near = search.best is not None and search.best.lip <= _CLOSE * claim.scales.lip(implied)
+    if near or not claim.problem.slopes or not claim.deadline.has_time(passes=_PASSES_AFTER):
+        return []
+    found = claim.deadline.timed("closed forms", lambda: closed_form(claim.problem))
+    return [] if found is None else [Candidate("closed_form", _arrays(found[0]), found[1])]
 
 
 def _solved(
-    problem: CertifyProblem, config: SolverConfig, warm: tuple[Tensor, ...] | None
+    claim: Claim, config: SolverConfig, warm: Sequence[Array] | None
 ) -> CertifySolution | None:
     """The solver's answer; ``None``, with a warning, where every backend of a chain failed."""
+    deadline = claim.deadline
+    reserve = _PASSES_AFTER * deadline.seconds_of("passes")
+    limited = replace(config, time_limit=deadline.limit(reserve))
+    start = None if warm is None else tuple(torch.from_numpy(t) for t in warm)
     try:
-        return solve_certify(problem, config, warm)
+        return solve_certify(claim.problem, limited, start)
     except SolveFailed as error:
         if not config.fallback:
             raise
@@ -225,62 +277,20 @@ def _problem(chain: Matrices) -> CertifyProblem:
     )
 
 
-def _as_tensors(chain: Matrices, known: Sequence[Any]) -> tuple[Tensor, ...]:
-    tensors = tuple(torch.as_tensor(t, dtype=torch.float64).detach().cpu() for t in known)
+def _checked(chain: Matrices, known: Sequence[Any]) -> list[Array]:
+    """A multiplier that the caller gave, as arrays."""
+    given = [torch.as_tensor(t, dtype=torch.float64) for t in known]
     expected = [s.alpha.shape for s in chain.slopes]
-    if [tuple(t.shape) for t in tensors] != expected:
+    if [tuple(t.shape) for t in given] != expected:
         raise CertificateError(
             f"multiplier: expected shapes {expected}, one entry per hidden neuron, "
-            f"got {[tuple(t.shape) for t in tensors]}"
+            f"got {[tuple(t.shape) for t in given]}"
         )
-    return tensors
+    return list(_arrays(given))
 
 
-def first_proven(chain: Matrices, candidates: Sequence[Candidate]) -> Candidate:
-    """The first candidate that is proven, each at its least inflation.
-
-    Raises:
-        CertificateError: when there is none.
-    """
-    reason: str | None = "no candidate implies a finite bound"
-    for candidate in candidates:
-        if not math.isfinite(candidate.lip):
-            continue
-        for inflated in _inflated(candidate, _first_inflation(chain, candidate)):
-            reason = unproven(chain, inflated.multiplier, inflated.lip)
-            if reason is None:
-                return inflated
-    raise CertificateError(
-        f"no bound could be proven through rounding ({reason}); the weights may be too unevenly "
-        "scaled: rescale the layers, or certify with another solver"
-    )
-
-
-def _first_inflation(chain: Matrices, candidate: Candidate) -> float:
-    """Where trying begins: the proof's rounding margin, which an inflation must make up for.
-
-    The least eigenvalue grows by half the inflation (:func:`_inflated`), so a little less than
-    twice the margin is the first that can succeed at an optimal multiplier.
-    """
-    return rounding_margin(chain, candidate.multiplier, candidate.lip)
-
-
-def _inflated(candidate: Candidate, first: float) -> Iterator[Candidate]:
-    """Slightly larger bounds with multipliers to match, in the order of trial.
-
-    ``t_k (1 + e)^(l+1-k)`` with ``L (1 + e)^((l+1)/2)`` shrinks every off-diagonal block of the
-    scaled inequality by ``(1 + e)^(-1/2)``, so for ``alpha beta <= 0`` its least eigenvalue grows
-    by about e/2, whatever the depth.  The plain inflation of L is for positive alpha.
-    """
-    depth = len(candidate.multiplier)
-    e = first
-    while e < _LARGEST_INFLATION:
-        profile = tuple(t * (1.0 + e) ** (depth - k) for k, t in enumerate(candidate.multiplier))
-        lip = candidate.lip * (1.0 + e) ** ((depth + 1) / 2)
-        yield Candidate(candidate.method, profile, lip)
-        yield Candidate(candidate.method, candidate.multiplier, lip)
-        yield Candidate(candidate.method, profile, lip * (1.0 + e) ** (depth + 1))
-        e *= 2.0
+def _arrays(multiplier: Sequence[Tensor]) -> tuple[Array, ...]:
+    return tuple(t.detach().cpu().numpy() for t in multiplier)
 
 
 def _version(package: str) -> str:

@@ -8,6 +8,7 @@ core and each with one thread of linear algebra, take the functionals in turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from ..networks.layers import Array, Shape
 from ..networks.network import Chain, Network
 from ..networks.storage import network_of
 from ..solvers.config import SolverConfig
+from ..solvers.deadline import Deadline
 from .certificate import FunctionalBound, FunctionalCertificate
-from .certifier import Order, Proven, constant, prove, stated
+from .certifier import Order, Proven, Task, constant, names_of, prove, stated
 from .norm_product import spectral_norm
 from .proof import is_constant
 from .restate import Matrices, functional, functionals_of, measured
@@ -47,13 +49,15 @@ def certified_functionals(
     progress: bool,
 ) -> FunctionalCertificate:
     """What :func:`admm_lip.certify` does for kinds other than the global one."""
+    config = order.config(TOL)
+    deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
     chain = network.chain()
     rows = functionals_of(kind, directions, chain.widths[-1])
     matrices = measured(chain, order.norm, order.scale_of(network))
-    proofs = _proofs(chain, matrices, rows, order.config(TOL), progress)
+    proofs = _proofs(chain, matrices, rows, config, deadline, progress)
     seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
-    sampled = sampled_functionals(network, seen, rows, order.norm)
+    sampled = sampled_functionals(network, seen, rows, order.norm, deadline)
     bounds = tuple(
         FunctionalBound(
             direction=tuple(row.tolist()),
@@ -72,24 +76,31 @@ def certified_functionals(
 
 
 def _proofs(
-    chain: Chain, matrices: Matrices, rows: Array, config: SolverConfig, progress: bool
+    chain: Chain,
+    matrices: Matrices,
+    rows: Array,
+    config: SolverConfig,
+    deadline: Deadline,
+    progress: bool,
 ) -> list[Proven]:
-    """The proofs of all functionals, in their order."""
+    """The proofs of all functionals, in their order, each in its share of what time is left."""
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
-    solved = compressed(matrices)
+    names, solved = names_of(chain, matrices), compressed(matrices)
+    workers = min(len(rows), torch.get_num_threads(), _fitting(matrices))
 
-    def one(row: Array) -> Proven:
-        own = functional(matrices, row)
-        if is_constant(functional(Matrices.of(chain), row)):
+    def one(k: int) -> Proven:
+        own = functional(matrices, rows[k])
+        if is_constant(functional(Matrices.of(chain), rows[k])):
             return constant(own)
         last = own.weights[-1]
         alike = replace(solved, weights=(*solved.weights[:-1], last)) if norms else own
-        return prove(own, alike, [*norms, spectral_norm(last)], config)
+        task = Task(own, alike, [*norms, spectral_norm(last)], names)
+        left, rounds = deadline.limit(), math.ceil((len(rows) - k) / workers)
+        return prove(task, config, Deadline(None if left is None else left / rounds))
 
-    workers = min(len(rows), torch.get_num_threads(), _fitting(matrices))
     with _pool(workers) as pool:
         bar = tqdm(
-            pool.map(one, rows),
+            pool.map(one, range(len(rows))),
             total=len(rows),
             desc="certify",
             unit="functional",

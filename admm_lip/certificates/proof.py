@@ -42,7 +42,7 @@ from .dissipation_proof import any_known, storage_margin, storage_unproven
 from .restate import Matrices
 
 # Squares and products of admitted numbers neither overflow nor vanish.
-_RANGE = (2.0**-400, 2.0**400)
+PROOF_RANGE = (2.0**-400, 2.0**400)
 
 
 def unproven(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> str | None:
@@ -133,7 +133,7 @@ def _product_term(
 
 
 def _out_of_range(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> str | None:
-    low, high = _RANGE
+    low, high = PROOF_RANGE
     if not (math.isfinite(lip) and low <= lip <= high):
         return f"lip is {lip!r}; a proof needs a number from 2^-400 to 2^400"
     if len(multiplier) != len(chain.slopes):

@@ -9,13 +9,18 @@ pass forth and back with a vector, never a Jacobian.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..networks.chain import build_layer
 from ..networks.layers import Array
 from ..networks.network import Chain, Network
+from ..solvers.deadline import Deadline
+from .layer_scales import usual_power
+from .norm_product import scaled
 
 _SCALES = (0.3, 1.0, 3.0, 10.0)
 _CLOUD = 128
@@ -35,7 +40,12 @@ _DUAL: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def sampled_functionals(
-    network: Network, chain: Chain, directions: Array, norm: str = "l2", seed: int = 0
+    network: Network,
+    chain: Chain,
+    directions: Array,
+    norm: str = "l2",
+    deadline: Deadline | None = None,
+    seed: int = 0,
 ) -> list[float]:
     """Per functional, the largest gradient norm at the points tried.
 
@@ -44,8 +54,10 @@ def sampled_functionals(
         chain: ``network.chain()``, its first matrix in the units of the inputs.
         directions: shape ``(functionals, outputs)``.
         norm: of the inputs.
+        deadline: ends the search early.
         seed: of the points.
     """
+    deadline = deadline or Deadline(None)
     field = _Field(network, chain, norm)
     rows = torch.from_numpy(directions)
     count, size = len(rows), chain.widths[0]
@@ -64,12 +76,15 @@ def sampled_functionals(
     values = values.gather(1, keep)
     each = rows.repeat_interleave(_KEPT, dim=0)
     for k in range(_ROUNDS if chain.activations else 0):
+        if not deadline.has_time(rounds=1):
+            break
         moved = best + 0.5**k * steps * normal(count, _KEPT, size)
-        found = field.values(moved.flatten(0, 1), each).view(count, _KEPT)
+        search = partial(field.values, moved.flatten(0, 1), each)
+        found = deadline.timed("rounds", search).view(count, _KEPT)
         gains = found > values
         best = torch.where(gains[..., None], moved, best)
         values = torch.where(gains, found, values)
-    return [_SAFETY * v for v in values.amax(dim=1).tolist()]
+    return [scaled(_SAFETY * v, field.power) for v in values.amax(dim=1).tolist()]
 
 
 class _Field:
@@ -77,16 +92,22 @@ class _Field:
 
     def __init__(self, network: Network, chain: Chain, norm: str) -> None:
         self.weights = [torch.from_numpy(w) for w in chain.weights]
+        # Gradients are multiplied out of matrices near norm 1: no product leaves the range.
+        powers = [usual_power(w) for w in chain.weights]
+        pairs = zip(chain.weights, powers, strict=True)
+        self.unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in pairs]
+        self.power = sum(powers)
         self.biases = [torch.from_numpy(b) for b in chain.biases]
         self.activations = [build_layer(network, spec) for spec in chain.activations]
         self.dual = _DUAL[norm]
         self.rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
 
     def values(self, points: Tensor, directions: Tensor) -> Tensor:
-        """``||J(x)'c||_*`` for each row of both."""
+        """``||J(x)'c||_*`` for each row of both, over ``2^power``."""
         starts = range(0, len(points), self.rows)
         parts = (slice(k, k + self.rows) for k in starts)
-        return torch.cat([self.dual(self._gradients(points[p], directions[p])) for p in parts])
+        found = [self.dual(self._gradients(points[p], directions[p])) for p in parts]
+        return torch.nan_to_num(torch.cat(found), nan=0.0, posinf=0.0)  # where values overflow
 
     def _gradients(self, x: Tensor, c: Tensor) -> Tensor:
         slopes = []
@@ -96,7 +117,7 @@ class _Field:
                 y = phi(z)
                 slopes.append(torch.autograd.grad(y.sum(), z)[0])
             x = y.detach()
-        g = c @ self.weights[-1]
-        for w, d in zip(reversed(self.weights[:-1]), reversed(slopes), strict=True):
+        g = c @ self.unit[-1]
+        for w, d in zip(reversed(self.unit[:-1]), reversed(slopes), strict=True):
             g = (g * d) @ w
         return g

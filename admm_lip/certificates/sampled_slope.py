@@ -9,12 +9,17 @@ computed from the full matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..networks.chain import build_layer
 from ..networks.network import Chain, Network
+from ..solvers.deadline import Deadline
+from .layer_scales import usual_power
+from .norm_product import scaled
 
 _POINTS = 256
 _ROUNDS = 12
@@ -28,7 +33,13 @@ _MAX_WORK = 2**27
 _SAFETY = 1.0 - 1e-9
 
 
-def sampled_slope(network: Network, chain: Chain, seed: int = 0, norm: str = "l2") -> float:
+def sampled_slope(
+    network: Network,
+    chain: Chain,
+    seed: int = 0,
+    norm: str = "l2",
+    deadline: Deadline | None = None,
+) -> float:
     """Largest norm of the Jacobian at the points tried (true of the real function up to rounding).
 
     Args:
@@ -37,11 +48,16 @@ def sampled_slope(network: Network, chain: Chain, seed: int = 0, norm: str = "l2
         seed: of the points.
         norm: of the inputs; for ``"linf"`` the norm of J is the largest ``||J v||_2`` over the
             vectors of signs that a few steps of ``v = sign(J'J v)`` reach.
+        deadline: ends the search early.
     """
+    deadline = deadline or Deadline(None)
     steepest = _STEEPEST[norm]
     weights = [torch.from_numpy(w) for w in chain.weights]
     biases = [torch.from_numpy(b) for b in chain.biases]
     activations = [build_layer(network, spec) for spec in chain.activations]
+    # Jacobians are multiplied out of matrices near norm 1: no product leaves the range.
+    powers = [usual_power(w) for w in chain.weights]
+    unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in zip(chain.weights, powers, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     size = chain.widths[0]
     work = _MAX_WORK // sum(w.numel() for w in weights)
@@ -57,19 +73,23 @@ def sampled_slope(network: Network, chain: Chain, seed: int = 0, norm: str = "l2
         return _slopes(weights, biases, activations, points)
 
     points, steps = scales * normal(), scales
-    norms = _norms(weights, slopes_at(points), normal(), steepest)
+    norms = _norms(unit, slopes_at(points), normal(), steepest)
     for k in range(_ROUNDS if activations else 0):
+        if not deadline.has_time(rounds=1):
+            break
         keep = norms.argsort(descending=True)[: count // 6 + 1].repeat(6)[:count]
         points, norms, steps = points[keep], norms[keep], steps[keep]
         moved = points + 0.5**k * steps * normal()
-        better = _norms(weights, slopes_at(moved), normal(), steepest)
+        search = partial(_norms, unit, slopes_at(moved), normal(), steepest)
+        better = deadline.timed("rounds", search)
         gains = better > norms
         points = torch.where(gains[:, None], moved, points)
         norms = torch.where(gains, better, norms)
     if norm != "l2":
-        return _SAFETY * float(norms.max())
+        return scaled(_SAFETY * float(norms.max()), sum(powers))
     best = points[norms.argmax()][None]
-    return _SAFETY * _full_norm(weights, [d[0] for d in slopes_at(best)])
+    full = _full_norm(unit, [d[0] for d in slopes_at(best)])
+    return scaled(_SAFETY * full, sum(powers))
 
 
 def _slopes(
@@ -120,7 +140,7 @@ def _norms(
         for w, d in zip(reversed(weights[1:]), reversed(slopes), strict=True):
             u = (u @ w) * d
         v = steepest(u @ weights[0])
-    return norms
+    return torch.nan_to_num(norms, nan=0.0, posinf=0.0)  # where the values overflow
 
 
 def _full_norm(weights: list[Tensor], slopes: list[Tensor]) -> float:
@@ -128,4 +148,6 @@ def _full_norm(weights: list[Tensor], slopes: list[Tensor]) -> float:
     jacobian = weights[-1]
     for w, d in zip(reversed(weights[:-1]), reversed(slopes), strict=True):
         jacobian = (jacobian * d) @ w
+    if not bool(torch.isfinite(jacobian).all()):
+        return 0.0
     return float(torch.linalg.matrix_norm(jacobian, 2))

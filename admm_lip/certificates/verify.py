@@ -25,7 +25,7 @@ from .certificate import (
     load_certificate,
 )
 from .document import Document, LayerSlopes, chain_slopes
-from .norm_product import norm_product, spectral_norm
+from .norm_product import Norm, norm_product, spectral_norm
 from .proof import is_constant, unproven
 from .restate import Matrices, functional, measured
 
@@ -141,7 +141,7 @@ def _check_bound(
     name: str,
     bound: Certificate | FunctionalBound,
     matrices: Matrices,
-    norms: Sequence[float],
+    norms: Sequence[Norm],
     chain: Matrices,
 ) -> None:
     """Prove one bound; ``norms`` are those of all matrices but the last.
@@ -180,7 +180,7 @@ def _check_beside(name: str, bound: Certificate | FunctionalBound, product: floa
 
 
 def _check_functionals(
-    certificate: FunctionalCertificate, matrices: Matrices, norms: Sequence[float], chain: Matrices
+    certificate: FunctionalCertificate, matrices: Matrices, norms: Sequence[Norm], chain: Matrices
 ) -> None:
     """Prove each bound; ``norms`` and ``chain`` as in :func:`_check_bound`."""
     check_outputs(certificate, chain.widths[-1])

@@ -14,6 +14,7 @@ that without H (``banded_newton.py``).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -95,9 +96,9 @@ def centre_at(op: LmiOperator, y: Tensor, run: Run, mu: float, most: int) -> Cen
 def _centred(op: LmiOperator, y: Tensor, run: Run, mu: float | None, most: int) -> Centre | None:
     factor = factorize(op.slack(y))
     for _ in range(most + 1):
-        if factor is None or not run.may_go_on():
+        if factor is None or not run.may_go_on(centring=1):
             return None
-        step = newton_step(op, factor, mu)
+        step = run.timed("centring", partial(newton_step, op, factor, mu))
         if step is None:
             return None
         if step.decrement < _CENTRED:

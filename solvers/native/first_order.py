@@ -16,6 +16,7 @@ interior point does not fit, and the rival it is measured against.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..lmi import eliminate_output, lmi_blocks
 from ..problem import CertifyProblem, Multiplier
+from ..spectrum import top_eigenpair
 from .block_cholesky import cholesky
 from .run import Run
 
@@ -31,6 +33,9 @@ _FIRST_STEP = 0.05
 _LAST_STEP = 2e-4
 _PATIENCE = 12
 _MOMENTUM, _VARIANCE = 0.9, 0.99
+# How far a multiplier may move from its start, as a factor: Adam's steps know no size, so without
+# this one that hardly matters would drift until rounding has the upper hand in the rest.
+_FARTHEST = 1e8
 
 
 class Value(NamedTuple):
@@ -53,11 +58,12 @@ def evaluate(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
         half = torch.linalg.solve_triangular(factor, off, upper=False)
         pulls.append((factor, half))
         schur = torch.addmm(d, half.T, half, alpha=-1.0)
-    values, vectors = torch.linalg.eigh(-schur)
-    lip_sq = float(values[-1])
-    if not 0.0 < lip_sq < float("inf"):
+    if not bool(torch.isfinite(schur).all()):
         return None
-    x, parts = vectors[:, -1], []
+    lip_sq, x = top_eigenpair(-schur)
+    if not lip_sq > 0.0:
+        return None
+    parts = []
     for k, (factor, half) in enumerate(reversed(pulls)):
         z, s, t = w[k] @ x, slopes[k], multiplier[k]
         x = -torch.linalg.solve_triangular(factor.T, (half @ x)[:, None], upper=True)[:, 0]
@@ -75,6 +81,7 @@ def descend(
     """
     sizes = [t.shape[0] for t in start]
     best = log_t = torch.cat(list(start)).log()
+    low, high = log_t - math.log(_FARTHEST), log_t + math.log(_FARTHEST)
     least, length, idle = float("inf"), _FIRST_STEP, 0
     mean, square, count = torch.zeros_like(log_t), torch.zeros_like(log_t), 0
     done = 0
@@ -97,4 +104,5 @@ def descend(
         square = _VARIANCE * square + (1.0 - _VARIANCE) * found.gradient**2
         scale = (square / (1.0 - _VARIANCE**count)).sqrt() + 1e-12
         log_t = log_t - length * mean / (1.0 - _MOMENTUM**count) / scale
+        log_t = torch.minimum(torch.maximum(log_t, low), high)
     return torch.split(best.exp(), sizes)

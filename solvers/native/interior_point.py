@@ -24,12 +24,14 @@ complement costs O(D^2 n).
     d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
         Cholesky factors.
 4.  Return the best multiplier with the bound recomputed from it, and the repaired lower bound.
-    Where step 2 fails, and beyond ``DENSE_LIMIT`` neurons, ``large.py`` goes on without H.
+    Where step 2 fails, and where the dense form costs too much (``costs.py``), ``large.py`` goes
+    on without H.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -50,12 +52,13 @@ from .block_cholesky import (
     symmetrised,
 )
 from .centring import Centre, SchurSolver, centre, schur_solver
+from .costs import Costs
 from .eliminated_operator import operator_of
-from .large import certify_large, large_starts
+from .large import certify_large, large_starts, pairs_possible
 from .lmi_operator import LmiOperator, Rows, schur_complement
 from .pair import Direction, Pair, advance, proven_gap, relative_gap
 from .run import Run
-from .starts import Start, best_start, forward_starts
+from .starts import Start, best_start, forward_starts, theta_start
 from .step_length import cliques_step, slack_step
 from .warm import usable, warm_centre
 
@@ -64,8 +67,6 @@ _MAX_STEPS = 100
 _ROUGH = 0.05
 # With more blocks than this Z is multiplied through its factors, not as a dense matrix.
 _FEW_BLOCKS = 3
-# More hidden neurons than this are left to ``large.py``: 8,000 would take half an hour.
-DENSE_LIMIT = 5000
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
 # A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite.  Where
 # it is not substituted (``eliminated_operator.py``) it is held at this multiple of its natural
@@ -120,20 +121,23 @@ def certify(
     if not problem.slopes:
         lip_sq = implied_bound(problem.weights, (), ()) ** 2
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
-    run = Run(config)
-    if sum(problem.widths[1:-1]) > DENSE_LIMIT:
-        starts = large_starts(_spread(problem), run)
-        op = _started(problem, starts, warm, run)
-        outset = 2.0 * _as_y(op, cautious(starts)) if op is not None else None
-    else:
-        found = _from_warm(problem, warm, run, config) if warm is not None else None
+    run, costs, ranges = Run(config), Costs.of(problem), spread(problem)
+    if warm is not None and costs.dense_is_best(run, pairs=False):
+        found = _from_warm(problem, warm, run, config)
         if found is not None:
             return _claim(*found, run, config)
-        starts = forward_starts(_spread(problem))
-        op, outset = _started(problem, [best_start(_spread(problem)), *starts], None, run), None
+    if run.limit() is not None:  # what a pass takes here says what the rest will take
+        run.timed("passes", partial(theta_start, ranges, _CAUTIOUS))
+    if costs.dense_is_best(run, pairs=_all_free(problem) and pairs_possible(problem)):
+        starts = forward_starts(ranges)
+        op, outset = _started(problem, [best_start(ranges), *starts], warm, run), None
         pair = _from_cold(op, starts, run, config) if op is not None else None
         if op is not None and pair is not None:
             return _claim(op, pair, run, config)
+    else:
+        starts = large_starts(ranges, run)
+        op = _started(problem, starts, warm, run)
+        outset = 2.0 * _as_y(op, cautious(starts)) if op is not None else None
     if op is None or run.best is None:
         return _NO_START
     return certify_large(op, op.multiplier(run.best), outset, run, config)
@@ -192,7 +196,7 @@ def _from_warm(
     return (op, pair) if pair is not None else None
 
 
-def _spread(problem: CertifyProblem) -> CertifyProblem:
+def spread(problem: CertifyProblem) -> CertifyProblem:
     """The problem with ``[a, a]`` replaced by ``[min(a, 0), max(a, 0)]``, where t has a scale."""
     slopes = []
     for s, known in zip(problem.slopes, _known(problem), strict=True):
@@ -214,6 +218,11 @@ def _fixed(problem: CertifyProblem, natural: Multiplier) -> Tensor:
     known, scale = torch.cat(_known(problem)), torch.cat(list(natural))
     free = torch.where(_negligible(problem), scale, torch.zeros_like(scale))
     return torch.where(known, _STIFF * scale, free)
+
+
+def _all_free(problem: CertifyProblem) -> bool:
+    """Whether every neuron's multiplier is a variable."""
+    return not bool((torch.cat(_known(problem)) | _negligible(problem)).any())
 
 
 def _negligible(problem: CertifyProblem) -> Tensor:
@@ -240,9 +249,9 @@ def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> 
     for _ in range(_MAX_STEPS):
         if relative_gap(pair) <= config.tol and proven_gap(op, pair) <= config.tol:
             return pair
-        if not run.may_go_on():
+        if not run.may_go_on(steps=1):
             return pair
-        moved = _stepped(op, pair)
+        moved = run.timed("steps", partial(_stepped, op, pair))
         if moved is None:
             return pair
         pair = moved

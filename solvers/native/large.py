@@ -11,15 +11,13 @@
     takes more multiplier, not only more rho (signed 20 x 80 after 60 steps, bound .362, optimum
     .261: .0033 with 0.1 % more rho, .083 with 0.1 % more of both, .095 with 10 % more).
 
-Work is counted in multiply-adds.  A pass over the layers costs about ``5/3 sum n^3``; step 3 costs
-``2e4 sum n^3`` in all, 1,200 products of 14 matrix products each.  At 50 layers of 1,000 neurons
-that is days, and step 2 has room for some 40 passes: such networks keep a wide gap.
+What each step costs is in ``costs.py``.  At 50 layers of 1,000 neurons step 3 would take days, and
+step 2 has room for some 40 passes: such networks keep a wide gap.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,14 +29,13 @@ from ..solution import CertifyClaim, Status
 from .banded_newton import approach
 from .banded_pair import first_pair, follow_banded
 from .block_cholesky import Band, factorize, inverse_band
+from .costs import Costs
 from .dual_repair import reachable_band, repaired_value
 from .first_order import descend
 from .lmi_operator import LmiOperator
 from .run import Run
 from .starts import Start, searched_starts, theta_start
 
-# Work of the descent, in multiply-adds: 40 evaluations of 50 layers of 1,000 neurons, minutes.
-_WORK = 4e12
 _MOST_EVALUATIONS = 1000
 # Before step 3 the descent only has to leave something better than the closed form.
 _FEW_EVALUATIONS = 60
@@ -48,9 +45,6 @@ _RESERVE = 14
 _AFTER = 4
 # How far inside a dual point is looked for: more rho, more of the multiplier.
 _ABOVE = ((0.1, 0.1), (1e-4, 0.0), (1e-2, 1e-2), (1e-3, 1e-3), (1e-5, 0.0), (1e-6, 0.0))
-# Multiply-adds per ``sum n^3`` of step 3, and how many of them it may cost.
-_PAIR_COST = 2e4
-_PAIR_WORK = 2e13
 _SAFE_THETA = 1.2
 
 
@@ -82,8 +76,10 @@ def certify_large(
         config: ``tol`` and the limits.
     """
     problem, lower, before = op.problem, None, run.iterations - run.centring
-    to_the_end = outset is not None and affordable(op)
-    most = min(evaluations(problem), _FEW_EVALUATIONS if to_the_end else _MOST_EVALUATIONS)
+    to_the_end = outset is not None and op.free is None and pairs_possible(problem)
+    most = min(
+        Costs.of(problem).evaluations(), _FEW_EVALUATIONS if to_the_end else _MOST_EVALUATIONS
+    )
     multiplier = descend(problem, start, run, most, _RESERVE)
     descents, limited = run.iterations - run.centring - before, run.limited
     if outset is not None and to_the_end:
@@ -106,9 +102,9 @@ def certify_large(
     return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts)
 
 
-def affordable(op: LmiOperator) -> bool:
-    """Whether step 3 is worth its work; it needs every neuron to be a variable."""
-    return op.free is None and len(op.sizes) > 2 and _PAIR_COST * cubes(op.problem) <= _PAIR_WORK
+def pairs_possible(problem: CertifyProblem) -> bool:
+    """Whether step 3 is worth its work, where every neuron is a variable."""
+    return len(problem.slopes) > 1 and Costs.of(problem).pairs_affordable()
 
 
 def paired(op: LmiOperator, y: Tensor, run: Run, config: SolverConfig) -> float | None:
@@ -120,20 +116,12 @@ def paired(op: LmiOperator, y: Tensor, run: Run, config: SolverConfig) -> float 
     return None if pair is None else follow_banded(op, pair, run, config.tol)[1]
 
 
-def evaluations(problem: CertifyProblem) -> int:
-    """How many evaluations the descent may cost: the same work for every network."""
-    return 1 + int(_WORK / (2 * cubes(problem)))
-
-
-def cubes(problem: CertifyProblem) -> int:
-    """``sum n^3`` over the layers."""
-    return sum(n * m * (n + m) // 2 for n, m in pairwise(problem.widths))
-
-
 def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, run: Run) -> float:
     """Step 4: ``L^2`` of the best repaired dual point that the time allows."""
     value = 0.0
-    for rho_above, t_above in _ABOVE if evaluations(problem) >= _FEW_EVALUATIONS else _ABOVE[:2]:
+    for rho_above, t_above in (
+        _ABOVE if Costs.of(problem).evaluations() >= _FEW_EVALUATIONS else _ABOVE[:2]
+    ):
         if not run.has_time(passes=_AFTER, duals=1):
             break
         grown = tuple((1.0 + t_above) * t for t in multiplier)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from time import perf_counter
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 from ..config import SolverConfig
+from ..deadline import Deadline
 
-Result = TypeVar("Result")
 
-
-class Run:
+class Run(Deadline):
     """Counts iterations against the limits and keeps the best feasible point.
 
     Args:
@@ -28,10 +23,8 @@ class Run:
     """
 
     def __init__(self, config: SolverConfig) -> None:
-        self._start = perf_counter()
-        self._seconds = float("inf") if config.time_limit is None else config.time_limit
+        super().__init__(config.time_limit)
         self._most = config.max_iterations
-        self._longest: dict[str, float] = {}
         self.iterations = 0
         self.centring = 0
         self.best: Tensor | None = None
@@ -42,21 +35,6 @@ class Run:
         full = self._most is not None and self.iterations >= self._most
         self.limited = full or not self.has_time(**ahead)
         return not self.limited
-
-    def timed(self, kind: str, work: Callable[[], Result]) -> Result:
-        """The result of a piece of work, whose seconds later ones of its kind are judged by."""
-        begun = perf_counter()
-        result = work()
-        self._longest[kind] = max(self._longest.get(kind, 0.0), perf_counter() - begun)
-        return result
-
-    def has_time(self, **ahead: int) -> bool:
-        """Whether the time limit leaves room for so many pieces of work of each kind.
-
-        A piece is taken to need as long as the longest of its kind so far.
-        """
-        needed = sum(count * self._longest.get(kind, 0.0) for kind, count in ahead.items())
-        return perf_counter() + needed < self._start + self._seconds
 
     def count(self, y: Tensor) -> None:
         """One step is done and ended at ``y``, whose ``S(y)`` has a Cholesky factor."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..problem import CertifyProblem, Multiplier
+from ..spectrum import top_eigenvalue
 from .block_cholesky import cholesky
 from .step_length import least_eigenvalue
 from .transpose import inverted, invertible, transposed
@@ -153,14 +154,27 @@ def norm_of_gram(q: Tensor) -> float:
     top = float(q.abs().max())
     if top == 0.0:
         return 0.0
-    scaled = q / -top  # products of very small or large entries would leave the range
-    return -top * least_eigenvalue(
-        lambda x: torch.mv(scaled, x), q.shape[0], scaled, _NORM_ACCURACY
-    )
+    scaled = q / top  # products of very small or large entries would leave the range
+    return top * _norm(lambda x: torch.mv(scaled, x), scaled)
+
+
+def norm_sq(w: Tensor) -> float:
+    """``||W||^2`` to a few digits, from above; entries of at most 1."""
+    wide = w if w.shape[0] <= w.shape[1] else w.T
+    if wide.shape[0] <= _EXACT_NORMS:
+        return max(_top_eigenvalue(wide @ wide.T), 0.0)
+    return max(_norm(lambda x: torch.mv(wide, torch.mv(wide.T, x)), wide), 0.0)
+
+
+def _norm(product: Callable[[Tensor], Tensor], like: Tensor) -> float:
+    def negative(x: Tensor) -> Tensor:
+        return -product(x)
+
+    return -least_eigenvalue(negative, like.shape[0], like, _NORM_ACCURACY)
 
 
 def _top_eigenvalue(q: Tensor) -> float:
     """Largest eigenvalue of a positive semidefinite matrix; NaN where there is none."""
     if not bool(torch.isfinite(q).all()):
         return float("nan")
-    return max(float(torch.linalg.eigvalsh(q)[-1]), 0.0)
+    return max(top_eigenvalue(q), 0.0)

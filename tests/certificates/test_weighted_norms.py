@@ -200,14 +200,14 @@ def test_a_network_says_how_its_inputs_are_measured() -> None:
     assert distance_of(scaled, "l2", raw=True).startswith("l2, in raw units: the model takes raw /")
 
 
-def test_a_failing_solver_leaves_the_product_of_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_solver_leaves_what_closed_forms_prove(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Any:
         raise SolveFailed("solver 'auto': no backend came to a usable answer")
 
     monkeypatch.setattr(certifier, "solve_certify", fail)
     model = stacked(*oracles.random_net((3, 4, 2), 0).weights)
     certificate = certify(model)
-    assert (certificate.method, certificate.solver) == ("norm_product", "")
+    assert (certificate.method, certificate.solver) == ("closed_form", "")
     assert certificate.sampled_lower <= certificate.lip <= certificate.norm_product * (1.0 + 1e-6)
     verify(certificate, model)
     with pytest.raises(SolveFailed, match="no backend came to a usable answer"):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from oracles import mixed_net, positive_net, random_net
 
+from admm_lip.solvers import deadline as deadline_module
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.solvers.native import first_order, interior_point, large
-from admm_lip.solvers.native import run as run_module
+from admm_lip.solvers.native import costs, first_order, interior_point, large
 from admm_lip.solvers.native.block_cholesky import band_of, factorize, inverse, inverse_band
 from admm_lip.solvers.native.first_order import Value, descend, evaluate
 from admm_lip.solvers.native.lmi_operator import LmiOperator
@@ -84,7 +84,7 @@ def test_beyond_the_dense_limit_both_bounds_still_hold(
 ) -> None:
     problem = plain((12,) * 9, 1, positive)
     exact = interior_point.certify(problem, SolverConfig())
-    monkeypatch.setattr(interior_point, "DENSE_LIMIT", 50)
+    monkeypatch.setattr(costs, "DENSE_LIMIT", 50)
     claim = interior_point.certify(problem, SolverConfig())
     assert claim.multiplier is not None
     measured = implied_bound(problem.weights, problem.slopes, claim.multiplier)
@@ -93,7 +93,7 @@ def test_beyond_the_dense_limit_both_bounds_still_hold(
     assert 0.0 < claim.lower_lip_sq <= exact.lip_sq
     assert claim.lip_sq <= exact.lip_sq * (1 + 1e-6)
     assert claim.status is Status.OPTIMAL
-    monkeypatch.setattr(large, "_PAIR_WORK", 0.0)  # as for layers too wide for the iteration
+    monkeypatch.setattr(costs, "PAIR_WORK", 0.0)  # as for layers too wide for the iteration
     wide = interior_point.certify(problem, SolverConfig())
     assert 0.0 < wide.lower_lip_sq <= exact.lip_sq * (1 + 1e-9)
     assert exact.lower_lip_sq <= wide.lip_sq < 1.1 * exact.lip_sq
@@ -131,9 +131,9 @@ def test_a_descent_that_ends_in_rounding_leaves_the_start(monkeypatch: pytest.Mo
     problem = plain((6, 8, 7, 3))
     lost = tuple(0.1 * t for t in started(problem))
     assert implied_bound(problem.weights, problem.slopes, lost) == float("inf")
-    monkeypatch.setattr(interior_point, "DENSE_LIMIT", 1)
+    monkeypatch.setattr(costs, "DENSE_LIMIT", 1)
     monkeypatch.setattr(large, "descend", lambda *_: lost)
-    monkeypatch.setattr(large, "_PAIR_WORK", 0.0)
+    monkeypatch.setattr(costs, "PAIR_WORK", 0.0)
     claim = interior_point.certify(problem, SolverConfig())
     best = min(s.lip_sq for s in large.large_starts(problem, Run(SolverConfig())))
     assert claim.multiplier is not None
@@ -158,7 +158,7 @@ class Clock:
 
 def test_work_that_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(run_module, "perf_counter", clock)
+    monkeypatch.setattr(deadline_module, "perf_counter", clock)
     run = Run(SolverConfig(time_limit=20.0))
     assert run.has_time(passes=100)  # nothing is known of them yet
     assert run.timed("passes", lambda: clock.spend(4.0)) == "done"
@@ -172,7 +172,7 @@ def test_work_that_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_descent_leaves_time_for_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(run_module, "perf_counter", clock)
+    monkeypatch.setattr(deadline_module, "perf_counter", clock)
 
     def slow(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
         clock.spend(1.0)
@@ -190,15 +190,15 @@ def test_the_descent_leaves_time_for_what_follows(monkeypatch: pytest.MonkeyPatc
 
 def test_a_large_network_is_reported_within_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(run_module, "perf_counter", clock)
+    monkeypatch.setattr(deadline_module, "perf_counter", clock)
 
     def slow(problem: CertifyProblem, theta: float) -> Start | None:
         clock.spend(5.0)
         return theta_start(problem, theta)
 
     monkeypatch.setattr(large, "theta_start", slow)
-    monkeypatch.setattr(interior_point, "DENSE_LIMIT", 50)
-    monkeypatch.setattr(large, "_PAIR_WORK", 0.0)
+    monkeypatch.setattr(costs, "DENSE_LIMIT", 50)
+    monkeypatch.setattr(costs, "PAIR_WORK", 0.0)
     problem = plain((12,) * 9, 1)
     claim = interior_point.certify(problem, SolverConfig(time_limit=30.0))
     assert clock.now <= 30.0 - 4 * 5.0  # passes are kept back for what follows the starts
