@@ -40,7 +40,7 @@ __all__ = [
 Functionals = Literal["pairwise", "per_output", "directions"]
 
 # Where a multiplier comes from.
-METHODS = ("lipsdp", "given", "norm_product", "constant")
+METHODS = ("lipsdp", "given", "closed_form", "norm_product", "constant")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

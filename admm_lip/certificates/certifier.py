@@ -50,6 +50,9 @@ _log = logging.getLogger("admm_lip")
 # Passes over the layers kept for after the solver: its answer is measured, perhaps tempered, and
 # offered to a proof or two, which cost as much.
 _PASSES_AFTER = 4
+# Passes without which a solver, or the search for a closed form, does not come to an end at all.
+_PASSES_OF_SOLVER = 5
+_PASSES_OF_CLOSED_FORM = 6
 # How far above the bound it implies a proven one may stand before a closed form is tried as well.
 _CLOSE = 1.0 + 1e-6
 
@@ -247,7 +250,11 @@ def _closed(claim: Claim, search: Search, implied: float) -> list[Candidate]:
     The native solver starts from it, so there is nothing to gain where its own answer was proven.
     """
     near = search.best is not None and search.best.lip <= _CLOSE * claim.scales.lip(implied)
-    if near or not claim.problem.slopes or not claim.deadline.has_time(passes=_PASSES_AFTER):
+    if (
+        near
+        or not claim.problem.slopes
+        or not claim.deadline.has_time(passes=_PASSES_OF_CLOSED_FORM)
+    ):
         return []
     found = claim.deadline.timed("closed forms", lambda: closed_form(claim.problem))
     return [] if found is None else [Candidate("closed_form", _arrays(found[0]), found[1])]
@@ -256,8 +263,11 @@ def _closed(claim: Claim, search: Search, implied: float) -> list[Candidate]:
 def _solved(
     claim: Claim, config: SolverConfig, warm: Sequence[Array] | None
 ) -> CertifySolution | None:
-    """The solver's answer; ``None``, with a warning, where every backend of a chain failed."""
+    """The solver's answer; ``None``, with a warning, where all failed or there is no time."""
     deadline = claim.deadline
+    if not deadline.has_time(passes=_PASSES_OF_SOLVER + _PASSES_AFTER):
+        _log.warning("time_limit: too short for a solver here; a closed form is certified instead")
+        return None
     reserve = _PASSES_AFTER * deadline.seconds_of("passes")
     limited = replace(config, time_limit=deadline.limit(reserve))
     start = None if warm is None else tuple(torch.from_numpy(t) for t in warm)

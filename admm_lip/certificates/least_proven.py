@@ -5,13 +5,13 @@
     next one's is no less than what is proven already: the result is the least of all.
 2.  A multiplier is **tempered** first where its entries spread so far that the rounding margin of
     the proof, which acts at every layer, would cost something.  With the other layers as they are,
-    neuron i may have any ``t_i`` between about
+    neuron i may have any ``t_i`` from about ``b_i`` to ``1 / a_i``,
 
-        b_i = sum_j t_j w_ji^2  (what hears it)     and     1 / a_i,  a_i = sum_j w_ij^2 / t_j,
+        a_i = sum_j w_ij^2 / t_j  (what it hears),      b_i = sum_j t_j w_ji^2  (what hears it),
 
-    so ``sqrt(b_i / a_i)`` is its natural scale.  A neuron that hardly matters has a wide range, and
-    its multiplier is brought within a few decades of that scale.  Where this loosens the bound by
-    more than the margin gains, the multiplier stays.
+    and that is a wide range for a neuron that hardly matters: well inside it, its multiplier is
+    brought within a few decades of its layer's median.  Where this loosens the bound by more than
+    the margin gains, the multiplier stays.
 3.  Each is offered to the proof through rounding (``proof.py``) inflated by as little as makes it
     succeed.
 4.  All that while there is time.  The clock forbids neither the first attempt of all nor those of
@@ -40,13 +40,14 @@ from .restate import Matrices
 # Largest relative inflation of the bound at which the proof is tried.
 _LARGEST_INFLATION = 0.1
 # The least eigenvalue grows by half the inflation, or by a quarter where the powers of two that
-# scale the matrix leave a diagonal entry at 1/2: a little more than twice the margin comes first.
-_FIRST = 2.1
+# scale the matrix leave a diagonal entry at 1/2: a little more than four times the margin is
+# nearly sure to do, and a proof that fails costs as much as one that succeeds.
+_FIRST = 4.2
 # A margin below this costs nothing that anyone could want back.
 _FINE = 1e-8
-# How far neurons that hear nothing, or that nobody hears, stand from those around them.
-_FAR = 1e9
-# Decades around the natural scale, in the order of trial.
+# How far inside its own range a multiplier stays: its share of the bound is about the inverse.
+_INSIDE = 1e9
+# Decades around the layer's median, in the order of trial.
 _DECADES = (12, 8, 6, 4, 3, 2)
 
 
@@ -172,8 +173,8 @@ def tempered(claim: Claim, candidate: Candidate) -> Candidate:
     margin = claim.margin(candidate)
     if margin <= _FINE or not candidate.multiplier or not math.isfinite(candidate.lip):
         return candidate
-    natural = natural_scales(claim.problem, candidate.multiplier)
-    trials = [_within(candidate, natural, 10.0**decades) for decades in _DECADES]
+    own = free_ranges(claim.problem, candidate)
+    trials = [_gathered(candidate, own, 10.0**decades) for decades in _DECADES]
     margins = [claim.margin(trial) for trial in trials]
     enough = 2.0 * max(min(margins), _FINE)
     if margin <= enough:
@@ -184,30 +185,30 @@ def tempered(claim: Claim, candidate: Candidate) -> Candidate:
     return trial if gains else candidate
 
 
-def natural_scales(problem: CertifyProblem, multiplier: Sequence[Array]) -> list[Array]:
-    """``sqrt(b_i / a_i)`` of the module's docstring, layer by layer.
+def free_ranges(problem: CertifyProblem, candidate: Candidate) -> list[tuple[Array, Array]]:
+    """``b_i`` and ``1 / a_i`` of the module's docstring, layer by layer.
 
-    A neuron that hears nothing stands far above what hears it, one that nobody hears far below.
+    On the inputs stands ``L^2``, on the outputs 1.
     """
     squares = [w.numpy() ** 2 for w in problem.weights]
-    ends = [np.ones(squares[0].shape[1]), *multiplier, np.ones(len(squares[-1]))]
-    scales = []
+    inputs = np.full(squares[0].shape[1], candidate.lip**2)
+    ends = [inputs, *candidate.multiplier, np.ones(len(squares[-1]))]
     with np.errstate(all="ignore"):
-        for k in range(1, len(squares)):
-            heard, hears = squares[k - 1] @ (1.0 / ends[k - 1]), ends[k + 1] @ squares[k]
-            scale = np.sqrt(hears) / np.sqrt(heard)
-            scale = np.where(heard == 0.0, _FAR * hears, scale)
-            scale = np.where(hears == 0.0, 1.0 / (_FAR * heard), scale)
-            usable = np.isfinite(scale) & (scale > 0.0)
-            scales.append(np.where(usable, scale, multiplier[k - 1]))
-    return scales
+        return [
+            (ends[k + 1] @ squares[k], 1.0 / (squares[k - 1] @ (1.0 / ends[k - 1])))
+            for k in range(1, len(squares))
+        ]
 
 
-def _within(candidate: Candidate, natural: Sequence[Array], factor: float) -> Candidate:
-    pairs = zip(candidate.multiplier, natural, strict=True)
-    return replace(
-        candidate, multiplier=tuple(np.clip(t, s / factor, s * factor) for t, s in pairs)
-    )
+def _gathered(candidate: Candidate, own: Sequence[tuple[Array, Array]], factor: float) -> Candidate:
+    """Every multiplier as near to its layer's median as its own range and the factor have it."""
+    gathered = []
+    for t, (low, high) in zip(candidate.multiplier, own, strict=True):
+        median = float(np.median(t))
+        ceiling = np.maximum(median * factor, np.nan_to_num(low * _INSIDE))
+        floor = np.minimum(median / factor, np.nan_to_num(high / _INSIDE))
+        gathered.append(np.maximum(np.minimum(t, ceiling), floor))
+    return replace(candidate, multiplier=tuple(gathered))
 
 
 def _expected(candidate: Candidate, margin: float) -> float:

@@ -54,7 +54,7 @@ from .block_cholesky import (
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .costs import Costs
 from .eliminated_operator import operator_of
-from .large import certify_large, large_starts, pairs_possible
+from .large import SAFE_THETA, certify_large, large_starts, pairs_possible
 from .lmi_operator import LmiOperator, Rows, schur_complement
 from .pair import Direction, Pair, advance, proven_gap, relative_gap
 from .run import Run
@@ -126,8 +126,9 @@ def certify(
         found = _from_warm(problem, warm, run, config)
         if found is not None:
             return _claim(*found, run, config)
+    first = None
     if run.limit() is not None:  # what a pass takes here says what the rest will take
-        run.timed("passes", partial(theta_start, ranges, _CAUTIOUS))
+        first = run.timed("passes", partial(theta_start, ranges, SAFE_THETA))
     if costs.dense_is_best(run, pairs=_all_free(problem) and pairs_possible(problem)):
         starts = forward_starts(ranges)
         op, outset = _started(problem, [best_start(ranges), *starts], warm, run), None
@@ -135,7 +136,7 @@ def certify(
         if op is not None and pair is not None:
             return _claim(op, pair, run, config)
     else:
-        starts = large_starts(ranges, run)
+        starts = large_starts(ranges, run, first)
         op = _started(problem, starts, warm, run)
         outset = 2.0 * _as_y(op, cautious(starts)) if op is not None else None
     if op is None or run.best is None:
@@ -167,7 +168,7 @@ def _keep_proven(op: LmiOperator, y: Tensor, run: Run) -> bool:
     """Keep ``y`` with the bound that it proves; whether there is one."""
     lip = implied_bound(op.problem.weights, op.problem.slopes, op.multiplier(y))
     if lip < float("inf"):
-        run.keep(torch.cat([torch.tensor([lip**2]).to(y), y[1:]]))
+        run.keep(torch.cat([y.new_tensor([lip**2]), y[1:]]))
     return lip < float("inf")
 
 
@@ -236,7 +237,7 @@ def _negligible(problem: CertifyProblem) -> Tensor:
 
 def _as_y(op: LmiOperator, start: Start) -> Tensor:
     """``(rho, t)`` of a closed form."""
-    rho = torch.tensor([max(start.lip_sq, 1e-300)]).to(start.multiplier[0])
+    rho = start.multiplier[0].new_tensor([max(start.lip_sq, 1e-300)])
     return torch.cat([rho, op.restrict(torch.cat(start.multiplier))])
 
 

@@ -17,12 +17,14 @@ step 2 has room for some 40 passes: such networks keep a wide gap.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import SolverConfig
+from ..dissipation import any_known
 from ..lmi import eliminate_output, implied_bound, lmi_blocks
 from ..problem import CertifyProblem, Multiplier
 from ..solution import CertifyClaim, Status
@@ -45,13 +47,15 @@ _RESERVE = 14
 _AFTER = 4
 # How far inside a dual point is looked for: more rho, more of the multiplier.
 _ABOVE = ((0.1, 0.1), (1e-4, 0.0), (1e-2, 1e-2), (1e-3, 1e-3), (1e-5, 0.0), (1e-6, 0.0))
-_SAFE_THETA = 1.2
+SAFE_THETA = 1.3
 
 
-def large_starts(problem: CertifyProblem, run: Run) -> list[Start]:
-    """Step 1, as far as the time allows."""
+def large_starts(problem: CertifyProblem, run: Run, first: Start | None = None) -> list[Start]:
+    """Step 1, as far as the time allows; ``first`` is what is known already."""
 
     def attempt(theta: float) -> Start | None:
+        if first is not None and theta == first.theta:
+            return first
         if not run.has_time(passes=_AFTER):
             return None
         return run.timed("passes", lambda: theta_start(problem, theta))
@@ -59,7 +63,7 @@ def large_starts(problem: CertifyProblem, run: Run) -> list[Start]:
     found = searched_starts(attempt)
     if found:
         return found
-    only = theta_start(problem, _SAFE_THETA)  # a bound late is better than none
+    only = first or theta_start(problem, SAFE_THETA)  # a bound late is better than none
     return [only] if only is not None else []
 
 
@@ -85,11 +89,15 @@ def certify_large(
     if outset is not None and to_the_end:
         lower = paired(op, outset, run, config)
         limited = run.limited
-    lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
+    lip_sq = math.inf
+    if descents > 0:
+        lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
     if run.best is not None and not lip_sq <= float(run.best[0]):
         # Step 3 did better; or next to the boundary rounding undid what the descent gained.
         multiplier = op.multiplier(run.best)
-        lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
+        lip_sq = float(run.best[0])
+        if run.iterations > 0 or run.has_time(passes=_AFTER):  # the least rho is a little below
+            lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
     if lower is None:
         lower = lower_bound(problem, multiplier, lip_sq, run)
     status = Status.INACCURATE
@@ -104,7 +112,8 @@ def certify_large(
 
 def pairs_possible(problem: CertifyProblem) -> bool:
     """Whether step 3 is worth its work, where every neuron is a variable."""
-    return len(problem.slopes) > 1 and Costs.of(problem).pairs_affordable()
+    banded = len(problem.slopes) > 1 and not any_known(problem.slopes)
+    return banded and Costs.of(problem).pairs_affordable()
 
 
 def paired(op: LmiOperator, y: Tensor, run: Run, config: SolverConfig) -> float | None:
@@ -134,7 +143,7 @@ def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, 
 
 def _dual_value(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float) -> float:
     """``L^2`` of the repaired band of ``S^{-1}``, 0 where there is none."""
-    rho = torch.tensor(lip_sq).to(multiplier[0])
+    rho = multiplier[0].new_tensor(lip_sq)
     blocks = lmi_blocks(problem.weights, problem.slopes, multiplier, rho)
     factor = factorize(Band(*eliminate_output(*blocks)))
     return 0.0 if factor is None else repaired_value(problem, inverse_band(factor))

@@ -43,7 +43,7 @@ def warm_centre(op: LmiOperator, warm: Multiplier, run: Run, tol: float) -> Cent
     if not 0.0 < lip_sq < float("inf"):
         return None
     gap = max(_GAP, tol)
-    rho = torch.tensor([lip_sq * (1.0 + gap)]).to(t)
+    rho = t.new_tensor([lip_sq * (1.0 + gap)])
     y = torch.cat([rho, op.restrict(t)])
     if factorize(op.slack(y)) is None:
         return None
