@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
+from ..certificates.verify import check_belongs
+from ..networks.overrides import unwrapped
+from ..networks.storage import network_of
 from .attacks import AttackConfig, Norm, fooled, gradient_free, pgd
 
 # An attack ends on the sphere, give or take the rounding of its float32 steps: aim this far inside.
@@ -99,6 +102,8 @@ def falsify(
     Raises:
         SoundnessError: naming the row, its radius, the attack and its distance.
         ValueError: naming ``radii``.
+        CertificateError: for the certificate of another network.
+        UnsupportedModule: where torch runs something else than what is read of the model.
 
     Example:
         >>> import torch
@@ -116,6 +121,8 @@ def falsify(
     if tuple(radii.shape) != (len(x),):
         raise ValueError(f"radii: expected one per input, ({len(x)},), got {tuple(radii.shape)}")
     if certificate is not None:
+        model = unwrapped(model)
+        check_belongs(certificate, network_of(model, certificate.input_shape))
         norm: Any = certificate.norm
         config = replace(config, norm=norm)
         model, x = _in_units(model, x, certificate.input_scale)

@@ -173,6 +173,10 @@ class _Walk:
     def __init__(
         self, graph: Graph, operators: Mapping[str, Operator], folds: Mapping[str, Fold]
     ) -> None:
+        if graph.input in graph.constants:
+            raise NetworkError(
+                f"{graph.input!r} names the input and a constant; the file is damaged"
+            )
         self.operators, self.folds = operators, folds
         self.batch = graph.batch
         self.constants = dict(graph.constants)
@@ -192,7 +196,8 @@ class _Walk:
                 )
         # Outputs beside the first may be left unnamed; they are not part of a chain.
         made = [name for name in node.outputs[1:] if name] + [*node.outputs[:1]]
-        if not node.outputs or not node.outputs[0] or self.names.intersection(made):
+        repeated = len(set(made)) < len(made) or self.names.intersection(made)
+        if not node.outputs or not node.outputs[0] or repeated:
             raise NetworkError(f"{node.label}: expected an output of a new name")
         self.names.update(made)
         values = [name for name in uses if name in self.chain]

@@ -41,6 +41,7 @@ _KINDS: Mapping[int, _Kind] = {
     16: _Kind(np.dtype("<u2"), "int32_data", bits=True, bfloat16=True),
 }
 FLOATS = (1, 10, 11, 16)
+_TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 _EXTERNAL = 1
 
 
@@ -90,6 +91,10 @@ class Decoder:
         return values.reshape(shape)
 
     def _values(self, tensor: Any, kind: _Kind, label: str) -> Array:
+        kept = [tensor.data_location == _EXTERNAL, tensor.HasField("raw_data")]
+        kept += [len(getattr(tensor, name)) > 0 for name in _TYPED]
+        if sum(kept) > 1 or (tensor.external_data and not kept[0]):
+            raise NetworkError(f"{label}: its values are stored in more than one way")
         if tensor.data_location == _EXTERNAL:
             raw = self._external(tensor, label)
         elif tensor.HasField("raw_data"):
@@ -102,6 +107,8 @@ class Decoder:
 
     def _external(self, tensor: Any, label: str) -> bytes:
         entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
+        if len(entries) < len(tensor.external_data):
+            raise NetworkError(f"{label}: says twice where its external data are")
         path = _inside(self.folder, entries.get("location", ""), label)
         offset, length = (_natural(entries, key, label) for key in ("offset", "length"))
         size = path.stat().st_size

@@ -113,7 +113,10 @@ def _inputs(signature: Fields, archive: Archive, name: str) -> tuple[str, dict[s
             stored = held.get(_HELD[kind]).of(str)
             temporary = kind == "buffer" and not held.get("persistent").of(bool)
             where = "constants" if kind == "tensor_constant" or temporary else "weights"
-            constants[held.get("arg").get("name").of(str)] = payloads[where].tensor(stored)
+            graph_name = held.get("arg").get("name").of(str)
+            if graph_name in constants:
+                raise NetworkError(f"{spec.where}: {graph_name!r} is given twice")
+            constants[graph_name] = payloads[where].tensor(stored)
         else:
             raise UnsupportedModule(f"{spec.where}: an input of the kind {kind} is not supported")
     if len(users) != 1:

@@ -40,6 +40,32 @@ def test_first_and_second_derivatives(module: nn.Module) -> None:
     assert torch.autograd.gradgradcheck(module, (x,))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use
+@pytest.mark.parametrize("module", [MaxMin(), GroupSort2(), HalfAbs()])
+def test_function_transforms(module: nn.Module) -> None:
+    """jvp, jacrev, jacfwd, vmap over any axis and functional_call, against plain autograd."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), module, nn.Linear(6, 3)).double()
+    x, v = torch.randn(2, 5, 4).double()
+    whole = torch.autograd.functional.jacobian(model, x)
+    each = torch.stack([whole[k, :, k] for k in range(5)])
+    single = lambda sample: model(sample[None])[0]  # noqa: E731
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(torch.func.vmap(transform(single))(x), each)
+        torch.testing.assert_close(transform(model)(x), whole)
+    moved = torch.func.jvp(model, (x,), (v,))[1]
+    torch.testing.assert_close(moved, torch.einsum("koi,ki->ko", each, v))
+    assert torch.equal(
+        torch.func.functional_call(model, dict(model.named_parameters()), x), model(x)
+    )
+    images = torch.randn(2, 3, 4, 5)
+    for axis in range(4):
+        samples = torch.func.vmap(module, in_dims=axis, out_dims=axis)
+        if images.movedim(axis, 0).shape[2] % 2 == 0:
+            apart = torch.stack([module(part) for part in images.unbind(axis)], axis)
+            assert torch.equal(samples(images), apart)
+
+
 def test_the_jacobian_permutes_even_at_ties() -> None:
     x = torch.tensor([[1.0, 1.0, 2.0, 3.0]], requires_grad=True)
     jacobian = torch.autograd.functional.jacobian(lambda v: MaxMin()(v[None])[0], x[0])
