@@ -32,6 +32,7 @@ BENCHMARKS = {
     "certificates": "what each kind of certificate proves of networks trained without a bound",
     "local_bounds": "local certificates and radii against pairwise ones and an attack",
     "finetune": "a trained network as the start under a bound, against training from scratch",
+    "forgeries": "ten thousand forged certificates of every kind, none of them believed",
     "falsification": "attacks on thousands of certified radii of every kind of certificate",
     "local_training": "training with local against global Lipschitz bounds",
     "class_distances": "Lipschitz constants of MNIST, Fashion-MNIST and CIFAR-10, exactly",

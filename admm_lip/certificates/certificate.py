@@ -176,6 +176,11 @@ class FunctionalCertificate(Document):
         """The bounds, in their order."""
         return f"lips={[bound.lip for bound in self.bounds]!r:.200}"
 
+    def reported(self) -> dict[str, Any]:
+        """What the maker says and no check proves, by field."""
+        of_each = "method, lower_lip and sampled_lower of each"
+        return {"bounds": of_each, **super().reported()}
+
     @property
     def lips(self) -> Array:
         """The proven bounds, in the order of ``bounds``."""

@@ -23,6 +23,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
+from .. import strict_json
 from ..gradient.measures import check_kind, jacobian_norms
 
 _FORMAT = 1
@@ -103,7 +104,7 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
         DetectorError: for a file that is not one.
     """
     try:
-        record = json.loads(Path(path).read_text())
+        record = strict_json.loads(Path(path).read_text())
         if record.pop("format") != _FORMAT:
             raise ValueError("unknown format")
         detector = Detector(**record)

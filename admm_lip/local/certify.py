@@ -154,14 +154,14 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
     """One certificate of all batches."""
     empty = torch.zeros(0, task.items.shape[1], dtype=torch.float64)
     hidden = sum(len(a.bias) for a in task.net.maps[:-1])
-    found = [o.found for o in outcomes]
+    found, box = [o.found for o in outcomes], task.config.box
     return LocalCertificate(
         digest=task.network.digest(),
         input_shape=task.network.input_shape or (),
-        box=task.config.box,
+        box=None if box is None else (float(box[0]), float(box[1])),
         x=task.points,
         radius=radii,
-        labels=task.labels,
+        labels=None if task.labels is None else task.labels.to(torch.int64),
         lip=torch.cat([f.lip for f in found] or [empty]),
         level=torch.cat([f.level for f in found] or [empty.to(torch.int8)]),
         roots=torch.cat([f.roots for f in found] or [empty[:, :, None].expand(-1, -1, hidden)]),
@@ -189,15 +189,16 @@ def prove(
         lines_only: no Lipschitz bounds but those known for all inputs.
         deadline: see :class:`Wanted`.
     """
-    net, region = task.net, Region(task.points, radii, task.config.box)
+    net, (region, everywhere) = task.net, ball_region(task, radii)
     bounds = preactivation_bounds(net, region)
     centred = task.labels is not None
     slopes = [layer.anchored if centred else layer.slopes for layer in bounds.layers]
     flat = task.functionals[:, :, 0] if centred else task.functionals[:, 0]
     center, margin = _claims(net, bounds, flat)
     if centred:
-        asked = (margin <= 0.0) & (center > 0.0) & (radii > 0.0)[:, None]
-        goal = center / radii[:, None] * (1.0 - 1e-8)
+        margin = torch.where(everywhere, -math.inf, margin)
+        asked = (margin <= 0.0) & (center > 0.0) & (region.radius > 0.0)[:, None]
+        goal = center / region.radius[:, None] * (1.0 - 1e-8)
         # What lines decide, or nothing can, gets a bound but no Newton steps.
         target = torch.where(asked, goal, _UNASKED)
     else:
@@ -208,9 +209,29 @@ def prove(
     else:
         wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
         found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
+    found = _on_balls(found, everywhere)
     if task.known is not None:
         found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
     return Outcome(_finite(found, slopes), margin, center)
+
+
+def ball_region(task: Task, radii: Tensor) -> tuple[Region, Tensor]:
+    """The balls, and which of them are the whole space, ``(batch, 1)``.
+
+    Those are bounded at their samples alone: nothing but a bound for all inputs holds there.
+    """
+    everywhere = torch.isposinf(radii)
+    region = Region(task.points, torch.where(everywhere, 0.0, radii), task.config.box)
+    return region, everywhere[:, None]
+
+
+def _on_balls(found: Found, everywhere: Tensor) -> Found:
+    """Bounds of balls, none where the ball is the whole space."""
+    return Found(
+        torch.where(everywhere, math.inf, found.lip),
+        torch.where(everywhere, NONE, found.level).to(torch.int8),
+        torch.where(everywhere[:, :, None], 0.0, found.roots),
+    )
 
 
 def _claims(net: Net, bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:

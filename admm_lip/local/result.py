@@ -4,37 +4,66 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch as st
 import torch
 from torch import Tensor
 
-from ..certificates.restate import NORMS
-from ..errors import CertificateError
+from .. import strict_json
+from ..certificates.fields import (
+    keep,
+    numbers_of,
+    one_of,
+    shown,
+    sizes_of,
+    text_of,
+    tuple_of,
+)
+from ..certificates.restate import NORMS, checked_scale
+from ..errors import CertificateError, NetworkError
 from ..networks.layers import Shape
-from ..networks.storage import write_atomic
+from ..networks.storage import safetensors_header, write_atomic
 from .levels import LEVELS
 from .region import Box
 
 FORMAT = 2
 _MAX_FILE = 8 * 2**30
+_ABOUT = {"format", "kind", "digest", "input_shape", "box", "norm", "input_scale"}
+_LARGEST = sys.float_info.max
+
+
+class Column(NamedTuple):
+    """What a tensor of the record is: dtype, its name in files, axes, least and greatest value."""
+
+    dtype: torch.dtype
+    code: str
+    axes: tuple[str, ...]
+    least: float
+    most: float
+
+
+def _floats(axes: str, least: float, most: float) -> Column:
+    return Column(torch.float64, "F64", tuple(axes.split()), least, most)
+
+
 _TENSORS = {
-    "x": (torch.float64, 2),
-    "radius": (torch.float64, 1),
-    "labels": (torch.int64, 1),
-    "lip": (torch.float64, 2),
-    "level": (torch.int8, 2),
-    "roots": (torch.float64, 3),
-    "margin": (torch.float64, 2),
-    "center": (torch.float64, 2),
+    "x": _floats("input feature", -_LARGEST, _LARGEST),
+    "radius": _floats("input", 0.0, math.inf),
+    "labels": Column(torch.int64, "I64", ("input",), -1.0, _LARGEST),
+    "lip": _floats("input functional", 0.0, math.inf),
+    "level": Column(torch.int8, "I8", ("input", "functional"), 0.0, len(LEVELS) - 1.0),
+    "roots": _floats("input functional neuron", 0.0, _LARGEST),
+    "margin": _floats("input functional", -math.inf, _LARGEST),
+    "center": _floats("input functional", -math.inf, _LARGEST),
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LocalCertificate:
     """Bounds on the ball of each of ``batch`` inputs.
 
@@ -45,18 +74,23 @@ class LocalCertificate:
         input_shape: shape of one input.
         box: ends of the admissible inputs, or ``None``.
         x: the inputs, float64 ``(batch, features)``.
-        radius: of the balls, ``(batch,)``, in the units of ``x`` times ``input_scale``.
+        radius: of the balls, ``(batch,)``, in the units of ``x`` times ``input_scale``; ``inf``
+            where what holds for all inputs proves the class.
         labels: the classes (of one output +1 / -1), or ``None``.
         lip: proven bounds, ``(batch, m)``.  Without labels (m = 1): of the Lipschitz constant of
             all outputs on the ball.  With labels: of ``|g(x') - g(x)| / |x' - x|`` for x' in the
             ball and ``g = f_y - f_j``, j = 0, 1, ...; ``inf`` for j = y and where none was sought.
         level: how each bound was found: an index of ``levels.LEVELS``.
         roots: square roots of the multipliers that prove them, ``(batch, m, hidden neurons)``.
-        margin: with labels, proven lower bounds of ``f_y - f_j`` on the ball by linear bounds.
-        center: with labels, proven lower bounds of ``f_y - f_j`` at x.
+        margin: with labels, proven lower bounds of ``f_y - f_j`` on the ball by linear bounds;
+            zeros without.
+        center: with labels, proven lower bounds of ``f_y - f_j`` at x; zeros without.
         norm: of the balls: ``"l2"`` or ``"linf"``.
         input_scale: per feature, where radii are in raw units and the model takes
             ``raw / input_scale``; ``None`` where they are in those of ``x``.
+
+    Raises:
+        CertificateError: naming the field, for a value of the wrong type, shape or range.
     """
 
     digest: str
@@ -72,6 +106,52 @@ class LocalCertificate:
     center: Tensor
     norm: str = "l2"
     input_scale: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        shape = sizes_of("input_shape", self.input_shape)
+        one_of("norm", self.norm, NORMS)
+        text_of("digest", self.digest)
+        scale = self.input_scale
+        if scale is not None:
+            scale = numbers_of("input_scale", scale)
+            checked_scale(scale, math.prod(shape))
+        keep(self, input_shape=shape, input_scale=scale, box=_box_of(self.box))
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`CertificateError` unless the tensors, which can be changed, still fit."""
+        sizes = {"feature": math.prod(self.input_shape)}
+        for name, column in _TENSORS.items():
+            if name != "labels" or self.labels is not None:
+                _check_tensor(name, getattr(self, name), column, sizes)
+        self._check_labels(sizes["functional"])
+        if self.box is not None and len(self.x):
+            low, high = float(self.x.min()), float(self.x.max())
+            if low < self.box[0] or high > self.box[1]:
+                raise CertificateError(
+                    f"x: expected inputs inside the box {self.box}, got values from {low:g} to "
+                    f"{high:g}"
+                )
+
+    def _check_labels(self, functionals: int) -> None:
+        """Without labels there is one bound per input and no margin."""
+        labels = self.labels
+        if labels is None:
+            if functionals != 1 or bool(self.margin.any()) or bool(self.center.any()):
+                raise CertificateError(
+                    "lip, margin, center: expected one bound per input and zeros without labels"
+                )
+        elif functionals == 1 and not bool((labels.abs() == 1).all()):
+            raise CertificateError("labels: expected +1 and -1 for one output")
+        elif functionals > 1 and not bool(((labels >= 0) & (labels < functionals)).all()):
+            raise CertificateError(f"labels: expected classes from 0 to {functionals - 1}")
+
+    def __repr__(self) -> str:
+        what = "without labels" if self.labels is None else "with labels"
+        return (
+            f"<local certificate ({self.norm}) of {len(self.x)} inputs {what}: lip, margin and "
+            "center; not proven: level>"
+        )
 
     @property
     def kind(self) -> str:
@@ -129,67 +209,101 @@ class LocalCertificate:
         if path.stat().st_size > _MAX_FILE:
             raise CertificateError(f"{path}: larger than the limit of {_MAX_FILE} bytes")
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("about", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-            raise CertificateError(f"{path}: truncated or damaged ({error})") from None
-        try:
-            return _checked(about, tensors)
+            return _read(path)
         except CertificateError as error:
             raise CertificateError(f"{path}: {error}") from None
 
 
 def kept(center: Tensor, margin: Tensor, lip: Tensor, radius: Tensor) -> Tensor:
-    """Where ``f_y - f_j > 0`` on the whole ball: by lines, or by ``center > lip radius``."""
-    reach = torch.where(radius[:, None] > 0.0, lip * radius[:, None], 0.0) * (1.0 + 1e-15)
-    return (center > 0.0) & ((margin > 0.0) | (reach < center))
+    """Where ``f_y - f_j > 0`` on the whole ball: by lines, or by ``center > lip radius``.
+
+    A bound below 0 or NaN keeps nothing.
+    """
+    still = (radius[:, None] == 0.0) | (lip == 0.0)  # where one of them is infinite, too
+    reach = torch.where(still, 0.0, lip * radius[:, None]) * (1.0 + 1e-15)
+    return (center > 0.0) & ((margin > 0.0) | ((lip >= 0.0) & (reach < center)))
 
 
-def _checked(about: Any, tensors: dict[str, Tensor]) -> LocalCertificate:
-    """A certificate from untrusted parts."""
-    if not isinstance(about, dict) or about.get("kind") != "local":
-        raise CertificateError("not a local certificate")
-    if about.get("format") != FORMAT:
-        raise CertificateError(f"format: expected {FORMAT}, got {about.get('format')!r:.200}")
-    digest, shape, box = (about.get(k) for k in ("digest", "input_shape", "box"))
-    if not isinstance(digest, str):
-        raise CertificateError(f"digest: expected text, got {digest!r:.200}")
-    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
-        raise CertificateError(f"input_shape: expected sizes > 0, got {shape!r:.200}")
-    if box is not None and not (
-        isinstance(box, list)
-        and len(box) == 2
-        and all(type(v) in (int, float) and math.isfinite(v) for v in box)
+def _box_of(box: Any) -> Box | None:
+    if box is None:
+        return None
+    ends = numbers_of("box", box)
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise CertificateError(f"box: expected two finite ends, the lower first, got {shown(box)}")
+    return ends[0], ends[1]
+
+
+def _check_tensor(name: str, tensor: Any, column: Column, sizes: dict[str, int]) -> None:
+    """Type, range and shape of one tensor; sizes that are new are noted."""
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.dtype != column.dtype
+        or tensor.ndim != len(column.axes)
     ):
-        raise CertificateError(f"box: expected two finite numbers or null, got {box!r:.200}")
-    norm, scale = about.get("norm"), about.get("input_scale")
-    if norm not in NORMS:
-        raise CertificateError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r:.200}")
-    if scale is not None and not (
-        isinstance(scale, list) and all(type(v) in (int, float) and math.isfinite(v) for v in scale)
-    ):
-        raise CertificateError(f"input_scale: expected finite numbers or null, got {scale!r:.200}")
-    missing = (set(_TENSORS) - {"labels"}) - set(tensors)
-    if missing or not set(tensors) <= set(_TENSORS):
-        raise CertificateError(f"expected the tensors {sorted(_TENSORS)}, got {sorted(tensors)}")
-    for name, tensor in tensors.items():
-        dtype, ndim = _TENSORS[name]
-        if tensor.dtype != dtype or tensor.ndim != ndim or len(tensor) != len(tensors["x"]):
-            raise CertificateError(
-                f"{name}: expected {ndim} dimensions of {dtype}, one row per input, "
-                f"got {tuple(tensor.shape)} of {tensor.dtype}"
-            )
-    if not (tensors["lip"].shape == tensors["level"].shape == tensors["roots"].shape[:2]):
-        raise CertificateError("lip, level, roots: expected equal shapes")
-    if not (tensors["lip"].shape == tensors["margin"].shape == tensors["center"].shape):
-        raise CertificateError("lip, margin, center: expected equal shapes")
+        got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else tensor
+        raise CertificateError(
+            f"{name}: expected a tensor ({', '.join(column.axes)}) of {column.dtype}, "
+            f"got {shown(got)}"
+        )
+    for axis, size in zip(column.axes, tensor.shape, strict=True):
+        if sizes.setdefault(axis, size) != size:
+            raise CertificateError(f"{name}: expected {sizes[axis]} per {axis}, got {size}")
+    good = (tensor >= column.least) & (tensor <= column.most)
+    if not bool(good.all()):
+        raise CertificateError(
+            f"{name}: expected {_RANGES[column.least, column.most]}, got {tensor[~good][0].item()}"
+        )
+
+
+# In words, the values that a tensor may hold; a NaN is in none of them.
+_RANGES = {
+    (-_LARGEST, _LARGEST): "finite numbers",
+    (0.0, _LARGEST): "finite numbers >= 0",
+    (0.0, math.inf): "numbers >= 0",
+    (-math.inf, _LARGEST): "numbers below infinity",
+    (-1.0, _LARGEST): "classes, or +1 and -1",
+    (0.0, len(LEVELS) - 1.0): f"indices of {LEVELS}",
+}
+
+
+def _read(path: Path) -> LocalCertificate:
+    """A certificate from an untrusted file; its header is judged before a tensor is read."""
+    try:
+        header = safetensors_header(path)
+    except NetworkError as error:
+        raise CertificateError(f"truncated or damaged ({error})") from None
+    about = _about(header.pop("__metadata__", None))
+    names = set(_TENSORS) - ({"labels"} - set(header))
+    if set(header) != names:
+        raise CertificateError(f"expected the tensors {sorted(names)}, got {sorted(header)}")
+    for name, entry in header.items():
+        code = entry.get("dtype") if isinstance(entry, dict) else None
+        if code != _TENSORS[name].code:
+            raise CertificateError(f"{name}: expected {_TENSORS[name].code}, got {shown(code)}")
+    try:
+        tensors = st.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CertificateError(f"truncated or damaged ({error})") from None
+    box, scale = about["box"], about["input_scale"]
     return LocalCertificate(
-        digest=digest,
-        input_shape=tuple(shape),
-        box=None if box is None else (float(box[0]), float(box[1])),
+        digest=about["digest"],
+        input_shape=tuple_of("input_shape", about["input_shape"]),
+        box=None if box is None else tuple_of("box", box),
         labels=tensors.pop("labels", None),
-        norm=norm,
-        input_scale=None if scale is None else tuple(float(v) for v in scale),
+        norm=about["norm"],
+        input_scale=None if scale is None else tuple_of("input_scale", scale),
         **tensors,
     )
+
+
+def _about(metadata: Any) -> dict[str, Any]:
+    text = metadata.get("about") if isinstance(metadata, dict) else None
+    try:
+        about = strict_json.loads(text) if isinstance(text, str) else None
+    except ValueError as error:
+        raise CertificateError(f"about: not JSON ({error})") from None
+    if not isinstance(about, dict) or about.get("kind") != "local" or set(about) != _ABOUT:
+        raise CertificateError("not a local certificate")
+    if type(about["format"]) is not int or about["format"] != FORMAT:
+        raise CertificateError(f"format: expected {FORMAT}, got {shown(about['format'])}")
+    return about

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..certificates.fields import keep, number_of
+from ..errors import CertificateError
+
 # How a sample was decided, by the cheapest means that sufficed.
 LEVELS = ("wrong", "open", "global", "box", "local")
 WRONG, OPEN, GLOBAL, BOX, LOCAL = range(len(LEVELS))
@@ -30,6 +33,9 @@ class LocalReport:
         ratio: proven local over global bound up to the last layer, NaN where not computed.
 
     All tensors are ``(batch,)`` on the CPU.
+
+    Raises:
+        CertificateError: where the columns do not belong together.
     """
 
     eps: float
@@ -41,6 +47,14 @@ class LocalReport:
     level: Tensor
     varying: Tensor
     ratio: Tensor
+
+    def __post_init__(self) -> None:
+        keep(self, eps=number_of("eps", self.eps, least=0.0))
+        if bool(self.margin.isnan().any()):
+            raise CertificateError("margin: expected bounds, got a NaN")
+        proven = self.correct & (self.margin > 0.0)
+        if not torch.equal(self.certified, proven):
+            raise CertificateError("certified: expected exactly the correct with a margin above 0")
 
     def __len__(self) -> int:
         return len(self.predicted)

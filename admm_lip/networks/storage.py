@@ -26,6 +26,7 @@ ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
 _MAX_JSON = 16 * 2**20
 _MAX_WEIGHTS = 8 * 2**30
+_MAX_HEADER = 100 * 2**20
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -74,10 +75,33 @@ def load_files(architecture: Path, weights: Path) -> Network:
     except ValueError as error:
         raise NetworkError(f"{architecture}: not a JSON file ({error})") from None
     try:
+        safetensors_header(weights)
+    except NetworkError as error:
+        raise NetworkError(f"{weights}: truncated or damaged ({error})") from None
+    try:
         arrays = st.load_file(weights)
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise NetworkError(f"{weights}: truncated, damaged or of a type unread ({error})") from None
     return Network.from_json(data, arrays)
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, in which no name may stand twice.
+
+    Raises:
+        NetworkError: for a file without one.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(_MAX_HEADER, path.stat().st_size - 8):
+                raise NetworkError("the header is longer than the file, or than its limit")
+            header = strict_json.loads(file.read(size).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise NetworkError(f"the header cannot be read: {error}") from None
+    if not isinstance(header, dict):
+        raise NetworkError("the header is not a JSON object")
+    return header
 
 
 def network_of(

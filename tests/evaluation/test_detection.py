@@ -140,7 +140,7 @@ def test_a_detector_survives_its_file_and_damaged_files_are_refused(tmp_path):
         with pytest.raises(DetectorError, match=r"expected a detector written by Detector\.save"):
             load_detector(tmp_path / "bad.json")
     replace(detector, threshold=math.nan).save(path)
-    with pytest.raises(DetectorError, match="threshold is not finite"):
+    with pytest.raises(DetectorError, match="holds NaN, which JSON does not have"):
         load_detector(path)
     with pytest.raises(DetectorError, match="expected a detector written by"):
         load_detector(tmp_path / "missing.json")

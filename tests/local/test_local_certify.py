@@ -265,29 +265,32 @@ def test_a_saved_certificate_reads_back_and_verifies(
         ("lip", lambda t: t * 0.9, "lip: the claim for input 0, functional"),
         ("roots", lambda t: t * 0.5, "lip: the claim for input 0, functional"),
         ("roots", lambda t: torch.zeros_like(t), "lip: the claim for input 0, functional"),
-        ("roots", lambda t: t * math.nan, "lip: the claim for input 0, functional"),
+        ("roots", lambda t: t * math.nan, "roots: expected finite numbers >= 0, got nan"),
         ("radius", lambda t: t * 1.5, "the claim for input 0, functional"),
-        ("radius", lambda t: -t, "radius: expected finite numbers >= 0, got -0.1"),
+        ("radius", lambda t: -t, "radius: expected numbers >= 0, got -0.1"),
         ("center", lambda t: t + 1.0, "center: the claim for input 0"),
         ("margin", lambda t: t.abs() + 9.0, "margin: the claim for input 0"),
         ("x", lambda t: t + 0.5, "the claim for input"),
-        ("x", lambda t: t * math.nan, "x: expected finite inputs"),
-        ("x", lambda t: t[:, :2], "x: expected 4 features"),
+        ("x", lambda t: t * math.nan, "x: expected finite numbers, got nan"),
+        ("x", lambda t: t[:, :2], "x: expected 4 per feature, got 2"),
         ("labels", lambda t: t + 7, "labels: expected classes from 0 to 2"),
-        ("lip", lambda t: t[:, :2], "lip, roots: expected one per functional"),
+        ("lip", lambda t: t[:, :2], "level: expected 2 per functional, got 3"),
+        ("lip", lambda t: torch.full_like(t, -math.inf), "lip: expected numbers >= 0, got -inf"),
+        ("lip", lambda t: t.clone().fill_(math.nan), "lip: expected numbers >= 0, got nan"),
+        ("center", lambda t: torch.where(t < 0.0, 0.5 * t, t), "center: the claim for input"),
+        ("margin", lambda t: torch.where(t < 0.0, 0.5 * t, t), "margin: the claim for input"),
     ],
 )
 def test_an_edited_certificate_is_refused(
     case: tuple[nn.Sequential, LocalCertificate], field: str, change: Any, message: str
 ) -> None:
     model, found = case
-    edited = dataclasses.replace(found, **{field: change(getattr(found, field))})
     with pytest.raises(CertificateError, match=message):
-        verify_local(edited, model)
+        verify_local(dataclasses.replace(found, **{field: change(getattr(found, field))}), model)
 
 
 def test_another_network_is_refused(case: tuple[nn.Sequential, LocalCertificate]) -> None:
-    with pytest.raises(CertificateError, match="digest: the local certificate is of another net"):
+    with pytest.raises(CertificateError, match="digest: the certificate is of another net"):
         verify_local(case[1], network("gelu", seed=12))
 
 
