@@ -34,6 +34,7 @@ BENCHMARKS = {
     "finetune": "a trained network as the start under a bound, against training from scratch",
     "forgeries": "ten thousand forged certificates of every kind, none of them believed",
     "falsification": "attacks on thousands of certified radii of every kind of certificate",
+    "attacked_balls": "a million attacked balls: every kind of certificate, small networks",
     "local_training": "training with local against global Lipschitz bounds",
     "class_distances": "Lipschitz constants of MNIST, Fashion-MNIST and CIFAR-10, exactly",
 }

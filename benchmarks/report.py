@@ -33,6 +33,7 @@ STUDIES = (
     "ablation",
     "finetune",
     "falsification",
+    "attacked_balls",
     "local_training",
 )
 # Record -> why it is not on the page.

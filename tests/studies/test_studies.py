@@ -53,6 +53,18 @@ def test_the_quick_mode_runs_tabulates_and_draws(name: str, tmp_path: Path) -> N
     assert all(lip <= bound * (1 + 1e-6) for lip, bound in proven if bound and lip)
 
 
+def test_certified_balls_withstand_and_planted_ones_do_not(tmp_path: Path) -> None:
+    rows = run_quick("attacked_balls", tmp_path)
+    assert [row.get("where") for row in rows if "error" in row] == []
+    again = [read_json(path) for path in sorted(tmp_path.glob("*.json"))]
+    table = importlib.import_module("benchmarks.attacked_balls").STUDY.tabulate(again)
+    assert table.splitlines()[-1].startswith("| together |")
+    assert all(row["balls"] > 0 and (row["nearest_ratio"] or math.inf) >= 1.0 for row in again)
+    planted, caught = (sum(r[k] for r in again) for k in ("planted", "planted_broken"))
+    assert planted > 200
+    assert caught > 0.8 * planted
+
+
 def test_regression_tables_run_on_their_published_splits(tmp_path: Path, shared_data: Path) -> None:
     rows = run_quick("tabular", tmp_path / "cells", str(shared_data))
     check("tabular", rows, tmp_path)
