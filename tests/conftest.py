@@ -16,6 +16,11 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test draws the same numbers, alone or among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the data sets: ``ADMM_LIP_SHARED``, else ``../shared/data`` beside the repo."""

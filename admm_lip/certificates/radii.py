@@ -25,6 +25,7 @@ from ..networks.chain import build_layer
 from ..networks.layers import Array, Shape
 from ..networks.network import Chain, LayerSpec, Network
 from ..networks.storage import network_of
+from ..rounding import TINY, lengths
 from .certificate import AnyCertificate
 from .verify import check_belongs
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.001
+_SMALLEST = 2.0**-1020
 _BATCH_ENTRIES = 2**24
 
 Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
@@ -162,9 +164,9 @@ def logits_with_error(network: Network, chain: Chain, points: Tensor) -> tuple[T
         size = weight.shape[1] + 2
         gamma = size * _U / (1.0 - size * _U)
         spread = value.abs() @ weight.abs().T + bias.abs()
-        merged = chain.errors[k] * (value.norm(dim=1) + error.norm(dim=1))[:, None]
+        merged = chain.errors[k] * (lengths(value) + lengths(error))[:, None]
         error = error @ weight.abs().T + gamma * spread + merged + chain.bias_errors[k]
-        error = _SLACK * error + 2.0**-1000
+        error = _SLACK * error + TINY
         value = value @ weight.T + bias
         if k < len(chain.activations):
             spec, slopes = chain.activations[k], chain.slopes[k]
@@ -174,7 +176,7 @@ def logits_with_error(network: Network, chain: Chain, points: Tensor) -> tuple[T
             with torch.no_grad():
                 output = build_layer(network, spec)(value)
             evaluated = _EVALUATED.get(spec.kind, _library)(spec, value, output)
-            value, error = output, _SLACK * (steepest * error + evaluated)
+            value, error = output, _SLACK * (steepest * error + evaluated) + TINY
     return value, error
 
 
@@ -220,6 +222,8 @@ def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Ten
         lower = lower[others].view(-1, width)
     # A margin over a slope of 0 is infinite.
     radius = (lower / steepest * (1.0 - 8.0 * _U)).amin(dim=1)
+    # A subnormal quotient is rounded by more than a factor.
+    radius = torch.where(radius < _SMALLEST, 0.0, radius)
     return torch.where((lower > 0.0).all(dim=1), radius, torch.zeros_like(radius))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..gradient.measures import JACOBIAN_NORMS, OUTPUTS, check_kind, row_norms
 from ..gradient.norms import dual_norm
+from ..rounding import lengths
 from .attacks import AttackConfig, fooled, frozen, margin, pgd
 
 _BEYOND = 1.0 + 1e-3  # how far past the boundary an adversarial example is put
@@ -128,8 +129,10 @@ def carlini_wagner(
     best = deepfool(model, x, y, config)
     with frozen(model):
         done = fooled(model, x, y)
-        least = _lengths(best - x).where(_margins(model, best, y) > config.confidence, math.inf)
-        reach = _lengths(best - x)
+        least = lengths((best - x).flatten(1)).where(
+            _margins(model, best, y) > config.confidence, math.inf
+        )
+        reach = lengths((best - x).flatten(1))
         scale = reach.where(reach > 0, float(reach.max().clamp_min(1e-12)))
         weight, low = torch.ones_like(reach), torch.zeros_like(reach)
         high = torch.full_like(reach, math.inf)
@@ -163,7 +166,7 @@ def _penalised_descent(
         point = _boxed(x + unit * moves, config.clip)
         gain = margin(model(point), y)
         with torch.no_grad():
-            length = _lengths(point - x)
+            length = lengths((point - x).flatten(1))
             closer = (gain > config.confidence) & (length < least)
             best = torch.where(_column(closer, x), point, best)
             least = torch.where(closer, length, least)
@@ -191,14 +194,14 @@ def boundary(model: nn.Module, x: Tensor, y: Tensor, config: NearestConfig | Non
         inwards = aside.clone()
         for _ in range(config.steps):
             line = best - x
-            length = _lengths(line)
+            length = lengths(line.flatten(1))
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            noise = noise * _column(aside * length / _lengths(noise).clamp_min(1e-12), x)
+            noise = noise * _column(aside * length / lengths(noise.flatten(1)).clamp_min(1e-12), x)
             turned = line + noise
-            turned = turned * _column(length / _lengths(turned).clamp_min(1e-12), x)
+            turned = turned * _column(length / lengths(turned.flatten(1)).clamp_min(1e-12), x)
             on_sphere = fooled(model, _boxed(x + turned, config.clip), y)
             point = _boxed(x + turned * _column(1.0 - inwards, x), config.clip)
-            closer = fooled(model, point, y) & (_lengths(point - x) < length) & started
+            closer = fooled(model, point, y) & (lengths((point - x).flatten(1)) < length) & started
             best = torch.where(_column(closer, x), point, best)
             # Half of the sideways moves should stay adversarial, a quarter of the whole moves.
             aside = (aside * torch.where(on_sphere, 1.05, 1.0 / 1.05)).clamp(1e-4, 1.0)
@@ -210,9 +213,9 @@ def _nearest_of_another_class(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """For every row, the closest row of ``x`` with another prediction (itself if there is none)."""
     flat = x.flatten(1)
     predicted = model(x).argmax(dim=1)
-    lengths = torch.cdist(flat, flat).masked_fill(predicted[None] == y[:, None], math.inf)
-    nearest = lengths.argmin(dim=1)
-    known = torch.isfinite(lengths.amin(dim=1))
+    apart = torch.cdist(flat, flat).masked_fill(predicted[None] == y[:, None], math.inf)
+    nearest = apart.argmin(dim=1)
+    known = torch.isfinite(apart.amin(dim=1))
     return torch.where(_column(known, x), x[nearest], x)
 
 
@@ -305,7 +308,7 @@ def _evade(
 
 
 def _project_l2(move: Tensor, radius: float) -> Tensor:
-    share: Tensor = (radius * _lengths(move).clamp_min(1e-30).reciprocal()).clamp_max(1.0)
+    share: Tensor = (radius / lengths(move.flatten(1)).clamp_min(1e-30)).clamp_max(1.0)
     return move * _column(share, move)
 
 
@@ -339,11 +342,6 @@ def _boxed(point: Tensor, clip: tuple[float, float] | None) -> Tensor:
 def _margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return margin(model(x), y)
-
-
-def _lengths(move: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(move.flatten(1), dim=1)
-    return lengths
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 Projected gradient descent in an l2 or linf ball, with restarts, on the margin
 ``max_{j != y} f_j - f_y`` of the logits (which, unlike cross-entropy, keeps its gradient on
-confident networks), and a search that uses no gradient at all, so that a network whose gradients
-mislead is not mistaken for a robust one.
+confident networks), a search that uses no gradient at all, so that a network whose gradients
+mislead is not mistaken for a robust one, and a search along rays, which also looks well inside the
+ball, where a piecewise linear network may have another class that its sphere does not show.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..rounding import lengths
+
 Norm = Literal["l2", "linf"]
+
+# Points on one ray.
+_ON_A_RAY = 6
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class AttackConfig:
             at one class each, from the input: the runner-up, the third, ...  When every class had
             its turn, they aim at them again from random points of the ball.
         directions: random directions, and as many examples of other classes, that the
-            gradient-free search tries.
+            gradient-free search tries; rays have a quarter as many, and the gradient.
         clip: the box of admissible inputs; ``None`` searches the whole ball, which is what a
             certificate speaks of.
         batch_size: rows attacked at once.
@@ -105,6 +111,20 @@ def gradient_free(
     targets to walk to, as far as the radius allows.
     """
     return _attack(_search_batch, model, x, y, radius, config)
+
+
+def rays(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    radius: float | Tensor,
+    config: AttackConfig | None = None,
+) -> Tensor:
+    """Adversarial inputs on straight ways from the input to the surface, many points on each.
+
+    Arguments and result as in :func:`pgd`.
+    """
+    return _attack(_rays_batch, model, x, y, radius, config)
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -219,6 +239,20 @@ def _search_batch(
     return best
 
 
+def _rays_batch(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, config: AttackConfig
+) -> Tensor:
+    ball = _BALLS[config.norm]
+    best, best_margin = x, _margin_at(model, x, y)
+    for k in range(1 + config.directions // 4):
+        direction = torch.randn_like(x) if k else _climb(model, x, y, None)[1]
+        whole = _column(radii, x) * ball.steepest(direction)
+        for share in range(1, _ON_A_RAY + 1):
+            point = _inside(x, whole * (share / _ON_A_RAY), config)
+            best, best_margin = _better(best, best_margin, point, _margin_at(model, point, y))
+    return best
+
+
 def _margin_at(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return margin(model(x), y)
@@ -248,12 +282,13 @@ class _L2:
 
     @staticmethod
     def project(move: Tensor, radii: Tensor) -> Tensor:
-        length = _column(move.flatten(1).norm(dim=1), move)
-        return move * (_column(radii, move) / length.clamp_min(1e-30)).clamp_max(1.0)
+        length = _column(lengths(move.flatten(1)).clamp_min(torch.finfo(move.dtype).tiny), move)
+        return move * (_column(radii, move) / length).clamp_max(1.0)
 
     @staticmethod
     def steepest(gradient: Tensor) -> Tensor:
-        return gradient / _column(gradient.flatten(1).norm(dim=1), gradient).clamp_min(1e-30)
+        length = lengths(gradient.flatten(1)).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return gradient / _column(length, gradient)
 
 
 class _Linf:

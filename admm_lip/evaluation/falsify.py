@@ -5,16 +5,20 @@
     found.smallest_ratio        # distance of the nearest attack over the certified radius, >= 1
 
 1. Every ball of positive radius is searched, a little inside its surface, by projected gradient
-   ascent with restarts and by a search that uses no gradient.  A success is confirmed in double
-   precision before it counts.
+   ascent with restarts, by a search that uses no gradient, and along rays.  A success is confirmed
+   in double precision before it counts.
 2. Beyond the radii, larger and larger balls are searched; where an attack succeeds, the straight
    way back to the input is halved down to the point where the class changes.
+
+:func:`falsify_local` does the same to a local certificate, and holds the slopes met on its balls
+against the Lipschitz bounds that it states.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,15 +27,17 @@ from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
 from ..certificates.verify import check_belongs
+from ..local.result import LocalCertificate
 from ..networks.overrides import unwrapped
 from ..networks.storage import network_of
-from .attacks import AttackConfig, Norm, fooled, gradient_free, pgd
+from ..rounding import lengths
+from .attacks import AttackConfig, Norm, fooled, frozen, gradient_free, pgd, rays
 
-# An attack ends on the sphere, give or take the rounding of its float32 steps: aim this far inside.
-_ROUNDING = 1e-4
+# An attack ends on the sphere, give or take the rounding of its steps: aim this far inside.
+_ROUNDINGS = 1e3
 # A constant network certifies an infinite radius; this far is far enough to attack.
 _FAR = 1e6
-_ATTACKS = (pgd, gradient_free)
+_ATTACKS = (pgd, gradient_free, rays)
 # Multiples of the certified radius that are searched for the nearest attack.
 FACTORS = (1.05, 1.3, 1.8, 3.0, 6.0, 20.0)
 _HALVINGS = 30
@@ -135,12 +141,128 @@ def falsify(
     hit = ratio[torch.isfinite(ratio)]
     return Falsification(
         samples=len(rows),
-        attacks=len(rows) * (config.restarts + 1),
+        attacks=len(rows) * (config.restarts + len(_ATTACKS) - 1),
         norm=config.norm,
         distance=distance,
         smallest_ratio=float(hit.min()) if len(hit) else math.inf,
         median_ratio=float(hit.median()) if len(hit) else math.inf,
     )
+
+
+def falsify_local(
+    model: nn.Module,
+    found: LocalCertificate,
+    *,
+    config: AttackConfig | None = None,
+    factors: tuple[float, ...] = FACTORS,
+) -> Falsification:
+    """Attack a local certificate: its robust balls, or without labels its Lipschitz bounds.
+
+    Args:
+        model: the network that was certified, of at least two outputs.
+        found: what :func:`admm_lip.local.certify_local` or :func:`admm_lip.local.local_radii`
+            returned; its norm, units and box hold for the attacks.
+        config: effort of the attacks.
+        factors: as in :func:`falsify`; of bounds without labels nothing is searched outside.
+
+    Returns:
+        Without labels ``smallest_ratio`` and ``median_ratio`` are those of a bound and the steepest
+        slope met on its ball, at least 1 as well, and ``distance`` is infinite.
+
+    Raises:
+        SoundnessError: naming the row, and what is wrong of it.
+        ValueError: for a box together with an ``input_scale``.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip.local import certify_local
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> found = certify_local(model, torch.tensor([[3.0, 1.0]]), radius=0.5)
+        >>> round(falsify_local(model, found).smallest_ratio, 3)
+        1.0
+    """
+    config = replace(config or AttackConfig(), norm=found.norm, clip=found.box)  # type: ignore[arg-type]
+    if found.box is not None and found.input_scale is not None:
+        raise ValueError("found: expected a box or an input_scale, got both; attacks know one")
+    double = copy.deepcopy(model).double().eval()
+    double, x = _in_units(double, found.x.reshape(-1, *found.input_shape), found.input_scale)
+    if found.labels is not None:
+        radii = torch.where(found.robust, found.radius, 0.0)
+        return falsify(double, radii, x, found.labels, config=config, factors=factors)
+    slopes = steepest_slopes(double, x, found.radius, config)
+    bounds = found.lip[:, 0]
+    if bool((slopes > bounds * (1.0 + 1e-9)).any()):
+        row = int((slopes / bounds).argmax())
+        raise SoundnessError(
+            f"row {row}: a Lipschitz bound of {float(bounds[row]):.6g} on a ball on which a slope "
+            f"of {float(slopes[row]):.6g} was met; the certificate is not of this network, or "
+            "there is a bug: please report it"
+        )
+    ratio = bounds / slopes
+    return Falsification(
+        samples=len(ratio),
+        attacks=len(ratio) * config.directions,
+        norm=config.norm,
+        distance=torch.full_like(ratio, math.inf),
+        smallest_ratio=float(ratio.min()) if len(ratio) else math.inf,
+        median_ratio=float(ratio.median()) if len(ratio) else math.inf,
+    )
+
+
+def steepest_slopes(
+    model: nn.Module, x: Tensor, radii: Tensor, config: AttackConfig | None = None
+) -> Tensor:
+    """The largest ``||J(z) v||_2`` met over points z of each ball and directions v of norm 1.
+
+    Args:
+        model: the network, run in evaluation mode.
+        x: inputs ``(n, ...)``.
+        radii: of the balls, ``(n,)``.
+        config: its norm is that of balls and directions, its ``directions`` the points per ball.
+
+    Returns:
+        ``(n,)``: l2 the norm of the Jacobian at the steepest point; linf one of power steps on it,
+        from below.
+    """
+    config = config or AttackConfig()
+    generator = torch.Generator().manual_seed(config.seed)
+    steepest = torch.zeros_like(radii)
+    column = (-1, *([1] * (x.ndim - 1)))
+    with frozen(model):
+        for _ in range(config.directions):
+            away = torch.randn(x.shape, generator=generator, dtype=x.dtype).sign()
+            if config.norm == "l2":
+                away = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+                away = away / lengths(away.flatten(1)).reshape(column)
+            share = torch.rand(len(x), generator=generator, dtype=x.dtype)
+            point = x + away * (share * radii).reshape(column)
+            point = point if config.clip is None else point.clamp(*config.clip)
+            steepest = torch.maximum(steepest, _GAINS[config.norm](_jacobians(model, point)))
+    return steepest
+
+
+def _jacobians(model: nn.Module, x: Tensor) -> Tensor:
+    """``(n, outputs, inputs)``."""
+    x = x.detach().requires_grad_(True)
+    outputs = model(x)
+    rows = [
+        torch.autograd.grad(outputs[:, j].sum(), x, retain_graph=True)[0].flatten(1)
+        for j in range(outputs.shape[1])
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def _corner_gain(jacobians: Tensor) -> Tensor:
+    """``||J v||_2`` at a corner of the box, after power steps from the one along the rows' sum."""
+    v = jacobians.sum(dim=1).sign()
+    for _ in range(5):
+        v = torch.einsum("npi,np->ni", jacobians, torch.einsum("npi,ni->np", jacobians, v)).sign()
+    return lengths(torch.einsum("npi,ni->np", jacobians, v))
+
+
+# From Jacobians to how far a displacement of norm 1 is moved.
+_GAINS = {"l2": lambda j: torch.linalg.matrix_norm(j, 2), "linf": _corner_gain}
 
 
 def assert_sound(
@@ -162,21 +284,41 @@ def assert_sound(
     Raises:
         SoundnessError: naming the row, its certified radius and the distance of the attack.
     """
-    config = config or AttackConfig()
-    rows = (radii > 0).nonzero().flatten()
-    x, y, radii = x[rows], y[rows], radii[rows].double().clamp(max=_FAR)
-    for attack in _ATTACKS:
-        found = attack(model, x, y, (radii * (1.0 - _ROUNDING)).to(x.dtype), config)
-        away = distance_between(found, x, config.norm)
-        broken = _fooled_in_double(model, found, y) & (away < radii)
-        if bool(broken.any()):
-            worst = int(broken.nonzero()[0])
+    for name, away, hit in _attempts(model, x, y, radii, config or AttackConfig()):
+        if bool(hit.any()):
+            worst = int(hit.nonzero()[0])
             raise SoundnessError(
-                f"row {int(rows[worst])}: certified up to radius {float(radii[worst]):.6g}, but "
-                f"{attack.__name__} found another class at distance {float(away[worst]):.6g} "
-                f"({int(broken.sum())} such rows); the certificate is not of this network, or "
+                f"row {worst}: certified up to radius {float(radii[worst]):.6g}, but "
+                f"{name} found another class at distance {float(away[worst]):.6g} "
+                f"({int(hit.sum())} such rows); the certificate is not of this network, or "
                 "there is a bug: please report it"
             )
+
+
+def broken(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, config: AttackConfig | None = None
+) -> Tensor:
+    """Boolean ``(n,)``: where an attack succeeds inside the radius; arguments as above."""
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for _, _, hit in _attempts(model, x, y, radii, config or AttackConfig()):
+        found |= hit
+    return found
+
+
+def _attempts(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, config: AttackConfig
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Per attack its name, the distance of what it found, and whether that breaks the radius."""
+    rows = (radii > 0).nonzero().flatten()
+    away = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+    hit = torch.zeros_like(away, dtype=torch.bool)
+    x, y, radii = x[rows], y[rows], radii[rows].double().clamp(max=_FAR)
+    inside = (radii * (1.0 - _ROUNDINGS * torch.finfo(x.dtype).eps)).to(x.dtype)
+    for attack in _ATTACKS:
+        found = attack(model, x, y, inside, config)
+        away[rows] = distance_between(found, x, config.norm)
+        hit[rows] = _fooled_in_double(model, found, y) & (away[rows] < radii)
+        yield attack.__name__, away, hit
 
 
 def nearest_attacks(
@@ -206,7 +348,7 @@ def nearest_attacks(
 def distance_between(found: Tensor, x: Tensor, norm: Norm) -> Tensor:
     """Distance of each row, float64 ``(n,)``."""
     move = (found.double() - x.double()).flatten(1)
-    return move.norm(dim=1) if norm == "l2" else move.abs().amax(dim=1)
+    return lengths(move) if norm == "l2" else move.abs().amax(dim=1)
 
 
 def _walked_back(model: nn.Module, x: Tensor, found: Tensor, y: Tensor) -> Tensor:

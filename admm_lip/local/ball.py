@@ -21,7 +21,8 @@ from torch import Tensor
 from ..certificates.restate import NORMS, checked_scale, measured
 from ..networks.layers import Array
 from ..networks.network import Chain
-from .affine import SLACK, Affine, affine_of, first_factor
+from ..rounding import SLACK, TINY, lengths
+from .affine import Affine, affine_of, first_factor
 
 # Weight of a column that is zero, as a share of the mean one.
 _LEAST = 1e-3
@@ -64,14 +65,15 @@ def ball_of(chain: Chain, norm: str = "l2", input_scale: Sequence[float] | None 
     if norm == "l2":
         return Ball(norm, scale, first, first.rows, first.norm, first_factor(first))
     inputs = first.weight.shape[1]
-    rows = (first.size.sum(dim=1) + first.error * inputs**0.5) * SLACK
-    share = first.weight.norm(dim=0).numpy()
-    share = share + _LEAST * share.mean() + 1e-100
+    rows = (first.size.sum(dim=1) + first.error * inputs**0.5) * SLACK + TINY
+    share = lengths(first.weight, dim=0).numpy()
+    share = share / share.max()
+    share = share + _LEAST * share.mean()
     c = np.sqrt(share / share.sum())
     own = np.ones(inputs) if scale is None else scale.numpy()
     fitted = _first(chain, c * own)
     factor = first_factor(fitted) * (float(np.linalg.norm(c)) * SLACK)
-    return Ball(norm, scale, first, rows, float(rows.norm()) * SLACK, factor)
+    return Ball(norm, scale, first, rows, float(lengths(rows)), factor)
 
 
 def _first(chain: Chain, scale: Sequence[float] | Array | None) -> Affine:

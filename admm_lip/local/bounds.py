@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ..networks.network import LayerSpec
+from ..rounding import SLACK, TINY, U, lengths, unit_scale, upper_product
+from .affine import Affine
 from .curves import (
     Lines,
     Range,
-    U,
     anchored_slopes,
     lines_on,
     parts_of,
@@ -32,7 +33,7 @@ from .curves import (
     value_with_error,
 )
 from .region import Region
-from .tensors import SLACK, TINY, Affine, Net
+from .tensors import Net
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def affine_at(affine: Affine, value: Tensor, error: Tensor) -> tuple[Tensor, Ten
     spread = value.abs() @ affine.size.T + affine.bias.abs()
     off = error @ affine.size.T + affine.gamma * spread + affine.bias_error
     if affine.error > 0.0:
-        off = off + affine.error * (value.norm(dim=1) + error.norm(dim=1))[:, None]
+        off = off + affine.error * (lengths(value) + lengths(error))[:, None]
     return z, SLACK * off + TINY
 
 
@@ -176,13 +177,15 @@ def _through(affine: Affine, inputs: Range) -> Range:
 def _by_norm(affine: Affine, before: Layer, center: Range, moved: Tensor) -> Range:
     """Rows without the columns of constant neurons, times the distance that ``x_k`` moves."""
     moving = (before.slopes.high - before.slopes.low + before.slopes.high.abs() > 0.0).double()
-    rows = (moving @ affine.size.square().T).sqrt() * SLACK + affine.error
-    reach = rows * moved[:, None] * SLACK + TINY
+    scale = unit_scale(affine.rows)
+    squares = (affine.size * scale[:, None]).square()
+    rows = (moving @ squares.T + TINY).sqrt() * SLACK / scale + affine.error
+    reach = upper_product(rows, moved[:, None])
     return Range(center.low - reach, center.high + reach)
 
 
 def _moved(rows: Tensor, norm: float, layer: Layer, moved: Tensor) -> Tensor:
     """Distance that the layer's output moves: ``||D W|| <= `` a norm of the rows that are left."""
     steepest = torch.maximum(layer.slopes.low.abs(), layer.slopes.high.abs())
-    by_rows = (steepest.square() @ rows.square()).sqrt()
-    return torch.minimum(steepest.amax(dim=1) * norm, by_rows) * moved * SLACK
+    by_norm = upper_product(steepest.amax(dim=1), norm)
+    return upper_product(torch.minimum(by_norm, lengths(steepest * rows)), moved, SLACK)

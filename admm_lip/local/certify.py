@@ -291,7 +291,7 @@ def task_of(
     if certificate is not None:
         check_measure(certificate, network, config.norm, scale)
     net = net_of(network.chain(), config.norm, scale)
-    points = _points(x, network.input_shape or ())
+    points = _points(x, network.input_shape or ()).contiguous()
     check_points(points, config.box)
     outputs = len(net.maps[-1].bias)
     labels = None if y is None else _labels(y, len(points), outputs)

@@ -29,8 +29,8 @@ from ..errors import UnsupportedModule
 from ..networks.activations import Options, slope_range
 from ..networks.network import LayerSpec
 from ..networks.sorting import HALF_ABS
+from ..rounding import TINY, U
 
-U = 2.0**-53
 # Error of a derivative, in units of u (1 + |z|) times the steepest slope.
 _DERIVATIVE = 64.0
 
@@ -219,7 +219,7 @@ def value_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
     curve = CURVES[spec.kind]
     value = curve.value(spec.options, z)
     if curve.exact:
-        return value, 2.0 * U * value.abs()
+        return value, 2.0 * U * value.abs() + TINY
     error = 32.0 * U * (1.0 + z.abs() + value.abs())
     if spec.kind == "softplus":  # log(1 + e^0) / beta carries 1 / beta
         error = error * max(1.0, 1.0 / abs(spec.options["beta"]))
@@ -324,7 +324,7 @@ def value_range(spec: LayerSpec, interval: Range, slopes: Range) -> Range:
     down = ((b * width - rise) / spread).minimum(width).clamp(min=0.0)
     up = ((rise - a * width) / spread).minimum(width).clamp(min=0.0)
     size = at_low.abs() + at_high.abs() + (b - a) * width
-    error = low_error + high_error + 32.0 * U * size
+    error = low_error + high_error + 32.0 * U * size + TINY
     low = torch.minimum(torch.minimum(at_low, at_high), at_low + a * down) - error
     high = torch.maximum(torch.maximum(at_low, at_high), at_low + b * up) + error
     monotone = (slopes.low >= 0.0) | (slopes.high <= 0.0)
@@ -353,7 +353,7 @@ def lines_on(spec: LayerSpec, center: Tensor, interval: Range, slopes: Range) ->
     tangent, base, slack = _tangent(spec, center, interval)
     a = slopes.low
     slack = slack + error_left + error_right + 8.0 * U * (at_left.abs() + at_right.abs())
-    slack = slack + 8.0 * U * (chord.abs() + a.abs()) * (left.abs() + right.abs())
+    slack = slack + 8.0 * U * (chord.abs() + a.abs()) * (left.abs() + right.abs()) + TINY
     through = at_left - a * left, at_right - a * right
     low = torch.where(convex, base, torch.where(concave, torch.minimum(*ends), through[0]))
     high = torch.where(convex, torch.maximum(*ends), torch.where(concave, base, through[1]))

@@ -30,8 +30,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .curves import Range, U
-from .tensors import SLACK, TINY, Net, gamma
+from ..rounding import SLACK, TINY, U, gamma, lengths
+from .curves import Range
+from .tensors import Net
+
+# Multipliers' roots and bounds that a proof accepts.
+_RANGE = (2.0**-400, 2.0**400)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +125,8 @@ def reduce(net: Net, slopes: Sequence[Range]) -> Reduced:
         coefficients = coefficients * middle[:, :, None]
         columns = torch.arange(start, start + count).expand(batch, -1)
         coefficients[torch.arange(batch)[:, None], slots, columns] = at_slots
-        size = coefficients.norm(dim=1) * SLACK
-        error = error * middle.abs().amax(dim=1, keepdim=True) + 2.0 * U * size
+        size = lengths(coefficients, dim=1)
+        error = error * middle.abs().amax(dim=1, keepdim=True) + 2.0 * U * size + TINY
         start += count
         if k + 1 < len(parts):
             affine = net.maps[k + 1]
@@ -153,12 +157,14 @@ def with_outputs(net: Net, reduced: Reduced, samples: Tensor, rows: Tensor) -> G
     """
     last = net.maps[-1]
     weight = rows @ last.weight
-    norms = weight.norm(dim=(1, 2)) * SLACK
-    lost = 4.0 * U * (rows.abs() @ last.size).norm(dim=(1, 2)) + rows.norm(dim=(1, 2)) * last.error
+    norms = lengths(weight, dim=(1, 2))
+    lost = 4.0 * U * lengths(rows.abs() @ last.size, dim=(1, 2))
+    lost = lost + lengths(rows, dim=(1, 2)) * last.error
     inner = reduced.last[samples]
-    size = inner.norm(dim=1) * SLACK
+    size = lengths(inner, dim=1)
     grown = (last.gamma * norms + lost * SLACK)[:, None] * size
-    error = reduced.error[samples] + SLACK * (norms[:, None] * reduced.last_error[samples] + grown)
+    passed = norms[:, None] * reduced.last_error[samples]
+    error = reduced.error[samples] + SLACK * (passed + grown) + TINY
     return Gain(reduced.rows[samples], weight @ inner, error, reduced.open[samples], reduced.sizes)
 
 
@@ -189,8 +195,9 @@ def least_lip(gain: Gain, roots: Tensor) -> Tensor:
 
 def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
     """Boolean ``(batch,)``: the multiplier proves ``lip`` through rounding."""
-    usable = torch.isfinite(lip) & (lip > 2.0**-400)
-    usable &= (torch.isfinite(roots) & (roots > 2.0**-400)).all(dim=1)
+    # In this range nothing of a scaled coefficient is lost that a relative error of u hides.
+    usable = (lip > _RANGE[0]) & (lip < _RANGE[1])
+    usable &= ((roots > _RANGE[0]) & (roots < _RANGE[1])).all(dim=1)
     lip = torch.where(usable, lip, torch.ones_like(lip))
     roots = torch.where(usable[:, None], roots, torch.ones_like(roots))
     b = scaled(gain, roots, lip)
@@ -198,7 +205,7 @@ def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
     at_neurons = torch.where(gain.open, roots, 0.0)
     most = torch.cat([torch.ones_like(lip)[:, None], at_neurons], dim=1).amax(dim=1)
     total = b.square().sum(dim=(1, 2)) * SLACK
-    off = 4.0 * U * total.sqrt() + most * (gain.error / below).norm(dim=1)
+    off = 4.0 * U * total.sqrt() + most * lengths(gain.error / below)
     n, terms = b.shape[1], b.shape[2]
     shift = SLACK * (3.0 * off + gamma(terms) * total + 2.0 * gamma(n + 4) * n)
     eye = torch.eye(n, dtype=torch.float64)
@@ -213,7 +220,7 @@ def proves(gain: Gain, roots: Tensor, lip: Tensor) -> Tensor:
 def proven_lip(gain: Gain, roots: Tensor) -> Tensor:
     """The least bound tried that is proven: the implied one, raised by 1e-9 to 1e-2."""
     # The error of the coefficients is to stay small beside the bound, even one of 0.
-    lip = least_lip(gain, roots).maximum(1e6 * gain.error.norm(dim=1) + 2.0**-300)
+    lip = least_lip(gain, roots).maximum(1e6 * lengths(gain.error) + 2.0**-300)
     proven = torch.full_like(lip, torch.inf)
     for excess in (1e-9, 1e-7, 1e-5, 1e-3, 1e-2):
         missing = torch.isinf(proven) & torch.isfinite(lip)

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..rounding import SLACK, TINY, U, lengths, proven_norms, upper_product
 from .config import LEVELS as LEVELS
 from .curves import Range
 from .gain import Gain, Reduced, proven_lip, reduce, with_outputs
 from .multipliers import THETAS, best_of, closed_form, from_global, improved
-from .tensors import SLACK, TINY, Net, chunks, proven_norms
+from .tensors import Net, chunks
 
 NONE, GLOBAL, NORMS, CLOSED, IMPLIED, OPTIMISED = range(len(LEVELS))
 
@@ -122,12 +123,12 @@ def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
     """The product of level 1, proven; ``(batch, m)`` for ``rows`` ``(batch, m, p, n_out)``."""
     last = net.maps[-1]
     weight = rows @ last.weight
-    lost = rows.flatten(2).norm(dim=2) * (last.error + 4.0 * 2.0**-53 * last.frobenius)
+    lost = lengths(rows, dim=(2, 3)) * (last.error + 4.0 * U * last.frobenius)
     if not slopes:
         if net.ball.norm != "l2" or net.ball.scale is not None:
             weight = rows @ net.factor
-            lost = rows.flatten(2).norm(dim=2) * (4.0 * 2.0**-53 * net.factor.norm())
-        affine: Tensor = (_norms(weight) + lost) * SLACK
+            lost = lengths(rows, dim=(2, 3)) * (4.0 * U * lengths(net.factor, dim=(0, 1)))
+        affine: Tensor = (_norms(weight) + lost) * SLACK + TINY
         return affine
     halves = [torch.maximum(s.low.abs(), s.high.abs()).sqrt() * (1.0 + 1e-15) for s in slopes]
     top = [h.amax(dim=1) for h in halves]
@@ -135,17 +136,15 @@ def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
     for k in range(1, len(slopes)):
         middle = halves[k][:, :, None] * net.maps[k].weight * halves[k - 1][:, None]
         norms = proven_norms(middle) * (1.0 + 1e-12) + net.maps[k].error * top[k] * top[k - 1]
-        product = product * norms * SLACK
+        product = upper_product(product, norms + TINY, SLACK)
     outer = _norms(weight * halves[-1][:, None, None]) * (1.0 + 1e-12) + lost * top[-1][:, None]
-    raised: Tensor = outer * product[:, None] * SLACK + TINY
-    return raised
+    return upper_product(outer + TINY, product[:, None], SLACK)
 
 
 def _norms(matrices: Tensor) -> Tensor:
     """Proven norms; a single row's is its length."""
     if matrices.shape[-2] == 1:
-        lengths: Tensor = matrices[..., 0, :].norm(dim=-1) * SLACK + TINY
-        return lengths
+        return lengths(matrices[..., 0, :])
     return proven_norms(matrices)
 
 

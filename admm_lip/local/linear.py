@@ -10,7 +10,8 @@ Coefficients are rounded; what is missing is an exact multiple of what they mult
     |lost| <= sum_i |a_i| q_i,
 
 with ``q`` a vector per layer and sample (rounding of the product with ``W``, of the product with
-the slope, of the stored weights), which is subtracted as the rows pass.
+the slope, of the stored weights), which is subtracted as the rows pass.  A coefficient that
+underflows loses up to ``TINY`` times what it multiplies.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..rounding import SLACK, TINY, U, gamma, lengths
+from .affine import Affine
 from .bounds import Bounds, Layer, affine_at
-from .curves import Range, U
+from .curves import Range
 from .region import Region
-from .tensors import SLACK, TINY, Affine, Net, gamma
+from .tensors import Net
 
 
 def backward_range(net: Net, region: Region, layers: Sequence[Layer], k: int) -> Range:
@@ -74,7 +77,7 @@ def center_values(net: Net, bounds: Bounds, rows: Tensor, doubt: float = 1.0) ->
 
 def _stored(affine: Affine, before: Layer) -> Tensor:
     """Per entry of ``W x + b``, what the errors of the stored weights may add; ``(batch, 1)``."""
-    most: Tensor = affine.error * before.reach.norm(dim=1, keepdim=True) * SLACK
+    most: Tensor = affine.error * lengths(before.reach)[:, None] * SLACK
     return most + affine.bias_error
 
 
@@ -99,12 +102,13 @@ def lower_bounds(
         lost = lost + gamma(2 * rows.shape[-1]) * _times(rows.abs(), layer.constant_error)
         rows = up * lines.low_slope[:, None] + down * lines.high_slope[:, None]
         constant = constant + terms
+        lost = lost + TINY * layer.largest.sum(dim=1, keepdim=True)
         if k == 0:
             break
         size = affine.size @ layers[k - 1].reach[:, :, None]
         q = affine.gamma * (size[..., 0] + affine.bias.abs()) + 2.0 * U * layer.largest
         lost = lost + _times(rows.abs(), q + _stored(affine, layers[k - 1]))
-        lost = lost + 4.0 * U * constant.abs()
+        lost = lost + 4.0 * U * constant.abs() + TINY * layers[k - 1].reach.sum(1, keepdim=True)
         constant = constant + rows @ affine.bias
         rows = rows @ affine.weight
     return _on_region(net, region, layers[0], rows, constant, lost)

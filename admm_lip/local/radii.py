@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..certificates.certificate import AnyCertificate
 from ..certificates.radii import certified_radii
 from ..networks.network import Network
+from ..rounding import lengths
 from .certify import LocalConfig, Outcome, Task, assembled, prove, task_of
 from .result import LocalCertificate, kept
 
@@ -121,8 +122,8 @@ def holds(task: Task, outcome: Outcome, radii: Tensor) -> Tensor:
 
 def first_guess(task: Task, at_x: Outcome) -> Tensor:
     """The distance to the boundary by the slope that linear bounds see on a small ball."""
-    small = 1e-4 * (1.0 + task.points.norm(dim=1))
+    small = 1e-4 * (1.0 + lengths(task.points))
     near = prove(task, small, lines_only=True)
     slope = (at_x.center - near.margin).clamp(min=1e-300) / small[:, None]
     distance = torch.where(task.items, at_x.center / slope, math.inf)
-    return distance.amin(dim=1).clamp(min=0.0, max=1e12)
+    return distance.amin(dim=1).clamp(min=0.0).minimum(1e16 * small)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..rounding import SLACK, TINY, lengths, upper_product
 from .curves import Range
-from .tensors import SLACK, TINY, Net, chunks
+from .tensors import Net, chunks
 
 Box = tuple[float, float]
 
@@ -43,7 +44,7 @@ class Region:
     def first_range(self, net: Net, center: Range) -> Range:
         """Range of the first pre-activations."""
         if self.box is None:
-            reach = self.radius[:, None] * net.ball.rows * SLACK + TINY
+            reach = upper_product(net.ball.rows, self.radius[:, None])
             return Range(center.low - reach, center.high + reach)
         eye = torch.eye(len(net.ball.rows), dtype=torch.float64).expand(len(self), -1, -1)
         return Range(center.low - self.support(net, -eye), center.high + self.support(net, eye))
@@ -62,14 +63,14 @@ class Region:
         ball, first = net.ball, net.ball.first
         off = first.gamma * (rows.abs() @ ball.rows)
         if ball.norm == "linf":
-            off = off + first.error * rows.norm(dim=-1) * first.weight.shape[1] ** 0.5
+            off = off + first.error * lengths(rows) * first.weight.shape[1] ** 0.5
             reach = self._by_parts(net, rows, _box_support)
         else:
-            off = off + first.error * rows.norm(dim=-1)
-            reach = self.radius[:, None] * (rows @ net.factor).norm(dim=-1)
+            off = off + first.error * lengths(rows)
+            reach = self.radius[:, None] * lengths(rows @ net.factor)
             if self.box is not None:
                 reach = torch.minimum(reach, self._by_parts(net, rows, _cut_support))
-        raised: Tensor = (reach + self.radius[:, None] * off) * SLACK + TINY
+        raised: Tensor = (reach + self.radius[:, None] * (off + TINY)) * SLACK + TINY
         return raised
 
     def _by_parts(
@@ -91,7 +92,7 @@ class Region:
         up = (high - self.points).clamp(min=0.0) * (1.0 + 1e-15)
         down = (self.points - low).clamp(min=0.0) * (1.0 + 1e-15)
         if scale is not None:
-            up, down = up * scale * (1.0 + 1e-15), down * scale * (1.0 + 1e-15)
+            up, down = upper_product(up, scale), upper_product(down, scale)
         return torch.minimum(torch.where(v > 0.0, up[:, None], down[:, None]), radius)
 
 
@@ -110,14 +111,15 @@ def _cut_support(region: Region, v: Tensor, scale: Tensor | None) -> Tensor:
     """
     radius, room = region.radius[:, None, None], region.room(v, scale)
     size = v.abs()
-    pace = radius / (size.norm(dim=-1, keepdim=True) + TINY)
+    pace = radius / lengths(size)[..., None]
     for _ in range(_ROUNDS):
         clipped = pace * size > room
-        used = torch.where(clipped, room, 0.0).square().sum(-1, keepdim=True)
-        left = (radius.square() - used).clamp(min=0.0).sqrt()
-        free = torch.where(clipped, 0.0, size).norm(dim=-1, keepdim=True)
-        pace = torch.where(free > 0.0, left / (free + TINY), pace)
+        used = (torch.where(clipped, room, 0.0) / (radius + TINY)).square().sum(-1, keepdim=True)
+        left = radius * (1.0 - used).clamp(min=0.0).sqrt()
+        free = torch.where(clipped, 0.0, size)
+        some = (free > 0.0).any(dim=-1, keepdim=True)
+        pace = torch.where(some, left / lengths(free)[..., None], pace)
     share = torch.minimum(size, room / (pace + TINY))
     outer = ((size - share) * room).sum(-1)
-    most: Tensor = region.radius[:, None] * share.norm(dim=-1) + outer
+    most: Tensor = region.radius[:, None] * lengths(share) + outer
     return most

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from ..networks.network import Chain, LayerSpec
-from .affine import SLACK as SLACK
-from .affine import TINY as TINY
-from .affine import Affine as Affine
-from .affine import affine_of
-from .affine import chunks as chunks
-from .affine import gamma as gamma
-from .affine import proven_norms as proven_norms
+from .affine import Affine, affine_of
 from .ball import Ball, ball_of
 
 
@@ -48,3 +42,9 @@ def net_of(chain: Chain, norm: str = "l2", input_scale: Sequence[float] | None =
         )
     )
     return Net(maps, chain.activations, ball_of(chain, norm, input_scale))
+
+
+def chunks(rows: Tensor, size: int) -> list[Tensor]:
+    """Consecutive parts of at most ``size`` rows, at least one row each."""
+    size = max(1, size)
+    return [rows[k : k + size] for k in range(0, len(rows), size)]

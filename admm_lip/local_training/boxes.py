@@ -11,7 +11,7 @@ Activations are monotone, so they map ends to ends.  Afterwards the ball around 
 value would add nothing: ``d_{k+1} = d_k ||I W_k I||`` is never below ``||w_i|| d_k``.
 
 With ``rounding`` every end is moved outwards by what floating point may have lost, and the boxes
-enclose the values of the real-valued network (``gamma_n`` as in ``local/tensors.py``; the
+enclose the values of the real-valued network (``gamma_n`` as in ``rounding.py``; the
 convolution must sum its products the conventional way).
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..local.tensors import SLACK, TINY, gamma
+from ..rounding import SLACK, TINY, gamma
 from .stages import ACTIVATIONS, Stage
 
 Range = tuple[float, float]
@@ -74,7 +74,7 @@ def through_affine(stage: Stage, box: Box, *, rounding: bool) -> Box:
     z = stage.affine(middle)
     if rounding:
         radius = radius * SLACK + gamma(operator.terms + 2) * middle.abs()
-    reach = operator.absolute(radius.view(len(radius), *operator.shape_in))
+    reach = operator.absolute(radius.reshape(len(radius), *operator.shape_in))
     if rounding:
         bias = operator.bias
         lost = 0.0 if bias is None else gamma(operator.terms + 2) * bias.abs()
@@ -122,7 +122,7 @@ def through_activations(stage: Stage, box: Box) -> tuple[Box, Masks]:
             alone, columns = False, None  # a pair of constants is constant, but rarely met
         if row.constant is not None:
             moving = ~row.constant(layer, box.low, box.high)
-            columns = moving if columns is None else columns.view(moving.shape) & moving
+            columns = moving if columns is None else columns.reshape(moving.shape) & moving
             rows = columns if alone else rows
         box = Box(row.apply(layer, box.low), row.apply(layer, box.high))
     return box, Masks(_numbers(rows, box.low), _numbers(columns, box.low))

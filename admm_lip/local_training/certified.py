@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..local.tensors import SLACK, TINY, chunks
+from ..local.tensors import chunks
 from ..networks.chain import read_network
 from ..networks.overrides import unwrapped
+from ..rounding import SLACK, TINY, lengths, upper_product
 from .boxes import Box, Masks, Range, through_affine
 from .norms import masked_norms
 from .passage import Norm, NormOf, Passage, Settings, passage
@@ -33,7 +34,7 @@ from .ranges import check_inside, check_range
 from .report import BOX, GLOBAL, LOCAL, OPEN, WRONG
 from .report import LocalReport as LocalReport
 from .stages import Stage, read_stages
-from .surrogates import pair_norms, pair_rows, stretched
+from .surrogates import pair_rows, stretched
 from .warm_starts import WarmStarts
 
 _BOUNDS = ("local", "global")
@@ -58,9 +59,9 @@ class _Task:
     everything: bool
 
     @property
-    def whole(self) -> float:
-        """Product of the layers' own norms before the last, rounded up."""
-        return math.prod(self.norms.whole[:-1]) * SLACK
+    def whole(self) -> Tensor:
+        """Product of the layers' own norms before the last, rounded up; ``(1,)``."""
+        return upper_product(_constant(1.0), *self.norms.whole[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +128,8 @@ def certify_samples(
     model = unwrapped(model)
     read_network(model, tuple(x.shape[1:]))  # refuses what torch runs otherwise than it is read
     copied = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float64)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     with torch.no_grad():
         stages = read_stages(copied, tuple(x.shape[1:]))
         classes = stages[-1].operator.shape_out[0]
@@ -204,14 +207,14 @@ def _by_product(task: _Task, samples: _Samples) -> _Found:
     """Level 1."""
     weight = task.stages[-1].operator.weight
     assert weight is not None
-    norms = pair_norms(pair_rows(weight, samples.y), None)
-    return _Found(_margin(samples, task.eps * task.whole * norms * SLACK + TINY))
+    reach = lengths(pair_rows(weight, samples.y))
+    return _Found(_margin(samples, upper_product(reach, task.whole, task.eps)))
 
 
 def _by_box(task: _Task, samples: _Samples) -> _Found:
     """Level 2."""
     found = passage(task.stages, samples.x, task.eps, _own(task), _rounded(task))
-    margin = _margin(samples, _shift(task, samples, found, samples.x.new_tensor(task.whole)))
+    margin = _margin(samples, _shift(task, samples, found, task.whole))
     return _Found(margin, found.varying / max(found.units, 1))
 
 
@@ -227,7 +230,7 @@ def _by_norms(task: _Task, samples: _Samples) -> _Found:
     if len(rows):
         left = samples.part(rows)
         found = passage(task.stages, left.x, task.eps, _proven(task), _rounded(task))
-        lip = (found.lip * SLACK).expand(len(rows))
+        lip = upper_product(_constant(1.0), *found.factors).expand(len(rows))
         margin[rows] = _margin(left, _shift(task, left, found, lip))
         varying[rows] = found.varying / max(found.units, 1)
         ratio[rows] = (lip / task.whole).clamp(max=1.0)
@@ -308,13 +311,13 @@ def _shift(task: _Task, samples: _Samples, found: Passage, lip: Tensor) -> Tenso
     """Upper bounds of ``(w_j - w_y) (x' - x)`` over ball and box, ``(batch, classes)``."""
     weight = task.stages[-1].operator.weight
     assert weight is not None
-    radius = (task.eps * lip * SLACK).expand(len(samples.x))
+    radius = upper_product(lip, task.eps).expand(len(samples.x))
     size = max(1, _ENTRIES // weight.numel())
     parts = []
     for rows in chunks(torch.arange(len(samples.x)), size):
         pairs = pair_rows(weight, samples.y[rows])
-        columns = None if found.columns is None else found.columns[rows]
-        reach = radius[rows][:, None] * pair_norms(pairs, columns) * SLACK + TINY
+        moving = pairs if found.columns is None else pairs * found.columns[rows][:, None]
+        reach = upper_product(lengths(moving), radius[rows][:, None])
         if task.box and found.box is not None:
             cut = _cut(pairs, radius[rows], found, rows)
             reach = torch.where(cut < reach, cut, reach)
@@ -330,7 +333,7 @@ def _cut(pairs: Tensor, radius: Tensor, found: Passage, rows: Tensor) -> Tensor:
     size, room = pairs.abs(), torch.where(pairs > 0.0, up, down)
     share = stretched(size, room, radius)[1]
     outer = ((size - share) * room).sum(dim=-1)
-    most: Tensor = radius[:, None] * share.norm(dim=-1) + outer
+    most: Tensor = radius[:, None] * lengths(share) + outer
     return most * SLACK + TINY
 
 
@@ -345,7 +348,9 @@ def _checked(x: Tensor, y: Tensor, eps: float, bound: str) -> tuple[Tensor, Tens
     if not isinstance(y, Tensor) or y.is_floating_point() or tuple(y.shape) != (len(x),):
         held = f"{y.dtype}, {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y: expected {len(x)} integer labels, got {held}")
-    return x.detach().to("cpu", torch.float64), y.detach().to("cpu", torch.int64)
+    # Not .contiguous(): of one channel it leaves the strides of channels-last as they are.
+    solid = x.detach().to("cpu", torch.float64).clone(memory_format=torch.contiguous_format)
+    return solid, y.detach().to("cpu", torch.int64)
 
 
 def _nothing() -> Sequence[Tensor]:

@@ -68,8 +68,8 @@ def masked_norms(
         ``(batch,)``, differentiable in the weight, and vectors of norm 1 like ``start`` (0 where
         the norm is 0).
     """
-    columns = None if masks.columns is None else masks.columns.view(-1, *operator.shape_in)
-    rows = None if masks.rows is None else masks.rows.view(-1, *operator.shape_out)
+    columns = None if masks.columns is None else masks.columns.reshape(-1, *operator.shape_in)
+    rows = None if masks.rows is None else masks.rows.reshape(-1, *operator.shape_out)
     with torch.no_grad():
         if keeps_input_side(operator):
             v = _masked(start, columns)

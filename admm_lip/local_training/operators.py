@@ -226,7 +226,7 @@ class _Pool(Operator):
     def row_norms(self) -> Tensor:
         """``sqrt(sum w^2) <= sqrt(max w * sum w)``."""
         total = max(1.0, self.terms * self.largest) if self.layer.divisor_override else 1.0
-        return torch.tensor((self.largest * total) ** 0.5)
+        return torch.tensor((self.largest * total) ** 0.5, dtype=torch.float64)
 
 
 def _linear(name: str, layer: nn.Linear, shape: Shape) -> Operator:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..rounding import SLACK, SQUARED_AWAY, upper_product
 from .boxes import (
     Box,
     Masks,
@@ -151,9 +152,8 @@ def _step(k: int, stage: Stage, state: _State, norm_of: NormOf, settings: Settin
             masks = _boxed(k, stage, center, state, settings)
     norm = norm_of(k, stage, Masks(masks.rows, state.columns))
     state.factors.append(norm.factor)
-    state.moved = state.moved * norm.growth
-    if settings.rounding:
-        state.moved = state.moved * (1.0 + 1e-15)
+    product = upper_product if settings.rounding else torch.mul
+    state.moved = product(state.moved, norm.growth)
     state.columns = masks.columns
     state.center = _activated(stage, center)
     _count(stage, masks, state)
@@ -162,12 +162,10 @@ def _step(k: int, stage: Stage, state: _State, norm_of: NormOf, settings: Settin
 def _boxed(k: int, stage: Stage, center: Box, state: _State, settings: Settings) -> Masks:
     """The box of the affine output, then of the activations' output; the masks between."""
     rounding = settings.rounding
-    rows = stage.operator.row_norms().to(center.low)
+    rows = _proven_rows(stage, state.columns) if rounding else stage.operator.row_norms()
+    rows = rows.to(center.low)
     if not settings.differentiable:
         center, rows = Box(center.low.detach(), center.high.detach()), rows.detach()
-    if rounding and state.columns is not None:
-        left = stage.operator.squared(state.columns.view(-1, *stage.operator.shape_in))
-        rows = torch.minimum(rows, left.clamp(min=0.0).sqrt() * (1.0 + 1e-9))
     box = around(center, state.moved, rows, rounding=rounding)
     # Without a range of the data the intervals of the first layer are never the better ones.
     if k > 0 or settings.data_range is not None:
@@ -177,6 +175,16 @@ def _boxed(k: int, stage: Stage, center: Box, state: _State, settings: Settings)
         state.sparsity.append(sparsity_loss(stage, box))
     state.box, masks = through_activations(stage, box)
     return masks
+
+
+def _proven_rows(stage: Stage, columns: Tensor | None) -> Tensor:
+    """Upper bounds of the norms of the rows, without the columns that cannot move."""
+    operator = stage.operator
+    rows = operator.row_norms()
+    if columns is not None:
+        left = operator.squared(columns.reshape(-1, *operator.shape_in))
+        rows = torch.minimum(rows, left.clamp(min=0.0).sqrt())
+    return rows * SLACK + SQUARED_AWAY
 
 
 def _activated(stage: Stage, center: Box) -> Box:

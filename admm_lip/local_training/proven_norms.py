@@ -3,7 +3,7 @@
 The rows and columns of constant units are taken out, and the Gram matrix G on the smaller side is
 formed.  With c a little above its largest eigenvalue a Cholesky factorisation of
 ``c I - G - (errors) I`` that runs to completion proves ``||A||^2 <= c`` (S. Rump, Verification of
-positive definiteness, BIT 46, 2006; ``local/tensors.py`` has the terms).  An iteration only finds
+positive definiteness, BIT 46, 2006; ``rounding.py`` has the terms).  An iteration only finds
 the c to try; what it returns is never trusted.
 
 For a convolution G is sparse, and with the pixels ordered row by row it is banded, so that its
@@ -25,9 +25,9 @@ import torch
 from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
-from ..local.tensors import SLACK, TINY, gamma, proven_norms
 from ..networks.chain import reader_of
 from ..networks.layers import AFFINE, Window, conv_matrix
+from ..rounding import SLACK, TINY, gamma, proven_norms
 from .boxes import Masks
 from .operators import Shape
 from .stages import Stage
@@ -118,7 +118,7 @@ class _Sparse:
             return math.inf
         size = abs(self.matrix)
         sums = float(size.sum(axis=0).max()) * float(size.sum(axis=1).max())
-        self.fallback = math.sqrt(sums) * SLACK / self.scale + self.error
+        self.fallback = self._unscaled(sums)
         if not math.isfinite(square := proven_square(self.matrix)):
             self.fallback = min(self.fallback, self.on_torus())
         else:
@@ -147,7 +147,7 @@ def proven_square(matrix: Any) -> float:
     Args:
         matrix: ``csr_array``; where its Gram matrix is banded the proof is cheap.
     """
-    total = float(np.sum(matrix.data**2)) * SLACK + TINY
+    total = float(np.sum(matrix.data**2)) * SLACK + 4.0 * TINY
     tall = matrix.shape[0] > matrix.shape[1]
     gram = sp.csr_array(matrix.T @ matrix if tall else matrix @ matrix.T)
     used = np.flatnonzero(gram.diagonal() > 0.0)
@@ -160,8 +160,8 @@ def proven_square(matrix: Any) -> float:
     top = _top(gram.tocsr(), n)
     lower = _banded(gram, n, band)
     for excess in _EXCESS:
-        bound = top * (1.0 + excess)
-        error = gamma(max(matrix.shape)) * total + 2.0 * gamma(n + 4) * n * bound
+        bound = top * (1.0 + excess) + 4.0 * TINY
+        error = gamma(max(matrix.shape)) * total + 2.0 * gamma(n + 4) * n * bound + TINY
         if _is_definite(lower, bound - error * SLACK):
             return min(bound, total)
     return total

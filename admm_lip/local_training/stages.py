@@ -75,7 +75,7 @@ class Stage:
 
     def affine(self, x: Tensor) -> Tensor:
         """``W x + b`` of ``(batch, *)``, whatever the shape of the samples."""
-        shaped = x.view(len(x), *self.operator.shape_in)
+        shaped = x.reshape(len(x), *self.operator.shape_in)
         learning = torch.is_grad_enabled()
         z = self.operator.trained(shaped) if learning else self.operator.forward(shaped)
         bias = self.operator.bias

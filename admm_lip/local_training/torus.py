@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..local.tensors import SLACK, TINY, proven_norms
+from ..rounding import SLACK, TINY, lengths, proven_norms
 from .operators import Shape
 
 # Relative error of an entry of S, far above the rounding of the sines and of the sum.
@@ -67,7 +67,7 @@ def _phases(
 def _largest(kernel: Tensor, counts: tuple[int, int]) -> float:
     """The largest ``||S(f)||``; conjugate frequencies have the same norm."""
     first, second = (_waves(n, m) for n, m in zip(counts, kernel.shape[2:], strict=True))
-    off = _ROUNDING * kernel.abs().sum(dim=(2, 3)).norm()
+    off = _ROUNDING * lengths(kernel.abs().sum(dim=(2, 3)), dim=(0, 1))
     half = first[: counts[0] // 2 + 1]
     entries = 4 * counts[1] * kernel.shape[0] * kernel.shape[1]
     most = 0.0

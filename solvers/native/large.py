@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..config import SolverConfig

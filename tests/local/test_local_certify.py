@@ -18,8 +18,9 @@ from admm_lip.local import LocalCertificate, LocalConfig, certify_local, verify_
 from admm_lip.local.bounds import preactivation_bounds
 from admm_lip.local.linear import margin_bounds
 from admm_lip.local.region import Region
-from admm_lip.local.tensors import net_of, proven_norms
+from admm_lip.local.tensors import net_of
 from admm_lip.networks.chain import read_network
+from admm_lip.rounding import proven_norms
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 BEST = LocalConfig(level="optimised")

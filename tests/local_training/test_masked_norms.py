@@ -56,6 +56,12 @@ def masked(op: Operator, masks: Masks) -> Tensor:
     return masks.rows.flatten(1)[:, :, None] * dense(op) * masks.columns.flatten(1)[:, None]
 
 
+@pytest.mark.parametrize("count", range(1, 12))
+def test_rows_of_pools_are_doubles(count: int) -> None:
+    op = OPERATORS["avg_pool2d"]("pool", nn.AvgPool2d((1, count)), (1, 2, count))
+    assert op.row_norms().item() == pytest.approx(count**-0.5, rel=1e-15)
+
+
 @every_layer
 def test_operators_are_their_matrices(name: str) -> None:
     op = operator(name)
