@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
+
+from .errors import Terminated
 
 # name -> one line of help; the module is admm_lip.commands.<name>
 _COMMANDS = {
@@ -31,20 +37,27 @@ start here:
   admm-lip train --help                        every option, with its default
 
 --debug shows where an error came from."""
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 after an error, 130 after Ctrl-C.
+    """Run one command; returns the exit code.
 
     Args:
         arguments: without the program's name; ``None`` takes them from the command line.
+
+    Returns:
+        0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        with _termination():
+            return _dispatch(words)
+    except Terminated:
+        sys.stderr.write("admm-lip: terminated\n")
+        return _TERMINATED
     except KeyboardInterrupt:
         sys.stderr.write("admm-lip: interrupted\n")
         return _INTERRUPTED
@@ -56,6 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             sys.stderr.write(f"admm-lip: error: {_message(error)}\n")
         return 2
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Let SIGTERM act as Ctrl-C does: what is open is closed, what was begun is taken back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,5 +1,12 @@
 """What the package refuses, each error naming the culprit and the next step."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class NetworkError(ValueError):
     """A malformed network: shapes that do not chain, values that are not finite."""
@@ -11,3 +18,29 @@ class UnsupportedModule(NetworkError):
 
 class CertificateError(ValueError):
     """A certificate that cannot be read, is of another network, or does not prove its bound."""
+
+
+class RunFolderError(ValueError):
+    """A run folder that exists, is missing, in use, or cannot be read; says what to do."""
+
+
+class WriteError(OSError):
+    """A file that could not be written: no space, no permission; what was there before still is.
+
+    Args:
+        path: the file.
+        error: what the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __str__(self) -> str:
+        return (
+            f"cannot write {self.filename}: {self.strerror}; what was there before is unchanged. "
+            "Make room or permit writing there, then do the same again"
+        )
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end (SIGTERM)."""

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from .networks.storage import write_atomic
+from .files import write_atomic
 
 Record = Mapping[str, Any]
 

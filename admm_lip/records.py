@@ -1,7 +1,9 @@
 """The run folder: what a run leaves behind, written so that it is whole or not there.
 
     config.yaml          every setting, ready for ``admm-lip train --config``
-    checkpoint.safetensors   the last whole round, for ``--resume``
+    project.yaml         the options of ``admm-lip project``, for ``--resume``
+    checkpoint.safetensors   the last whole round, for ``--resume``; and
+    checkpoint.previous.safetensors   the one before it, should the last one be damaged
     weights.safetensors  the weights        architecture.json   the layers they belong to
     certificate.json     the proof          metrics.jsonl       one row per round
     epochs.jsonl         one row per epoch of another method than ADMM
@@ -33,7 +35,9 @@ import yaml
 from numpy.typing import NDArray
 
 from . import strict_json
-from .networks.storage import ARCHITECTURE, WEIGHTS, write_atomic
+from .errors import RunFolderError
+from .files import exclusive, make_writable, meant_for, remove_leftovers, write_atomic
+from .networks.storage import ARCHITECTURE, WEIGHTS
 
 CONFIG = "config.yaml"
 _PACKAGES = ("admm-lip", "torch", "numpy", "scipy", "cvxpy", "mosek", "scs", "clarabel")
@@ -41,7 +45,9 @@ _PACKAGES = ("admm-lip", "torch", "numpy", "scipy", "cvxpy", "mosek", "scs", "cl
 
 _WRITTEN = {
     CONFIG,
+    "project.yaml",
     "checkpoint.safetensors",
+    "checkpoint.previous.safetensors",
     WEIGHTS,
     ARCHITECTURE,
     "certificate.json",
@@ -53,10 +59,6 @@ _WRITTEN = {
     "front.jsonl",
     "plots",
 }
-
-
-class RunFolderError(ValueError):
-    """A run folder that exists, is missing, or cannot be written or read; says what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,19 @@ class RunFolder:
         return self.path / CONFIG
 
     @property
+    def project(self) -> Path:
+        """The options of a projection."""
+        return self.path / "project.yaml"
+
+    @property
     def checkpoint(self) -> Path:
         """The last whole round."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is something to go on from; before that a run begins anew."""
+        return self.front.is_file() or any(self.path.glob("checkpoint*.safetensors"))
 
     @property
     def certificate(self) -> Path:
@@ -121,13 +133,25 @@ class RunFolder:
 
     def remove_if_unused(self) -> None:
         """Take a folder back in which nothing was done but writing its settings."""
-        if {p.name for p in self.path.iterdir()} <= {CONFIG}:
-            self.config.unlink(missing_ok=True)
+        if {p.name for p in self.path.iterdir()} <= {CONFIG, self.project.name}:
+            self.clear()
             self.path.rmdir()
 
     def foreign_files(self) -> list[str]:
-        """Names in the folder that no run writes, sorted."""
-        return sorted({p.name for p in self.path.iterdir()} - _WRITTEN)
+        """Names in the folder that no run writes, nor leaves when it is killed, sorted."""
+        return sorted(p.name for p in self.path.iterdir() if meant_for(p.name) not in _WRITTEN)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run had begun to write; call it where no other run writes."""
+        remove_leftovers(self.path, _WRITTEN)
+        if self.plots.is_dir():
+            pictures = {meant_for(p.name) for p in self.plots.iterdir()}
+            remove_leftovers(self.plots, {name for name in pictures if name.endswith(".png")})
+
+    def clear(self) -> None:
+        """Empty the folder, the settings last: until then it is known as a run."""
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == CONFIG):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def default_run_path(root: str | os.PathLike[str], name: str, label: str = "") -> Path:
@@ -162,32 +186,39 @@ def create_run(
     Raises:
         RunFolderError: when it exists, or cannot be made or written.
     """
-    folder = Path(path).expanduser()
+    run = RunFolder(Path(path).expanduser())
+    if run.path.exists() and not run.path.is_dir():
+        raise RunFolderError(_taken(run.path))
+    made = not run.path.exists()
     try:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if overwrite and (folder / CONFIG).is_file():
-            _remove(RunFolder(folder))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        write_yaml(folder / CONFIG, settings)
+        make_writable(run.path)
+        with exclusive(run.path):
+            _make_room(run, overwrite)
+            write_yaml(run.config, settings)
     except OSError as error:
-        if folder.exists():
-            raise RunFolderError(_taken(folder)) from error
+        if made and run.path.exists():
+            run.path.rmdir()
         raise RunFolderError(
-            f"run_dir: cannot write {folder} ({error.strerror}); name another folder with --run-dir"
+            f"run_dir: cannot write {run.path} ({error.strerror}); name another folder with "
+            "--run-dir"
         ) from error
-    return RunFolder(folder)
+    return run
 
 
-def _remove(run: RunFolder) -> None:
+def _make_room(run: RunFolder, overwrite: bool) -> None:
+    """Leave an empty folder, or refuse."""
+    run.remove_leftovers()
+    if not any(run.path.iterdir()):
+        return
+    if not (overwrite and run.config.is_file()):
+        raise RunFolderError(_taken(run.path))
     foreign = run.foreign_files()
     if foreign:
         raise RunFolderError(
             f"run_dir: {run.path} holds files that no run wrote ({', '.join(foreign[:3])}), so it "
             "is not replaced; move them away, or name another folder with --run-dir"
         )
-    shutil.rmtree(run.path)
+    run.clear()
 
 
 def _taken(folder: Path) -> str:
@@ -234,6 +265,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def write_yaml(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as YAML, in its own order."""
     write_text(path, yaml.safe_dump(_plain(record), sort_keys=False))
+
+
+def as_yaml(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as :func:`read_yaml` finds it after :func:`write_yaml`."""
+    found: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(record)))
+    return found
 
 
 def read_json(path: Path) -> Any:

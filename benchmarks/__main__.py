@@ -36,6 +36,7 @@ BENCHMARKS = {
     "falsification": "attacks on thousands of certified radii of every kind of certificate",
     "attacked_balls": "a million attacked balls: every kind of certificate, small networks",
     "local_training": "training with local against global Lipschitz bounds",
+    "kills": "runs of the command line killed a hundred times, against untouched ones",
     "class_distances": "Lipschitz constants of MNIST, Fashion-MNIST and CIFAR-10, exactly",
 }
 

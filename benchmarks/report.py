@@ -14,7 +14,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from admm_lip.networks.storage import write_atomic
+from admm_lip.files import write_atomic
 
 from . import record
 from .study import Study, succeeded

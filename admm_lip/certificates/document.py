@@ -15,9 +15,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from .. import strict_json
 from ..errors import CertificateError
+from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.network import Chain
-from ..networks.storage import write_atomic
 from .fields import keep, number_of, numbers_of, one_of, shown, sizes_of, text_of, tuple_of
 from .restate import NORMS, checked_scale
 

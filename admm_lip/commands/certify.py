@@ -153,8 +153,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _certify(options: Namespace) -> int:
+    from ..errors import RunFolderError
     from ..foreign import open_network
-    from ..records import RunFolderError
     from .finish import describe
 
     path = Path(options.network)

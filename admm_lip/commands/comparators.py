@@ -54,15 +54,16 @@ def radius_of_method(name: str, radius: float) -> dict[str, Any]:
 
 
 def train_and_finish(
-    folder: RunFolder, job: Job, method: Method, *, resume: bool, progress: bool
-) -> Summary | None:
+    folder: RunFolder, job: Job, method: Method, *, progress: bool
+) -> Summary | str:
     """Train by ``method``, certify the plain network that it ends with, measure, record, draw.
 
     Returns:
-        The summary, or ``None`` for a run that was interrupted and can be continued.
+        The summary; of a run that was stopped and can be continued, how it was stopped.
     """
     from ..records import write_rows
     from ..training.fit import FitConfig, fit
+    from ..training.loop import EXIT_CODES
 
     same = [f.name for f in dataclasses.fields(FitConfig)]
     shared = {name: getattr(job.train, name) for name in same if hasattr(job.train, name)}
@@ -73,12 +74,12 @@ def train_and_finish(
         method,
         config,
         run_dir=folder.path,
-        resume=resume,
+        resume=folder.resumable,
         progress=progress,
     )
     write_rows(folder.epochs, result.history)
-    if result.stopped == "interrupted":
-        return None
+    if result.stopped in EXIT_CODES:
+        return result.stopped
     about = {
         "stopped": result.stopped,
         "method": method.name,

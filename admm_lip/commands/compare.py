@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RunFolderError, Terminated
+from .hints import typed
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
 from .run_options import add_data_options, add_evaluate_options, add_train_options
 
@@ -34,6 +36,8 @@ def parser() -> Parser:
           admm-lip compare
           admm-lip compare --mus [1e-3,1e-2,1e-1] --seeds [0,1,2] --data toy2d
           admm-lip compare --mus [] --bounds [0.5,1,2]
+          admm-lip compare --resume runs/RUN
+              continue one that was interrupted or killed; a larger grid adds to it
         """,
     )
     made.add_settings_file()
@@ -56,6 +60,13 @@ def parser() -> Parser:
         help="Folder for the results (not given: runs/<data>-compare-<time>).",
     )
     group.add_argument("--overwrite", action="store_true", help="Replace an earlier comparison.")
+    group.add_argument(
+        "--resume",
+        type=str | None,
+        default=None,
+        help="Comparison to continue (not given: a new one).",
+        metavar="RUN",
+    )
     add_data_options(made)
     add_train_options(made, skip=("bound", "mu", "seed"))
     add_evaluate_options(made)
@@ -65,10 +76,15 @@ def parser() -> Parser:
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options = parse(parser(), arguments)
-    from ..records import create_run, default_run_path, write_rows
+    made = parser()
+    options = parse(made, arguments)
+    from ..records import default_run_path
     from .recipes import prepare
+    from .run_folders import continued_run, earlier_run, new_run
 
+    earlier = earlier_run(options)
+    if earlier is not None:
+        options = parse(made, ["--config", str(earlier.config), *arguments])
     values = options.as_dict()
     mus, bounds, seeds = (values.pop(key) for key in ("mus", "bounds", "seeds"))
     if not seeds or not (mus or bounds):
@@ -77,39 +93,87 @@ def run(arguments: list[str]) -> int:
     values["loss"] = first.settings["loss"]
     grid = {"mus": mus, "bounds": bounds, "seeds": seeds}
     settings = {**grid, **{k: v for k, v in first.settings.items() if k not in _FROM_GRID}}
-    folder = create_run(
-        options.run_dir or default_run_path("runs", options.data, "compare"),
-        settings,
-        overwrite=options.overwrite,
-    )
-    say(_COLUMNS.format("mode", "asked", "seed", "proven L", "clean", "certified", "seconds"))
-    rows: list[Row] = []
-    try:
-        with threads(options.threads):
-            for row in _rows(values, first, grid):
-                rows.append(row)
-                write_rows(folder.front, rows)
-                say(_line(row))
-    finally:
-        _wrap_up(folder, rows)
+    if earlier is None:
+        path = options.run_dir or default_run_path("runs", options.data, "compare")
+        opened = new_run(path, settings, options.overwrite)
+    else:
+        opened = continued_run(earlier, settings, (*grid, "data_dir"))
+    with opened as folder, threads(options.threads):
+        _compare(folder, values, first, grid)
     return 0
 
 
 _FROM_GRID = ("bound", "mu", "seed")
+_Cell = tuple[str, float, int]
 
 
-def _rows(values: dict[str, Any], first: Job, grid: dict[str, Any]) -> Iterator[Row]:
+def _compare(folder: RunFolder, values: dict[str, Any], first: Job, grid: dict[str, Any]) -> None:
+    """Every cell of the grid that is not in the folder yet, each kept as soon as it is done."""
+    from ..records import write_rows
+
+    data = data_digest(first)
+    done = _earlier_rows(folder, data)
+    say(_COLUMNS.format("mode", "asked", "seed", "proven L", "clean", "certified", "seconds"))
+    try:
+        for row in _rows(values, first, grid, done):
+            if _cell(row) not in done:
+                done[_cell(row)] = row | {"data": data}
+                write_rows(folder.front, done.values())
+            say(_line(row))
+    except KeyboardInterrupt:
+        if folder.front.is_file():
+            say(f"stopped; continue with: {typed('compare', '--resume', folder.path)}")
+        raise
+    finally:
+        _wrap_up(folder)
+
+
+def _cell(row: Row) -> _Cell:
+    return row["mode"], row["value"], row["seed"]
+
+
+def _earlier_rows(folder: RunFolder, data: str) -> dict[_Cell, Row]:
+    """What an interrupted comparison has, by cell.
+
+    Raises:
+        RunFolderError: when it was made on other data.
+    """
+    from ..records import read_rows
+
+    rows = read_rows(folder.front) if folder.front.is_file() else []
+    if any(row.get("data") != data for row in rows):
+        raise RunFolderError(
+            f"resume: {folder.front} was made on other data; put them back, or compare in another "
+            "folder"
+        )
+    return {_cell(row): row for row in rows}
+
+
+def _rows(
+    values: dict[str, Any], first: Job, grid: dict[str, Any], done: dict[_Cell, Row]
+) -> Iterator[Row]:
     """Every run of the grid: first the penalties, then the bounds."""
     from .recipes import prepare
+
+    def row(name: str, mode: str, asked: float, seed: int) -> Row:
+        known = done.get((mode, asked, seed))
+        return known or _one(prepare({**values, name: asked, "seed": seed}, first.data), asked)
 
     for seed in grid["seeds"]:
         reached = []
         for mu in grid["mus"]:
-            row = _one(prepare({**values, "mu": mu, "seed": seed}, first.data), mu)
-            reached.append(row["lip"])
-            yield row
+            found = row("mu", "penalty", mu, seed)
+            reached.append(found["lip"])
+            yield found
         for bound in reached if grid["bounds"] is None else grid["bounds"]:
-            yield _one(prepare({**values, "bound": bound, "seed": seed}, first.data), bound)
+            yield row("bound", "bound", bound, seed)
+
+
+def data_digest(job: Job) -> str:
+    """Training and test data in a few digits."""
+    from ..training.identity import fingerprint
+
+    return fingerprint((job.data.train, job.data.test))
 
 
 def _one(job: Job, asked: float) -> Row:
@@ -118,6 +182,8 @@ def _one(job: Job, asked: float) -> Row:
     from ..training.train import train
 
     result = train(job.model, job.data.train, job.train, progress=False)
+    if result.stopped == "terminated":
+        raise Terminated
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
     at = dataclasses.replace(job.evaluate, radii=(report_radius(job.data, job.evaluate),))
@@ -148,10 +214,9 @@ def _line(row: Row) -> str:
     )
 
 
-def _wrap_up(folder: RunFolder, rows: list[Row]) -> None:
-    """Draw what there is; a folder without a single row is taken back."""
-    if not rows:
-        folder.remove_if_unused()
+def _wrap_up(folder: RunFolder) -> None:
+    """Draw what there is."""
+    if not folder.front.is_file():
         return
     from .plot import draw
 

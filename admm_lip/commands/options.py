@@ -158,6 +158,22 @@ def config_of(config: type, options: Namespace | Mapping[str, Any], **more: Any)
     return config(**given)
 
 
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by the names of their options.
+
+    Example:
+        >>> flat({"bound": 1.0, "solver": {"name": "native"}})
+        {'bound': 1.0, 'solver.name': 'native'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": held for inner, held in flat(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
 def field_help(config: type) -> dict[str, str]:
     """Field name to description, from the ``Args:`` section of a dataclass's docstring."""
     lines = inspect.cleandoc(config.__doc__ or "").partition("Args:\n")[2].splitlines()

@@ -17,6 +17,7 @@ from .options import (
     add_config,
     add_threads_option,
     config_of,
+    flat,
     parse,
     say,
     threads,
@@ -25,6 +26,7 @@ from .options import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..records import RunFolder
     from ..training.project import Projection
 
 
@@ -45,13 +47,17 @@ def parser() -> Parser:
           admm-lip project runs/RUN --bound 0.5
           admm-lip project runs/RUN --bound 0.5 --run-dir runs/halved
           admm-lip project FOLDER --bound 1 --finetune mnist --data-dir DIR --epochs 2
+          admm-lip project --resume FOLDER-bound1
+              continue a fine-tuning that was interrupted or killed
         """,
         usage="project PATH --bound L [options]",
     )
     made.add_settings_file()
     made.add_argument(
         "network",
-        type=str,
+        type=str | None,
+        nargs="?",
+        default=None,
         help="Folder with weights.safetensors and architecture.json, or an ONNX, safetensors or "
         "torch.export file.",
     )
@@ -69,6 +75,13 @@ def parser() -> Parser:
         help="Folder for the result (not given: PATH-bound<L>).",
     )
     made.add_argument("--overwrite", action="store_true", help="Replace an earlier run there.")
+    made.add_argument(
+        "--resume",
+        type=str | None,
+        default=None,
+        help="Run folder to continue (not given: a new run).",
+        metavar="RUN",
+    )
     _add_finetune_options(made)
     add_config(made, "solver", SolverConfig, "solver.")
     add_threads_option(made)
@@ -98,34 +111,66 @@ def _add_finetune_options(made: Parser) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options = parse(parser(), arguments)
+    made = parser()
+    options = parse(made, arguments)
+    from ..records import read_yaml
+    from .run_folders import earlier_run
+
+    earlier = earlier_run(options)
+    if earlier is not None:
+        made.set_defaults(flat(read_yaml(earlier.project)))
+        options = parse(made, arguments)
+    if options.network is None:
+        raise UsageError("PATH: expected the folder or file of a network, or --resume RUN")
     if options.bound is None:
         raise UsageError("bound: expected --bound L, a number > 0, got none")
     with threads(options.threads):
-        return _project(options)
+        return _project(options, earlier)
 
 
-def _project(options: Namespace) -> int:
+def _project(options: Namespace, earlier: RunFolder | None) -> int:
     from ..foreign import open_network
     from ..networks.chain import build_module
-    from ..records import create_run
-    from .finish import finish, summary_lines
-    from .recipes import prepare
+    from ..records import write_yaml
+    from .run_folders import continued_run, new_run
 
     source = Path(options.network)
     model = build_module(open_network(source))
-    settings = _settings(source, options.bound)
-    job = prepare(settings) if settings else None
-    projected = _moved(model, options)
-    folder = create_run(
-        options.run_dir
-        or f"{source if source.is_dir() else source.with_suffix('')}-bound{options.bound:g}",
-        settings or {"bound": options.bound},
-        overwrite=options.overwrite,
-    )
+    settings = _settings(source, options.bound) or {"bound": options.bound}
+    asked = {k: v for k, v in options.as_dict().items() if k not in _WHERE}
+    if earlier is None:
+        beside = source if source.is_dir() else source.with_suffix("")
+        path = options.run_dir or f"{beside}-bound{options.bound:g}"
+        opened = new_run(path, settings, options.overwrite)
+    else:
+        opened = continued_run(earlier, asked, ("data_dir",), earlier.project)
+    with opened as folder:
+        write_yaml(folder.project, asked)
+        return _into(folder, model, options)
+
+
+_WHERE = ("run_dir", "overwrite", "resume", "config")
+
+
+def _into(folder: RunFolder, model: nn.Module, options: Namespace) -> int:
+    """Project, and leave the result in the folder."""
+    from ..records import read_yaml
+    from ..training.loop import EXIT_CODES
+    from .finish import finish, summary_lines
+    from .recipes import prepare
+    from .run_folders import stopped_by_signal
+
+    settings = read_yaml(folder.config)
+    job = prepare(settings) if "data" in settings else None
+    projected = _moved(model, options, folder)
+    source = Path(options.network)
     about: dict[str, Any] = {"projected_from": source.name, "distance": projected.distance}
     if options.finetune is not None:
         about["finetuned"] = {"data": options.finetune, "epochs": options.epochs}
+    if projected.stopped in EXIT_CODES:
+        finish(folder, projected.model, projected.certificate, None, about)
+        return stopped_by_signal(folder, "project", projected.stopped)
+    if options.finetune is not None:
         say("measuring what that bought: a bound for every pair of classes, before and after")
     for name, judged in (("before", projected.before), ("after", projected.after)):
         if judged is not None:
@@ -137,7 +182,7 @@ def _project(options: Namespace) -> int:
     return 0
 
 
-def _moved(model: nn.Module, options: Namespace) -> Projection:
+def _moved(model: nn.Module, options: Namespace, folder: RunFolder) -> Projection:
     """Projected, or fine-tuned where there are data for it."""
     from ..data import load_data
     from ..solvers import SolverConfig
@@ -156,6 +201,8 @@ def _moved(model: nn.Module, options: Namespace) -> Projection:
         epochs=options.epochs,
         judge=data.test,
         config=config_of(FinetuneConfig, options),
+        run_dir=folder.path,
+        resume=folder.resumable,
         progress=sys.stderr.isatty(),
     )
 
@@ -176,7 +223,7 @@ def _half(options: Namespace) -> Hint:
     """The same projection to half the bound, into its own folder."""
     half = 0.5 * options.bound
     where = {"run_dir": f"{options.run_dir}-bound{half:g}"} if options.run_dir else {}
-    asked = {**options.as_dict(), **where, "bound": half, "overwrite": False}
+    asked = {**options.as_dict(), **where, "bound": half, "overwrite": False, "resume": None}
     command = typed("project", options.network, *words_of(parser(), asked))
     return command, "the same, to half the bound"
 

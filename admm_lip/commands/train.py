@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from .comparators import ADMM, method_of, radius_of_method, train_and_finish
-from .hints import after_training, typed
+from .hints import after_training
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
 from .run_options import (
     add_convnet_options,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..records import RunFolder
     from .recipes import Job
 
-_INTERRUPTED = 130
 _RECIPES = Path(__file__).parent.parent / "recipes"
 _EPILOG = """
 examples:
@@ -48,7 +47,9 @@ examples:
   admm-lip train --recipe mnist_4c3f_quarter --data-dir DIR
       settings by name, the ramps of a paper among them; any option changes one of them
   admm-lip train --resume runs/RUN
-      continue a run that was interrupted, to the result it would have had
+      continue a run that was interrupted or killed, to the result it would have had
+  admm-lip train --resume runs/RUN --epochs 30
+      train a run longer; its schedule is from there on that of a run of 30 epochs
 """
 
 
@@ -102,7 +103,9 @@ def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     made = parser()
     options = parse(made, arguments)
-    earlier = _earlier_run(options)
+    from .run_folders import earlier_run
+
+    earlier = earlier_run(options)
     below = _recipe(options.recipe) if earlier is None else earlier.config
     if below is not None:
         options = parse(made, ["--config", str(below), *arguments])
@@ -112,38 +115,43 @@ def run(arguments: list[str]) -> int:
 
 
 def _train(options: Namespace, earlier: RunFolder | None, method: Method | None) -> int:
-    from ..records import create_run, default_run_path
-    from ..training.train import train
-    from .finish import finish_run, summary_lines
+    from ..records import default_run_path
     from .recipes import prepare
+    from .run_folders import continued_run, new_run
 
     job = prepare(options.as_dict())
-    folder = earlier or create_run(
-        options.run_dir or default_run_path("runs", options.data),
-        job.settings | _method_settings(method),
-        overwrite=options.overwrite,
-    )
+    settings = job.settings | _method_settings(method)
+    if earlier is None:
+        path = options.run_dir or default_run_path("runs", options.data)
+        opened = new_run(path, settings, options.overwrite)
+    else:
+        opened = continued_run(earlier, settings)
     progress = not options.quiet and sys.stderr.isatty()
-    if method is not None:
-        return _compare(folder, job, method, earlier is not None, progress)
-    try:
-        result = train(
-            job.model,
-            job.data.train,
-            job.train,
-            run_dir=folder.path,
-            resume=earlier is not None,
-            progress=progress,
-        )
-    except BaseException:
-        folder.remove_if_unused()
-        raise
-    stopped = result.stopped == "interrupted"
+    with opened as folder:
+        if method is not None:
+            return _compare(folder, job, method, progress)
+        return _admm(folder, job, progress)
+
+
+def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
+    from ..training.loop import EXIT_CODES
+    from ..training.train import train
+    from .finish import finish_run, summary_lines
+    from .run_folders import stopped_by_signal
+
+    result = train(
+        job.model,
+        job.data.train,
+        job.train,
+        run_dir=folder.path,
+        resume=folder.resumable,
+        progress=progress,
+    )
+    stopped = result.stopped in EXIT_CODES
     summary = finish_run(folder, job, result, measure=not stopped)
     if stopped:
-        say(f"interrupted after round {len(result.history)}; what it had is in {folder.path}")
-        say(f"continue with: {typed('train', '--resume', folder.path)}")
-        return _INTERRUPTED
+        say(f"round {len(result.history)} was the last")
+        return stopped_by_signal(folder, "train", result.stopped)
     hints = after_training(folder.path, job.settings, job.train.bound)
     for line in summary_lines(folder, summary, hints):
         say(line)
@@ -186,19 +194,14 @@ def _method_settings(method: Method | None) -> dict[str, Any]:
     return {"method": method.name, "method_settings": dataclasses.asdict(method)}
 
 
-def _compare(folder: RunFolder, job: Job, method: Method, resume: bool, progress: bool) -> int:
+def _compare(folder: RunFolder, job: Job, method: Method, progress: bool) -> int:
     from .finish import summary_lines
+    from .run_folders import stopped_by_signal
     from .samples import sample_lines
 
-    try:
-        summary = train_and_finish(folder, job, method, resume=resume, progress=progress)
-    except BaseException:
-        folder.remove_if_unused()
-        raise
-    if summary is None:
-        say(f"interrupted; what it had is in {folder.path}")
-        say(f"continue with: {typed('train', '--resume', folder.path)}")
-        return _INTERRUPTED
+    summary = train_and_finish(folder, job, method, progress=progress)
+    if isinstance(summary, str):
+        return stopped_by_signal(folder, "train", summary)
     if "samples" in summary:
         said = sample_lines(folder, summary)
     else:  # the method enforced no bound of its own
@@ -222,15 +225,3 @@ def _recipe(name: str | None) -> Path | None:
             "is --config FILE"
         )
     return _RECIPES / f"{name}.yaml"
-
-
-def _earlier_run(options: Namespace) -> RunFolder | None:
-    from ..records import open_run
-
-    if options.resume is None:
-        return None
-    if options.run_dir is not None or options.overwrite:
-        raise UsageError(
-            "resume: the run continues in its own folder; leave out --run-dir and --overwrite"
-        )
-    return open_run(options.resume)

@@ -14,9 +14,10 @@ import numpy as np
 from ..certificates.certificate import Certificate
 from ..certificates.verify import check_belongs
 from ..errors import CertificateError, NetworkError, UnsupportedModule
+from ..files import write_atomic
 from ..networks.layers import Shape, Window
 from ..networks.network import LayerSpec, Network
-from ..networks.storage import network_of, write_atomic
+from ..networks.storage import network_of
 from .graph import read_chain
 from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
 from .onnx_operators import FOLDS, INPUTS, OPERATORS

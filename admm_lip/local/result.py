@@ -26,8 +26,9 @@ from ..certificates.fields import (
 )
 from ..certificates.restate import NORMS, checked_scale
 from ..errors import CertificateError, NetworkError
+from ..files import write_atomic
 from ..networks.layers import Shape
-from ..networks.storage import safetensors_header, write_atomic
+from ..networks.storage import safetensors_header
 from .levels import LEVELS
 from .region import Box
 

@@ -16,6 +16,7 @@ import safetensors.numpy as st
 
 from .. import strict_json
 from ..errors import NetworkError
+from ..files import write_atomic
 from .layers import Shape
 from .network import Network
 
@@ -27,19 +28,6 @@ WEIGHTS = "weights.safetensors"
 _MAX_JSON = 16 * 2**20
 _MAX_WEIGHTS = 8 * 2**30
 _MAX_HEADER = 100 * 2**20
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_network(network: Network, folder: str | Path) -> None:

@@ -3,24 +3,39 @@
 Tensors go into the file's tensor section, everything else (numbers, strings, nesting) into a JSON
 skeleton in its metadata in which ``{"tensor": name}`` stands for a tensor.  Of classes, only the
 restart data of the solvers may appear, by name from a table.
+
+The metadata hold the SHA-256 of the whole file, taken with zeros in its own place: whatever bit
+is another one than was written, the file is refused.  The checkpoint before the last one is kept
+beside it, and read where the last one is damaged.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from ..files import write_atomic
 from ..solvers import RESTART_TYPES
 
-FORMAT = "admm-lip-checkpoint-1"
+CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+FORMAT = "admm-lip-checkpoint-2"
 RECORDS = {kind.__name__: kind for kind in RESTART_TYPES}
 Tree = Any  # dict, list, tuple, number, string, None, or Tensor
+
+_log = logging.getLogger("admm_lip")
+_NO_SUM = b"0" * 64
+# In the skeleton, which is a string inside the JSON header, quotes are escaped: this stands once.
+_SUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 class CheckpointError(ValueError):
@@ -28,39 +43,110 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, tree: dict[str, Tree]) -> None:
-    """Write ``tree`` to ``path``; a crash leaves the old file or the new one, never a mixture."""
+    """Write ``tree`` to ``path``; a crash leaves the old file or the new one, never a mixture.
+
+    The old file becomes ``PREVIOUS`` in the same folder.
+
+    Raises:
+        WriteError: naming the file; the old one is still there.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, tensors)
-    metadata = {"format": FORMAT, "skeleton": json.dumps(skeleton)}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, str(temporary), metadata)
-    temporary.replace(path)
+    metadata = {
+        "format": FORMAT,
+        "skeleton": json.dumps(skeleton),
+        "sha256": _NO_SUM.decode(),
+    }
+    content = save(tensors, metadata)
+    start, stop = _place_of_sum(content)
+    summed = content[:start] + hashlib.sha256(content).hexdigest().encode() + content[stop:]
+    write_atomic(path, summed, previous=path.with_name(PREVIOUS))
 
 
 def load_checkpoint(path: Path) -> dict[str, Tree]:
     """Read what :func:`save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: for a missing, truncated or foreign file.
+        CheckpointError: for a missing, foreign or truncated file, and for one with a flipped bit.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint: expected a file at {path}, found none; start afresh")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(
-                    f"checkpoint: expected format {FORMAT!r} in {path}, "
-                    f"got {metadata.get('format')!r}; it was not written by this version"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tree: dict[str, Tree] = _fill(json.loads(metadata["skeleton"]), tensors)
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint: {path} is truncated or damaged ({error}); "
-            "remove it and start afresh, or restore a copy"
-        ) from error
+        return _read(path, path.read_bytes())
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def load_last(folder: Path) -> dict[str, Tree]:
+    """The last checkpoint of a run, or the one before it where the last one is missing or damaged.
+
+    Nothing is lost by that: from either one a run arrives at the same end.  A damaged one is then
+    removed, so that it does not become the one before the next.
+
+    Raises:
+        CheckpointError: when neither can be read; names the last one.
+    """
+    last, previous = folder / CHECKPOINT, folder / PREVIOUS
+    try:
+        return load_checkpoint(last)
+    except CheckpointError as error:
+        if not previous.is_file():
+            raise
+        try:
+            tree = load_checkpoint(previous)
+        except CheckpointError:
+            raise error from None
+        _log.warning("%s\nthe run goes on from %s, the one before it", error, previous)
+        last.unlink(missing_ok=True)
+        return tree
+
+
+def _read(path: Path, content: bytes) -> dict[str, Tree]:
+    try:
+        metadata = _metadata(content)
+        _check_sum(path, content, metadata)
+        tree: dict[str, Tree] = _fill(json.loads(metadata["skeleton"]), load(content))
+    except CheckpointError:
+        raise
+    except (SafetensorError, RecursionError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, error) from error
     return tree
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The strings in a safetensors header."""
+    header = json.loads(content[8 : _end_of_header(content)])
+    found = header.get("__metadata__") if isinstance(header, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _check_sum(path: Path, content: bytes, metadata: dict[str, str]) -> None:
+    start, stop = _place_of_sum(content)
+    if start == stop and metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint: expected format {FORMAT!r} in {path}, got {metadata.get('format')!r}; "
+            "it was not written by this version, so start afresh in another folder"
+        )
+    summed = hashlib.sha256(content[:start] + _NO_SUM + content[stop:]).hexdigest()
+    if summed.encode() != content[start:stop]:
+        raise _damaged(path, "its checksum does not fit its content")
+
+
+def _damaged(path: Path, why: object) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint: {path} is truncated or damaged ({why}); remove it and start afresh, or "
+        "restore a copy"
+    )
+
+
+def _end_of_header(content: bytes) -> int:
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def _place_of_sum(content: bytes) -> tuple[int, int]:
+    """Where the 64 digits of the checksum stand; an empty place where there are none."""
+    match = _SUM.search(content, 8, _end_of_header(content))
+    return match.span(1) if match else (0, 0)
 
 
 def _strip(tree: Tree, tensors: dict[str, Tensor]) -> Tree:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 
 from ..settings import BOUND, COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Rule, check_settings
@@ -115,11 +112,6 @@ class TrainConfig:
             if value not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
-    def digest(self) -> str:
-        """Short hash of every setting, to recognise a run."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 def _check_mode(config: TrainConfig) -> None:
     if config.mode not in MODES:
@@ -144,6 +136,7 @@ _FINETUNE_RULES: dict[str, Rule] = {
     "softness": POSITIVE,
     "ridges": POSITIVE.each(),
     "even": FLAG,
+    "checkpoint_seconds": NOT_NEGATIVE,
 }
 
 
@@ -161,6 +154,7 @@ class FinetuneConfig:
         softness: temperature of these class probabilities.
         ridges: strengths of smoothing, of which the best is taken; empty leaves it out.
         even: balance the certificate's multipliers over the neurons before the rounds.
+        checkpoint_seconds: least time between two checkpoints, where there is a folder for them.
 
     Raises:
         ValueError: naming the field.
@@ -174,6 +168,7 @@ class FinetuneConfig:
     softness: float = 2.0
     ridges: tuple[float, ...] = (5e-4, 1.5e-3, 5e-3)
     even: bool = True
+    checkpoint_seconds: float = 1.0
 
     def __post_init__(self) -> None:
         check_settings(self, **_FINETUNE_RULES)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -118,6 +119,8 @@ def finetuned(
     config: FinetuneConfig,
     solver: SolverConfig,
     progress: bool,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
 ) -> TrainResult:
     """The rounds.
 
@@ -130,6 +133,8 @@ def finetuned(
         config: everything else.
         solver: of the projections.
         progress: show a bar.
+        run_dir: folder for checkpoints.
+        resume: continue from the one there.
     """
     steps = epochs * len(data)
     settings = TrainConfig(
@@ -140,10 +145,13 @@ def finetuned(
         eps=config.eps,
         loss="auto" if data.reading.classes is None else "margin",
         lr=step_size(steps) if config.lr is None else config.lr,
+        checkpoint_seconds=config.checkpoint_seconds,
         solver=solver,
     )
     method = Taught(teacher=copy.deepcopy(teacher).eval(), lip=bound, config=config)
-    return train(start, data, settings, method=method, progress=progress)
+    return train(
+        start, data, settings, method=method, run_dir=run_dir, resume=resume, progress=progress
+    )
 
 
 def step_size(steps: int) -> float:

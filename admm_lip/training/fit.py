@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -24,8 +23,8 @@ from ..data.labels import Classes
 from ..methods.base import Method
 from ..settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rule, check_settings
 from .batches import Batches, as_batches
-from .fit_checkpoint import FitKeeper, Progress, digest
-from .loop import Row, deferred_interrupt, epoch_seed
+from .keeper import Keeper, Trainee, held
+from .loop import Asked, Row, deferred_signals, epoch_seed
 from .loss_step import NonFiniteLoss
 from .losses import PlainLoss, checked_value, resolve_loss
 from .optimize import make_optimizer, schedule_factor, set_learning_rate
@@ -83,7 +82,7 @@ class FitResult:
         claimed_lip: the method's own bound, if it has one.
         history: one row per whole epoch.
         seconds: of training.
-        stopped: ``"finished"`` or ``"interrupted"``.
+        stopped: ``"finished"``, ``"interrupted"`` (by Ctrl-C) or ``"terminated"`` (by SIGTERM).
         steps: optimizer steps done.
         classes: the label of each output, in order; ``None`` for a regression.
     """
@@ -135,25 +134,25 @@ def fit(
         CheckpointError: nothing to resume, or a checkpoint of another run.
         NonFiniteLoss: with the epoch.
     """
-    if resume and run_dir is None:
-        raise ValueError("run_dir: resume=True needs the folder of the run; got None")
-    chosen = config.loss if loss is None else loss
-    stored = stored_dtype(model)
-    copied = copy.deepcopy(model).to(master_dtype(stored))
-    batches = as_batches(
-        data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
-    )
-    with torch.random.fork_rng(devices=[]):
+    with held(run_dir, resume) as folder, torch.random.fork_rng(devices=[]):
+        chosen = config.loss if loss is None else loss
+        stored = stored_dtype(model)
+        copied = copy.deepcopy(model).to(master_dtype(stored))
+        batches = as_batches(
+            data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
+        )
         torch.manual_seed(config.seed)
         trained = method.prepare(copied)
         plain = _plain_loss(batches, config, chosen)
         optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
         run = _Run(trained, optimizer, batches, method, config, plain)
-        keeper = _keeper(run, None if run_dir is None else Path(run_dir))
-        at = keeper.restore() if resume else Progress(0, [], [], 0.0)
+        keeper = Keeper(
+            Trainee(trained, optimizer, method, batches, config, chosen, stored), folder
+        )
+        at = Progress(**keeper.restore()) if resume else Progress(0, [], [], 0.0)
         stopped = _run_steps(run, at, keeper, progress)
         if stopped == "finished":
-            keeper.save(at)
+            _save(keeper, at)
     trained.eval()
     finished = method.finish(trained).to(stored)
     return FitResult(
@@ -173,13 +172,19 @@ def _in_master(model: nn.Module, stored: torch.dtype) -> nn.Module:
     return model if master == stored else copy.deepcopy(model).to(master)
 
 
-def _keeper(run: _Run, folder: Path | None) -> FitKeeper:
-    identity = {
-        "config": digest(run.config, without=("checkpoint_seconds",)),
-        "number of steps": str(run.total_steps),
-    }
-    seconds = run.config.checkpoint_seconds
-    return FitKeeper(run.model, run.optimizer, run.method, identity, folder, seconds)
+@dataclass
+class Progress:
+    """How far a run has come: steps done, losses of the epoch begun, history, seconds."""
+
+    step: int
+    losses: list[Tensor]
+    history: list[Row]
+    seconds: float
+
+
+def _save(keeper: Keeper, at: Progress) -> None:
+    losses = [value.cpu() for value in at.losses]
+    keeper.save(at.step, vars(at) | {"losses": losses})
 
 
 def _plain_loss(batches: Batches, config: FitConfig, loss: Any) -> PlainLoss:
@@ -205,8 +210,8 @@ class _Run:
         return self.config.epochs * len(self.batches)
 
 
-def _run_steps(run: _Run, at: Progress, keeper: FitKeeper, show: bool) -> str:
-    """All steps that remain, ``at`` updated; returns ``"finished"`` or ``"interrupted"``."""
+def _run_steps(run: _Run, at: Progress, keeper: Keeper, show: bool) -> str:
+    """All steps that remain, ``at`` updated; returns ``"finished"`` or how it was stopped."""
     begun = time.perf_counter() - at.seconds
     bar = tqdm(
         total=run.total_steps,
@@ -216,8 +221,8 @@ def _run_steps(run: _Run, at: Progress, keeper: FitKeeper, show: bool) -> str:
         disable=not show,
         mininterval=0.5,
     )
-    watch = nullcontext(threading.Event()) if keeper.path is None else deferred_interrupt()
-    with bar, watch as interrupted:
+    watch = nullcontext(Asked()) if keeper.folder is None else deferred_signals()
+    with bar, watch as asked:
         for batch, rows in _stream(run, at.step):
             at.losses.append(_step(run, batch, rows, at.step / run.total_steps))
             at.step, at.seconds = at.step + 1, time.perf_counter() - begun
@@ -225,11 +230,11 @@ def _run_steps(run: _Run, at: Progress, keeper: FitKeeper, show: bool) -> str:
                 _end_epoch(run, at)
                 bar.set_postfix(_postfix(at.history[-1]), refresh=False)
             bar.update()
-            if keeper.due or interrupted.is_set():
+            if keeper.due or asked.stop is not None:
                 _mean_loss(run, at)
-                keeper.save(at)
-            if interrupted.is_set() and at.step < run.total_steps:
-                return "interrupted"
+                _save(keeper, at)
+            if asked.stop is not None and at.step < run.total_steps:
+                return asked.stop
     return "finished"
 
 
@@ -277,7 +282,8 @@ def _mean_loss(run: _Run, at: Progress) -> float:
     Raises:
         NonFiniteLoss: naming the epoch.
     """
-    mean = float(torch.stack(at.losses).mean()) if at.losses else 0.0
+    losses = [value.to(at.losses[-1].device) for value in at.losses]  # some from a checkpoint
+    mean = float(torch.stack(losses).mean()) if losses else 0.0
     if not math.isfinite(mean):
         raise NonFiniteLoss(
             f"epoch {(at.step - 1) // len(run.batches) + 1}: expected a finite loss, got {mean}; "

@@ -1,6 +1,6 @@
 """The one training loop: rounds of a loss step, a Lipschitz step and a dual step.
 
-Finiteness, limits, the progress bar, checkpoints and Ctrl-C live here; the updates themselves are
+Finiteness, limits, the progress bar, checkpoints and signals live here; the updates themselves are
 functions in ``loss_step``, ``lipschitz_step``, ``multiplier_step`` and ``admm``.
 """
 
@@ -77,11 +77,6 @@ class Run:
         """Optimizer steps of the whole run."""
         return self.config.epochs * len(self.batches)
 
-    @property
-    def total_rounds(self) -> int:
-        """Rounds of the whole run; the last one may be short."""
-        return -(-self.total_steps // self.round_steps)
-
 
 def read_weights(parameters: tuple[nn.Parameter, ...]) -> Matrices:
     """The parameters as float64 matrices, copied."""
@@ -113,12 +108,12 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def one_round(
-    run: Run, state: AdmmState, batches: list[tuple[Batch, float]]
+    run: Run, state: AdmmState, batches: list[tuple[Batch, float]], progress: float
 ) -> tuple[AdmmState, Row]:
-    """One ADMM round; returns the next state and its history row."""
+    """One ADMM round at this share of the run; returns the next state and its history row."""
     config = run.config
     pull = pull_of(run.parameters, state)
-    lip, progress = state.target_sq**0.5, state.iteration / run.total_rounds
+    lip = state.target_sq**0.5
     loss = loss_step(run.model, run.optimizer, run.objective, batches, pull, lip, progress)
     weights = read_weights(run.parameters)
     relaxed = relax(weights, state.consensus, config.relaxation)
@@ -164,50 +159,58 @@ def run_rounds(
 
     Args:
         run: the fixed parts.
-        state: where to begin (round ``state.iteration``).
+        state: where to begin.
         history: rows so far; grows in place by one row per round.
         after_round: called after every whole round (checkpoints).
         progress: show a bar.
 
     Returns:
-        The last state, and ``"finished"``, ``"converged"`` or ``"interrupted"``.
+        The last state, and ``"finished"``, ``"converged"``, ``"interrupted"`` or ``"terminated"``.
 
     Raises:
         TrainingFailed: when a loss is not finite or no backend can project; the last whole round
             has been handed to ``after_round``.
     """
-    config = run.config
+    config, step = run.config, steps_done(history)
     begun = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
-    batches = stream(run, state.iteration * run.round_steps)
+    batches = stream(run, step)
     bar = tqdm(
-        total=run.total_rounds,
+        total=state.iteration - (step - run.total_steps) // run.round_steps,
         initial=state.iteration,
         desc="training",
         unit="round",
         disable=not progress,
         mininterval=0.2,
     )
-    with bar, deferred_interrupt() as interrupted:
-        while state.iteration < run.total_rounds:
+    with bar, deferred_signals() as asked:
+        while step < run.total_steps and not _converged(run, history):
             chunk = [b for _, b in zip(range(run.round_steps), batches, strict=False)]
             try:
-                state, row = one_round(run, state, chunk)
+                state, row = one_round(run, state, chunk, step / run.total_steps)
             except (NonFiniteLoss, SolveFailed) as error:
                 raise TrainingFailed(f"round {state.iteration + 1}: {error}") from error
             if config.restart:
                 write_weights(run.parameters, state.consensus)
-            step = min(state.iteration * run.round_steps, run.total_steps)
+            step = min(step + run.round_steps, run.total_steps)
             row["step"], row["epoch"] = step, step / len(run.batches)
             row["seconds"] = time.perf_counter() - begun
             history.append(row)
             after_round(state, history)
             bar.update()
             bar.set_postfix(_postfix(row), refresh=False)
-            if interrupted.is_set():
-                return state, "interrupted"
-            if row["relative_residual"] < config.residual_tol:
-                return state, "converged"
-    return state, "finished"
+            if asked.stop is not None and step < run.total_steps:
+                return state, asked.stop
+    return state, "converged" if _converged(run, history) else "finished"
+
+
+def steps_done(history: list[Row]) -> int:
+    """Optimizer steps behind a history."""
+    done: int = history[-1]["step"] if history else 0
+    return done
+
+
+def _converged(run: Run, history: list[Row]) -> bool:
+    return bool(history) and history[-1]["relative_residual"] < run.config.residual_tol
 
 
 def _postfix(row: Row) -> dict[str, str]:
@@ -219,25 +222,42 @@ def _postfix(row: Row) -> dict[str, str]:
     }
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C wait for the end of the round; a second one interrupts at once.
+# signal -> how a run ends that was asked to stop by it; and the exit code of a command then
+STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+EXIT_CODES = {name: 128 + number for number, name in STOPS.items()}
 
-    Outside the main thread signals cannot be caught and Ctrl-C does what it always does.
+
+@dataclass
+class Asked:
+    """How the run was asked to stop, a value of ``STOPS``; ``None`` while it was not."""
+
+    stop: str | None = None
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Asked]:
+    """Let the first Ctrl-C or SIGTERM wait for the end of the round; a second one acts at once.
+
+    Outside the main thread signals cannot be caught and do what they always do.
     """
-    flag = threading.Event()
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield asked
         return
 
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in STOPS}
+
+    def put_back() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def remember(number: int, frame: Any) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, previous)
+        asked.stop = STOPS[signal.Signals(number)]
+        put_back()
 
-    signal.signal(signal.SIGINT, remember)
+    for number in STOPS:
+        signal.signal(number, remember)
     try:
-        yield flag
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        put_back()

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from ..solvers import (
 )
 from .admm import Matrices
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
+from .loop import EXIT_CODES
 from .multiplier_step import sensitivity
 from .precision import master_dtype, stored_dtype
 from .start import CAST_MARGIN
@@ -120,11 +122,14 @@ class Projection:
             it was fine-tuned.
         certificate: proves ``certificate.lip <= bound`` for exactly these weights.
         distance: Frobenius distance of all weights from those that went in.
+        stopped: ``"finished"``; ``"interrupted"`` or ``"terminated"`` where a signal ended the
+            fine-tuning early, and ``before`` and ``after`` are ``None``.
     """
 
     model: nn.Module
     certificate: Certificate
     distance: float
+    stopped: str = "finished"
     _judge: _Judge | None = field(default=None, repr=False)
 
     @cached_property
@@ -150,6 +155,8 @@ def project(
     epochs: int = 2,
     judge: Any = None,
     config: FinetuneConfig | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> Projection:
     """The nearest network that certifies ``bound``; the one that went in is not touched.
@@ -171,12 +178,15 @@ def project(
         judge: labelled data ``(inputs, targets)`` that ``before`` and ``after`` are measured on
             when they are asked for; ``None`` takes some of ``finetune``, where it has labels.
         config: of the fine-tuning.
+        run_dir: folder for checkpoints of the fine-tuning; ``None`` writes nothing.
+        resume: continue from the checkpoint in ``run_dir``, to the identical result.
         progress: show a bar.
 
     Raises:
         ValueError: for a bound that is not a finite number > 0, or settings, by name.
         UnsupportedModule: by name, for convolutions and other networks that are no Linear chain.
         SolverError: when no backend could project.
+        CheckpointError: nothing to resume, or a checkpoint of another run.
 
     Example:
         >>> import torch
@@ -195,12 +205,12 @@ def project(
     linear_layers(model)  # refuses, by name, what cannot be projected
     chosen = SolverConfig(solver) if isinstance(solver, str) else solver
     if finetune is None:
-        if config is not None or judge is not None:
-            raise ValueError("config, judge: go with finetune=data only")
+        if (config, judge, run_dir, resume) != (None, None, None, False):
+            raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
         return _projected(model, float(bound), chosen)
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs: expected a whole number >= 1, got {epochs!r}")
-    job = _Job(float(bound), epochs, config or FinetuneConfig(), chosen, progress)
+    job = _Job(float(bound), epochs, config or FinetuneConfig(), chosen, progress, run_dir, resume)
     return _finetuned(model, finetune, judge, job)
 
 
@@ -213,6 +223,8 @@ class _Job:
     config: FinetuneConfig
     solver: SolverConfig
     progress: bool
+    run_dir: str | Path | None
+    resume: bool
 
 
 def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projection:
@@ -226,14 +238,24 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
     else:
         start = prepared(teacher, data, job.config, job.solver)
     result = finetuned(
-        start.to(stored), teacher, data, job.bound, job.epochs, job.config, job.solver, job.progress
+        start.to(stored),
+        teacher,
+        data,
+        job.bound,
+        job.epochs,
+        job.config,
+        job.solver,
+        job.progress,
+        job.run_dir,
+        job.resume,
     )
     away = _distance(_weights(model), _weights(result.model))
+    found = Projection(result.model, result.certificate, away, result.stopped)
     asked = None if regression else _pair(given, data, judge, job.config)
-    if asked is None:
-        return Projection(result.model, result.certificate, away)
+    if asked is None or result.stopped in EXIT_CODES:
+        return found
     judging = _Judge(teacher, asked, job.config.eps, job.solver, job.progress)
-    return Projection(result.model, result.certificate, away, judging)
+    return replace(found, _judge=judging)
 
 
 def _pair(given: Any, data: Any, judge: Any, config: FinetuneConfig) -> Callable[[], Pair] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +24,10 @@ from ..networks.overrides import unwrapped
 from .admm import AdmmState, Matrices
 from .batches import Batches, TensorBatches, as_batches
 from .centring import Centring, centre, mean_input
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .keeper import Keeper, Trainee, held
 from .layer_norms import LayerNorms, layer_start, training_constraint
-from .loop import Row, Run, TrainingFailed, run_rounds, write_weights
+from .loop import Row, Run, TrainingFailed, run_rounds, steps_done, write_weights
 from .loss_step import Objective
 from .losses import BoundedLoss, checked_value, resolve_loss
 from .multiplier_step import resolve_multiplier_step
@@ -38,7 +37,6 @@ from .start import CAST_MARGIN, orthogonal_, start
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
 
-CHECKPOINT = "checkpoint.safetensors"
 # Gap in L^2 to which the finished network is certified: the bound is used up by then, so a closer
 # look gains a few units in the sixth digit, and on sorting layers it takes as long as three epochs.
 FINAL_TOL = 1e-4
@@ -56,7 +54,8 @@ class TrainResult:
         history: one row per round: loss, lip, residuals, rho, the projection's status, seconds.
         state: the last ADMM state.
         config: the settings.
-        stopped: ``"finished"``, ``"converged"`` or ``"interrupted"``.
+        stopped: ``"finished"``, ``"converged"``, ``"interrupted"`` (by Ctrl-C) or ``"terminated"``
+            (by SIGTERM).
         seconds: of training, certification not included.
         classes: the label of each output, in order, so that
             ``np.array(result.classes)[result.model(x).argmax(1)]`` are labels as the data have
@@ -125,24 +124,34 @@ def train(
         >>> result.certificate.lip <= 2.0
         True
     """
-    if resume and run_dir is None:
-        raise ValueError("run_dir: resume=True needs the folder of the run; got None")
-    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        torch.manual_seed(config.seed)
+    with held(run_dir, resume) as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the caller's random state stays as it was
         copied = copy.deepcopy(unwrapped(model))
         stored = stored_dtype(copied)
         layers = _trained_layers(copied.to(master_dtype(stored)))
-        chosen = config.loss if loss is None else loss
+        chosen, by = config.loss if loss is None else loss, method or Method()
         batches = as_batches(
             data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
         )
         run, state, centring = _set_up(copied, layers, batches, config, chosen, method, stored)
         history: list[Row] = []
-        keeper = Keeper(run, Path(run_dir) if run_dir is not None else None)
+        keeper = Keeper(
+            Trainee(run.model, run.optimizer, by, batches, config, chosen, stored), folder
+        )
         if resume:
-            state, history = keeper.restore()
-        state, stopped = run_rounds(run, state, history, keeper.after_round, progress)
-        keeper.save(state, history)
+            kept = keeper.restore()
+            state, history = AdmmState(**kept["state"]), kept["history"]
+
+        def save(state: AdmmState, history: list[Row]) -> None:
+            fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+            keeper.save(steps_done(history), {"state": fields, "history": history})
+
+        def after_round(state: AdmmState, history: list[Row]) -> None:
+            if keeper.due:
+                save(state, history)
+
+        state, stopped = run_rounds(run, state, history, after_round, progress)
+        save(state, history)
     return _finished(run, state, history, stopped, centring)
 
 
@@ -255,69 +264,6 @@ def _variance(targets: Tensor) -> float | None:
         return None
     rows = targets.to(torch.float64).reshape(len(targets), -1)
     return float(rows.var(dim=0, correction=0).mean())
-
-
-class Keeper:
-    """Writes and reads the checkpoint of one run.
-
-    Rounds last milliseconds, so a checkpoint is written after the first round that ends
-    ``config.checkpoint_seconds`` after the last one, and at the end.
-    """
-
-    def __init__(self, run: Run, folder: Path | None) -> None:
-        self.run = run
-        self.path = None if folder is None else folder / CHECKPOINT
-        self.last = time.monotonic()
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def after_round(self, state: AdmmState, history: list[Row]) -> None:
-        """Save when it is time."""
-        if time.monotonic() - self.last >= self.run.config.checkpoint_seconds:
-            self.save(state, history)
-
-    def save(self, state: AdmmState, history: list[Row]) -> None:
-        """Save now."""
-        if self.path is None:
-            return
-        fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-        save_checkpoint(
-            self.path,
-            {
-                "run": self._identity(),
-                "state": fields,
-                "model": dict(self.run.model.state_dict()),
-                "optimizer": self.run.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "history": history,
-            },
-        )
-        self.last = time.monotonic()
-
-    def restore(self) -> tuple[AdmmState, list[Row]]:
-        """Put model, optimizer and random state back; return the ADMM state and the history."""
-        assert self.path is not None
-        tree = load_checkpoint(self.path)
-        for name, mine in self._identity().items():
-            theirs = tree["run"].get(name)
-            if theirs != mine:
-                raise CheckpointError(
-                    f"checkpoint: {self.path} belongs to a run with another {name} "
-                    f"({theirs}, this one has {mine}); resume with the same settings and data"
-                )
-        self.run.model.load_state_dict(tree["model"])
-        self.run.optimizer.load_state_dict(tree["optimizer"])
-        torch.set_rng_state(tree["random"])
-        return AdmmState(**tree["state"]), tree["history"]
-
-    def _identity(self) -> dict[str, str]:
-        """What must agree for a run to be continued."""
-        shapes = [list(p.shape) for p in self.run.model.parameters()]
-        return {
-            "config": self.run.config.digest(),
-            "architecture": str(shapes),
-            "steps": str(self.run.total_steps),
-        }
 
 
 def _finished(

@@ -1,10 +1,7 @@
 """A configuration that cannot work is refused when it is made."""
 
-import dataclasses
-
 import pytest
 
-from admm_lip.solvers.config import SolverConfig
 from admm_lip.training.config import TrainConfig
 
 
@@ -39,11 +36,3 @@ from admm_lip.training.config import TrainConfig
 def test_bad_settings_name_the_field(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
-
-
-def test_the_digest_sees_every_setting() -> None:
-    config = TrainConfig(bound=1.0)
-    assert TrainConfig(bound=1.0).digest() == config.digest()
-    assert dataclasses.replace(config, seed=1).digest() != config.digest()
-    other = dataclasses.replace(config, solver=SolverConfig("scs"))
-    assert other.digest() != config.digest()

@@ -269,7 +269,10 @@ def test_interrupts_outside_the_main_thread_are_left_alone() -> None:
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     config = TrainConfig(bound=1.0, **FAST)
     quiet(network(), config, run_dir=tmp_path)
-    with pytest.raises(CheckpointError, match="belongs to a run with another config"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"belongs to a run with another setting lr \(it has 0.02, this one 0.5\)",
+    ):
         quiet(network(), dataclasses.replace(config, lr=0.5), run_dir=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="another architecture"):
         quiet(nn.Sequential(nn.Linear(2, 3)), config, run_dir=tmp_path, resume=True)

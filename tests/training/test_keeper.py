@@ -28,6 +28,10 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 2))
 
 
+def tanh_net() -> nn.Sequential:
+    return nn.Sequential(*(nn.Tanh() if isinstance(m, nn.ReLU) else m for m in net()))
+
+
 @dataclass(frozen=True)
 class Remembering(Method):
     """Keeps a number for every sample outside the model's tensors, which steers the loss."""
@@ -117,7 +121,8 @@ def test_a_shuffling_loader_goes_on_where_it_was(
 
 def test_what_is_on_disk_is_plain_and_alone(tmp_path: Path) -> None:
     fit(net(), (INPUTS, TARGETS), Remembering(), CONFIG, run_dir=tmp_path / "a", progress=False)
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["checkpoint.safetensors"]
+    names = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == names
     tree = load_checkpoint(tmp_path / "a" / "checkpoint.safetensors")
     assert tree["step"] == 12
     assert torch.isfinite(tree["method"]["memory"]).all()
@@ -126,11 +131,16 @@ def test_what_is_on_disk_is_plain_and_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": replace(CONFIG, lr=0.5)}, "another config; resume with the same settings"),
-        ({"config": replace(CONFIG, epochs=5)}, "another config"),
-        ({"data": (INPUTS[:20], TARGETS[:20])}, "another number of steps"),
-        ({"method": METHODS["lmt"](eps=0.1)}, "another method"),
+        ({"config": replace(CONFIG, lr=0.5)}, r"another setting lr \(it has 0.01, this one 0.5\)"),
+        ({"config": replace(CONFIG, epochs=3)}, "has done 4 epochs, so it cannot end after 3"),
+        ({"data": (INPUTS[:20], TARGETS[:20])}, r"another data \(inputs\)"),
+        ({"data": (INPUTS, 1 - TARGETS)}, r"another data \(targets\)"),
+        ({"data": (INPUTS + 1e-7, TARGETS)}, r"another data \(inputs\)"),
+        ({"method": METHODS["lmt"](eps=0.1)}, r"another method .*eps=0.5.*eps=0.1"),
+        ({"method": METHODS["nominal"]()}, r"another method .*LipschitzMargin.*Nominal"),
         ({"model": nn.Linear(5, 2)}, "belongs to a run with another architecture"),
+        ({"model": tanh_net()}, "another architecture of 1 .*ReLU.*Tanh"),
+        ({"loss": lambda outputs, targets: outputs.square().mean()}, "another loss"),
     ],
 )
 def test_the_checkpoint_of_another_run_is_refused(
@@ -171,5 +181,5 @@ def test_a_broken_loss_is_never_kept(tmp_path: Path) -> None:
         )
     kept = tmp_path / "checkpoint.safetensors"
     assert not kept.exists() or all(
-        bool(torch.isfinite(value)) for value in load_checkpoint(kept)["losses"]
+        bool(torch.isfinite(value)) for value in load_checkpoint(kept)["loop"]["losses"]
     )
