@@ -13,13 +13,15 @@ units in the last place is assumed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.arrays import as_numbers, as_numbers_or_words, to_float64
+from ..data.labels import binary_numbers, class_numbers, is_one_hot
 from ..errors import CertificateError
 from ..networks.chain import build_layer
 from ..networks.layers import Array, Shape
@@ -43,12 +45,13 @@ Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
 
 def certified_radii(
     model: nn.Module | Network,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     certificate: AnyCertificate | None = None,
     kind: Literal["local"] | None = None,
     config: LocalConfig | None = None,
+    classes: Sequence[Any] | None = None,
 ) -> Tensor:
     """Radius of the ball around each input in which the predicted class provably is ``y``.
 
@@ -57,25 +60,28 @@ def certified_radii(
     Args:
         model: a classifier, the one the certificate was made for.  One output is read as a binary
             classifier that decides at 0.
-        x: inputs as the model takes them, ``(batch, *input_shape)``; any real dtype, taken at its
-            exact values.
-        y: integer labels, ``(batch,)``; for one output 0 / 1 or -1 / 1.
+        x: inputs as the model takes them, ``(batch, *input_shape)``: a tensor, a NumPy array, a
+            data frame or a list of any real dtype, taken at its exact values.
+        y: labels, ``(batch,)``, ``(batch, 1)`` or one-hot; for one output 0 / 1 or -1 / 1.
         certificate: of this model, of kind ``"global"``, ``"pairwise"`` (the largest radii) or
             ``"per_output"``.  Its digest is compared with the model's; whether its bounds are
             proven is for :func:`admm_lip.verify` to say.  ``kind="local"`` does without.
         kind: ``"local"`` searches the largest ball around each input on which the class can be
             proven (:func:`admm_lip.local.local_radii`), never below what ``certificate`` gives.
         config: effort of that search.
+        classes: the labels in the order of the outputs (``result.classes`` after training), where
+            ``y`` holds words or other numbers.
 
     Returns:
-        float64 tensor ``(batch,)`` on the device of ``x``, in the units of the certificate (those
-        of ``x``, or raw ones where it has an ``input_scale``): 0 where the class is wrong, tied
-        within rounding, or an input or logit is not finite; ``inf`` where the margins are
-        constant and right.
+        float64 tensor ``(batch,)`` on the device of ``x`` (the CPU where that is no tensor), in the
+        units of the certificate (those of ``x``, or raw ones where it has an ``input_scale``): 0
+        where the class is wrong, tied within rounding, or an input or logit is not finite; ``inf``
+        where the margins are constant and right.
 
     Raises:
         CertificateError: for a certificate of another network, or of a kind without radii.
-        ValueError: naming ``x`` or ``y``, for shapes and labels that make no sense.
+        TypeError, ValueError: naming ``x`` or ``y``, for what is no number or no label, and for
+            shapes that make no sense.
 
     Example:
         >>> import torch
@@ -90,8 +96,8 @@ def certified_radii(
     if kind == "local":
         from ..local.radii import local_radii
 
-        found = local_radii(model, x, y, certificate=certificate, config=config)
-        return found.radius.to(x.device)
+        found = local_radii(model, x, y, certificate=certificate, config=config, classes=classes)
+        return found.radius.to(_device(x))
     if certificate is None or kind is not None:
         raise CertificateError(
             f"certificate, kind: expected a certificate, or kind='local', got kind={kind!r}"
@@ -101,7 +107,7 @@ def certified_radii(
     chain = network.chain()
     slopes = _slopes_of(certificate, chain.widths[-1])
     points = _points(x, network.input_shape or ())
-    labels = _labels(y, len(points), chain.widths[-1])
+    labels = _labels(y, len(points), chain.widths[-1], classes)
     rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
     parts = [
         _radii(
@@ -109,7 +115,7 @@ def certified_radii(
         )
         for k in range(0, len(points), rows)
     ]
-    return (torch.cat(parts) if parts else points.new_zeros(0)).to(x.device)
+    return (torch.cat(parts) if parts else points.new_zeros(0)).to(_device(x))
 
 
 def _slopes_of(certificate: AnyCertificate, outputs: int) -> Tensor:
@@ -227,43 +233,43 @@ def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Ten
     return torch.where((lower > 0.0).all(dim=1), radius, torch.zeros_like(radius))
 
 
+def _device(x: Any) -> torch.device:
+    return x.device if isinstance(x, Tensor) else torch.device("cpu")
+
+
 def _points(x: Any, shape: Shape) -> Tensor:
     """The inputs as float64 rows, exactly."""
-    if not isinstance(x, Tensor) or x.is_complex() or x.ndim < 2:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x: expected a real tensor of shape (batch, {_sizes(shape)}), got {got}")
-    if tuple(x.shape[1:]) != shape and math.prod(x.shape[1:]) != math.prod(shape):
+    rows = as_numbers("x", x)
+    if rows.ndim == 1 and math.prod(shape) == 1:
+        rows = rows[:, None]
+    if rows.ndim < 2 or math.prod(rows.shape[1:]) != math.prod(shape):
+        hint = "add the axis of the batch, x[None]" if tuple(rows.shape) == shape else "reshape it"
         raise ValueError(
-            f"x: expected shape (batch, {_sizes(shape)}), as the certificate's input_shape, "
-            f"got {tuple(x.shape)}"
+            f"x: expected real numbers of shape (batch, {_sizes(shape)}), as the certificate's "
+            f"input_shape, got {tuple(rows.shape)}; {hint}"
         )
-    return x.detach().to("cpu", torch.float64).flatten(1)
+    return to_float64("x", rows).cpu().flatten(1)
 
 
-def _labels(y: Any, count: int, outputs: int) -> Tensor:
+def _labels(y: Any, count: int, outputs: int, classes: Sequence[Any] | None = None) -> Tensor:
     """Class indices; for one output the sign of the class."""
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
-        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+    read = as_numbers_or_words("y", y)
+    if isinstance(read, Tensor) and read.is_floating_point() and not is_one_hot(read, outputs):
         raise ValueError(
-            f"y: expected a tensor of integer class labels, got {got}; a regression has no radius: "
-            "within distance r its output moves by at most certificate.lip * r"
+            f"y: expected integer class labels, got {read.dtype}; if they are labels, convert them "
+            "by .astype(int) or .long(); a regression has no radius: within distance r its output "
+            "moves by at most certificate.lip * r"
         )
-    if tuple(y.shape) != (count,):
-        raise ValueError(f"y: expected shape ({count},), one label per input, got {tuple(y.shape)}")
-    labels = y.detach().to("cpu", torch.int64)
-    if outputs == 1:
-        if not (((labels == 0) | (labels == 1)).all() or (labels.abs() == 1).all()):
-            raise ValueError(
-                "y: a network of one output is a binary classifier; expected labels 0 and 1, or "
-                f"-1 and 1, got {sorted(set(labels.tolist()))[:8]}"
-            )
-        return torch.where(labels == 1, 1.0, -1.0).to(torch.float64)
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < outputs:
+    if outputs == 1 and classes is None:
+        labels = binary_numbers("y", read)
+    else:
+        labels = class_numbers("y", read, max(outputs, 2), classes)
+    if tuple(labels.shape) != (count,):
         raise ValueError(
-            f"y: expected labels from 0 to {outputs - 1}, "
-            f"got {int(labels.min())} to {int(labels.max())}"
+            f"y: expected shape ({count},), one label per input, got {tuple(labels.shape)}"
         )
-    return labels
+    labels = labels.cpu()
+    return 2.0 * labels.to(torch.float64) - 1.0 if outputs == 1 else labels
 
 
 def _sizes(shape: Shape) -> str:

@@ -91,6 +91,30 @@ def numbers_and_classes(name: str, values: Any, outputs: int) -> tuple[Tensor, C
     return _places(name, labels, found), found
 
 
+def binary_numbers(name: str, values: Any) -> Tensor:
+    """Labels of a classifier of one output, which decides at 0, as 0 and 1.
+
+    Args:
+        name: of the argument, for errors.
+        values: booleans, 0 and 1, or -1 and 1, ``(n,)`` or ``(n, 1)``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, for other labels.
+
+    Example:
+        >>> binary_numbers("y", [-1, 1, 1]).tolist()
+        [0, 1, 1]
+    """
+    labels = _flat(name, as_numbers_or_words(name, values), 1)
+    signs = isinstance(labels, Tensor) and bool((labels.abs() == 1).all())
+    if not isinstance(labels, Tensor) or not (signs or not len(labels) or _in_range(labels, 2)):
+        raise ValueError(
+            f"{name}: a network of one output is a binary classifier; expected labels 0 and 1, or "
+            f"-1 and 1, got {_some(labels)}; or give classes=, the two labels"
+        )
+    return (labels == 1).to(torch.int64)
+
+
 def check_labels(name: str, labels: Tensor, outputs: int) -> None:
     """Raise ``ValueError`` unless integer labels lie in ``0 .. outputs - 1``."""
     if len(labels) and not _in_range(labels, outputs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..certificates.certifier import Order
 from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.radii import _labels, _points
 from ..certificates.verify import check_belongs
+from ..data.arrays import as_numbers
 from ..errors import CertificateError
 from ..networks.network import Network
 from ..networks.storage import network_of
@@ -96,13 +98,14 @@ class Outcome:
 
 def certify_local(
     model: nn.Module | Network,
-    x: Tensor,
-    radius: float | Tensor,
-    y: Tensor | None = None,
+    x: Any,
+    radius: Any,
+    y: Any = None,
     *,
     certificate: AnyCertificate | None = None,
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
+    classes: Sequence[Any] | None = None,
 ) -> LocalCertificate:
     """Prove what a network does on the ball around each input (of l2, unless ``config`` says).
 
@@ -113,14 +116,15 @@ def certify_local(
 
     Args:
         model: a chain of supported layers, or a :class:`~admm_lip.networks.network.Network`.
-        x: inputs ``(batch, *input_shape)``, taken at their exact values.
+        x: inputs ``(batch, *input_shape)``, a tensor or any array, taken at their exact values.
         radius: of the balls, in the units of ``x`` (raw ones with ``config.input_scale``): one
             number, or one per input.
-        y: integer labels, ``(batch,)``, or ``None``.
+        y: labels, ``(batch,)``, ``(batch, 1)`` or one-hot, or ``None``.
         certificate: of this model, in the norm and units of ``config``: no bound will be above
             the certificate's, and its multipliers serve the level ``"implied"``.
         config: effort and input box.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
+        classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
 
     Returns:
         A :class:`LocalCertificate`, every number of it proven through rounding.
@@ -140,7 +144,7 @@ def certify_local(
         >>> [round(v, 6) for v in found.lip[:, 0].tolist()]
         [1.0, 0.0]
     """
-    task = task_of(model, x, y, certificate, config, input_shape)
+    task = task_of(model, x, y, certificate, config, input_shape, classes)
     radii = radii_of(radius, len(task.points))
     begun = time.monotonic()
     outcomes = []
@@ -275,15 +279,17 @@ def _deadline(config: LocalConfig, begun: float, samples: int) -> float:
 
 def task_of(
     model: nn.Module | Network,
-    x: Tensor,
-    y: Tensor | None,
+    x: Any,
+    y: Any,
     certificate: AnyCertificate | None,
     config: LocalConfig | None,
     input_shape: tuple[int, ...] | None,
+    classes: Sequence[Any] | None = None,
 ) -> Task:
     """Read and check everything but the radius."""
+    x = as_numbers("x", x)
     shape = certificate.input_shape if certificate is not None else input_shape
-    if shape is None and isinstance(x, Tensor) and x.ndim > 2:
+    if shape is None and x.ndim > 2:
         shape = tuple(x.shape[1:])
     network = network_of(model, shape)
     config = config or LocalConfig()
@@ -294,7 +300,7 @@ def task_of(
     points = _points(x, network.input_shape or ()).contiguous()
     check_points(points, config.box)
     outputs = len(net.maps[-1].bias)
-    labels = None if y is None else _labels(y, len(points), outputs)
+    labels = None if y is None else _labels(y, len(points), outputs, classes)
     functionals, items = functionals_for(labels, len(points), outputs)
     known = None if certificate is None else known_of(certificate, outputs)
     return Task(network, net, points, labels, functionals, items, known, config, scale)

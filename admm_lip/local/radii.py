@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,23 +33,25 @@ _CAUTION = 0.5
 
 def local_radii(
     model: nn.Module | Network,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     certificate: AnyCertificate | None = None,
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
+    classes: Sequence[Any] | None = None,
 ) -> LocalCertificate:
     """The largest l2 radius at which each input's class is proven, with its proof.
 
     Args:
         model: a classifier; one output is a binary classifier that decides at 0.
-        x: inputs, ``(batch, *input_shape)``.
-        y: integer labels, ``(batch,)``.
+        x: inputs, ``(batch, *input_shape)``, a tensor or any array.
+        y: labels, ``(batch,)``, ``(batch, 1)`` or one-hot.
         certificate: of this model, l2, in its own units: where the search starts; no radius will
             be below ``certified_radii(model, x, y, certificate=certificate)``.
         config: effort, input box, accuracy.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
+        classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
 
     Returns:
         A certificate whose ``radius`` holds the radii, 0 where the class is wrong or tied.
@@ -65,10 +69,10 @@ def local_radii(
         >>> [round(r, 2) for r in local_radii(model, x, y).radius.tolist()]
         [1.41, 0.0]
     """
-    task = task_of(model, x, y, certificate, config, input_shape)
+    task = task_of(model, x, y, certificate, config, input_shape, classes)
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:
-        floor = certified_radii(task.network, x, y, certificate=certificate).cpu()
+        floor = certified_radii(task.network, x, y, certificate=certificate, classes=classes).cpu()
     begun = time.monotonic()
     found: list[Outcome] = []
     radii = torch.zeros_like(floor)

@@ -17,11 +17,14 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.arrays import as_numbers, to_float64
+from ..data.labels import class_numbers
 from ..local.tensors import chunks
 from ..networks.chain import read_network
 from ..networks.overrides import unwrapped
@@ -78,10 +81,11 @@ class _Samples:
 
 def certify_samples(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     eps: float,
     *,
+    classes: Sequence[Any] | None = None,
     bound: str = "local",
     running_radius: bool = True,
     data_range: Range | None = None,
@@ -95,9 +99,10 @@ def certify_samples(
     Args:
         model: a chain of ``Linear``, ``Conv2d``, ``AvgPool2d``, ``Flatten``, ReLU, MaxMin and their
             clipped forms, that ends in a ``Linear`` layer; it stays as it is.
-        x: inputs ``(batch, *)``, taken at their exact values.
-        y: integer labels ``(batch,)``.
+        x: inputs ``(batch, *)``, a tensor or any array, taken at their exact values.
+        y: labels ``(batch,)``, ``(batch, 1)`` or one-hot.
         eps: l2 radius, at least 0, in the units of x.
+        classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
         bound: ``"local"``, or ``"global"`` for the layers' own norms.
         running_radius: whether boxes use the local norms of the layers so far, which is tighter,
             or the layers' own.
@@ -121,7 +126,7 @@ def certify_samples(
         >>> report.certified.tolist(), round(report.margin[0].item(), 3)
         ([True, False], 0.02)
     """
-    x, y = _checked(x, y, eps, bound)
+    x = _checked(x, eps, bound)
     if data_range is not None:
         data_range = check_range(data_range)
         check_inside(x, data_range)
@@ -132,12 +137,7 @@ def certify_samples(
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     with torch.no_grad():
         stages = read_stages(copied, tuple(x.shape[1:]))
-        classes = stages[-1].operator.shape_out[0]
-        if classes < 2 or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes):
-            raise ValueError(
-                f"y: expected labels from 0 to {classes - 1} of at least two classes, got "
-                f"{sorted(set(y.tolist()))[:8]}"
-            )
+        y = _labels(y, len(x), stages[-1].operator.shape_out[0], classes)
         task = _Task(
             stages=stages,
             norms=ProvenNorms(stages),
@@ -337,20 +337,33 @@ def _cut(pairs: Tensor, radius: Tensor, found: Passage, rows: Tensor) -> Tensor:
     return most * SLACK + TINY
 
 
-def _checked(x: Tensor, y: Tensor, eps: float, bound: str) -> tuple[Tensor, Tensor]:
-    if not 0.0 <= eps < math.inf:
+def _checked(x: Any, eps: float, bound: str) -> Tensor:
+    """The inputs as float64, exactly."""
+    if isinstance(eps, bool) or not 0.0 <= eps < math.inf:
         raise ValueError(f"eps: expected a finite radius >= 0, got {eps!r}")
     if bound not in _BOUNDS:
         raise ValueError(f"bound: expected one of {', '.join(_BOUNDS)}, got {bound!r}")
-    if not isinstance(x, Tensor) or x.ndim < 2 or x.is_complex():
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x: expected a real tensor of shape (batch, *), got {got}")
-    if not isinstance(y, Tensor) or y.is_floating_point() or tuple(y.shape) != (len(x),):
-        held = f"{y.dtype}, {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y: expected {len(x)} integer labels, got {held}")
+    rows = as_numbers("x", x)
+    if rows.ndim < 2:
+        raise ValueError(
+            f"x: expected inputs of shape (batch, *), got {tuple(rows.shape)}; add an axis by "
+            "x[None] (one input) or x[:, None] (inputs of one number)"
+        )
     # Not .contiguous(): of one channel it leaves the strides of channels-last as they are.
-    solid = x.detach().to("cpu", torch.float64).clone(memory_format=torch.contiguous_format)
-    return solid, y.detach().to("cpu", torch.int64)
+    return to_float64("x", rows).cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _labels(y: Any, count: int, outputs: int, classes: Sequence[Any] | None) -> Tensor:
+    """Class numbers, one per input."""
+    if outputs < 2:
+        raise ValueError(
+            f"model: expected at least two outputs, one for each class, got {outputs}; certify a "
+            "network of one output by admm_lip.local.certify_local"
+        )
+    labels = class_numbers("y", y, outputs, classes).cpu()
+    if len(labels) != count:
+        raise ValueError(f"y: expected {count} labels, one per input, got {len(labels)}")
+    return labels
 
 
 def _nothing() -> Sequence[Tensor]:
