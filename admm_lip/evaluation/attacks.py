@@ -19,11 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from ..rounding import lengths
+from ..settings import COUNT, SEED, check_settings
+from .samples import attackable
 
 Norm = Literal["l2", "linf"]
 
 # Points on one ray.
 _ON_A_RAY = 6
+
+
+_RULES = {**dict.fromkeys(("steps", "restarts", "batch_size", "directions"), COUNT), "seed": SEED}
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,7 @@ class AttackConfig:
     def __post_init__(self) -> None:
         if self.norm not in _BALLS:
             raise ValueError(f"norm: expected one of {', '.join(_BALLS)}, got {self.norm!r}")
-        for name in ("steps", "restarts", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_settings(self, **_RULES)
 
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Tensor, AttackConfig], Tensor]
@@ -77,14 +80,14 @@ def pgd(
 
     Args:
         model: classifier, ``(n, ...) -> (n, classes)``; run in eval mode, left as it was.
-        x: inputs ``(n, ...)``.
-        y: int64 labels ``(n,)``.
+        x: inputs ``(n, ...)``, a tensor or any array.
+        y: labels ``(n,)``, ``(n, 1)`` or one-hot.
         radius: of the ball, one number or one per row.
         config: see :class:`AttackConfig`.
 
     Returns:
         A tensor like ``x``, each row within ``radius`` of its input: the point of largest margin
-        found (the input itself where nothing beat it).
+        found (the input itself where nothing beat it), in a dtype that holds x (``samples.py``).
 
     Example:
         >>> import torch
@@ -150,6 +153,9 @@ def _attack(
 ) -> Tensor:
     """Run ``attack`` batch by batch on a frozen model in eval mode."""
     config = config or AttackConfig()
+    if not len(x):
+        return x
+    model, x, y = attackable(model, x, y)
     radii = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
     if not bool((torch.isfinite(radii) & (radii >= 0)).all()):
         raise ValueError("radius: expected finite numbers >= 0, got one that is not")
@@ -159,7 +165,7 @@ def _attack(
             attack(model, x[rows], y[rows], radii[rows], config)
             for rows in _slices(len(x), config.batch_size)
         ]
-    return torch.cat(found) if found else x
+    return torch.cat(found)
 
 
 def _slices(count: int, size: int) -> list[slice]:

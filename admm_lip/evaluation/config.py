@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rule, check_settings
+
+_RULES: dict[str, Rule] = {
+    "radii": NOT_NEGATIVE.each(),
+    "report_radius": POSITIVE.or_none(),
+    "samples": COUNT.or_none(),
+    **dict.fromkeys(("steps", "restarts"), COUNT),
+    "seed": SEED,
+}
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -32,14 +42,4 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radii", tuple(float(r) for r in self.radii))
-        if any(not 0.0 <= r < float("inf") for r in self.radii):
-            raise ValueError(f"radii: expected finite numbers >= 0, got {list(self.radii)}")
-        if self.report_radius is not None and not 0.0 < self.report_radius < float("inf"):
-            raise ValueError(
-                f"report_radius: expected a finite number > 0, got {self.report_radius!r}"
-            )
-        for name in ("samples", "steps", "restarts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_settings(self, **_RULES)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ..certificates.certificate import Certificate
 from ..certificates.radii import certified_radii
 from ..data import DataSet
+from ..networks.interface import interface_of
 from .attacks import AttackConfig, frozen, gradient_free, pgd
 from .config import EvaluateConfig as EvaluateConfig
 from .falsify import assert_sound
+from .samples import attackable
 
 # Rows whose certified ball is attacked on purpose.
 _SOUND_ROWS = 1000
@@ -102,6 +104,8 @@ def _evaluate_classifier(
 ) -> Evaluation:
     x, y = data.test
     radii = certified_radii(model, x, y, certificate=certificate)
+    model, x, y = attackable(model, x, y)
+    radii = radii.to(x.device)
     report = report_radius(data, config)
     grid = sorted({0.0, report, *(config.radii or _grid(radii, report))})
     attack = AttackConfig(steps=config.steps, restarts=config.restarts, seed=config.seed)
@@ -198,8 +202,9 @@ def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def _evaluate_regression(model: nn.Module, data: DataSet) -> Evaluation:
     x, y = data.test
+    takes = interface_of(model, "x", x)
     with frozen(model), torch.no_grad():
-        residual = (model(x) - y).double()
+        residual = model(takes.inputs("x", x).to(takes.device)).cpu().double() - y.double()
     rmse = float(residual.square().mean().sqrt())
     spread = float((y.double() - y.double().mean(dim=0)).square().mean())
     raw = residual * (data.scaling.y_std.double() if data.scaling else 1.0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,11 +27,13 @@ from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
 from ..certificates.verify import check_belongs
+from ..data.arrays import as_numbers
 from ..local.result import LocalCertificate
 from ..networks.overrides import unwrapped
 from ..networks.storage import network_of
 from ..rounding import lengths
 from .attacks import AttackConfig, Norm, fooled, frozen, gradient_free, pgd, rays
+from .samples import attackable
 
 # An attack ends on the sphere, give or take the rounding of its steps: aim this far inside.
 _ROUNDINGS = 1e3
@@ -84,30 +86,33 @@ class _Scaled(nn.Module):
 
 def falsify(
     model: nn.Module,
-    radii: Tensor,
-    x: Tensor,
-    y: Tensor,
+    radii: Any,
+    x: Any,
+    y: Any,
     *,
     certificate: AnyCertificate | None = None,
     config: AttackConfig | None = None,
     factors: tuple[float, ...] = FACTORS,
+    classes: Sequence[Any] | None = None,
 ) -> Falsification:
     """Attack what :func:`admm_lip.certified_radii` returned.
 
     Args:
         model: the classifier that was certified.
         radii: the certified radii, ``(n,)``.
-        x: the inputs that they belong to, ``(n, ...)``, as the model takes them.
-        y: integer labels ``(n,)``.
+        x: the inputs that they belong to, ``(n, ...)``, as the model takes them: a tensor or any
+            array; where the model's dtype cannot hold them, they are attacked in float64.
+        y: labels ``(n,)``, ``(n, 1)`` or one-hot.
         certificate: that the radii were read from: its norm and its ``input_scale`` say how
             distances are measured.  ``None`` is the norm of ``config``, in the units of ``x``.
         config: effort of the attacks.
         factors: multiples of the radii, rising, searched for the nearest attack; empty searches
             inside the radii alone.
+        classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
 
     Raises:
         SoundnessError: naming the row, its radius, the attack and its distance.
-        ValueError: naming ``radii``.
+        TypeError, ValueError: naming ``radii``, ``x`` or ``y``.
         CertificateError: for the certificate of another network.
         UnsupportedModule: where torch runs something else than what is read of the model.
 
@@ -124,11 +129,14 @@ def falsify(
         1.0
     """
     config = config or AttackConfig()
+    model = unwrapped(model)
+    if certificate is not None:
+        check_belongs(certificate, network_of(model, certificate.input_shape))
+    model, x, y = attackable(model, x, y, classes)
+    radii = as_numbers("radii", radii)
     if tuple(radii.shape) != (len(x),):
         raise ValueError(f"radii: expected one per input, ({len(x)},), got {tuple(radii.shape)}")
     if certificate is not None:
-        model = unwrapped(model)
-        check_belongs(certificate, network_of(model, certificate.input_shape))
         norm: Any = certificate.norm
         config = replace(config, norm=norm)
         model, x = _in_units(model, x, certificate.input_scale)

@@ -89,14 +89,14 @@ class Method:
 def check_at_least(least: float, **settings: float) -> None:
     """Raise ``ValueError`` naming the first setting that is not a finite number >= ``least``."""
     for name, value in settings.items():
-        if not least <= value < math.inf:
+        if isinstance(value, bool) or not least <= value < math.inf:
             raise ValueError(f"{name}: expected a finite number >= {least:g}, got {value!r}")
 
 
 def check_positive(**settings: float) -> None:
     """Raise ``ValueError`` naming the first setting that is not a finite number > 0."""
     for name, value in settings.items():
-        if not 0.0 < value < math.inf:
+        if isinstance(value, bool) or not 0.0 < value < math.inf:
             raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
 
 

@@ -168,17 +168,16 @@ def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
 
 
 def _refuse_ties(layers: list[nn.Linear]) -> None:
-    """Parameters that are one, or lie in the same memory, would be moved twice."""
-    owner: dict[tuple[Any, int], str] = {}
+    """A parameter of two layers would be moved twice."""
+    owner: dict[int, int] = {}
     for k, layer in enumerate(layers):
         for key, parameter in layer.named_parameters(recurse=False):
-            place = parameter.device, parameter.data_ptr()
-            if parameter.numel() and place in owner:
+            if id(parameter) in owner:
                 raise UnsupportedModule(
-                    f"Linear layers {owner[place]} and {k} (from 0) share one {key}; tied weights "
-                    "cannot be trained or projected: give each its own"
+                    f"Linear layers {owner[id(parameter)]} and {k} (from 0) share one {key}; tied "
+                    "parameters cannot be trained or projected: give each its own"
                 )
-            owner[place] = str(k)
+            owner[id(parameter)] = k
 
 
 def _refuse_merged(network: Network) -> None:

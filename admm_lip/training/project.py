@@ -31,6 +31,7 @@ from ..evaluation.attacks import fooled
 from ..networks.chain import linear_layers, read_network
 from ..networks.frame import Frame
 from ..networks.overrides import unwrapped
+from ..settings import BOUND, COUNT
 from ..solvers import (
     CertifyProblem,
     ProjectProblem,
@@ -197,8 +198,7 @@ def project(
         >>> p.certificate.lip <= 1.0, round(p.distance, 4)
         (True, 2.0)
     """
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
-        raise ValueError(f"bound: expected a finite number > 0, got {bound!r}")
+    bound = BOUND.read("bound", bound)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
@@ -208,8 +208,7 @@ def project(
         if (config, judge, run_dir, resume) != (None, None, None, False):
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
         return _projected(model, float(bound), chosen)
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs: expected a whole number >= 1, got {epochs!r}")
+    epochs = COUNT.read("epochs", epochs)
     job = _Job(float(bound), epochs, config or FinetuneConfig(), chosen, progress, run_dir, resume)
     return _finetuned(model, finetune, judge, job)
 

@@ -151,7 +151,7 @@ def test_bad_radius_is_named(radius):
     ("change", "message"),
     [
         ({"norm": "l1"}, r"norm: expected one of l2, linf, got 'l1'"),
-        ({"steps": 0}, r"steps: expected at least 1, got 0"),
+        ({"steps": 0}, r"steps: expected a whole number >= 1, got 0"),
         ({"batch_size": -1}, r"batch_size: expected at least 1, got -1"),
     ],
 )

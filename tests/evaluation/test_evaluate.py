@@ -191,9 +191,9 @@ class TestRegression:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"radii": (0.1, -0.1)}, r"radii: expected finite numbers >= 0, got \[0.1, -0.1\]"),
-        ({"report_radius": 0.0}, r"report_radius: expected a finite number > 0, got 0.0"),
-        ({"samples": 0}, r"samples: expected at least 1, got 0"),
+        ({"radii": (0.1, -0.1)}, r"radii\[1\]: expected a finite number >= 0, got -0.1"),
+        ({"report_radius": 0.0}, r"report_radius: expected a finite number > 0 or None, got 0.0"),
+        ({"samples": 0}, r"samples: expected a whole number >= 1 or None, got 0"),
     ],
 )
 def test_bad_configs_are_named(change, message):

@@ -1,7 +1,13 @@
 """A configuration that cannot work is refused when it is made."""
 
-import pytest
+import re
 
+import numpy as np
+import pytest
+import torch
+
+from admm_lip import train
+from admm_lip.settings import LEAST, MOST
 from admm_lip.training.config import TrainConfig
 
 
@@ -36,3 +42,40 @@ from admm_lip.training.config import TrainConfig
 def test_bad_settings_name_the_field(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bound": 1e-300},
+        {"bound": 1e300},
+        {"bound": True},
+        {"mode": "penalty", "mu": 1e-300},
+        {"bound": 1.0, "epochs": True},
+        {"bound": 1.0, "lr": True},
+        {"bound": 1.0, "seed": -1},
+        {"bound": 1.0, "restart": "no"},
+    ],
+)
+def test_booleans_are_no_numbers_and_numbers_no_flags(settings: dict) -> None:
+    name, value = list(settings.items())[-1]
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*, got {re.escape(repr(value))}$"):
+        TrainConfig(**settings)
+
+
+def test_numpy_s_numbers_are_stored_as_python_s() -> None:
+    config = TrainConfig(bound=np.float32(2.0), epochs=np.int64(3))
+    assert config == TrainConfig(bound=2.0, epochs=3)
+    assert (type(config.bound), type(config.epochs)) == (float, int)
+
+
+@pytest.mark.parametrize("bound", [LEAST, MOST])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_the_admitted_range_train_and_are_proven(
+    bound: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    x, y = torch.randn(16, 4), torch.arange(16) % 2
+    result = train(model.to(dtype), (x, y), TrainConfig(bound=bound, epochs=1), progress=False)
+    assert 0.0 < result.certificate.lip <= bound

@@ -104,7 +104,7 @@ def test_the_numbers_that_are_certified_are_those_of_the_models_dtype(dtype: tor
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf, "3", True])
 def test_a_bound_that_is_no_positive_number_is_refused(bound: Any) -> None:
-    with pytest.raises(ValueError, match="bound: expected a finite number > 0, got"):
+    with pytest.raises(ValueError, match="bound: expected a number from 1e-30 to"):
         project(net(), bound=bound)
 
 
