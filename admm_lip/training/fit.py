@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..data.labels import Classes
 from ..methods.base import Method
+from ..networks.overrides import unwrapped
 from ..settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rule, check_settings
 from .batches import Batches, as_batches
 from .keeper import Keeper, Trainee, held
@@ -136,6 +137,7 @@ def fit(
     """
     with held(run_dir, resume) as folder, torch.random.fork_rng(devices=[]):
         chosen = config.loss if loss is None else loss
+        model = unwrapped(model)
         stored = stored_dtype(model)
         copied = copy.deepcopy(model).to(master_dtype(stored))
         batches = as_batches(

@@ -154,9 +154,7 @@ def test_labels_of_any_kind_are_read_as_class_numbers(entry: str, form: str) -> 
 
 
 @pytest.mark.parametrize("form", NAMED)
-@pytest.mark.parametrize(
-    "entry", [name for name in ENTRIES if name not in ("pgd", "gradient_free")]
-)
+@pytest.mark.parametrize("entry", sorted(ENTRIES.keys() - {"pgd", "gradient_free"}))
 def test_words_are_read_by_the_classes(entry: str, form: str) -> None:
     labels = NAMED[form](labels_for(entry))
     assert torch.equal(ENTRIES[entry](X, labels, classes=WORDS.tolist()), plain(entry))
@@ -170,7 +168,7 @@ def test_classes_are_kept_in_sorted_order_and_read_again(labels: Any) -> None:
     x, proof = torch.tensor(X), result.certificate
     again = certified_radii(result.model, x, labels, certificate=proof, classes=result.classes)
     assert torch.equal(again, certified_radii(result.model, x, Y, certificate=proof))
-    with pytest.raises(ValueError, match="y: expected labels among the classes .* got 7"):
+    with pytest.raises(ValueError, match=r"y: expected labels among the classes .* got 7"):
         certified_radii(result.model, x[:1], [7], certificate=proof, classes=result.classes)
 
 
@@ -460,9 +458,19 @@ def test_parameters_that_cannot_move_freely_are_named(
         train(make(), (X, Y), CONFIG, progress=False)
 
 
+def test_a_wrapped_model_is_trained_as_what_it_wraps() -> None:
+    wrapped = nn.DataParallel(network())
+    result = train(wrapped, (X, Y), CONFIG, progress=False)
+    assert type(result.model) is nn.Sequential
+    assert torch.equal(numbers_of(result.model), plain("train"))
+    method, config = METHODS["nominal"](), FitConfig(epochs=1, batch_size=8)
+    found = fit(wrapped, (X, Y), method, config, progress=False)
+    assert torch.equal(numbers_of(found.model), plain("fit"))
+
+
 def test_an_unknown_optimizer_is_named() -> None:
     config = TrainConfig(bound=1.0, epochs=1, optimizer="adamax")
-    with pytest.raises(ValueError, match="optimizer: expected one of adam, .* got 'adamax'"):
+    with pytest.raises(ValueError, match=r"optimizer: expected one of adam, .* got 'adamax'"):
         train(network(), (X, Y), config, progress=False)
 
 

@@ -147,11 +147,11 @@ def test_settings_are_checked():
     for attack in (carlini_wagner, boundary):
         with pytest.raises(ValueError, match=r"norm: .* is an l2 attack, got 'linf'; use deepfool"):
             attack(model, x, y, NearestConfig(norm="linf"))
-    with pytest.raises(ValueError, match="steps: expected (at least 1|a whole number >= 1), got 0"):
+    with pytest.raises(ValueError, match=r"steps: expected .* got 0"):
         NearestConfig(steps=0)
     with pytest.raises(ValueError, match="norm: expected one of l2, linf, got 'l1'"):
         NearestConfig(norm="l1")
-    with pytest.raises(ValueError, match="steps: expected (at least 1|a whole number >= 1), got 0"):
+    with pytest.raises(ValueError, match=r"steps: expected .* got 0"):
         EvasiveConfig(steps=0)
     with pytest.raises(ValueError, match="kind: expected one of 2_inf, frobenius, got 'l2'"):
         EvasiveConfig(kind="l2")

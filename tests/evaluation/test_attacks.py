@@ -152,7 +152,7 @@ def test_bad_radius_is_named(radius):
     [
         ({"norm": "l1"}, r"norm: expected one of l2, linf, got 'l1'"),
         ({"steps": 0}, r"steps: expected a whole number >= 1, got 0"),
-        ({"batch_size": -1}, r"batch_size: expected at least 1, got -1"),
+        ({"batch_size": -1}, r"batch_size: expected a whole number >= 1, got -1"),
     ],
 )
 def test_bad_configs_are_named(change, message):
