@@ -24,6 +24,7 @@ _COMMANDS = {
     "train": "train a network under a Lipschitz bound, prove it, and draw the results",
     "certify": "prove a Lipschitz bound for a network that is already trained",
     "verify": "check a certificate against its network (no torch, no solver)",
+    "predict": "predict raw rows by a run, with what is proven of them",
     "project": "move a trained network to the nearest one that meets a bound",
     "compare": "penalty against enforced bound over a grid, with a plot of the front",
     "plot": "draw the plots of a run again, from its records",

@@ -44,3 +44,7 @@ class WriteError(OSError):
 
 class Terminated(KeyboardInterrupt):
     """The system asked the process to end (SIGTERM)."""
+
+
+class UnitsError(ValueError):
+    """Units that do not fit together, or do not fit a network."""

@@ -6,6 +6,8 @@
     checkpoint.previous.safetensors   the one before it, should the last one be damaged
     weights.safetensors  the weights        architecture.json   the layers they belong to
     certificate.json     the proof          metrics.jsonl       one row per round
+    units.json           the units of a table: what raw rows are to the network
+    certificate.raw.json the proof in these units, where the bound was meant in others
     epochs.jsonl         one row per epoch of another method than ADMM
     samples.jsonl        what was certified of every test sample, where bounds are local
     summary.json         the measurements, and the machine they were made on
@@ -51,6 +53,8 @@ _WRITTEN = {
     WEIGHTS,
     ARCHITECTURE,
     "certificate.json",
+    "certificate.raw.json",
+    "units.json",
     "metrics.jsonl",
     "epochs.jsonl",
     "samples.jsonl",
@@ -95,6 +99,16 @@ class RunFolder:
     def certificate(self) -> Path:
         """The proof."""
         return self.path / "certificate.json"
+
+    @property
+    def raw_certificate(self) -> Path:
+        """The proof in the units of the data, where the bound was meant in others."""
+        return self.path / "certificate.raw.json"
+
+    @property
+    def units(self) -> Path:
+        """The units of the data."""
+        return self.path / "units.json"
 
     @property
     def metrics(self) -> Path:

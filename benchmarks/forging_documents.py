@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from admm_lip.certificates.document import checksum
+from admm_lip.units import Units
 
 Tree = dict[str, Any]
 # Wrong values of every type that a file can hold.
@@ -154,19 +155,26 @@ def _kind_relabelled(random: Random, tree: Tree) -> None:
     )
 
 
-def _scale_moved(random: Random, tree: Tree) -> None:
-    inputs = math.prod(tree["input_shape"])
-    scale = tree["input_scale"] or [1.0] * inputs
-    change = random.one_of(("added", "removed", "entry", "special", "cut", "units"))
+def _units_moved(random: Random, tree: Tree) -> None:
+    """Scales of inputs or outputs, their number, or what is no units at all."""
+    change = random.one_of(("scaled", "removed", "entry", "special", "cut", "shift", "units"))
     if change == "removed":
-        tree["input_scale"], tree["units"] = None, "model input"
+        tree["units"] = None
         return
     if change == "units":
-        tree["units"] = random.one_of(("model input", "raw input", "metres", *SPECIALS))
+        tree["units"] = random.one_of(("model input", "raw input", {}, [], *SPECIALS))
         return
-    factor = random.factor()
-    at = int(random.rng.integers(inputs))
-    if change == "added":
+    first = tree["bounds"][0]["direction"] if "bounds" in tree else [1.0]
+    counts = {"input": math.prod(tree["input_shape"]), "output": len(first)}
+    side = random.one_of(tuple(counts))
+    tree["units"] = dict(tree["units"] or Units().to_json())
+    if change == "shift":  # changes no slope: what is claimed stays true
+        tree["units"][f"{side}_shift"] = random.one_of((1.0, -3.5, 0.0))
+        return
+    given = tree["units"][f"{side}_scale"]
+    scale = list(given) if isinstance(given, list) else [given] * counts[side]
+    factor, at = random.factor(), int(random.rng.integers(len(scale)))
+    if change == "scaled":
         scale = [s * factor for s in scale]
     elif change == "entry":
         scale[at] *= factor
@@ -174,8 +182,7 @@ def _scale_moved(random: Random, tree: Tree) -> None:
         scale[at] = random.one_of(SPECIALS)
     else:
         scale = scale[:-1]
-    tree["input_scale"] = scale
-    tree["units"] = "raw input" if random.chance(0.9) else tree["units"]
+    tree["units"][f"{side}_scale"] = scale
 
 
 def _shape_moved(random: Random, tree: Tree) -> None:
@@ -280,7 +287,7 @@ DOCUMENT_EDITS: Mapping[str, DocumentEdit] = {
     "digest": _belongs_elsewhere,
     "norm": _norm_exchanged,
     "kind": _kind_relabelled,
-    "units and scale": _scale_moved,
+    "units and scale": _units_moved,
     "input shape": _shape_moved,
     "slopes": _slopes_moved,
     "directions": _directions_moved,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
 import numpy as np
 
-from ..errors import CertificateError
+from ..errors import CertificateError, UnitsError
 from ..networks.layers import Array, Shape
 from ..networks.network import Network
+from ..units import Units
 from .document import Document, LayerSlopes, chain_slopes, in_file, parsed
 from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, tuple_of, tuples_of
 from .restate import functionals_of
@@ -263,6 +264,7 @@ def certify(
     *,
     kind: Literal["global"] = "global",
     norm: str = "l2",
+    units: Units | None = None,
     input_scale: Any = None,
     solver: str | SolverConfig = "auto",
     requested: float | None = None,
@@ -278,6 +280,7 @@ def certify(
     kind: Functionals,
     directions: Any = None,
     norm: str = "l2",
+    units: Units | None = None,
     input_scale: Any = None,
     solver: str | SolverConfig = "auto",
     progress: bool = True,
@@ -292,6 +295,7 @@ def certify(
     kind: Literal["local"],
     radius: float | Tensor,
     norm: str = "l2",
+    units: Units | None = None,
     input_scale: Any = None,
     y: Tensor | None = None,
     certificate: AnyCertificate | None = None,
@@ -306,6 +310,7 @@ def certify(
     kind: str = "global",
     directions: Any = None,
     norm: str = "l2",
+    units: Units | None = None,
     input_scale: Any = None,
     solver: str | SolverConfig = "auto",
     requested: float | None = None,
@@ -330,8 +335,9 @@ def certify(
             around inputs (:func:`admm_lip.local.certify_local`).
         directions: linear functionals of the outputs, shape ``(functionals, outputs)``.
         norm: of inputs: ``"l2"`` or ``"linf"``.
-        input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
-            scale of each feature (or one number), so that distances are in raw units.
+        units: of a user's rows, where the model takes and gives standardised numbers: the bound
+            is then of the raw function F (:class:`admm_lip.Units`), in raw units.
+        input_scale: short for ``units=Units(input_scale=...)``.
         solver: a backend's name or a ``SolverConfig``.  A name stands for a relative gap in ``L^2``
             of 1e-6 for the global bound and 1e-3 for each functional.
         requested: the bound that was asked for; noted, not enforced.
@@ -361,14 +367,15 @@ def certify(
         >>> round(certify(model).lip, 6)
         1.0
     """
+    units = units_given(units, input_scale)
     if kind == "local":
-        return _certify_local(model, cast("Tensor", input_shape), norm, input_scale, local)
+        return _certify_local(model, cast("Tensor", input_shape), norm, units, local)
     _check_arguments(kind, directions, requested, multiplier, local)
     # Here and not above: a certificate is read and verified without torch.
     from .certifier import Order, certified
     from .functionals import certified_functionals
 
-    order = Order(norm=norm, input_scale=input_scale, solver=solver)
+    order = Order(norm=norm, units=units, solver=solver)
     shape = cast("Shape | None", input_shape)
     if kind == "global":
         return certified(model, shape, order, requested, multiplier)
@@ -376,13 +383,43 @@ def certify(
 
 
 def _certify_local(
-    model: nn.Module | Network, x: Tensor, norm: str, input_scale: Any, local: dict[str, Any]
+    model: nn.Module | Network,
+    x: Tensor,
+    norm: str,
+    units: Units | None,
+    local: dict[str, Any],
 ) -> LocalCertificate:
     """The local kind; a ``config`` among its arguments says norm and scale itself."""
     from ..local.certify import LocalConfig, certify_local
 
-    config = local.pop("config", None) or LocalConfig(norm=norm, input_scale=input_scale)
+    if units is not None and units.scales_outputs:
+        raise CertificateError(
+            "units: local bounds measure outputs as the model gives them; expected "
+            f"output_scale 1, got {units.output_scale!r:.80}"
+        )
+    scale = None if units is None else units.input_scale
+    config = local.pop("config", None) or LocalConfig(norm=norm, input_scale=scale)
     return certify_local(model, x, config=config, **local)
+
+
+def units_given(units: Units | None, input_scale: Any) -> Units | None:
+    """The units of a call that takes ``input_scale`` as a short form of them.
+
+    Raises:
+        CertificateError: for both at once, or a scale that is none.
+    """
+    if units is not None and not isinstance(units, Units):
+        raise CertificateError(f"units: expected admm_lip.Units, got {type(units).__name__}")
+    if input_scale is None:
+        return units
+    if units is not None:
+        raise CertificateError("units, input_scale: give one of them; units hold the scale too")
+    try:
+        found = Units(input_scale=input_scale)
+    except UnitsError as error:
+        raise CertificateError(str(error)) from None
+    scale = found.input_scale
+    return Units(input_scale=scale[0]) if isinstance(scale, tuple) and len(scale) == 1 else found
 
 
 def _check_arguments(

@@ -36,8 +36,9 @@ from ..solvers.problem import CertifyProblem
 from ..solvers.problem import Slopes as TensorSlopes
 from ..solvers.solution import CertifySolution
 from ..solvers.solve import solve_certify
+from ..units import Units
 from .certificate import Certificate
-from .document import MODEL_UNITS, RAW_UNITS, chain_slopes
+from .document import chain_slopes
 from .layer_scales import LayerScales
 from .least_proven import Candidate, Claim, Search
 from .norm_product import Norm, norm_product, product_multiplier, spectral_norm
@@ -62,7 +63,7 @@ class Order:
     """What the caller of :func:`admm_lip.certify` asked for, whatever the kind."""
 
     norm: str = "l2"
-    input_scale: Any = None
+    units: Units | None = None
     solver: str | SolverConfig = "auto"
 
     def config(self, tol: float) -> SolverConfig:
@@ -70,16 +71,6 @@ class Order:
         if isinstance(self.solver, str):
             return SolverConfig(self.solver, tol=tol)
         return self.solver
-
-    def scale_of(self, network: Network) -> tuple[float, ...] | None:
-        """One scale per input feature, in the order of the flattened input."""
-        if self.input_scale is None:
-            return None
-        given = self.input_scale
-        values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-        if values.size == 1:
-            values = np.full(network.size_in, values)
-        return tuple(values.astype(np.float64).ravel().tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +111,8 @@ def certified(
     config = order.config(1e-6)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
-    chain, scale = network.chain(), order.scale_of(network)
-    matrices = measured(chain, order.norm, scale)
+    chain = network.chain()
+    matrices = measured(chain, order.norm, order.units)
     if is_constant(chain):
         proven = constant(matrices)
     else:
@@ -130,8 +121,8 @@ def certified(
         proven = prove(Task(matrices, matrices, norms, names), config, deadline, multiplier)
     lip, found = proven.candidate.lip, 0.0
     if lip > 0.0:
-        seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
-        found = sampled_slope(network, seen, norm=order.norm, deadline=deadline)
+        seen = matrices.weights[-len(chain.weights) :]
+        found = sampled_slope(network, chain, seen, norm=order.norm, deadline=deadline)
     return Certificate(
         lip=lip,
         multiplier=proven.multiplier,
@@ -153,7 +144,6 @@ def names_of(chain: Chain, matrices: Matrices) -> list[str]:
 def stated(network: Network, chain: Chain, order: Order, backends: set[str]) -> dict[str, Any]:
     """The fields that every kind of certificate has, but the kind."""
     used = sorted(backends - {""})
-    scale = order.scale_of(network)
     return {
         "slopes": chain_slopes(chain),
         "digest": network.digest(),
@@ -161,8 +151,7 @@ def stated(network: Network, chain: Chain, order: Order, backends: set[str]) -> 
         "solver": ", ".join(used),
         "solver_version": ", ".join(_version(name) for name in used),
         "norm": order.norm,
-        "units": MODEL_UNITS if scale is None else RAW_UNITS,
-        "input_scale": scale,
+        "units": order.units,
         "package_version": _version("admm-lip"),
     }
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from .. import strict_json
-from ..errors import CertificateError
+from ..errors import CertificateError, UnitsError
 from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.network import Chain
+from ..units import Units
 from .fields import keep, number_of, numbers_of, one_of, shown, sizes_of, text_of, tuple_of
-from .restate import NORMS, checked_scale
+from .restate import NORMS, check_units
 
-FORMAT = 1
+FORMAT = 2
 MODEL_UNITS = "model input"
 RAW_UNITS = "raw input"
 _MAX_FILE = 256 * 2**20
@@ -51,9 +52,8 @@ class Document:
         solver_version: version of that backend.
         norm: of inputs: ``"l2"`` or ``"linf"``.  Outputs are measured in l2.
         kind: what is bounded.
-        units: of the input distance: ``"model input"``, the numbers that the model takes, or
-            ``"raw input"``, where those are ``raw / input_scale`` and a constant.
-        input_scale: per input feature, ``None`` for ``"model input"``.
+        units: of inputs and outputs; ``None`` is those of the numbers that the model takes and
+            gives.
         package_version: of admm-lip.
         format: of the file.
 
@@ -68,8 +68,7 @@ class Document:
     solver_version: str
     kind: str
     norm: str = "l2"
-    units: str = MODEL_UNITS
-    input_scale: tuple[float, ...] | None = None
+    units: Units | None = None
     package_version: str = ""
     format: int = FORMAT
 
@@ -84,17 +83,16 @@ class Document:
         one_of("kind", self.kind, self.kinds)
         one_of("norm", self.norm, NORMS)
         shape = sizes_of("input_shape", self.input_shape)
-        scale = self.input_scale
-        if scale is not None:
-            scale = numbers_of("input_scale", scale)
-            checked_scale(scale, math.prod(shape))
-        units = MODEL_UNITS if scale is None else RAW_UNITS
-        if self.units != units:
-            have = "no" if scale is None else "an"
-            raise CertificateError(
-                f"units: expected {units!r} with {have} input_scale, got {shown(self.units)}"
-            )
-        keep(self, slopes=_slopes_of(self.slopes), input_shape=shape, input_scale=scale)
+        if self.units is not None and not isinstance(self.units, Units):
+            raise CertificateError(f"units: expected Units or None, got {shown(self.units)}")
+        keep(self, slopes=_slopes_of(self.slopes), input_shape=shape)
+        if self.units is not None:
+            check_units(self.units, math.prod(shape))
+
+    @property
+    def input_scale(self) -> tuple[float, ...] | None:
+        """What each input feature is divided by in front of the model, ``None`` without units."""
+        return None if self.units is None else self.units.input_scales(math.prod(self.input_shape))
 
     def claims(self) -> str:
         """What is for a check to prove, in one line."""
@@ -106,7 +104,7 @@ class Document:
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={value!r}" for name, value in self.reported().items())
-        measure = f"{self.norm}, {self.units}"
+        measure = f"{self.norm}, {MODEL_UNITS if self.units is None else self.units.ratio()}"
         return f"<{self.kind} certificate ({measure}): {self.claims()}; not proven: {said}>"
 
     def save(self, path: str | Path) -> None:
@@ -131,6 +129,7 @@ class Document:
         """The certificate as JSON text, with a checksum of its content."""
         data = asdict(self)
         data["slopes"] = [s._asdict() for s in self.slopes]
+        data["units"] = None if self.units is None else self.units.to_json()
         data["checksum"] = checksum(data)
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -142,16 +141,18 @@ class Document:
     @classmethod
     def from_data(cls, data: Any) -> Self:
         """A certificate of this class from the JSON object of its file."""
-        names = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names | {"checksum"}:
-            got = sorted(set(data) ^ (names | {"checksum"})) if isinstance(data, dict) else data
+        names = {f.name for f in fields(cls)} | {"checksum"}
+        old = isinstance(data, dict) and type(data.get("format")) is int and data["format"] == 1
+        names = names | {"input_scale"} if old else names
+        if not isinstance(data, dict) or set(data) != names:
+            got = sorted(set(data) ^ names) if isinstance(data, dict) else data
             raise CertificateError(f"not a certificate of format {FORMAT}: see {shown(got)}")
         stated = {name: value for name, value in data.items() if name != "checksum"}
         if data["checksum"] != checksum(stated):
             raise CertificateError(
                 "checksum: the file was edited or damaged after it was written; certify anew"
             )
-        return cls(**cls._from_lists(stated))
+        return cls(**cls._from_lists(_of_format_2(stated) if old else stated))
 
     @classmethod
     def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -159,13 +160,35 @@ class Document:
         slopes = tuple_of("slopes", data["slopes"])
         if not all(isinstance(s, dict) and set(s) == set(LayerSlopes._fields) for s in slopes):
             raise CertificateError(f"slopes: expected {LayerSlopes._fields} per hidden layer")
-        scale = data["input_scale"]
         return {
             **data,
             "slopes": tuple(LayerSlopes(**s) for s in slopes),
             "input_shape": tuple_of("input_shape", data["input_shape"]),
-            "input_scale": None if scale is None else tuple_of("input_scale", scale),
+            "units": None if data["units"] is None else _units_of(data["units"]),
         }
+
+
+def _units_of(data: Any) -> Units:
+    try:
+        return Units.from_json(data)
+    except UnitsError as error:
+        raise CertificateError(f"units: {error}") from None
+
+
+def _of_format_2(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of a certificate of format 1, which knew scales of inputs only."""
+    units, scale = data["units"], data["input_scale"]
+    wanted = MODEL_UNITS if scale is None else RAW_UNITS
+    if units != wanted:
+        have = "no" if scale is None else "an"
+        raise CertificateError(
+            f"units: expected {wanted!r} with {have} input_scale, got {shown(units)}"
+        )
+    if scale is not None:
+        values = numbers_of("input_scale", tuple_of("input_scale", scale))
+        plain = Units().to_json() | {"input_scale": list(values)}
+    kept = {name: value for name, value in data.items() if name != "input_scale"}
+    return {**kept, "format": FORMAT, "units": None if scale is None else plain}
 
 
 def in_file(path: str | Path, read: Any) -> Any:

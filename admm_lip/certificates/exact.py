@@ -39,7 +39,7 @@ from ..networks.sorting import DIFFERENCE, HALF_ABS, half_abs_slopes
 from .certificate import AnyCertificate, Certificate, FunctionalBound
 from .document import LayerSlopes
 from .exact_network import Rational, Whole, diagonal, exact_chain, identity
-from .restate import checked_scale
+from .restate import scales_of
 from .verify import check_belongs, check_outputs
 
 # Unknowns up to which a form is decided, and up to which it is treated at all.
@@ -92,7 +92,9 @@ def exact_check(network: Network, certificate: AnyCertificate) -> None:
 def _claims(certificate: AnyCertificate, weights: tuple[Rational, ...]) -> Iterator[Claim]:
     """What is to be proven, one claim per bound."""
     inputs, outputs = weights[0].over.shape[1], weights[-1].over.shape[0]
-    scale = _scale_of(certificate, inputs)
+    scale_in, scale_out = scales_of(certificate.units, inputs, outputs)
+    scale = Rational.of(scale_in)
+    weights = (*weights[:-1], Rational.of(np.diag(scale_out)) @ weights[-1])
     if isinstance(certificate, Certificate):
         yield _claim("", certificate, certificate.norm, scale, weights)
         return
@@ -101,12 +103,6 @@ def _claims(certificate: AnyCertificate, weights: tuple[Rational, ...]) -> Itera
         last = Rational.of(np.array([bound.direction])) @ weights[-1]
         name, own = f"bounds[{k}].", (*weights[:-1], last)
         yield _claim(name, bound, certificate.norm, scale, own)
-
-
-def _scale_of(certificate: AnyCertificate, inputs: int) -> Rational:
-    """The input scales, 1 where there are none."""
-    given = certificate.input_scale
-    return Rational.of(np.ones(inputs) if given is None else checked_scale(given, inputs))
 
 
 def _claim(

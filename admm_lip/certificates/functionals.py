@@ -9,7 +9,7 @@ core and each with one thread of linear algebra, take the functionals in turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,16 +21,16 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
-from ..networks.layers import Array, Shape
-from ..networks.network import Chain, Network
+from ..networks.layers import Shape
+from ..networks.network import Network
 from ..networks.storage import network_of
 from ..solvers.config import SolverConfig
 from ..solvers.deadline import Deadline
 from .certificate import FunctionalBound, FunctionalCertificate
 from .certifier import Order, Proven, Task, constant, names_of, prove, stated
 from .norm_product import spectral_norm
-from .proof import is_constant
-from .restate import Matrices, functional, functionals_of, measured
+from .proof import is_constant_functional
+from .restate import Matrices, functional, functionals_of, measured, scales_of
 from .sampled_functionals import sampled_functionals
 
 # Relative gap in L^2 to prove for each functional, where the caller names no other.
@@ -54,10 +54,18 @@ def certified_functionals(
     network = network_of(model, input_shape)
     chain = network.chain()
     rows = functionals_of(kind, directions, chain.widths[-1])
-    matrices = measured(chain, order.norm, order.scale_of(network))
-    proofs = _proofs(chain, matrices, rows, config, deadline, progress)
-    seen = replace(chain, weights=matrices.weights[-len(chain.weights) :])
-    sampled = sampled_functionals(network, seen, rows, order.norm, deadline)
+    # Each functional scales its own outputs: one of a small unit keeps its relative accuracy.
+    matrices = measured(chain, order.norm, order.units and order.units.of_inputs())
+    scales = scales_of(order.units, chain.widths[0], chain.widths[-1])[1]
+    wanted = [
+        functional(matrices, row, scales)
+        if not is_constant_functional(chain, row, scales)
+        else None
+        for row in rows
+    ]
+    proofs = _proofs(matrices, wanted, names_of(chain, matrices), config, deadline, progress)
+    seen = matrices.weights[-len(chain.weights) :]
+    sampled = sampled_functionals(network, chain, seen, rows * scales, order.norm, deadline)
     bounds = tuple(
         FunctionalBound(
             direction=tuple(row.tolist()),
@@ -76,32 +84,35 @@ def certified_functionals(
 
 
 def _proofs(
-    chain: Chain,
     matrices: Matrices,
-    rows: Array,
+    wanted: list[Matrices | None],
+    names: Sequence[str],
     config: SolverConfig,
     deadline: Deadline,
     progress: bool,
 ) -> list[Proven]:
-    """The proofs of all functionals, in their order, each in its share of what time is left."""
+    """The proofs of all functionals, in their order, each in its share of what time is left.
+
+    ``None`` stands for a constant one.
+    """
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
-    names, solved = names_of(chain, matrices), compressed(matrices)
-    workers = min(len(rows), torch.get_num_threads(), _fitting(matrices))
+    solved = compressed(matrices)
+    workers = min(len(wanted), torch.get_num_threads(), _fitting(matrices))
 
     def one(k: int) -> Proven:
-        own = functional(matrices, rows[k])
-        if is_constant(functional(Matrices.of(chain), rows[k])):
-            return constant(own)
+        own = wanted[k]
+        if own is None:
+            return constant(matrices)
         last = own.weights[-1]
         alike = replace(solved, weights=(*solved.weights[:-1], last)) if norms else own
         task = Task(own, alike, [*norms, spectral_norm(last)], names)
-        left, rounds = deadline.limit(), math.ceil((len(rows) - k) / workers)
+        left, rounds = deadline.limit(), math.ceil((len(wanted) - k) / workers)
         return prove(task, config, Deadline(None if left is None else left / rounds))
 
     with _pool(workers) as pool:
         bar = tqdm(
-            pool.map(one, range(len(rows))),
-            total=len(rows),
+            pool.map(one, range(len(wanted))),
+            total=len(wanted),
             desc="certify",
             unit="functional",
             delay=2.0,

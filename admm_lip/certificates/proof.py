@@ -39,7 +39,7 @@ from ..networks.layers import Array
 from ..networks.network import Chain
 from .definite import SLACK, ScaledLmi, U, failing_block, gamma, inverse_root
 from .dissipation_proof import any_known, storage_margin, storage_unproven
-from .restate import Matrices
+from .restate import Matrices, functional
 
 # Squares and products of admitted numbers neither overflow nor vanish.
 PROOF_RANGE = (2.0**-400, 2.0**400)
@@ -88,6 +88,18 @@ def is_constant(chain: Chain | Matrices) -> bool:
         links = (weight != 0.0) | (error > 0.0)
         reached = links[:, reached].any(axis=1)
     return not bool(reached.any())
+
+
+def is_constant_functional(chain: Chain, direction: Array, outputs: Array) -> bool:
+    """Whether ``direction' diag(outputs) f`` is constant, read off exact zeros.
+
+    Rows of twin outputs cancel only where their scales agree; elsewhere each output that is
+    looked at must be constant by itself.
+    """
+    matrices, looked_at = Matrices.of(chain), np.flatnonzero(direction)
+    if len(set(outputs[looked_at].tolist())) <= 1:
+        return is_constant(functional(matrices, direction))
+    return all(is_constant(functional(matrices, np.eye(len(outputs))[i])) for i in looked_at)
 
 
 def scaled_lmi(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -> ScaledLmi:

@@ -26,10 +26,10 @@ from ..errors import CertificateError
 from ..networks.chain import build_layer
 from ..networks.layers import Array, Shape
 from ..networks.network import Chain, LayerSpec, Network
-from ..networks.storage import network_of
 from ..rounding import TINY, lengths
+from ..units import Units
 from .certificate import AnyCertificate
-from .verify import check_belongs
+from .verify import certified_network
 
 if TYPE_CHECKING:
     from ..local.certify import LocalConfig
@@ -49,6 +49,7 @@ def certified_radii(
     y: Any,
     *,
     certificate: AnyCertificate | None = None,
+    units: Units | None = None,
     kind: Literal["local"] | None = None,
     config: LocalConfig | None = None,
     classes: Sequence[Any] | None = None,
@@ -66,6 +67,8 @@ def certified_radii(
         certificate: of this model, of kind ``"global"``, ``"pairwise"`` (the largest radii) or
             ``"per_output"``.  Its digest is compared with the model's; whether its bounds are
             proven is for :func:`admm_lip.verify` to say.  ``kind="local"`` does without.
+        units: where ``x`` are raw rows: those of these rows.  The radii are in the units of the
+            certificate all the same, so make it with ``certify(model, units=units)``.
         kind: ``"local"`` searches the largest ball around each input on which the class can be
             proven (:func:`admm_lip.local.local_radii`), never below what ``certificate`` gives.
         config: effort of that search.
@@ -74,12 +77,13 @@ def certified_radii(
 
     Returns:
         float64 tensor ``(batch,)`` on the device of ``x`` (the CPU where that is no tensor), in the
-        units of the certificate (those of ``x``, or raw ones where it has an ``input_scale``): 0
-        where the class is wrong, tied within rounding, or an input or logit is not finite; ``inf``
-        where the margins are constant and right.
+        units of the certificate (raw ones where it has ``units``, else those of the model's
+        input): 0 where the class is wrong, tied within rounding, or an input or logit is not
+        finite; ``inf`` where the margins are constant and right.
 
     Raises:
-        CertificateError: for a certificate of another network, or of a kind without radii.
+        CertificateError: for a certificate of another network, or of a kind without radii, or one
+            whose units are not those of ``units``.
         TypeError, ValueError: naming ``x`` or ``y``, for what is no number or no label, and for
             shapes that make no sense.
 
@@ -96,24 +100,27 @@ def certified_radii(
     if kind == "local":
         from ..local.radii import local_radii
 
+        if units is not None:
+            raise CertificateError(
+                "units: kind='local' takes rows as the model does; convert them by units.to_model, "
+                "and give LocalConfig the input_scale"
+            )
         found = local_radii(model, x, y, certificate=certificate, config=config, classes=classes)
         return found.radius.to(_device(x))
     if certificate is None or kind is not None:
         raise CertificateError(
             f"certificate, kind: expected a certificate, or kind='local', got kind={kind!r}"
         )
-    network = network_of(model, certificate.input_shape)
-    check_belongs(certificate, network)
+    network = certified_network(certificate, model)
     chain = network.chain()
     slopes = _slopes_of(certificate, chain.widths[-1])
     points = _points(x, network.input_shape or ())
     labels = _labels(y, len(points), chain.widths[-1], classes)
+    points, off = _as_the_model_takes(points, units, certificate.units)
     rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
     parts = [
-        _radii(
-            *logits_with_error(network, chain, points[k : k + rows]), labels[k : k + rows], slopes
-        )
-        for k in range(0, len(points), rows)
+        _radii(*logits_with_error(network, chain, points[p], off[p]), labels[p], slopes)
+        for p in (slice(k, k + rows) for k in range(0, len(points), rows))
     ]
     return (torch.cat(parts) if parts else points.new_zeros(0)).to(_device(x))
 
@@ -126,7 +133,34 @@ def _slopes_of(certificate: AnyCertificate, outputs: int) -> Tensor:
             f"kind: expected one of {', '.join(_STEEPNESS)}, got {certificate.kind}; certify the "
             "model anew"
         )
-    return torch.from_numpy(steepness(certificate, outputs))
+    return torch.from_numpy(steepness(certificate, outputs) / _output_scale(certificate, outputs))
+
+
+def _output_scale(certificate: AnyCertificate, outputs: int) -> float:
+    """What the certificate's outputs are in those of the model, a little less for rounding."""
+    units = certificate.units
+    if units is None:
+        return 1.0
+    scale, shift = units.output_scales(outputs), np.unique(units.output_shift)
+    if len(set(scale)) > 1 or len(shift) > 1 or (outputs == 1 and shift[0] != 0.0):
+        raise CertificateError(
+            "units: a radius needs one output_scale and one output_shift for all scores (for a "
+            f"single one no shift), got {units.output_scale!r:.80} and {units.output_shift!r:.80}"
+        )
+    return scale[0] * (1.0 - 4.0 * _U)
+
+
+def _as_the_model_takes(
+    points: Tensor, units: Units | None, certified: Units | None
+) -> tuple[Tensor, Tensor]:
+    """Points in the model's units, and a bound on the rounding of each entry."""
+    if units is None:
+        return points, torch.zeros_like(points)
+    scales = units.input_scales(points.shape[1])
+    if certified is not None and certified.input_scales(points.shape[1]) != scales:
+        raise CertificateError("units: expected the input_scale of the certificate, got another")
+    moved = torch.from_numpy(units.to_model(points))
+    return moved, 3.0 * _U * moved.abs() + 2.0**-1000
 
 
 def _global_steepness(certificate: Any, outputs: int) -> Array:
@@ -153,7 +187,9 @@ _STEEPNESS: Mapping[str, Callable[[Any, int], Array]] = {
 }
 
 
-def logits_with_error(network: Network, chain: Chain, points: Tensor) -> tuple[Tensor, Tensor]:
+def logits_with_error(
+    network: Network, chain: Chain, points: Tensor, off: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Outputs in float64 and a bound on each one's distance from the real-valued network's.
 
     Per layer, with e the error of its input: ``|W| e + gamma_{n+2} (|W| |x| + |b|)`` for the
@@ -162,9 +198,10 @@ def logits_with_error(network: Network, chain: Chain, points: Tensor) -> tuple[T
     Args:
         network: the network.
         chain: ``network.chain()``.
-        points: float64, ``(batch, inputs)``, exact.
+        points: float64, ``(batch, inputs)``.
+        off: bound on the error of each entry; ``None`` where they are exact.
     """
-    value, error = points, torch.zeros_like(points)
+    value, error = points, torch.zeros_like(points) if off is None else off
     for k, numpy_weight in enumerate(chain.weights):
         weight, bias = torch.from_numpy(numpy_weight), torch.from_numpy(chain.biases[k])
         size = weight.shape[1] + 2

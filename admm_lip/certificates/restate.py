@@ -3,7 +3,8 @@
 Three changes turn the chain of a network into the chain that a claim is about:
 
 * **a linear functional** ``c' f`` of the outputs: the last matrix becomes the row ``c' W_l``;
-* **raw units**: a model that takes ``x / s`` has ``W_0 diag(1 / s)`` as its first matrix;
+* **raw units**: a model that takes ``x / s`` and gives ``f`` for what is ``S f`` has
+  ``W_0 diag(1 / s)`` as its first matrix and ``diag(S) W_l`` as its last one (``units.py``);
 * **inputs measured in linf**: a layer of neurons ``x_j = phi_j(r)`` with slopes [-1, 1], all fed by
   one number r, stands in front.  Their constraint is ``x_j^2 <= r^2``, so the matrix inequality of
   the longer chain says ``||f(x) - f(y)||_2 <= L r`` whenever ``||x - y||_inf <= r``.  With
@@ -21,16 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CertificateError
+from ..errors import CertificateError, UnitsError
 from ..networks.layers import AFFINE, Array
 from ..networks.network import Chain, Network, Slopes
+from ..units import SCALES, Units
 from .norms import NORMS as NORMS
 
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.01
-# Scales outside this range would overflow a weight or make it vanish.
-_SCALES = (2.0**-200, 2.0**200)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +58,57 @@ class Matrices:
         return (self.weights[0].shape[1], *(w.shape[0] for w in self.weights))
 
 
-def measured(chain: Chain, norm: str, input_scale: Sequence[float] | None) -> Matrices:
+def measured(chain: Chain, norm: str, units: Units | None) -> Matrices:
     """The chain whose l2 constant is that of the network for these inputs.
 
     Args:
         chain: of the network.
         norm: of the inputs, ``"l2"`` or ``"linf"``; outputs are measured in l2.
-        input_scale: ``s``, where the network takes ``x / s`` and x is measured; ``None`` is 1.
+        units: of what is measured; ``None`` is what the network takes and gives.
 
     Raises:
-        CertificateError: for an unknown norm, or scales that do not fit the inputs.
+        CertificateError: for an unknown norm, or units that do not fit the network.
     """
     if norm not in NORMS:
         raise CertificateError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
     matrices = Matrices.of(chain)
-    if input_scale is not None:
-        matrices = _scaled(matrices, checked_scale(input_scale, chain.widths[0]))
+    if units is not None:
+        matrices = _scaled(matrices, *scales_of(units, chain.widths[0], chain.widths[-1]))
     return _with_norm_layer(matrices) if norm == "linf" else matrices
+
+
+def scales_of(units: Units | None, inputs: int, outputs: int) -> tuple[Array, Array]:
+    """The scales of inputs and of outputs, 1 without units.
+
+    Raises:
+        CertificateError: for units of another number of inputs or outputs.
+    """
+    if units is None:
+        return np.ones(inputs), np.ones(outputs)
+    check_units(units, inputs, outputs)
+    return np.array(units.input_scales(inputs)), np.array(units.output_scales(outputs))
+
+
+def check_units(units: Units, inputs: int, outputs: int | None = None) -> None:
+    """Raise :class:`CertificateError` unless units are of so many inputs (and outputs)."""
+    try:
+        units.check_fits(inputs, outputs)
+    except UnitsError as error:
+        raise CertificateError(f"units.{error}") from None
+
+
+def units_of_scale(input_scale: Sequence[float], inputs: int) -> Units:
+    """The units of inputs alone, for so many of them.
+
+    Raises:
+        CertificateError: unless there is one finite number > 0 per input.
+    """
+    try:
+        units = Units(input_scale=tuple(input_scale))
+        units.input_scales(inputs)
+    except UnitsError as error:
+        raise CertificateError(str(error)) from None
+    return units
 
 
 def distance_of(network: Network, norm: str, raw: bool) -> str:
@@ -104,24 +138,27 @@ def distance_of(network: Network, norm: str, raw: bool) -> str:
     return f"{line}, which its layer {first.name!r} then scales" if scales else line
 
 
-def functional(matrices: Matrices, direction: Array) -> Matrices:
-    """The chain of ``direction' f``, one output.
+def functional(matrices: Matrices, direction: Array, outputs: Array | None = None) -> Matrices:
+    """The chain of ``direction' diag(outputs) f``, one output (``outputs``: 1 where not given).
 
     Sums are split into their value and its exact rounding error (D. Knuth's two-sum), so that rows
     that cancel exactly, those of twin outputs, give an exact zero.
     """
     last = matrices.weights[-1]
     row, error = np.zeros(last.shape[1]), np.zeros(last.shape[1])
-    for c, w in zip(direction, last, strict=True):
+    scales = np.ones(len(direction)) if outputs is None else outputs
+    factors = direction * scales
+    rounding = _product_error(direction, scales, factors)
+    for c, off, w in zip(factors, rounding, last, strict=True):
         if c == 0.0:
             continue
         term = c * w
-        error += _product_error(c, w, term)
+        error += _product_error(c, w, term) + off * np.abs(w)
         total = row + term
         part = total - row
         error += np.abs((row - (total - part)) + (term - part))
         row = total
-    stored = matrices.errors[-1] * float(np.linalg.norm(direction))
+    stored = matrices.errors[-1] * float(np.linalg.norm(factors))
     off = _SLACK * (float(error.sum()) + stored)
     return replace(
         matrices,
@@ -163,7 +200,7 @@ _FUNCTIONALS: Mapping[str, Callable[[int], Array]] = {
 
 def _checked_directions(directions: Any, outputs: int) -> Array:
     rows = np.array(directions, dtype=np.float64)
-    low, high = _SCALES
+    low, high = SCALES
     size = np.abs(rows)
     admitted = bool(((size == 0.0) | ((size >= low) & (size <= high))).all())
     if rows.ndim != 2 or 0 in rows.shape or rows.shape[1] != outputs or not admitted:
@@ -174,33 +211,26 @@ def _checked_directions(directions: Any, outputs: int) -> Array:
     return rows
 
 
-def checked_scale(input_scale: Sequence[float], inputs: int) -> Array:
-    """The scales as an array.
-
-    Raises:
-        CertificateError: unless there is one finite number > 0 per input.
-    """
-    scale = np.asarray(input_scale, dtype=np.float64)
-    low, high = _SCALES
-    if scale.shape != (inputs,) or not ((scale >= low) & (scale <= high)).all():
-        got = f"shape {scale.shape}" if scale.shape != (inputs,) else "others"
-        raise CertificateError(
-            f"input_scale: expected {inputs} finite numbers > 0, one per input feature, got {got}"
-        )
-    return scale
+def _scaled(matrices: Matrices, inputs: Array, outputs: Array) -> Matrices:
+    """``W_0 diag(1 / s)`` and ``diag(S) W_l``: one rounding per entry and scale, none where all
+    scales are powers of two."""
+    first = matrices.weights[0] / inputs
+    rounding = _product_error(inputs, matrices.weights[0], first)
+    matrices = _exchanged(matrices, 0, first, rounding, 1.0 / float(inputs.min()))
+    rows = outputs[:, None]
+    last = rows * matrices.weights[-1]
+    rounding = _product_error(rows, matrices.weights[-1], last)
+    return _exchanged(matrices, -1, last, rounding, float(outputs.max()))
 
 
-def _scaled(matrices: Matrices, scale: Array) -> Matrices:
-    """``W_0 diag(1 / s)``: one rounding per entry, none where all scales are powers of two."""
-    first = matrices.weights[0] / scale
-    rounding = float(_product_error(scale, matrices.weights[0], first).sum())
-    stored = matrices.errors[0] / float(scale.min())
-    off = _SLACK * (rounding + stored)
-    return replace(
-        matrices,
-        weights=(first, *matrices.weights[1:]),
-        errors=(off, *matrices.errors[1:]),
-    )
+def _exchanged(
+    matrices: Matrices, layer: int, weight: Array, rounding: Array, growth: float
+) -> Matrices:
+    """One matrix replaced by a scaled one: its error has grown with it, and rounding is added."""
+    weights, errors = list(matrices.weights), list(matrices.errors)
+    weights[layer] = weight
+    errors[layer] = _SLACK * (float(rounding.sum()) + growth * errors[layer])
+    return replace(matrices, weights=tuple(weights), errors=tuple(errors))
 
 
 def _product_error(factor: Array | float, values: Array, result: Array) -> Array:

@@ -8,7 +8,7 @@ pass forth and back with a vector, never a Jacobian.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -42,6 +42,7 @@ _DUAL: Mapping[str, Callable[[Tensor], Tensor]] = {
 def sampled_functionals(
     network: Network,
     chain: Chain,
+    measured: Sequence[Array],
     directions: Array,
     norm: str = "l2",
     deadline: Deadline | None = None,
@@ -51,14 +52,15 @@ def sampled_functionals(
 
     Args:
         network: for the activations.
-        chain: ``network.chain()``, its first matrix in the units of the inputs.
+        chain: ``network.chain()``; points are inputs of it.
+        measured: its matrices in the units of the gradients.
         directions: shape ``(functionals, outputs)``.
         norm: of the inputs.
         deadline: ends the search early.
         seed: of the points.
     """
     deadline = deadline or Deadline(None)
-    field = _Field(network, chain, norm)
+    field = _Field(network, chain, measured, norm)
     rows = torch.from_numpy(directions)
     count, size = len(rows), chain.widths[0]
     entries = sum(w.size for w in chain.weights)
@@ -90,11 +92,13 @@ def sampled_functionals(
 class _Field:
     """The gradients of ``c'f``, for pairs of a point and a functional."""
 
-    def __init__(self, network: Network, chain: Chain, norm: str) -> None:
+    def __init__(
+        self, network: Network, chain: Chain, measured: Sequence[Array], norm: str
+    ) -> None:
         self.weights = [torch.from_numpy(w) for w in chain.weights]
         # Gradients are multiplied out of matrices near norm 1: no product leaves the range.
-        powers = [usual_power(w) for w in chain.weights]
-        pairs = zip(chain.weights, powers, strict=True)
+        powers = [usual_power(w) for w in measured]
+        pairs = zip(measured, powers, strict=True)
         self.unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in pairs]
         self.power = sum(powers)
         self.biases = [torch.from_numpy(b) for b in chain.biases]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..networks.chain import build_layer
+from ..networks.layers import Array
 from ..networks.network import Chain, Network
 from ..solvers.deadline import Deadline
 from .layer_scales import usual_power
@@ -36,6 +37,7 @@ _SAFETY = 1.0 - 1e-9
 def sampled_slope(
     network: Network,
     chain: Chain,
+    measured: Sequence[Array] | None = None,
     seed: int = 0,
     norm: str = "l2",
     deadline: Deadline | None = None,
@@ -44,7 +46,8 @@ def sampled_slope(
 
     Args:
         network: for the activations.
-        chain: ``network.chain()``.
+        chain: ``network.chain()``; points are inputs of it.
+        measured: its matrices in the units of the Jacobian; ``None`` is those of the chain.
         seed: of the points.
         norm: of the inputs; for ``"linf"`` the norm of J is the largest ``||J v||_2`` over the
             vectors of signs that a few steps of ``v = sign(J'J v)`` reach.
@@ -56,8 +59,9 @@ def sampled_slope(
     biases = [torch.from_numpy(b) for b in chain.biases]
     activations = [build_layer(network, spec) for spec in chain.activations]
     # Jacobians are multiplied out of matrices near norm 1: no product leaves the range.
-    powers = [usual_power(w) for w in chain.weights]
-    unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in zip(chain.weights, powers, strict=True)]
+    seen = chain.weights if measured is None else measured
+    powers = [usual_power(w) for w in seen]
+    unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in zip(seen, powers, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     size = chain.widths[0]
     work = _MAX_WORK // sum(w.numel() for w in weights)

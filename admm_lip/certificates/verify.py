@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import CertificateError, NetworkError, UnsupportedModule
-from ..networks.network import Network
+from ..networks.network import Chain, Network
 from ..networks.storage import network_of
 from .certificate import (
     AnyCertificate,
@@ -26,8 +26,8 @@ from .certificate import (
 )
 from .document import Document, LayerSlopes, chain_slopes
 from .norm_product import Norm, norm_product, spectral_norm
-from .proof import is_constant, unproven
-from .restate import Matrices, functional, measured
+from .proof import is_constant, is_constant_functional, unproven
+from .restate import Matrices, functional, measured, scales_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,12 +73,12 @@ def verify(
     network = certified_network(certificate, model)
     chain = network.chain()
     _check_slopes(certificate.slopes, chain_slopes(chain))
-    matrices = measured(chain, certificate.norm, certificate.input_scale)
-    norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     if isinstance(certificate, Certificate):
-        _check_bound("", certificate, matrices, norms, Matrices.of(chain))
+        matrices = measured(chain, certificate.norm, certificate.units)
+        norms = [spectral_norm(w) for w in matrices.weights[:-1]]
+        _check_bound("", certificate, matrices, norms, is_constant(chain))
     elif isinstance(certificate, FunctionalCertificate):
-        _check_functionals(certificate, matrices, norms, Matrices.of(chain))
+        _check_functionals(certificate, chain)
     else:
         raise CertificateError(f"kind: no check is known for a {type(certificate).__name__}")
 
@@ -142,13 +142,17 @@ def _check_bound(
     bound: Certificate | FunctionalBound,
     matrices: Matrices,
     norms: Sequence[Norm],
-    chain: Matrices,
+    constant: bool,
 ) -> None:
-    """Prove one bound; ``norms`` are those of all matrices but the last.
+    """Prove one bound.
 
-    ``chain`` is the same in the units of the model.
+    Args:
+        name: of the bound, in front of its fields.
+        bound: the claim.
+        matrices: what it is about.
+        norms: of all matrices but the last.
+        constant: whether that is constant by the exact zeros of the weights.
     """
-    constant = is_constant(chain)
     if not (constant and bound.lip == 0.0):
         _check_proof(name, bound, matrices)
     product = norm_product(matrices, [*norms, spectral_norm(matrices.weights[-1])])
@@ -179,12 +183,14 @@ def _check_beside(name: str, bound: Certificate | FunctionalBound, product: floa
             raise CertificateError(f"{name}{less}: expected at most {more}, {high!r}, got {low!r}")
 
 
-def _check_functionals(
-    certificate: FunctionalCertificate, matrices: Matrices, norms: Sequence[Norm], chain: Matrices
-) -> None:
-    """Prove each bound; ``norms`` and ``chain`` as in :func:`_check_bound`."""
+def _check_functionals(certificate: FunctionalCertificate, chain: Chain) -> None:
+    """Prove each bound, its outputs in their own units."""
     check_outputs(certificate, chain.widths[-1])
+    units = certificate.units
+    _, scales = scales_of(units, chain.widths[0], chain.widths[-1])
+    matrices = measured(chain, certificate.norm, units and units.of_inputs())
+    norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     for k, bound in enumerate(certificate.bounds):
         row = np.array(bound.direction)
-        own = functional(matrices, row)
-        _check_bound(f"bounds[{k}].", bound, own, norms, functional(chain, row))
+        constant = is_constant_functional(chain, row, scales)
+        _check_bound(f"bounds[{k}].", bound, functional(matrices, row, scales), norms, constant)

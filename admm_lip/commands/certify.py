@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from ..certificates.norms import NORMS
 from .hints import lines, verify
+from .in_units import RAW, STANDARDISED, UNITS
 from .options import (
     Parser,
     UsageError,
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..certificates.certificate import AnyCertificate, FunctionalCertificate
+    from ..data import TableOptions
     from ..local.config import LocalConfig
     from ..local.result import LocalCertificate
     from ..networks.network import Network
     from ..solvers import SolverConfig
+    from ..units import Units
 
 _KINDS = ("global", "pairwise", "per_output", "local")
 
@@ -84,6 +87,14 @@ def _add_claim_options(made: Parser) -> None:
         default=None,
         help="Where the model takes standardised inputs: the scale of every feature, or one "
         "number; distances are then in raw units (not given: in the model's own).",
+    )
+    made.add_argument(
+        "--units",
+        type=str | None,
+        choices=(None, *UNITS),
+        default=None,
+        help="Of a run on a table: bounds of the raw function, in the units of its file, or of the "
+        "standardised one (not given: raw).",
     )
     made.add_argument(
         "--input-shape",
@@ -212,7 +223,32 @@ def _solver(options: Namespace, usual: float) -> SolverConfig:
 def _distance(options: Namespace, network: Network) -> str:
     from ..certificates.restate import distance_of
 
+    units = _units(options)
+    if units is not None:
+        return f"{'unit':<14}{units.ratio()}, {options.norm}, in the units of the run's data"
     return f"{'inputs':<14}{distance_of(network, options.norm, options.input_scale is not None)}"
+
+
+def _measure(options: Namespace) -> dict[str, Any]:
+    """How distances are measured, as arguments of ``certify``."""
+    return {
+        "norm": options.norm,
+        "units": _units(options),
+        "input_scale": options.input_scale,
+    }
+
+
+def _units(options: Namespace) -> Units | None:
+    """The units of the run's data, where bounds are asked for in them."""
+    from ..predictions import units_of
+    from ..records import RunFolder
+
+    path = Path(options.network)
+    found = units_of(RunFolder(path)) if path.is_dir() else None
+    if options.units == RAW and found is None:
+        raise UsageError(f"units: expected a run on a table, {path} holds no units of its data")
+    given = options.input_scale is not None
+    return None if given or options.units == STANDARDISED else found
 
 
 def _prove_global(options: Namespace, network: Network) -> _Proof:
@@ -222,8 +258,7 @@ def _prove_global(options: Namespace, network: Network) -> _Proof:
 
     proven = certify(
         network,
-        norm=options.norm,
-        input_scale=options.input_scale,
+        **_measure(options),
         solver=_solver(options, SolverConfig().tol),
     )
     values = [f"{name:<14}{v:.9g}" for name, v in bounds_of(proven).items() if v is not None]
@@ -237,8 +272,7 @@ def _prove_functionals(options: Namespace, network: Network) -> _Proof:
     functionals = certify(
         network,
         kind=options.kind,
-        norm=options.norm,
-        input_scale=options.input_scale,
+        **_measure(options),
         solver=_solver(options, TOL),
     )
     lips = functionals.lips
@@ -260,11 +294,21 @@ def _rows(options: Namespace) -> tuple[Tensor, Tensor]:
         raise UsageError("data: --kind local needs --data NAME, whose test rows it is about")
     if options.samples < 1:
         raise UsageError(f"samples: expected at least 1, got {options.samples}")
-    data = load_data(options.data, options.data_dir)
+    data = load_data(options.data, options.data_dir, _table(options))
     if data.task != "classification":
         raise UsageError("data: --kind local proves classes; expected labels, got a regression")
     x, y = data.test
     return x[: options.samples], y[: options.samples]
+
+
+def _table(options: Namespace) -> TableOptions | None:
+    """How the run read its table."""
+    from ..data import TableOptions
+    from ..records import CONFIG, read_yaml
+
+    settings = Path(options.network) / CONFIG
+    table = read_yaml(settings).get("table") if settings.is_file() else None
+    return None if table is None else config_of(TableOptions, table)
 
 
 def _prove_local(options: Namespace, network: Network) -> _Proof:
@@ -274,7 +318,10 @@ def _prove_local(options: Namespace, network: Network) -> _Proof:
     from ..local import LocalConfig, certify_local, local_radii
 
     x, y = _rows(options)
-    measure = {"norm": options.norm, "input_scale": options.input_scale}
+    measure = _measure(options)
+    units = measure.pop("units")
+    if units is not None:
+        measure["input_scale"] = units.input_scale
     config: LocalConfig = config_of(LocalConfig, options.local, **measure)
     outputs = network.chain().widths[-1]
     whole = certify(

@@ -19,11 +19,13 @@ from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
 from .hints import Hint
 from .hints import lines as hint_lines
+from .in_units import STANDARDISED, in_both_units, record_units, unit_rows
 from .plot import draw
 from .recipes import Job
 
 if TYPE_CHECKING:
     from ..training.train import TrainResult
+    from ..units import Units
 
 _GRID = 200  # points along each axis of the decision regions
 Summary = dict[str, Any]
@@ -45,11 +47,17 @@ def finish_run(folder: RunFolder, job: Job, result: TrainResult, *, measure: boo
         "epochs": job.train.epochs,
         "train_seconds": result.seconds,
     }
-    return finish(folder, result.model, result.certificate, job if measure else None, about)
+    measured, units = job if measure else None, job.data.units
+    return finish(folder, result.model, result.certificate, measured, about, units)
 
 
 def finish(
-    folder: RunFolder, model: nn.Module, certificate: Certificate, job: Job | None, about: Summary
+    folder: RunFolder,
+    model: nn.Module,
+    certificate: Certificate,
+    job: Job | None,
+    about: Summary,
+    units: Units | None = None,
 ) -> Summary:
     """Write network, certificate, measurements and plots; returns the summary written.
 
@@ -59,16 +67,24 @@ def finish(
         certificate: its proof.
         job: the data and the evaluation to make; ``None`` makes none.
         about: what else the summary should say.
+        units: of the data, where there is no job to know them.
     """
     network = read_network(model) if job is None else network_on(model, job.data)
     save_network(network, folder.path)
     certificate.save(folder.certificate)
     summary: Summary = {**about, "bounds": bounds_of(certificate), "network": describe(network)}
+    plain = certificate
+    units = job.data.units if job is not None else units
+    if units is not None:
+        both = in_both_units(network, certificate, units)
+        plain = both[STANDARDISED]
+        dropped = () if job is None else job.data.dropped
+        summary["units"] = record_units(folder, units, dropped, certificate, both)
     if job is not None:
         summary["data"] = job.data.name
         summary["evaluation"] = evaluate(model, job.data, certificate, job.evaluate).to_record()
         if job.data.n_classes and job.data.n_features == 2:
-            write_arrays(folder.regions, decision_regions(model, job.data, certificate))
+            write_arrays(folder.regions, decision_regions(model, job.data, plain))
     summary["machine"] = machine_stamp(torch.get_num_threads())
     write_json(folder.summary, summary)
     draw(folder)
@@ -145,18 +161,24 @@ def _trained(summary: Summary) -> str:
 def _results(summary: Summary) -> list[tuple[str, str]]:
     bounds, measured = summary["bounds"], summary.get("evaluation", {})
     asked = f"   (asked for {bounds['requested']:g})" if bounds["requested"] else ""
+    named = summary.get("units")
     rows: list[tuple[str, str]] = [
-        ("proven Lipschitz constant", f"{bounds['lip']:.6g}{asked}"),
+        *(
+            unit_rows(named, asked)
+            if named
+            else [("proven Lipschitz constant", f"{bounds['lip']:.6g}{asked}")]
+        ),
         ("product of layer norms", f"{bounds['norm_product']:.6g}"),
         ("steepest slope sampled", f"{bounds['sampled_lower']:.6g}"),
     ]
     if "clean_accuracy" in measured:
         radius = measured["report_radius"]
+        of = f" ({named['bound']} rows)" if named else ""
         rows += [
             ("clean accuracy", f"{measured['clean_accuracy']:.1%} of {measured['rows']} test rows"),
             (
                 "certified accuracy",
-                f"{measured['certified_at_report']:.1%} at l2 radius {radius:g}",
+                f"{measured['certified_at_report']:.1%} at l2 radius {radius:g}{of}",
             ),
             (
                 "accuracy under attack",
@@ -165,8 +187,11 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
             ),
         ]
     if "rmse" in measured:
+        targets = named["targets"] if named else ["the target"]
+        each = measured.get("rmse_targets") or [measured["rmse_raw"]]
+        errors = (f"{e:.5g} {t}" for e, t in zip(each, targets, strict=True))
         rows += [
-            ("test error (RMSE)", f"{measured['rmse_raw']:.5g}, in the target's units"),
+            ("test error (RMSE)", f"{', '.join(errors)}, in the units of the file"),
             ("variance explained", f"{measured.get('r2', float('nan')):.1%}"),
         ]
     return rows

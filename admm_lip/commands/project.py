@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from ..data import data_names
 from .hints import Hint, typed, verify, words_of
+from .in_units import RAW, UNITS
 from .options import (
     Parser,
     UsageError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from ..records import RunFolder
     from ..training.project import Projection
+    from ..units import Units
+    from .recipes import Job
 
 
 def parser() -> Parser:
@@ -66,6 +69,13 @@ def parser() -> Parser:
         type=float | None,
         default=None,
         help="The Lipschitz bound to meet (not given: an error).",
+    )
+    made.add_argument(
+        "--units",
+        choices=(None, *UNITS),
+        default=None,
+        help="Of a run on a table: whether the bound is one of standardised columns or of the "
+        "file's own numbers (not given: as the run was trained).",
     )
     made.add_argument(
         "--run-dir",
@@ -131,12 +141,16 @@ def run(arguments: list[str]) -> int:
 def _project(options: Namespace, earlier: RunFolder | None) -> int:
     from ..foreign import open_network
     from ..networks.chain import build_module
-    from ..records import write_yaml
+    from ..predictions import units_of
+    from ..records import RunFolder, write_yaml
     from .run_folders import continued_run, new_run
 
     source = Path(options.network)
     model = build_module(open_network(source))
-    settings = _settings(source, options.bound) or {"bound": options.bound}
+    units = units_of(RunFolder(source)) if source.is_dir() else None
+    settings = _settings(source, options.bound, options.units) or {"bound": options.bound}
+    if RAW in (settings.get("units"), options.units) and units is None:
+        raise UsageError(f"units: raw goes with a run on a table, got {source}")
     asked = {k: v for k, v in options.as_dict().items() if k not in _WHERE}
     if earlier is None:
         beside = source if source.is_dir() else source.with_suffix("")
@@ -146,56 +160,87 @@ def _project(options: Namespace, earlier: RunFolder | None) -> int:
         opened = continued_run(earlier, asked, ("data_dir",), earlier.project)
     with opened as folder:
         write_yaml(folder.project, asked)
-        return _into(folder, model, options)
+        return _into(folder, model, options, units)
 
 
 _WHERE = ("run_dir", "overwrite", "resume", "config")
 
 
-def _into(folder: RunFolder, model: nn.Module, options: Namespace) -> int:
-    """Project, and leave the result in the folder."""
+def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units | None) -> int:
+    """Project, and leave the result in the folder; ``units`` are those of the run's data."""
     from ..records import read_yaml
     from ..training.loop import EXIT_CODES
     from .finish import finish, summary_lines
-    from .recipes import prepare
     from .run_folders import stopped_by_signal
 
     settings = read_yaml(folder.config)
-    job = prepare(settings) if "data" in settings else None
-    projected = _moved(model, options, folder)
+    job = _judging(settings, units) if "data" in settings else None
+    raw = settings.get("units") == RAW
+    projected = _moved(model, options, folder, units, raw)
     source = Path(options.network)
     about: dict[str, Any] = {"projected_from": source.name, "distance": projected.distance}
     if options.finetune is not None:
         about["finetuned"] = {"data": options.finetune, "epochs": options.epochs}
     if projected.stopped in EXIT_CODES:
-        finish(folder, projected.model, projected.certificate, None, about)
+        finish(folder, projected.model, projected.certificate, None, about, units)
         return stopped_by_signal(folder, "project", projected.stopped)
     if options.finetune is not None:
         say("measuring what that bought: a bound for every pair of classes, before and after")
     for name, judged in (("before", projected.before), ("after", projected.after)):
         if judged is not None:
             about[name] = asdict(judged)
-    summary = finish(folder, projected.model, projected.certificate, job, about)
+    summary = finish(folder, projected.model, projected.certificate, job, about, units)
     hints = [verify(folder.path), _half(options)]
     for line in (*_report(projected), *summary_lines(folder, summary, hints)):
         say(line)
     return 0
 
 
-def _moved(model: nn.Module, options: Namespace, folder: RunFolder) -> Projection:
-    """Projected, or fine-tuned where there are data for it."""
+def _judging(settings: dict[str, Any], units: Units | None) -> Job | None:
+    """The run's data, to judge the result on; ``None`` where they are not at hand any more."""
+    from ..data import DataError
+    from .recipes import prepare
+
+    try:
+        job = prepare(settings)
+    except DataError as error:
+        say(f"not measured on data: {error}")
+        return None
+    if job.data.units != units:
+        say(f"not measured on data: {job.data.name} has changed since the run")
+        return None
+    return job
+
+
+def _moved(
+    model: nn.Module, options: Namespace, folder: RunFolder, own: Units | None, raw: bool
+) -> Projection:
+    """Projected, or fine-tuned where there are data for it.
+
+    Args:
+        model: the network.
+        options: of the command.
+        folder: for checkpoints.
+        own: the units of the run's data.
+        raw: whether the bound is meant in them.
+    """
     from ..data import load_data
     from ..solvers import SolverConfig
     from ..training.finetune import FinetuneConfig
     from ..training.project import project
 
-    solver = config_of(SolverConfig, options.solver)
+    solver, units = config_of(SolverConfig, options.solver), own if raw else None
     if options.finetune is None:
-        return project(model, bound=options.bound, solver=solver)
+        return project(model, bound=options.bound, units=units, solver=solver)
     data = load_data(options.finetune, options.data_dir)
+    if own is not None and data.units != own:
+        raise UsageError(
+            f"finetune: the columns of {data.name} are standardised otherwise than those of the run"
+        )
     return project(
         model,
         bound=options.bound,
+        units=units,
         solver=solver,
         finetune=data.train,
         epochs=options.epochs,
@@ -228,10 +273,11 @@ def _half(options: Namespace) -> Hint:
     return command, "the same, to half the bound"
 
 
-def _settings(source: Path, bound: float) -> dict[str, Any] | None:
+def _settings(source: Path, bound: float, units: str | None) -> dict[str, Any] | None:
     """The source run's settings under the new bound; ``None`` where the source is not a run."""
     from ..records import CONFIG, read_yaml
 
     if not (source / CONFIG).is_file():
         return None
-    return {**read_yaml(source / CONFIG), "bound": bound, "mu": None}
+    own = {} if units is None else {"units": units}
+    return {**read_yaml(source / CONFIG), "bound": bound, "mu": None, **own}

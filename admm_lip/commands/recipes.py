@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,9 @@ from ..evaluation.evaluate import EvaluateConfig
 from ..networks.convnets import ConvnetConfig, build_convnet
 from ..networks.models import ModelConfig, build_mlp
 from ..training.config import TrainConfig
-from .options import config_of
+from ..units import Units
+from .in_units import RAW
+from .options import UsageError, config_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ _TABLE = {
 class Job:
     """Everything resolved: what is trained, on what, how, and how it is judged afterwards.
 
-    ``settings`` holds the same as plain values: ``config.yaml``, and input for ``--config``.
+    ``units`` are those of the data, where the bound is meant in them.  ``settings`` holds the same
+    as plain values: ``config.yaml``, and input for ``--config``.
     """
 
     data: DataSet
@@ -54,6 +57,7 @@ class Job:
     train: TrainConfig
     evaluate: EvaluateConfig
     settings: dict[str, Any]
+    units: Units | None = None
 
 
 def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
@@ -73,6 +77,12 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     mode = "penalty" if given.get("mu") is not None and "bound" not in given else "bound"
     bound = {} if mode == "penalty" else {"bound": recipe.bound}
     loss = "cross_entropy" if mode == "penalty" and recipe.loss == "margin" else recipe.loss
+    raw = values.get("units") == RAW
+    if raw and given.get("bound") is None and given.get("mu") is None:
+        raise UsageError(
+            "bound: --units raw needs a bound in the units of the file; train without it first to "
+            "see what is usual, or give --mu"
+        )
     chosen = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "eps": recipe.eps}
     train: TrainConfig = config_of(
         TrainConfig, {**bound, **chosen, "loss": loss, **given, "mode": mode}
@@ -83,10 +93,17 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     )
     convnet: ConvnetConfig = config_of(ConvnetConfig, values.get("convnet") or {})
     data = data or load_data(values["data"], values["data_dir"], table)
+    if raw and data.units is None:
+        raise UsageError(f"units: raw goes with --data csv:FILE, got {values['data']}")
+    units = data.units if raw else None
+    if units is not None and given.get("eps") is None:
+        # The recipe's radius is one of standardised rows.
+        train = replace(train, eps=train.eps * min(units.input_scales(data.n_features)))
     settings = {
         "data": values["data"],
         "data_dir": values["data_dir"],
         "table": asdict(table),
+        **({"units": RAW} if raw else {}),
         "model": asdict(model_config),
         **({"convnet": asdict(convnet)} if convnet.name else {}),
         **{key: value for key, value in asdict(train).items() if key != "mode"},
@@ -98,7 +115,7 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
         model = build_convnet(size.pop("name"), shape, data.n_outputs, **size, seed=train.seed)
         return Job(data.as_images(), model, train, evaluate, settings)
     model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
-    return Job(data, model, train, evaluate, settings)
+    return Job(data, model, train, evaluate, settings, units)
 
 
 def radius_of(values: Mapping[str, Any]) -> float:

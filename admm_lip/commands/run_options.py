@@ -35,6 +35,18 @@ def add_data_options(parser: Parser) -> None:
     add_config(parser, "data: CSV files", TableOptions, "table.")
 
 
+def add_units_option(parser: Parser) -> None:
+    """In which units the bound of a table is meant."""
+    parser.group("data: CSV files").add_argument(
+        "--units",
+        choices=("standardised", "raw"),
+        default="standardised",
+        help="What --bound, --mu, --eps and radii are about: columns of mean 0 and deviation 1, or "
+        "the file's own numbers. Raw distances add up columns of different units, so that the one "
+        "of the smallest scale decides; both constants are proven and printed in any case.",
+    )
+
+
 def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
     """Options of the network, the training and the solver."""
     chosen = ("bound", "epochs", "batch_size", "loss", "eps")

@@ -17,6 +17,7 @@ from .run_options import (
     add_data_options,
     add_evaluate_options,
     add_train_options,
+    add_units_option,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ examples:
       MNIST from DIR/MNIST/raw, trained to be certifiable at l2 radius 0.5
   admm-lip train --data csv:FILE --table.task regression --table.target price
       your own table
+  admm-lip train --data csv:FILE --table.target t1,t2 --table.drop id --units raw --bound 50
+      two targets, a column left out, and a bound in the units of the file
   admm-lip train --config runs/RUN/config.yaml --seed 1
       the settings of an earlier run, with one changed
   admm-lip train --method gradient --method-settings '{"total_variation": 0.3}'
@@ -92,6 +95,7 @@ def parser() -> Parser:
     group.add_argument("--quiet", action="store_true", help="No progress bar.")
     _add_method_options(made)
     add_data_options(made)
+    add_units_option(made)
     add_train_options(made)
     add_convnet_options(made)
     add_evaluate_options(made)
@@ -143,6 +147,7 @@ def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
         job.model,
         job.data.train,
         job.train,
+        units=job.units,
         run_dir=folder.path,
         resume=folder.resumable,
         progress=progress,

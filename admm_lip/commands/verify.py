@@ -50,6 +50,7 @@ def parser() -> Parser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
+    from ..certificates.certificate import load_certificate
     from ..certificates.verify import verify
     from ..foreign import open_network
 
@@ -67,6 +68,11 @@ def run(arguments: list[str]) -> int:
     say(f"verified{how}: {_claim(path, certificate)}")
     noted = ", ".join(f"{k} {v}" for k, v in certificate.reported().items() if v not in (None, ""))
     say(f"not proven, only noted by its maker: {noted}")
+    raw = path / "certificate.raw.json"
+    if options.certificate is None and raw.is_file():
+        beside = load_certificate(raw)
+        verify(beside, network)
+        say(f"verified: {_claim(path, beside)}")
     return 0
 
 
@@ -99,7 +105,8 @@ def _claim(path: Path, certificate: AnyCertificate) -> str:
 
     norm = certificate.norm
     if isinstance(certificate, Certificate):
-        return f"the network in {path} has {norm} Lipschitz constant <= {certificate.lip:.9g}"
+        unit = "" if certificate.units is None else f" {certificate.units.ratio()}"
+        return f"the network in {path} has {norm} Lipschitz constant <= {certificate.lip:.9g}{unit}"
     lips = certificate.lips
     return (
         f"{len(lips)} {certificate.kind} bounds ({norm}) of the network in {path}, "

@@ -16,13 +16,12 @@ from .files import data_folder
 from .options import DataError, TableOptions, Task
 
 if TYPE_CHECKING:
-    from .dataset import DataSet, Pair, Scaling, check_pair
+    from .dataset import DataSet, Pair, check_pair
 
 __all__ = [
     "DataError",
     "DataSet",
     "Pair",
-    "Scaling",
     "TableOptions",
     "Task",
     "check_pair",
@@ -30,9 +29,7 @@ __all__ = [
     "load_data",
 ]
 
-__getattr__, __dir__ = lazily(
-    __name__, dict.fromkeys(("DataSet", "Pair", "Scaling", "check_pair"), "dataset")
-)
+__getattr__, __dir__ = lazily(__name__, dict.fromkeys(("DataSet", "Pair", "check_pair"), "dataset"))
 
 # Name -> module and function of its loader, imported when it is asked for.
 _LOADERS = {

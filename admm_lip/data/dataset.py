@@ -8,25 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..units import Units
 from .options import DataError as DataError
 from .options import Task as Task
 
 Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """The affine map a loader applied, so that results can be read in raw units.
-
-    ``x = (raw_x - x_mean) / x_std`` and, for regression, ``y = (raw_y - y_mean) / y_std``.  A
-    Lipschitz constant ``L`` of the scaled network is ``L * y_std / x_std`` per raw feature.
-    Tensors are float32 of shape ``(n_features,)`` and ``(n_targets,)``.
-    """
-
-    x_mean: Tensor
-    x_std: Tensor
-    y_mean: Tensor
-    y_std: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +29,9 @@ class DataSet:
         input_range: smallest and largest value an input can take (for images the pixel range; for
             tables the range seen in training, in standardised units).
         shape: shape of one input before flattening, ``(d,)`` or ``(channels, height, width)``.
-        scaling: the standardisation of a table, else ``None``.
+        units: of a table's file: its standardisation, and the names of columns and classes; else
+            ``None``.
+        dropped: columns of a table that are no features.
 
     Raises:
         DataError: on empty data, NaN or infinite values, labels out of range, wrong shapes, and
@@ -63,7 +51,8 @@ class DataSet:
     n_classes: int
     input_range: tuple[float, float]
     shape: tuple[int, ...]
-    scaling: Scaling | None = None
+    units: Units | None = None
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part, pair in (("train", self.train), ("test", self.test)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import DataSet, Scaling
-from .options import DataError, TableOptions
+from ..units import Units
+from .dataset import DataSet
+from .options import Columns, DataError, TableOptions, Task
 
 Array = NDArray[np.float64]
 
@@ -27,34 +29,65 @@ def load_table(path: Path, options: TableOptions) -> DataSet:
         DataError: naming the file, and the line and column of what cannot be used.
     """
     header, rows = _read_rows(path)
-    target = _target_column(path, header, options.target)
-    features = [c for c in range(len(header)) if c != target]
-    if not features:
-        raise DataError(f"{path}: expected a feature column beside the target, got one column")
+    targets = _columns(path, header, "target", options.target) or [len(header) - 1]
+    dropped = _columns(path, header, "drop", options.drop)
+    features = [c for c in range(len(header)) if c not in (*targets, *dropped)]
+    _check_roles(path, header, options.task, features, targets, dropped)
     x = _numbers(path, header, rows, features)
-    order = np.random.default_rng(options.seed).permutation(len(rows))
-    held = max(1, round(len(rows) * options.test_fraction))
-    if held >= len(rows):
-        raise DataError(f"{path}: expected at least 2 rows of data, got {len(rows)}")
-    test, train = order[:held], order[held:]
+    train, test = _drawn(path, len(rows), options)
+    names = [header[c] for c in features]
     if options.task == "classification":
-        y, classes = _labels(path, [row[target] for _, row in rows])
-        y_mean, y_std = torch.zeros(1), torch.ones(1)
+        y, classes = _labels(path, [row[targets[0]] for _, row in rows])
+        units = replace(Units.standardising(x[train], input_names=names), classes=tuple(classes))
     else:
-        targets = _numbers(path, header, rows, [target])
-        y, y_mean, y_std = _standardise(targets, train)
-        classes = 0
-    scaled, x_mean, x_std = _standardise(x, train)
+        wanted = _numbers(path, header, rows, targets)
+        target_names = [header[c] for c in targets]
+        units = Units.standardising(x[train], wanted[train], names, target_names)
+        y, classes = _tensor(units.target_to_model(wanted)), []
+    scaled = _tensor(units.to_model(x))
     return DataSet(
         train=(scaled[train], y[train]),
         test=(scaled[test], y[test]),
         name=f"csv:{path}",
         task=options.task,
-        n_classes=classes,
+        n_classes=len(classes),
         input_range=(float(scaled[train].min()), float(scaled[train].max())),
         shape=(len(features),),
-        scaling=Scaling(x_mean, x_std, y_mean, y_std),
+        units=units,
+        dropped=tuple(header[c] for c in dropped),
     )
+
+
+def read_features(path: Path, units: Units) -> tuple[Array, tuple[str, ...]]:
+    """The features of a file's rows, in the order of ``units.input_names``.
+
+    Columns are found by name, in any order; a file without a header must hold exactly the features,
+    in their order.
+
+    Returns:
+        float64 ``(rows, features)``, and the names of the columns that were left out.
+
+    Raises:
+        DataError: naming the columns that are missing, or line and column of what is no number.
+    """
+    header, rows = _read_rows(path)
+    if not rows:
+        raise DataError(f"{path}: expected rows of numbers below the header, got none")
+    wanted = units.input_names
+    if header == [str(c) for c in range(len(header))] and list(wanted) != header:
+        if len(header) != len(wanted):
+            raise DataError(
+                f"{path}: expected a header with the columns {', '.join(wanted)}, or exactly these "
+                f"{len(wanted)} columns without one, got {len(header)} columns without a header"
+            )
+        return _numbers(path, list(wanted), rows, list(range(len(wanted)))), ()
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        raise DataError(
+            f"{path}: expected the columns {', '.join(wanted)}; missing: {', '.join(missing)}"
+        )
+    left_out = tuple(name for name in header if name not in wanted)
+    return _numbers(path, header, rows, [header.index(name) for name in wanted]), left_out
 
 
 _Row = tuple[int, list[str]]
@@ -80,22 +113,68 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
             )
     # Only a header has no number in it at all.
     if not any(_is_number(field) for field in lines[0][1]):
-        return lines[0][1], lines[1:]
+        # The index that pandas writes has no name.
+        header = [name or f"column {c}" for c, name in enumerate(lines[0][1])]
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}: expected different column names, got {twice[0]!r} twice")
+        return header, lines[1:]
     return [str(c) for c in range(width)], lines
 
 
-def _target_column(path: Path, header: Sequence[str], target: str | int | None) -> int:
-    if target is None:
-        return len(header) - 1
-    if str(target) in header:
-        return header.index(str(target))
-    number = int(target) if str(target).lstrip("-").isdigit() else None
+def _columns(path: Path, header: Sequence[str], role: str, given: Columns) -> list[int]:
+    """Numbers of the columns that were named."""
+    if given is None or given == "":
+        return []
+    if isinstance(given, tuple):
+        words: list[str] = [str(g) for g in given]
+    else:
+        words = [str(given)] if str(given) in header else [w.strip() for w in str(given).split(",")]
+    return list(dict.fromkeys(_column(path, header, role, word) for word in words))
+
+
+def _column(path: Path, header: Sequence[str], role: str, word: str) -> int:
+    if word in header:
+        return header.index(word)
+    number = int(word) if word.lstrip("-").isdigit() else None
     if number is not None and -len(header) <= number < len(header):
         return number % len(header)
     raise DataError(
-        f"target: expected one of the columns of {path} ({', '.join(header)}) or a number "
-        f"below {len(header)}, got {target!r}"
+        f"{role}: expected one of the columns of {path} ({', '.join(header)}) or a number "
+        f"below {len(header)}, got {word!r}"
     )
+
+
+def _check_roles(
+    path: Path,
+    header: Sequence[str],
+    task: Task,
+    features: list[int],
+    targets: list[int],
+    dropped: list[int],
+) -> None:
+    """Raise :class:`DataError` unless the columns can play their roles."""
+    both = [header[c] for c in targets if c in dropped]
+    if both:
+        raise DataError(f"drop: {both[0]!r} is the target; name another target, or keep it")
+    if task == "classification" and len(targets) > 1:
+        raise DataError(
+            f"target: expected one column of classes, got {', '.join(header[c] for c in targets)}; "
+            "several targets go with task regression"
+        )
+    if not features:
+        raise DataError(f"{path}: expected a feature column beside the target, got none")
+
+
+def _drawn(
+    path: Path, count: int, options: TableOptions
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the training rows and of the test rows."""
+    order = np.random.default_rng(options.seed).permutation(count)
+    held = max(1, round(count * options.test_fraction))
+    if held >= count:
+        raise DataError(f"{path}: expected at least 2 rows of data, got {count}")
+    return order[held:], order[:held]
 
 
 def _numbers(path: Path, header: Sequence[str], rows: Sequence[_Row], columns: list[int]) -> Array:
@@ -112,8 +191,8 @@ def _numbers(path: Path, header: Sequence[str], rows: Sequence[_Row], columns: l
     return values
 
 
-def _labels(path: Path, words: list[str]) -> tuple[Tensor, int]:
-    """Class numbers ``(n,)``, labels sorted with numbers before words, and how many there are."""
+def _labels(path: Path, words: list[str]) -> tuple[Tensor, list[str]]:
+    """Class numbers ``(n,)``, and the labels, sorted with numbers before words."""
     names = sorted(set(words), key=lambda w: (0, float(w), w) if _is_number(w) else (1, 0.0, w))
     if "" in names:
         raise DataError(f"{path}: a class label is empty; fill or drop that row")
@@ -125,20 +204,11 @@ def _labels(path: Path, words: list[str]) -> tuple[Tensor, int]:
             "for classes; use task regression, or name the target column"
         )
     number = {name: k for k, name in enumerate(names)}
-    return torch.tensor([number[w] for w in words]), len(names)
+    return torch.tensor([number[w] for w in words]), names
 
 
-def _standardise(values: Array, train: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-    """``(values - mean) / std`` in float32 with mean and std of the training rows."""
-    mean, std = values[train].mean(axis=0), values[train].std(axis=0)
-    # A constant column (up to rounding) becomes 0 and carries no information.
-    std = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
-    scaled = ((values - mean) / std).astype(np.float32)
-    return (
-        torch.from_numpy(scaled),
-        torch.from_numpy(mean.astype(np.float32)),
-        torch.from_numpy(std.astype(np.float32)),
-    )
+def _tensor(values: Array) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _is_number(field: str) -> bool:

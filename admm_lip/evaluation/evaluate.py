@@ -19,9 +19,10 @@ from ..certificates.certificate import Certificate
 from ..certificates.radii import certified_radii
 from ..data import DataSet
 from ..networks.interface import interface_of
+from ..units import Units
 from .attacks import AttackConfig, frozen, gradient_free, pgd
 from .config import EvaluateConfig as EvaluateConfig
-from .falsify import assert_sound
+from .falsify import assert_sound, in_units
 from .samples import attackable
 
 # Rows whose certified ball is attacked on purpose.
@@ -44,7 +45,8 @@ class Evaluation:
         attack_accuracy: one number per radius, on the same rows.
         curve_rows: rows that the curves are measured on.
         rmse: root mean squared error in the target's standardised units (regression).
-        rmse_raw: the same in the target's raw units (regression).
+        rmse_raw: the same in the target's raw unit (regression with one target).
+        rmse_targets: of each target in its own raw unit (regression with several).
         r2: share of the test targets' variance explained (regression).
     """
 
@@ -60,6 +62,7 @@ class Evaluation:
     curve_rows: int | None = None
     rmse: float | None = None
     rmse_raw: float | None = None
+    rmse_targets: tuple[float, ...] = ()
     r2: float | None = None
 
     def to_record(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def evaluate(
     Args:
         model: the network; run in eval mode, left as it was.
         data: the data set whose test part is used.
-        certificate: of this network.
+        certificate: of this network; its units are those of the radii.
         config: see :class:`EvaluateConfig`.
 
     Raises:
@@ -106,7 +109,10 @@ def _evaluate_classifier(
     radii = certified_radii(model, x, y, certificate=certificate)
     model, x, y = attackable(model, x, y)
     radii = radii.to(x.device)
+    model, x = in_units(model, x, certificate.input_scale)
     report = report_radius(data, config)
+    if config.report_radius is None and certificate.units is not None:
+        report *= min(certificate.units.input_scales(data.n_features))
     grid = sorted({0.0, report, *(config.radii or _grid(radii, report))})
     attack = AttackConfig(steps=config.steps, restarts=config.restarts, seed=config.seed)
     rows = _sample(len(y), config)
@@ -146,7 +152,7 @@ def report_radius(data: DataSet, config: EvaluateConfig) -> float:
     That is 0.1 x the input range; for a standardised table, whose range is set by its outliers, a
     tenth of a standard deviation.
     """
-    low, high = (0.0, 1.0) if data.scaling else data.input_range
+    low, high = (0.0, 1.0) if data.units else data.input_range
     return config.report_radius or 0.1 * (high - low)
 
 
@@ -207,11 +213,14 @@ def _evaluate_regression(model: nn.Module, data: DataSet) -> Evaluation:
         residual = model(takes.inputs("x", x).to(takes.device)).cpu().double() - y.double()
     rmse = float(residual.square().mean().sqrt())
     spread = float((y.double() - y.double().mean(dim=0)).square().mean())
-    raw = residual * (data.scaling.y_std.double() if data.scaling else 1.0)
+    units, outputs = data.units or Units(), data.n_outputs
+    raw = residual * torch.tensor(units.output_scales(outputs), dtype=torch.float64)
+    each = tuple(raw.square().mean(dim=0).sqrt().tolist())
     return Evaluation(
         task=data.task,
         rows=len(y),
         rmse=rmse,
-        rmse_raw=float(raw.square().mean().sqrt()),
+        rmse_raw=each[0] if outputs == 1 else None,
+        rmse_targets=each if outputs > 1 else (),
         r2=1.0 - rmse**2 / spread if spread > 0 else None,
     )

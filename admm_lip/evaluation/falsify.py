@@ -139,7 +139,7 @@ def falsify(
     if certificate is not None:
         norm: Any = certificate.norm
         config = replace(config, norm=norm)
-        model, x = _in_units(model, x, certificate.input_scale)
+        model, x = in_units(model, x, certificate.input_scale)
     rows = (radii > 0).nonzero().flatten()
     x, y, near = x[rows], y[rows], radii[rows].double().clamp(max=_FAR).to(x.device)
     assert_sound(model, x, y, near, config)
@@ -194,7 +194,7 @@ def falsify_local(
     if found.box is not None and found.input_scale is not None:
         raise ValueError("found: expected a box or an input_scale, got both; attacks know one")
     double = copy.deepcopy(model).double().eval()
-    double, x = _in_units(double, found.x.reshape(-1, *found.input_shape), found.input_scale)
+    double, x = in_units(double, found.x.reshape(-1, *found.input_shape), found.input_scale)
     if found.labels is not None:
         radii = torch.where(found.robust, found.radius, 0.0)
         return falsify(double, radii, x, found.labels, config=config, factors=factors)
@@ -371,7 +371,7 @@ def _walked_back(model: nn.Module, x: Tensor, found: Tensor, y: Tensor) -> Tenso
     return x + high.reshape(column) * (found - x)
 
 
-def _in_units(model: nn.Module, x: Tensor, scale: Any) -> tuple[nn.Module, Tensor]:
+def in_units(model: nn.Module, x: Tensor, scale: Any) -> tuple[nn.Module, Tensor]:
     """Model and inputs in the units of a certificate."""
     if scale is None:
         return model, x

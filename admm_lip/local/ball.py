@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certificates.restate import NORMS, checked_scale, measured
+from ..certificates.restate import NORMS, measured, units_of_scale
 from ..networks.layers import Array
 from ..networks.network import Chain
 from ..rounding import SLACK, TINY, lengths
@@ -61,7 +61,9 @@ def ball_of(chain: Chain, norm: str = "l2", input_scale: Sequence[float] | None 
     first = _first(chain, input_scale)
     scale = None
     if input_scale is not None:
-        scale = torch.from_numpy(checked_scale(input_scale, chain.widths[0]))
+        inputs = chain.widths[0]
+        scales = units_of_scale(input_scale, inputs).input_scales(inputs)
+        scale = torch.tensor(scales, dtype=torch.float64)
     if norm == "l2":
         return Ball(norm, scale, first, first.rows, first.norm, first_factor(first))
     inputs = first.weight.shape[1]
@@ -81,7 +83,9 @@ def _first(chain: Chain, scale: Sequence[float] | Array | None) -> Affine:
     if scale is None:
         weight, error = chain.weights[0], chain.errors[0]
     else:
-        matrices = measured(chain, "l2", tuple(float(s) for s in scale))
+        matrices = measured(
+            chain, "l2", units_of_scale(tuple(float(s) for s in scale), chain.widths[0])
+        )
         weight, error = matrices.weights[0], matrices.errors[0]
     return affine_of(
         torch.from_numpy(weight), torch.from_numpy(chain.biases[0]), error, chain.bias_errors[0]

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..certificates.certificate import AnyCertificate
-from ..certificates.certifier import Order
+from ..certificates.certificate import AnyCertificate, units_given
 from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.radii import _labels, _points
+from ..certificates.restate import scales_of
 from ..certificates.verify import check_belongs
 from ..data.arrays import as_numbers
 from ..errors import CertificateError
@@ -293,10 +293,12 @@ def task_of(
         shape = tuple(x.shape[1:])
     network = network_of(model, shape)
     config = config or LocalConfig()
-    scale = Order(input_scale=config.input_scale).scale_of(network)
+    units, chain = units_given(None, config.input_scale), network.chain()
+    scales, _ = scales_of(units, chain.widths[0], chain.widths[-1])
+    scale = None if units is None else tuple(scales.tolist())
     if certificate is not None:
         check_measure(certificate, network, config.norm, scale)
-    net = net_of(network.chain(), config.norm, scale)
+    net = net_of(chain, config.norm, scale)
     points = _points(x, network.input_shape or ()).contiguous()
     check_points(points, config.box)
     outputs = len(net.maps[-1].bias)
@@ -311,12 +313,17 @@ def check_measure(
 ) -> None:
     """Raise :class:`CertificateError` unless the certificate measures distances in the same way."""
     check_belongs(certificate, network)
+    mine, theirs = (RAW_UNITS if s is not None else MODEL_UNITS for s in (scale, certificate.units))
     if certificate.norm != norm or certificate.input_scale != scale:
-        units = MODEL_UNITS if scale is None else RAW_UNITS
         raise CertificateError(
-            f"norm / units: expected a certificate of {norm} in {units}, as the local bounds' "
-            f"config has it, got {certificate.norm} in {certificate.units}; give LocalConfig the "
-            "certificate's norm and input_scale"
+            f"norm / units: expected a certificate of {norm} in units of the {mine}, as the local "
+            f"bounds' config has it, got {certificate.norm} in those of the {theirs}; give "
+            "LocalConfig the certificate's norm and input_scale"
+        )
+    if certificate.units is not None and certificate.units.scales_outputs:
+        raise CertificateError(
+            "units: local bounds measure outputs as the model gives them; expected a certificate "
+            "with output_scale 1"
         )
 
 

@@ -24,7 +24,7 @@ from ..certificates.fields import (
     text_of,
     tuple_of,
 )
-from ..certificates.restate import NORMS, checked_scale
+from ..certificates.restate import NORMS, units_of_scale
 from ..errors import CertificateError, NetworkError
 from ..files import write_atomic
 from ..networks.layers import Shape
@@ -115,7 +115,7 @@ class LocalCertificate:
         scale = self.input_scale
         if scale is not None:
             scale = numbers_of("input_scale", scale)
-            checked_scale(scale, math.prod(shape))
+            units_of_scale(scale, math.prod(shape))
         keep(self, input_shape=shape, input_scale=scale, box=_box_of(self.box))
         self.check()
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ..files import exclusive, make_writable, remove_leftovers
 from ..methods.base import Method
+from ..units import Units
 from .batches import Batches
 from .checkpoint import CHECKPOINT, PREVIOUS, CheckpointError, Tree, load_last, save_checkpoint
-from .identity import difference, identity_of
+from .identity import describe, difference, identity_of
 
 _log = logging.getLogger("admm_lip")
 # Writing takes at most about this share of the time.
@@ -61,6 +62,7 @@ class Trainee:
         config: the settings; ``epochs`` and ``checkpoint_seconds`` among them.
         loss: a name or a callable.
         stored: dtype that the weights are rounded to in the end.
+        units: that the bound is meant in.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Trainee:
     config: Any
     loss: Any
     stored: torch.dtype
+    units: Units | None = None
 
     @property
     def total_steps(self) -> int:
@@ -164,7 +167,8 @@ class Keeper:
 
 def _identity(run: Trainee) -> dict[str, str]:
     same = identity_of(run.config, run.model, run.batches, run.loss, run.method)
-    return same | {"dtype": str(run.stored)}
+    units = {} if run.units is None else {"units": describe(run.units)}
+    return same | units | {"dtype": str(run.stored)}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

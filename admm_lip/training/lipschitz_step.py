@@ -21,14 +21,21 @@ from ..solvers import ProjectProblem, ProjectSolution, solve_project
 from .admm import AdmmState, Matrices
 from .config import TrainConfig
 from .layer_norms import Activations, LayerNorms, project_layers
+from .metric import PLAIN, Metric
 
 LARGEST_LOG_STEP = 0.2
 
 
 def lipschitz_step(
-    anchor: Matrices, state: AdmmState, slopes: Activations, config: TrainConfig
+    anchor: Matrices,
+    state: AdmmState,
+    slopes: Activations,
+    config: TrainConfig,
+    metric: Metric = PLAIN,
 ) -> ProjectSolution:
     """Project ``anchor`` onto the LMI of the state's multiplier (``layer_norms.py``: of I).
+
+    The LMI is about the weights that ``metric`` makes of them.
 
     Returns:
         The measured solution; its ``weights`` are the new consensus and satisfy the bound of its
@@ -41,15 +48,17 @@ def lipschitz_step(
         return project_layers(anchor, state, config)
     exact = config.mode == "penalty" and config.lip_step == "exact"
     problem = ProjectProblem(
-        anchor=anchor,
+        anchor=metric.seen(anchor),
         slopes=slopes,
         multiplier=state.multiplier,
         bound=None if exact else state.target_sq**0.5,
         mu=config.mu if exact else None,
         rho=state.rho,
+        structure=metric.structure(anchor),
     )
     solver = replace(config.solver, tol=config.projection_tol)
-    return solve_project(problem, solver, warm=state.warm)
+    solution = solve_project(problem, solver, warm=state.warm)
+    return replace(solution, weights=metric.back(solution.weights))
 
 
 def next_lip_sq(

@@ -19,12 +19,14 @@ from torch import nn
 from tqdm import tqdm
 
 from ..solvers import SolveFailed
+from ..units import Units
 from .admm import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
 from .batches import Batches
 from .config import TrainConfig
 from .layer_norms import Activations, LayerNorms
 from .lipschitz_step import lipschitz_step, next_lip_sq
 from .loss_step import NonFiniteLoss, Objective, loss_step, pull_of
+from .metric import PLAIN, Metric
 from .multiplier_step import RoundView
 from .optimize import schedule_factor
 from .reading import Batch
@@ -65,6 +67,8 @@ class Run:
     multiplier_step: Callable[[AdmmState, RoundView, TrainConfig], AdmmState]
     config: TrainConfig
     stored: torch.dtype
+    metric: Metric = PLAIN
+    units: Units | None = None
     share: Share = local
 
     @property
@@ -118,7 +122,7 @@ def one_round(
     weights = read_weights(run.parameters)
     relaxed = relax(weights, state.consensus, config.relaxation)
     point = anchor(relaxed, state.dual, state.rho)
-    solution = lipschitz_step(point, state, run.slopes, config)
+    solution = lipschitz_step(point, state, run.slopes, config, run.metric)
     dual = dual_step(state.dual, relaxed, solution.weights, state.rho)
     measured = residuals(weights, solution.weights, state.consensus, dual, state.rho)
     moved = replace(
@@ -130,7 +134,7 @@ def one_round(
         rho=RHO_RULES[config.rho_rule](state.rho, measured),
         warm=solution.warm,
     )
-    view = RoundView(point, run.slopes, batches[-1][1] / config.lr)
+    view = RoundView(point, run.slopes, batches[-1][1] / config.lr, run.metric)
     moved = replace(run.multiplier_step(moved, view, config), iteration=state.iteration + 1)
     row = {
         "round": moved.iteration,

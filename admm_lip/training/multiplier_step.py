@@ -31,6 +31,7 @@ from ..solvers import CertifyProblem, SolveFailed, solve_certify
 from .admm import AdmmState, Matrices
 from .config import TrainConfig
 from .layer_norms import Activations, LayerNorms
+from .metric import PLAIN, Metric
 
 # The step forgets directions and sizes at these rates (running averages).
 DIRECTION_DECAY, SIZE_DECAY = 0.8, 0.95
@@ -41,11 +42,13 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 
 @dataclass(frozen=True, eq=False)
 class RoundView:
-    """What a multiplier step may look at: the anchor, the slopes, the relative step size."""
+    """What a multiplier step may look at: the anchor, the slopes, the relative step size, and which
+    matrices the bound is about."""
 
     anchor: Matrices
     slopes: Activations
     relative_lr: float
+    metric: Metric = PLAIN
 
 
 def sensitivity(anchor: Matrices, consensus: Matrices) -> Matrices:
@@ -92,13 +95,14 @@ def by_lipsdp(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmSta
         return state
     assert not isinstance(view.slopes, LayerNorms)  # resolve_multiplier_step sees to it
     solver = replace(config.solver, tol=max(config.solver.tol, LIPSDP_TOL))
-    problem = CertifyProblem(state.consensus, view.slopes)
+    seen = view.metric.seen(state.consensus)
+    problem = CertifyProblem(seen, view.slopes)
     try:
         solution = solve_certify(problem, solver, warm=state.multiplier)
     except SolveFailed:
         return state  # the old T still certifies the consensus
     best = scaled_to(solution.multiplier, solution.lip, state.lip)
-    return replace(state, multiplier=raised(best, state.consensus))
+    return replace(state, multiplier=raised(best, seen))
 
 
 def raised(multiplier: Matrices, weights: Matrices) -> Matrices:

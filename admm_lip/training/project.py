@@ -41,9 +41,11 @@ from ..solvers import (
     solve_certify,
     solve_project,
 )
+from ..units import Units
 from .admm import Matrices
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
 from .loop import EXIT_CODES
+from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
 from .precision import master_dtype, stored_dtype
 from .start import CAST_MARGIN
@@ -151,6 +153,7 @@ def project(
     model: nn.Module,
     bound: float,
     *,
+    units: Units | None = None,
     solver: str | SolverConfig = "auto",
     finetune: Any = None,
     epochs: int = 2,
@@ -172,6 +175,9 @@ def project(
     Args:
         model: Linear layers and activations in turn, read by ``chain.linear_layers``.
         bound: the l2 Lipschitz constant to keep, in the model's own units.
+        units: of a user's rows, where the model takes and gives standardised numbers: the bound is
+            then one of the raw function (:class:`admm_lip.Units`).  Not with ``finetune``: train
+            from the given network under ``train(units=...)`` instead.
         solver: a backend's name or a ``SolverConfig``.
         finetune: data to fine-tune on: a DataLoader, a Dataset, a pair of tensors, or one tensor
             of inputs whose classes nobody knows; ``None`` only projects.
@@ -207,7 +213,11 @@ def project(
     if finetune is None:
         if (config, judge, run_dir, resume) != (None, None, None, False):
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
-        return _projected(model, float(bound), chosen)
+        return _projected(model, float(bound), chosen, units)
+    if units is not None:
+        raise ValueError(
+            "units: go with a projection alone; to train in them, give train(units=...) the network"
+        )
     epochs = COUNT.read("epochs", epochs)
     job = _Job(float(bound), epochs, config or FinetuneConfig(), chosen, progress, run_dir, resume)
     return _finetuned(model, finetune, judge, job)
@@ -267,15 +277,19 @@ def _pair(given: Any, data: Any, judge: Any, config: FinetuneConfig) -> Callable
     return lambda: pair
 
 
-def _projected(model: nn.Module, bound: float, config: SolverConfig) -> Projection:
+def _projected(
+    model: nn.Module, bound: float, config: SolverConfig, units: Units | None = None
+) -> Projection:
     """The nearest network, without data."""
-    certificate = certify(model, solver=config, requested=bound)
+    certificate = certify(model, units=units, solver=config, requested=bound)
     if certificate.lip <= bound:
         return Projection(copy.deepcopy(model), certificate, 0.0)
-    return _nearest(model, bound, config)
+    return _nearest(model, bound, config, units)
 
 
-def _nearest(model: nn.Module, bound: float, config: SolverConfig) -> Projection:
+def _nearest(
+    model: nn.Module, bound: float, config: SolverConfig, units: Units | None
+) -> Projection:
     """Project, round, certify; correct the projection's bound by what was certified, and repeat.
 
     The certified bound misses the projection's where rounding adds to it, or where a slope range
@@ -285,13 +299,14 @@ def _nearest(model: nn.Module, bound: float, config: SolverConfig) -> Projection
     anchor = frame.into(_weights(model))
     margin = max(CAST_MARGIN[layer.weight.dtype] for layer in linear_layers(model))
     goal = bound * (1.0 - margin)
-    problem, best = _start(anchor, _convex_slopes(model), goal, config), None
+    metric = Metric.of(units, anchor)
+    problem, best = _start(anchor, _convex_slopes(model), goal, config, metric), None
     for _ in range(_ATTEMPTS):
-        problem = nearest_multiplier(problem, config)
+        problem = nearest_multiplier(problem, config, metric)
         moved = copy.deepcopy(model)
-        _write(moved, frame.back(solve_project(problem, config).weights))
+        _write(moved, frame.back(metric.back(solve_project(problem, config).weights)))
         known = frame.chain_multiplier(problem.multiplier)
-        certificate = certify(moved, solver=config, requested=bound, multiplier=known)
+        certificate = certify(moved, units=units, solver=config, requested=bound, multiplier=known)
         distance = _distance(anchor, frame.into(_weights(moved)))
         if certificate.lip <= bound and (best is None or distance < best.distance):
             best = Projection(moved, certificate, distance)
@@ -307,11 +322,18 @@ def _nearest(model: nn.Module, bound: float, config: SolverConfig) -> Projection
 
 
 def _start(
-    anchor: Matrices, slopes: tuple[Slopes, ...], bound: float, config: SolverConfig
+    anchor: Matrices,
+    slopes: tuple[Slopes, ...],
+    bound: float,
+    config: SolverConfig,
+    metric: Metric = PLAIN,
 ) -> ProjectProblem:
     """Step 1: LipSDP's multiplier for the anchor, and the projection that belongs to it."""
-    solution = solve_certify(CertifyProblem(anchor, slopes), config)
-    problem = ProjectProblem(anchor, slopes, solution.multiplier, bound=solution.lip)
+    seen = metric.seen(anchor)
+    solution = solve_certify(CertifyProblem(seen, slopes), config)
+    problem = ProjectProblem(
+        seen, slopes, solution.multiplier, solution.lip, structure=metric.structure(anchor)
+    )
     return _rescaled(problem, bound / solution.lip)
 
 
@@ -323,7 +345,9 @@ def _rescaled(problem: ProjectProblem, factor: float) -> ProjectProblem:
     return replace(problem, bound=problem.bound * factor, multiplier=multiplier)
 
 
-def nearest_multiplier(problem: ProjectProblem, config: SolverConfig) -> ProjectProblem:
+def nearest_multiplier(
+    problem: ProjectProblem, config: SolverConfig, metric: Metric = PLAIN
+) -> ProjectProblem:
     """The same projection with its multiplier moved to make the distance small.
 
     ``log t -= step g / rms(g)`` with g the sensitivity; the step grows where the distance falls
@@ -334,17 +358,19 @@ def nearest_multiplier(problem: ProjectProblem, config: SolverConfig) -> Project
     trial_config = replace(config, tol=max(config.tol, _TRIAL_TOL))
     best, step = solve_project(problem, trial_config), 0.3
     for _ in range(_TRIALS):
-        moved = replace(problem, multiplier=_moved(problem, best, step))
+        moved = replace(problem, multiplier=_moved(problem, best, step, metric))
         trial = solve_project(moved, trial_config, warm=best.warm)
-        if trial.distance < best.distance:
+        if trial.objective < best.objective:
             problem, best, step = moved, trial, step * _GROWTH
         else:
             step *= _SHRINK
     return problem
 
 
-def _moved(problem: ProjectProblem, solution: ProjectSolution, step: float) -> Matrices:
-    gradient: Matrices = sensitivity(problem.anchor, solution.weights)
+def _moved(
+    problem: ProjectProblem, solution: ProjectSolution, step: float, metric: Metric
+) -> Matrices:
+    gradient: Matrices = sensitivity(metric.back(problem.anchor), metric.back(solution.weights))
     size = float(torch.cat(gradient).square().mean().sqrt())
     if size == 0.0:
         return problem.multiplier

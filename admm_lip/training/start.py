@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..solvers import CertifyProblem, Slopes, solve_certify
+from ..solvers import CertifyProblem, Slopes, SolverConfig, solve_certify
 from ..solvers.lmi import ball_tiles
 from .admm import AdmmState, Matrices
 from .config import TrainConfig
+from .metric import PLAIN, Metric
 
 START_TOL = 1e-4
 # How far a multiplier may be from the median of its layer: T far from uniform makes a poor metric,
@@ -68,6 +69,7 @@ def start(
     config: TrainConfig,
     dtype: torch.dtype,
     variance: float | None = None,
+    metric: Metric = PLAIN,
 ) -> Start:
     """First state for float64 ``weights``.
 
@@ -77,6 +79,7 @@ def start(
         config: all settings.
         dtype: the model's own.
         variance: of the targets of a regression; ``None`` for class labels.
+        metric: which matrices the bound is about.
 
     Raises:
         ValueError: when the network is constant (its bound is 0), so nothing can be scaled.
@@ -87,9 +90,12 @@ def start(
             "bound; initialise it, or use start='scratch'"
         )
     solver = replace(config.solver, tol=max(config.solver.tol, START_TOL))
-    solution = solve_certify(CertifyProblem(weights, slopes), solver)
-    bound = inner_bound(config, dtype)
-    shrinks = bound is not None and (config.start == "scratch" or solution.lip > bound)
+    bound, plain = inner_bound(config, dtype), metric.is_plain
+    if bound is not None:
+        weights = metric.admitted(weights, slopes, bound, solver)
+    solution = solve_certify(CertifyProblem(metric.seen(weights), slopes), solver)
+    fits = bound is None or solution.lip <= bound
+    shrinks = not fits or (plain and bound is not None and config.start == "scratch")
     target = bound if bound is not None else solution.lip
     factor = (target / solution.lip) ** (1.0 / len(weights)) if shrinks else 1.0
     depth = len(solution.multiplier)
@@ -98,16 +104,36 @@ def start(
         spread_limited(t * gain * factor ** (2 * (depth - k)))
         for k, t in enumerate(solution.multiplier)
     )
-    consensus = feasible(tuple(factor * w for w in weights), slopes, multiplier, target)
+    scaled = metric.seen(tuple(factor * w for w in weights))
+    consensus = metric.back(feasible(scaled, slopes, multiplier, target))
+    rho = (
+        default_rho(config, target, len(weights), variance)
+        if plain
+        else _rho_in_units(config, consensus, slopes, variance, metric, solver)
+    )
     state = AdmmState(
         consensus=consensus,
         dual=tuple(torch.zeros_like(w) for w in consensus),
         multiplier=multiplier,
-        rho=config.rho or default_rho(config, target, len(weights), variance),
+        rho=config.rho or rho,
         lip_sq=target**2,
         target_sq=target**2,
     )
     return Start(state, tuple(factor ** (k + 1) for k in range(len(weights))))
+
+
+def _rho_in_units(
+    config: TrainConfig,
+    weights: Matrices,
+    slopes: tuple[Slopes, ...],
+    variance: float | None,
+    metric: Metric,
+    solver: SolverConfig,
+) -> float:
+    """The rule for rho with L and eps as the weights know them: on standardised rows."""
+    lip = solve_certify(CertifyProblem(weights, slopes), solver).lip
+    own = replace(config, eps=config.eps / metric.length)
+    return default_rho(own, lip, len(weights), variance)
 
 
 def spread_limited(t: Tensor) -> Tensor:

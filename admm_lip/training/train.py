@@ -21,6 +21,7 @@ from ..data.labels import Classes
 from ..methods.base import Method
 from ..networks.chain import linear_layers, read_network
 from ..networks.overrides import unwrapped
+from ..units import Units
 from .admm import AdmmState, Matrices
 from .batches import Batches, TensorBatches, as_batches
 from .centring import Centring, centre, mean_input
@@ -30,6 +31,7 @@ from .layer_norms import LayerNorms, layer_start, training_constraint
 from .loop import Row, Run, TrainingFailed, run_rounds, steps_done, write_weights
 from .loss_step import Objective
 from .losses import BoundedLoss, checked_value, resolve_loss
+from .metric import PLAIN, Metric
 from .multiplier_step import resolve_multiplier_step
 from .optimize import make_optimizer, schedule_factor
 from .precision import master_dtype, stored_dtype
@@ -79,6 +81,7 @@ def train(
     loss: Any = None,
     *,
     method: Method | None = None,
+    units: Units | None = None,
     batch: Callable[[Any], Any] | None = None,
     steps: int | None = None,
     classes: Sequence[Any] | None = None,
@@ -98,6 +101,9 @@ def train(
         loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
         method: takes the place of the plain loss by its own objective (a gradient penalty, an
             adversarial loss, see ``methods``); the bound or penalty on L comes on top.
+        units: of the raw rows that ``data`` were standardised from.  The bound (or penalty), eps
+            and the certificate are then those of the raw function, in raw units
+            (:class:`admm_lip.Units`); data and model stay standardised.
         batch: ``batch(item) -> (inputs, targets)``, for a DataLoader of dicts or longer tuples.
         steps: batches of an epoch, for a DataLoader that does not know its length.
         classes: the labels in the order of the outputs; ``None`` takes those of data in memory in
@@ -133,10 +139,12 @@ def train(
         batches = as_batches(
             data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
         )
-        run, state, centring = _set_up(copied, layers, batches, config, chosen, method, stored)
+        run, state, centring = _set_up(
+            copied, layers, batches, config, chosen, method, stored, units
+        )
         history: list[Row] = []
         keeper = Keeper(
-            Trainee(run.model, run.optimizer, by, batches, config, chosen, stored), folder
+            Trainee(run.model, run.optimizer, by, batches, config, chosen, stored, units), folder
         )
         if resume:
             kept = keeper.restore()
@@ -181,6 +189,7 @@ def _set_up(
     loss: Any,
     method: Method | None,
     stored: torch.dtype,
+    units: Units | None,
 ) -> tuple[Run, AdmmState, Centring | None]:
     """Check everything once, before the first step."""
     if config.start == "scratch":
@@ -190,7 +199,10 @@ def _set_up(
     model.train()
     slopes = training_constraint(chain, parameters[0].device)
     inputs, targets = _first_batch(batches)
-    bounded = resolve_loss(loss, targets, config.eps, config.temperature)
+    weights = tuple(p.detach().to(torch.float64) for p in parameters)
+    metric = PLAIN if units is None else Metric.of(units, weights)
+    own = resolve_loss(loss, targets, config.eps / metric.length, config.temperature)
+    bounded = _in_own_units(own, metric.length)
     objective = _objective(bounded, method)
     schedule_factor(config.schedule, 0.0)
     multiplier_step = resolve_multiplier_step(
@@ -198,12 +210,16 @@ def _set_up(
         tuple(layer.kind for layer in chain.activations),
         regression=targets.is_floating_point(),
     )
-    weights = tuple(p.detach().to(torch.float64) for p in parameters)
     variance = _variance(targets)
     if isinstance(slopes, LayerNorms):
+        if units is not None:
+            raise ValueError(
+                "units: a network that sorts pairs is trained by one norm per layer, in the units "
+                "of its inputs; leave units out, and certify the result with them"
+            )
         begin = layer_start(weights, config, stored, variance)
     else:
-        begin = start(weights, slopes, config, stored, variance)
+        begin = start(weights, slopes, config, stored, variance, metric)
     write_weights(parameters, begin.state.consensus)
     with torch.no_grad():
         for layer, factor in zip(layers, begin.bias_factors, strict=True):
@@ -212,9 +228,28 @@ def _set_up(
     centring = _centring(layers[0], batches, inputs, config)
     optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
     run = Run(
-        model, parameters, slopes, batches, optimizer, objective, multiplier_step, config, stored
+        model,
+        parameters,
+        slopes,
+        batches,
+        optimizer,
+        objective,
+        multiplier_step,
+        config,
+        stored,
+        metric,
+        units,
     )
     return run, begin.state, centring
+
+
+def _in_own_units(loss: BoundedLoss, length: float) -> BoundedLoss:
+    """The loss knows rows as the model takes them: L with distances in its own unit."""
+
+    def scaled(outputs: Tensor, targets: Tensor, lip: float) -> Tensor:
+        return loss(outputs, targets, lip * length)
+
+    return loss if length == 1.0 else scaled
 
 
 def _centring(
@@ -300,7 +335,9 @@ def _certified(run: Run, state: AdmmState, weights: Matrices) -> Certificate:
     solver = replace(run.config.solver, tol=max(run.config.solver.tol, FINAL_TOL))
     for _ in range(ROUNDINGS):
         known = state.multiplier or None
-        found = certify(run.model, solver=solver, requested=bound, multiplier=known)
+        found = certify(
+            run.model, units=run.units, solver=solver, requested=bound, multiplier=known
+        )
         if bound is None or found.lip <= bound:
             return found
         share = (bound / found.lip * (1.0 - CAST_MARGIN[run.stored])) ** (1.0 / len(weights))

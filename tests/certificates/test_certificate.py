@@ -237,8 +237,8 @@ def test_every_edited_digit_is_told(place: int, digit: int) -> None:
     ("content", "message"),
     [
         (b"\xff\xfe\x00", "not a text file"),
-        (b"[1, 2]", "not a certificate of format 1"),
-        (b'{"lip": 1.0}', "not a certificate of format 1"),
+        (b"[1, 2]", "not a certificate of format 2"),
+        (b'{"lip": 1.0}', "not a certificate of format 2"),
         (b'{"lip": NaN}', "holds NaN, which JSON does not have"),
         (b"", "truncated or not JSON"),
         (b"[" * 100_000, "truncated or not JSON"),
@@ -272,7 +272,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ({"slopes": (LayerSlopes("relu", 1.0, 0.0),)}, r"slopes\[0\]\.beta: expected a finite"),
         ({"digest": 5}, "digest: expected text, got 5"),
         ({"input_shape": ()}, "input_shape: expected sizes > 0"),
-        ({"format": 2}, "format: expected 1, got 2"),
+        ({"format": 3}, "format: expected 2, got 3"),
     ],
 )
 def test_fields_of_the_wrong_kind_are_named(changes: dict[str, Any], message: str) -> None:

@@ -307,7 +307,7 @@ class TestRefusals:
             ({"norm": "l1"}, "norm: expected one of l2, linf, got 'l1'"),
             (
                 {"units": "raw input"},
-                "units: expected 'model input' with no input_scale, got",
+                "units: expected Units or None, got",
             ),
             ({"kind": "local"}, "kind: expected one of global, got 'local'"),
             ({"multiplier": ((1.0,),)}, r"multiplier: expected \[2\] entries per layer, got \[1\]"),

@@ -25,6 +25,7 @@ from admm_lip.certificates.proof import is_constant, scaled_lmi, unproven
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import Chain, LayerSpec, Network, Slopes
 from admm_lip.networks.storage import save_network
+from admm_lip.units import Units
 
 Array = np.ndarray[Any, Any]
 
@@ -262,18 +263,20 @@ def test_a_changed_parameter_is_rejected(layer: int, entry: int) -> None:
             {"kind": "pairwise"},
             "kind: expected one of global, got 'pairwise'",
         ),
-        ({"units": "raw input"}, "units: expected 'model input' with no input_scale, got 'raw inp"),
-        ({"input_scale": (2.0,) * 5}, "units: expected 'raw input' with an input_scale, got 'mode"),
         (
-            {"input_scale": (2.0,) * 4, "units": "raw input"},
-            r"input_scale: expected 5 finite numbers > 0, one per input feature, got shape \(4,\)",
+            {"units": Units(input_scale=(2.0,) * 4)},
+            r"units.input_scale: expected 5 entries, one per input of the network, got 4",
         ),
         (
-            {"input_scale": (2.0,) * 4 + (-1.0,), "units": "raw input"},
-            "input_scale: expected 5 finite numbers > 0",
+            {"units": Units(output_scale=(2.0,) * 4)},
+            r"units.output_scale: expected 3 entries, one per output of the network, got 4",
         ),
         (
-            {"input_scale": (1.0,) * 4 + (0.9,), "units": "raw input"},
+            {"units": Units(input_scale=(1.0,) * 4 + (0.9,))},
+            "lip: .* is not proven: the matrix inequality",
+        ),
+        (
+            {"units": Units(output_scale=1.001)},
             "lip: .* is not proven: the matrix inequality",
         ),
         ({"digest": "0" * 64}, "digest: the certificate is of another network"),

@@ -224,9 +224,38 @@ class TestTable:
         assert x.shape == (32, 2)
         assert torch.allclose(x.mean(dim=0), torch.zeros(2), atol=1e-5)
         assert torch.allclose(x.std(dim=0, correction=0), torch.ones(2), atol=1e-4)
-        scaling = data.scaling
-        raw = torch.cat([data.train[1], data.test[1]]) * scaling.y_std + scaling.y_mean
-        assert np.allclose(np.sort(raw.flatten().numpy()), np.sort(rows[:, 2]), atol=1e-4)
+        assert data.units.input_names == ("a", "b")
+        assert data.units.output_names == ("c",)
+        raw = data.units.from_model(torch.cat([data.train[1], data.test[1]]))
+        assert np.allclose(np.sort(raw.flatten()), np.sort(rows[:, 2]), atol=1e-4)
+
+    def test_several_targets_and_a_dropped_index(self, tmp_path):
+        rng = np.random.default_rng(0)
+        rows = rng.normal(3.0, 5.0, (40, 4)) * (1.0, 1.0, 1e5, 1e-5)
+        lines = [",".join([str(i), *map(repr, map(float, row))]) for i, row in enumerate(rows)]
+        name = self.write(tmp_path, "id,a,b,t1,t2\n" + "\n".join(lines))
+        for target in ("t1,t2", ("t1", "t2"), (3, "t2"), "3, 4", [3, -1]):
+            data = load_data(name, table=TableOptions(target=target, drop="id"))
+            assert data.n_outputs == 2
+            assert (data.units.input_names, data.units.output_names) == (("a", "b"), ("t1", "t2"))
+            assert data.dropped == ("id",)
+            raw = data.units.from_model(torch.cat([data.train[1], data.test[1]]))
+            assert np.allclose(np.sort(raw, axis=0), np.sort(rows[:, 2:], axis=0), rtol=1e-4)
+
+    def test_a_name_with_a_comma_is_one_column(self, tmp_path):
+        text = '"price, net",b\n' + "".join(f"{i},{-i}\n" for i in range(10))
+        data = load_data(self.write(tmp_path, text), table=TableOptions(target="price, net"))
+        assert data.units.input_names == ("b",)
+
+    def test_a_large_offset_costs_no_digits(self, tmp_path):
+        text = "a,b\n" + "".join(f"{1e9 + i},{i}\n" for i in range(10))
+        data = load_data(self.write(tmp_path, text))
+        x = torch.cat([data.train[0], data.test[0]])
+        assert np.allclose(
+            np.sort(data.units.input_scale[0] * x.flatten().numpy()),
+            np.sort([1e9 + i - data.units.input_shift[0] for i in range(10)]),
+            atol=1e-5,
+        )
 
     def test_targets_by_name_and_by_number(self, tmp_path):
         name = self.write(tmp_path, "t,u,v\n" + "".join(f"{i},{i * i},{-i}\n" for i in range(10)))
@@ -240,8 +269,9 @@ class TestTable:
             self.write(tmp_path, "\n".join(lines)), table=TableOptions(task="classification")
         )
         assert data.n_classes == 2
-        x = data.train[0] * data.scaling.x_std + data.scaling.x_mean
+        x = data.train[0].double() * data.units.input_scale[0] + data.units.input_shift[0]
         assert torch.equal((x[:, 0] - 0.5).round().long() % 2, data.train[1])
+        assert data.units.classes == ("ant", "cat")
 
     def test_a_constant_column_becomes_zero(self, tmp_path):
         text = "a,b,c\n" + "".join(f"0.1,{i},{i}\n" for i in range(10))
@@ -256,8 +286,17 @@ class TestTable:
             ("a,b\n1,2\nnan,4\n", {}, r"line 3, column 'a': expected a finite number, got 'nan'"),
             ("a,b\n1,2\n3,inf\n", {}, r"line 3, column 'b': expected a finite number, got 'inf'"),
             ("a,b\n1,2\n3,4\n", {"target": "z"}, r"target: expected one of the columns.*got 'z'"),
-            ("a,b\n1,2\n3,4\n", {"target": 2}, r"target: expected one of the columns.*got 2"),
+            ("a,b\n1,2\n3,4\n", {"target": 2}, r"target: expected one of the columns.*got '2'"),
             ("a\n1\n2\n", {}, r"expected a feature column"),
+            ("a,b\n1,2\n3,4\n", {"target": "a,b"}, r"expected a feature column"),
+            ("a,b\n1,2\n3,4\n", {"target": "b", "drop": "b"}, r"drop: 'b' is the target"),
+            ("a,b\n1,2\n3,4\n", {"drop": "c"}, r"drop: expected one of the columns.*got 'c'"),
+            ("a,a\n1,2\n3,4\n", {}, r"expected different column names, got 'a' twice"),
+            (
+                "a,b,c\n1,2,3\n3,4,5\n",
+                {"target": "b,c", "task": "classification"},
+                r"target: expected one column of classes, got b, c",
+            ),
             ("a,b\n1,2\n", {}, r"expected at least 2 rows of data, got 1"),
             ("a,b\n", {}, r"expected at least 2 rows of data, got 0"),
             ("1,x\n2,x\n3,x\n", {"task": "classification"}, r"at least 2 classes.*got 1"),

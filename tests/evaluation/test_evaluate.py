@@ -168,7 +168,7 @@ class TestRegression:
         model.bias.data.fill_(0.5)
         result = evaluate(model, data, certify(model))
         assert result.rmse == pytest.approx(0.5, abs=1e-5)
-        assert result.rmse_raw == pytest.approx(0.5 * data.scaling.y_std.item(), rel=1e-5)
+        assert result.rmse_raw == pytest.approx(0.5 * data.units.output_scale[0], rel=1e-5)
         y = data.test[1].double()
         r2 = 1 - 0.25 / ((y - y.mean()) ** 2).mean().item()
         assert result.r2 == pytest.approx(r2, abs=1e-5)
