@@ -219,7 +219,7 @@ def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
 
 
 def test_arguments_that_do_not_go_together_are_named(trained: nn.Module, digits: Any) -> None:
-    with pytest.raises(ValueError, match="config, judge: go with finetune=data only"):
+    with pytest.raises(ValueError, match="config, judge, run_dir, resume: go with finetune=data only"):
         project(trained, 1.0, config=CONFIG)
     with pytest.raises(ValueError, match="epochs: expected a whole number >= 1, got 0"):
         project(trained, 1.0, finetune=digits.train, epochs=0)
