@@ -64,7 +64,8 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
     """The matrices ``W_0, ..., W_l`` without any rounding, and the activations between them.
 
     Raises:
-        UnsupportedModule: for a layer that was read from constants that no float64 holds.
+        UnsupportedModule: for a layer that was read from constants that no float64 holds, and for
+            a network that is no path of layers.
     """
     for spec in network.layers:
         if f"{spec.name}.error" in network.arrays:
@@ -72,6 +73,11 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
                 f"{spec.name}: its constants are no floating-point numbers, so its matrix is not "
                 "known exactly; verify the certificate without --exact"
             )
+    if not network.is_path:
+        raise UnsupportedModule(
+            "network: has skip connections or branches, which the exact check does not handle; "
+            "verify the certificate without --exact"
+        )
     shape, size = network.input_shape or (), network.size_in
     weights: list[Rational] = []
     activations: list[LayerSpec] = []

@@ -24,6 +24,7 @@ from ..data.arrays import as_numbers, as_numbers_or_words, to_float64
 from ..data.labels import binary_numbers, class_numbers, is_one_hot
 from ..errors import CertificateError
 from ..networks.chain import build_layer
+from ..networks.layer_spec import CARRIED, runs_of
 from ..networks.layers import Array, Shape
 from ..networks.network import Chain, LayerSpec, Network
 from ..rounding import TINY, lengths
@@ -218,7 +219,13 @@ def logits_with_error(
             )
             with torch.no_grad():
                 output = build_layer(network, spec)(value)
-            evaluated = _EVALUATED.get(spec.kind, _library)(spec, value, output)
+            evaluated = torch.cat(
+                [
+                    _EVALUATED.get(one.kind, _library)(one, value[:, run], output[:, run])
+                    for run, one in runs_of(spec, value.shape[1])
+                ],
+                dim=1,
+            )
             value, error = output, _SLACK * (steepest * error + evaluated) + TINY
     return value, error
 
@@ -245,6 +252,7 @@ _EVALUATED: Mapping[str, Evaluated] = {
     "hardtanh": _exact,
     "clipped_relu": _exact,
     "pair_clip": _exact,
+    CARRIED: _exact,
     "leaky_relu": lambda spec, z, value: 2.0 * _U * value.abs(),
     "softplus": _softplus,
 }

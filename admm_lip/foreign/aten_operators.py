@@ -117,6 +117,16 @@ def _constant(call: Call) -> Array:
     return call.array("self" if isinstance(call["self"], np.ndarray) else "other")
 
 
+def _along_features(call: Call) -> None:
+    """Behind the batch; -1 is that axis for vectors only."""
+    vectors = all(len(part.shape) == 1 for part in call["tensors"])
+    call.need("dim", *((1, -1) if vectors else (1,)))
+
+
+def _one_part(layers: Layers, call: Call) -> None:
+    raise UnsupportedModule(f"{call.label}: expected two values or more to put end to end")
+
+
 def _nothing(layers: Layers, call: Call) -> None:
     """Nothing to add."""
 
@@ -186,7 +196,25 @@ OPERATORS: Mapping[str, Operator] = {
     "aten.flatten.using_ints": Operator(_SELF, _flatten, {"start_dim": 0, "end_dim": -1}),
     "aten.view.default": Operator(("self", "size"), _view("size")),
     "aten.reshape.default": Operator(("self", "shape"), _view("shape")),
-    "aten.add.Tensor": Operator(_PAIR, _shift(1), {"alpha": 1}, commutes=True),
+    "aten.add.Tensor": Operator(
+        _PAIR,
+        _shift(1),
+        {"alpha": 1},
+        commutes=True,
+        join="add",
+        joined=lambda call: call.need("alpha", 1),
+    ),
+    "aten.add_.Tensor": Operator(
+        _PAIR,
+        _shift(1),
+        {"alpha": 1},
+        commutes=True,
+        join="add",
+        joined=lambda call: call.need("alpha", 1),
+    ),
+    "aten.cat.default": Operator(
+        ("tensors",), _one_part, {"dim": 0}, join="concatenate", joined=_along_features
+    ),
     "aten.sub.Tensor": Operator(_PAIR, _shift(-1), {"alpha": 1}),
     "aten.mul.Tensor": Operator(_PAIR, _mul, commutes=True),
     "aten.div.Tensor": Operator(_PAIR, _div),

@@ -1,13 +1,13 @@
-"""A computation graph as a file states it, and the walk that reads it as a chain of layers.
+"""A computation graph as a file states it, and the walk that reads it as layers.
 
 Formats differ in how they name operators and parameters; each brings a table of
-:class:`Operator`.  The walk is the same for all: nodes in order, each working on the value of the
-one before.  What came back is the whole function, because every node must use the newest value and
-the output must be the last one.
+:class:`Operator`.  The walk is the same for all: nodes in order, each working on a value
+of the ones before, or joining several.  Nodes that do not lead to the output are left out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -126,12 +126,16 @@ class Operator:
         apply: adds the operator to the layers.
         defaults: parameters that may be missing, and what they are then.
         commutes: whether the data may also be the second input.
+        join: kind of the layer where several inputs are values.
+        joined: refuses the settings that such a layer does not have.
     """
 
     inputs: tuple[str, ...]
     apply: Callable[[Layers, Call], None]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     commutes: bool = False
+    join: str | None = None
+    joined: Callable[[Call], None] = lambda call: None
 
 
 @dataclass(frozen=True)
@@ -144,14 +148,14 @@ class Fold:
     of_shape: bool = False
 
 
-def read_chain(
+def read_graph(
     graph: Graph, operators: Mapping[str, Operator], folds: Mapping[str, Fold]
 ) -> Network:
-    """The chain of layers that ``graph`` computes.
+    """The network that ``graph`` computes.
 
     Raises:
         UnsupportedModule: by the node's name, for an operator or setting that is not in the
-            tables, a skip connection or a branch.
+            tables, or values combined in another way than by a sum or end to end.
         NetworkError: for a graph that is damaged.
     """
     if len(graph.nodes) > _MAX_NODES:
@@ -159,16 +163,17 @@ def read_chain(
     walk = _Walk(graph, operators, folds)
     for node in graph.nodes:
         walk.step(node)
-    if graph.output != walk.current:
+    if graph.output not in walk.values or graph.output == graph.input:
         raise UnsupportedModule(
-            f"the output {graph.output!r} is not the last value of the chain, {walk.current!r}; "
-            "skip connections, branches and unused nodes are not supported"
+            f"the output {graph.output!r} is the input itself, does not depend on it, or is made "
+            "by no node"
         )
+    walk.layers.go_to(walk.values[graph.output])
     return walk.layers.network()
 
 
 class _Walk:
-    """What is known up to a node: constants, the chain's values, and the newest of these."""
+    """What is known up to a node: constants, and the values that depend on the input."""
 
     def __init__(
         self, graph: Graph, operators: Mapping[str, Operator], folds: Mapping[str, Fold]
@@ -180,27 +185,27 @@ class _Walk:
         self.operators, self.folds = operators, folds
         self.batch = graph.batch
         self.constants = dict(graph.constants)
-        self.layers = Layers(graph.shape)
-        self.current = graph.input
-        self.chain = {graph.input: ChainValue(graph.shape)}
+        self.uses = _uses(graph, folds)
+        shared = self.uses[graph.input] > 1
+        self.layers = Layers(graph.shape, shared)
+        self.values = {graph.input: self.layers.position(shared)}
         self.names = {graph.input, *graph.constants}
-        self.users: dict[str, str] = {}
 
     def step(self, node: Node) -> None:
         uses = list(node.refs())
         for name in uses:
-            if name not in self.constants and name not in self.chain:
+            if name not in self.constants and name not in self.values:
                 raise NetworkError(
                     f"{node.label}: its input {name!r} is made by no node before it; the file is "
                     "damaged, or uses a second output, which is not supported"
                 )
-        # Outputs beside the first may be left unnamed; they are not part of a chain.
+        # Outputs beside the first may be left unnamed; they are not read.
         made = [name for name in node.outputs[1:] if name] + [*node.outputs[:1]]
         repeated = len(set(made)) < len(made) or self.names.intersection(made)
         if not node.outputs or not node.outputs[0] or repeated:
             raise NetworkError(f"{node.label}: expected an output of a new name")
         self.names.update(made)
-        values = [name for name in uses if name in self.chain]
+        values = [name for name in uses if name in self.values]
         fold = self.folds.get(node.op)
         if fold is not None and (fold.of_shape or not values):
             call = self._call(node, fold.defaults, fold.inputs)
@@ -214,31 +219,38 @@ class _Walk:
             raise UnsupportedModule(
                 f"{node.label} is not supported; supported: {', '.join(sorted(self.operators))}"
             )
-        self._refuse_branch(node, values)
-        allowed = operator.inputs[: 2 if operator.commutes else 1]
-        if not any(node.parameters.get(key) == Ref(self.current) for key in allowed):
-            raise UnsupportedModule(
-                f"{node.label}: expected the network's value as its input {allowed[0]}, "
-                "and constants elsewhere"
-            )
-        operator.apply(self.layers, self._call(node, operator.defaults, operator.inputs))
-        self.users[self.current] = node.label
-        self.current = node.outputs[0]
-        self.chain[self.current] = ChainValue(self.layers.shape)
-
-    def _refuse_branch(self, node: Node, values: list[str]) -> None:
-        only = "skip connections and branches are not supported, only chains of layers"
         if not values:
             raise UnsupportedModule(
                 f"{node.label}: does not depend on the input; fold constants before exporting"
             )
+        call = self._call(node, operator.defaults, operator.inputs)
         if len(values) > 1:
-            raise UnsupportedModule(f"{node.label}: combines {' and '.join(values)}; {only}")
-        if values[0] != self.current:
-            user = self.users[values[0]]
+            self._join(node, operator, call, values)
+        else:
+            self._apply(node, operator, call, values[0])
+        output = node.outputs[0]
+        self.values[output] = self.layers.position(shared=self.uses[output] > 1)
+
+    def _apply(self, node: Node, operator: Operator, call: Call, value: str) -> None:
+        allowed = operator.inputs[: 2 if operator.commutes else 1]
+        if not any(node.parameters.get(key) == Ref(value) for key in allowed):
             raise UnsupportedModule(
-                f"{node.label}: uses {values[0]!r}, which {user} uses already; {only}"
+                f"{node.label}: expected the network's value as its input {allowed[0]}, "
+                "and constants elsewhere"
             )
+        self.layers.go_to(self.values[value])
+        operator.apply(self.layers, call)
+
+    def _join(self, node: Node, operator: Operator, call: Call, values: list[str]) -> None:
+        if operator.join is None:
+            raise UnsupportedModule(
+                f"{node.label}: combines {' and '.join(values)}; values can be added, or put one "
+                "after the other along the first axis behind the batch"
+            )
+        if len(values) != sum(1 for _ in node.refs()):
+            raise UnsupportedModule(f"{node.label}: joins values with constants")
+        operator.joined(call)
+        self.layers.join(call, operator.join, [self.values[name] for name in values])
 
     def _call(self, node: Node, defaults: Mapping[str, Any], inputs: tuple[str, ...]) -> Call:
         known = {*inputs, *defaults}
@@ -252,7 +264,18 @@ class _Walk:
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, Ref):
-            return self.chain.get(value.name) or self.constants[value.name]
+            place = self.values.get(value.name)
+            return self.constants[value.name] if place is None else ChainValue(place.shape)
         if isinstance(value, list | tuple):
             return [self._resolved(item) for item in value]
         return value
+
+
+def _uses(graph: Graph, folds: Mapping[str, Fold]) -> Counter[str]:
+    """How often every value is used, to be computed with and not only for its shape."""
+    found = Counter({graph.output: 1})
+    for node in graph.nodes:
+        fold = folds.get(node.op)
+        if fold is None or not fold.of_shape:
+            found.update(node.refs())
+    return found

@@ -8,8 +8,8 @@ layer of their own.  What no float64 holds is rounded, and by how much is kept w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.activations import as_computed
+from ..networks.joins import JOINS
+from ..networks.layer_spec import INPUT, heard, plainly_wired
 from ..networks.layers import Shape, Window, check_size
 from ..networks.network import LayerSpec, Network
 from .calls import Call
@@ -27,16 +29,57 @@ Numbers = npt.NDArray[Any]
 _MAX_STEPS = 16
 
 
-class Layers:
-    """The layers so far; ``shape`` is that of the newest value, without the batch."""
+@dataclass(frozen=True, eq=False)
+class Position:
+    """One value of a graph: the layer that makes it, what is kept back of it, and its shape.
 
-    def __init__(self, shape: Shape) -> None:
+    Attributes:
+        layer: its name; ``"input"`` is the network's input.
+        kept: what is still to be done to the layer's output.
+        shape: without the batch.
+        shared: whether several steps use the value.
+    """
+
+    layer: str
+    kept: Elementwise | None
+    shape: Shape
+    shared: bool
+
+
+class Layers:
+    """The layers so far.  What is added works on the value gone to last; ``shape`` is its shape."""
+
+    def __init__(self, shape: Shape, shared: bool = False) -> None:
         self.input_shape = self.shape = shape
         self.specs: list[LayerSpec] = []
         self.arrays: dict[str, Numbers] = {}
+        self._layer, self._shared = INPUT, shared
         self._kept: Elementwise | None = None
         self._used: dict[str, int] = {}
         self._types: set[np.dtype[Any]] = set()
+
+    def position(self, shared: bool) -> Position:
+        """Where the layers are; what several steps use is settled first."""
+        if shared:
+            self._flush()
+        self._shared = shared
+        return Position(self._layer, self._kept, self.shape, shared)
+
+    def go_to(self, place: Position) -> None:
+        """Go on from a value."""
+        self._layer, self._kept = place.layer, place.kept
+        self.shape, self._shared = place.shape, place.shared
+
+    def join(self, call: Call, kind: str, places: Sequence[Position]) -> None:
+        """Add a layer that takes several values."""
+        sources = []
+        for place in places:
+            self.go_to(place)
+            self._flush()
+            sources.append(self._layer)
+        shape = JOINS[kind].shape(call.label, [place.shape for place in places])
+        self._add(kind, call, {}, {}, tuple(sources))
+        self.shape = shape
 
     def linear(self, call: Call, weight: Numbers, bias: Numbers | None) -> None:
         """Add ``weight x + bias``, the weight of shape ``(outputs, inputs)``."""
@@ -101,7 +144,7 @@ class Layers:
             return
         if len(shape) == 1:
             self._flatten(call)
-        elif not self.specs and self._kept is None:
+        elif self._layer == INPUT and self._kept is None and not self._shared:
             self.input_shape = self.shape = shape
         else:
             raise UnsupportedModule(
@@ -125,12 +168,15 @@ class Layers:
         self._kept = kept.scaled(values)
 
     def network(self) -> Network:
-        """All layers as a network."""
+        """The layers that lead to where this is, as a network."""
         self._flush()
-        computed = (
-            replace(s, options=as_computed(s.kind, s.options, self._types)) for s in self.specs
-        )
-        return Network(tuple(computed), self.arrays, self.input_shape)
+        specs = [
+            replace(spec, options=as_computed(spec.kind, spec.options, self._types))
+            for spec in heard(self.specs, self._layer)
+        ]
+        names = {spec.name for spec in specs}
+        arrays = {k: v for k, v in self.arrays.items() if k.rpartition(".")[0] in names}
+        return Network(tuple(plainly_wired(specs)), arrays, self.input_shape)
 
     def _add(
         self,
@@ -138,11 +184,13 @@ class Layers:
         call: Call,
         options: Mapping[str, Any],
         arrays: Mapping[str, Numbers | None],
+        sources: tuple[str, ...] = (),
     ) -> LayerSpec:
         number = self._used[call.name] = self._used.get(call.name, 0) + 1
         name = call.name if number == 1 else f"{call.name}:{number}"
-        spec = LayerSpec(kind, name, dict(options))
+        spec = LayerSpec(kind, name, dict(options), sources or (self._layer,))
         self.specs.append(spec)
+        self._layer, self._shared = name, False
         for key, array in arrays.items():
             if array is not None:
                 self.arrays[f"{name}.{key}"] = np.ascontiguousarray(array)
@@ -182,7 +230,8 @@ class Layers:
         units = self.shape[0]
         shift, scale = (_rounded(call, v, units) for v in (kept.shift, kept.scale))
         last = self.specs[-1] if self.specs else None
-        free = last is not None and last.kind in ("linear", "conv2d")
+        mine = last is not None and last.name == self._layer and not self._shared
+        free = mine and last is not None and last.kind in ("linear", "conv2d")
         if free and last is not None and f"{last.name}.bias" not in self.arrays and kept.unscaled:
             weight = self.arrays[f"{last.name}.weight"]
             self.arrays[f"{last.name}.bias"] = _narrowed(shift.values, weight.dtype)

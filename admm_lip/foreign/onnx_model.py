@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,11 @@ from ..certificates.certificate import Certificate
 from ..certificates.verify import check_belongs
 from ..errors import CertificateError, NetworkError, UnsupportedModule
 from ..files import write_atomic
-from ..networks.layers import Shape, Window
+from ..networks.layer_spec import INPUT, sources_of
+from ..networks.layers import Shape
 from ..networks.network import LayerSpec, Network
 from ..networks.storage import network_of
-from .graph import read_chain
+from .graph import read_graph
 from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
 from .onnx_operators import FOLDS, INPUTS, OPERATORS
 
@@ -119,7 +119,7 @@ def export_onnx(
 
 
 def _network(model: OnnxModel, input_shape: Shape | None) -> Network:
-    return read_chain(model.graph(INPUTS, input_shape), OPERATORS, FOLDS)
+    return read_graph(model.graph(INPUTS, input_shape), OPERATORS, FOLDS)
 
 
 def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
@@ -127,33 +127,21 @@ def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
     nodes: list[OnnxNode] = []
     arrays: dict[str, Any] = {}
     # An identity at the end gives the output its name, whatever comes before.
-    for spec in (*network.layers, LayerSpec("identity", "output", {})):
+    end = LayerSpec("identity", "output", {})
+    sources = sources_of((*network.layers, end))
+    place = {INPUT: "input", **{s.name: f"value {k}" for k, s in enumerate(network.layers, 1)}}
+    for spec in (*network.layers, end):
         written = _WRITERS[spec.kind](spec)
         stored = {key: network.arrays.get(f"{spec.name}.{key}") for key in ("weight", "bias")}
         values = {k: v for k, v in {**stored, **written.arrays}.items() if v is not None}
         inputs = {f"{spec.name}.{key}": np.asarray(v, dtype=dtype) for key, v in values.items()}
         arrays.update(inputs)
-        value = f"value {len(nodes)}" if nodes else "input"
-        output = f"value {len(nodes) + 1}" if len(nodes) < len(network.layers) else "output"
-        nodes.append(OnnxNode(written.op, spec.name, (value, *inputs), output, written.attributes))
-    shapes = (network.input_shape or (), _output_shape(network))
+        given = (*(place[name] for name in sources[spec.name]), *inputs)
+        output = "output" if spec is end else place[spec.name]
+        nodes.append(OnnxNode(written.op, spec.name, given, output, written.attributes))
+    known = network.shapes()
+    shapes = (known[INPUT], known[network.output])
     return serialise(nodes, arrays, shapes, metadata)
-
-
-def _output_shape(network: Network) -> Shape:
-    shape = network.input_shape or ()
-    for spec in network.layers:
-        if spec.kind == "flatten":
-            shape = (math.prod(shape),)
-        elif spec.kind == "linear":
-            shape = network.arrays[f"{spec.name}.weight"].shape[:1]
-        elif spec.kind == "conv2d":
-            channels, _, *kernel = network.arrays[f"{spec.name}.weight"].shape
-            shape = (channels, *Window.of(spec.options, tuple(kernel), shape, spec.name).out)
-        elif spec.kind == "avg_pool2d":
-            kernel, options = spec.options["kernel_size"], {**spec.options, "dilation": [1, 1]}
-            shape = (shape[0], *Window.of(options, tuple(kernel), shape, spec.name).out)
-    return shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,4 +241,6 @@ _WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
     "group_sort2": _refused,
     "max_min": _refused,
     "half_abs": _refused,
+    "add": _plain("Sum"),
+    "concatenate": _plain("Concat", axis=1),
 }

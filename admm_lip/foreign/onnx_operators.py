@@ -208,13 +208,22 @@ def _gelu(layers: Layers, call: Call) -> None:
 
 _WINDOW = {"auto_pad": "NOTSET", "dilations": None, "pads": None, "strides": None}
 _PAIR = ("A", "B")
+_PARTS = tuple(f"part{k}" for k in range(32))
 
 OPERATORS: Mapping[str, Operator] = {
     "Gemm": Operator(
         ("A", "B", "C"), _gemm, {"C": None, "alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
     ),
     "MatMul": Operator(_PAIR, _matmul),
-    "Add": Operator(_PAIR, _add, commutes=True),
+    "Add": Operator(_PAIR, _add, commutes=True, join="add"),
+    "Sum": Operator(_PARTS, _identity, dict.fromkeys(_PARTS), join="add"),
+    "Concat": Operator(
+        _PARTS,
+        _identity,
+        {**dict.fromkeys(_PARTS), "axis": 0},
+        join="concatenate",
+        joined=lambda call: call.need("axis", 1),
+    ),
     "Sub": Operator(_PAIR, _sub),
     "Mul": Operator(_PAIR, _mul, commutes=True),
     "Div": Operator(_PAIR, _div),
@@ -303,8 +312,6 @@ def _small(call: Call, key: str) -> Array:
         raise call.unexpected(key, "a short list of whole numbers")
     return array.astype(np.int64)
 
-
-_PARTS = tuple(f"part{k}" for k in range(8))
 
 # On constants, and on the shape of the data: what exporters write around a Reshape.
 FOLDS: Mapping[str, Fold] = {

@@ -19,7 +19,7 @@ from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
 from ..networks.network import Network
 from .aten_operators import FOLDS, OPERATORS
-from .graph import Graph, Node, Ref, input_shape, read_chain
+from .graph import Graph, Node, Ref, input_shape, read_graph
 from .pt2_archive import Archive, Array, Fields, Payloads
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_pt2(path: str | os.PathLike[str], input_shape: Shape | None = None) -> 
 def _read(file: Any, label: str, given: Shape | None) -> Network:
     try:
         with zipfile.ZipFile(file) as archive:
-            return read_chain(_graph(Archive(archive, file), given), OPERATORS, FOLDS)
+            return read_graph(_graph(Archive(archive, file), given), OPERATORS, FOLDS)
     except NetworkError as error:
         raise type(error)(f"{label}: {error}") from None
     except _DAMAGED as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..networks.network import LayerSpec
+from ..networks.network import LayerSpec, SideBySide
 from ..rounding import SLACK, TINY, U, lengths, unit_scale, upper_product
 from .affine import Affine
 from .curves import (
@@ -126,12 +126,12 @@ def affine_at(affine: Affine, value: Tensor, error: Tensor) -> tuple[Tensor, Ten
     return z, SLACK * off + TINY
 
 
-def _evaluated(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluated(spec: LayerSpec | SideBySide, z: Tensor) -> tuple[Tensor, Tensor]:
     parts = [value_with_error(one, z[:, run]) for run, one in parts_of(spec, z.shape[1])]
     return torch.cat([v for v, _ in parts], dim=1), torch.cat([e for _, e in parts], dim=1)
 
 
-def _layer(spec: LayerSpec, center: Range, interval: Range, z: Tensor) -> Layer:
+def _layer(spec: LayerSpec | SideBySide, center: Range, interval: Range, z: Tensor) -> Layer:
     parts = []
     for run, one in parts_of(spec, z.shape[1]):
         at, on = (Range(r.low[:, run], r.high[:, run]) for r in (center, interval))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModule
 from ..networks.activations import Options, slope_range
-from ..networks.network import LayerSpec
+from ..networks.layer_spec import CARRIED, LayerSpec, SideBySide, runs_of
 from ..networks.sorting import HALF_ABS
 from ..rounding import TINY, U
 
@@ -198,19 +198,30 @@ CURVES: Mapping[str, Curve] = {
 }
 
 
-def parts_of(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
-    """The layer as runs of neurons with one scalar activation each; one run for most kinds.
+def parts_of(spec: LayerSpec | SideBySide, size: int) -> list[tuple[slice, LayerSpec]]:
+    """The layer as runs of neurons with one scalar activation each; one run for most kinds."""
+    return [
+        (slice(run.start + part.start, run.start + part.stop), scalar)
+        for run, one in runs_of(spec, size)
+        for part, scalar in _scalar_parts(one, run.stop - run.start)
+    ]
 
-    Sorted pairs are an identity and an absolute value (``sorting.py``): LeakyReLU of slope 1, -1.
+
+def _scalar_parts(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
+    """Sorted pairs are an identity and an absolute value: LeakyReLU of slope 1 and of slope -1.
+
+    What is carried past other activations is an identity.
     """
     if spec.kind in CURVES:
         return [(slice(0, size), spec)]
-    if spec.kind != HALF_ABS:
+    if spec.kind not in (HALF_ABS, CARRIED):
         hint = "use admm_lip.local_training.certify_samples"
         raise UnsupportedModule(f"{spec.name}: no local bounds here for {spec.kind}; {hint}")
+    same = size if spec.kind == CARRIED else size // 2
     return [
         (slice(low, high), LayerSpec("leaky_relu", spec.name, {"negative_slope": slope}))
-        for low, high, slope in ((0, size // 2, 1.0), (size // 2, size, -1.0))
+        for low, high, slope in ((0, same, 1.0), (same, size, -1.0))
+        if low < high
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..networks.network import Chain, LayerSpec
+from ..networks.network import Chain, LayerSpec, SideBySide
 from .affine import Affine, affine_of
 from .ball import Ball, ball_of
 
@@ -24,7 +24,7 @@ class Net:
     """
 
     maps: tuple[Affine, ...]
-    activations: tuple[LayerSpec, ...]
+    activations: tuple[LayerSpec | SideBySide, ...]
     ball: Ball
 
     @property

@@ -101,7 +101,7 @@ def read_stages(model: nn.Module, input_shape: Shape) -> tuple[Stage, ...]:
     """
     stages: list[Stage] = []
     shape = tuple(input_shape)
-    for name, layer in trace.steps(model):
+    for name, layer, _ in trace.path_of(model):
         kind = reader_of(name, layer).kind
         if kind in OPERATORS:
             stages.append(Stage(name, OPERATORS[kind](name, layer, shape)))

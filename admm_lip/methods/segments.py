@@ -31,7 +31,7 @@ def cut(model: nn.Module) -> Segments:
     """
     linears = linear_layers(model)
     groups: list[list[nn.Module]] = [[]]
-    for step in trace.steps(model):
+    for step in trace.path_of(model):
         if isinstance(step.module, nn.Linear):
             groups.append([])
         else:

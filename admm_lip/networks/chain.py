@@ -20,10 +20,11 @@ from ..errors import UnsupportedModule
 from . import trace
 from .activations import ACTIVATIONS, array_keys, as_computed
 from .clipped import ClippedReLU, PairClip
-from .functional_calls import Reshape
+from .functional_calls import Add, Concatenate, Reshape
+from .layer_spec import CARRIED
 from .live_check import check_live
 from .module_state import evaluating
-from .network import LayerSpec, Network
+from .network import LayerSpec, Network, SideBySide
 from .overrides import CALL_PATH, refuse_overrides, unwrapped
 from .readers import READERS, TORCHLIP_SORT, Reader
 from .sorting import HALF_ABS, SORTS
@@ -32,14 +33,15 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
-    """Read a chain of layers as plain data, in evaluation mode; the module stays as it is.
+    """Read the layers of a module as plain data, in evaluation mode; the module stays as it is.
 
     The module is run once on random inputs, and refused where torch computes something else than
     what was read (``live_check.py``).
 
     Args:
-        module: nested ``nn.Sequential``, or any module whose ``forward`` is a pure chain of
-            supported layers (``torch.relu(x)``, ``x.flatten(1)`` and the like included).
+        module: nested ``nn.Sequential``, or any module whose ``forward`` is made of supported
+            layers (``torch.relu(x)``, ``x.flatten(1)`` and the like included), sums of values
+            and ``torch.cat`` of them.
         input_shape: shape of one input without the batch; needed only in front of convolutions
             and pooling.
 
@@ -73,13 +75,13 @@ def _readable(module: nn.Module) -> nn.Module:
 def _network(chain: list[trace.Step], input_shape: tuple[int, ...] | None) -> Network:
     """What the layers of a module say, which is in evaluation mode."""
     specs, arrays = [], {}
-    for name, layer in chain:
+    for name, layer, inputs in chain:
         reader = reader_of(name, layer)
         try:
             options = reader.options(layer)
         except ValueError as reason:
             raise UnsupportedModule(f"{name} ({type(layer).__name__}): {reason}") from None
-        specs.append(LayerSpec(reader.kind, name, options))
+        specs.append(LayerSpec(reader.kind, name, options, inputs))
         for key in array_keys(reader.kind):
             value = getattr(layer, key, None)
             if value is not None:
@@ -104,7 +106,7 @@ def reader_of(name: str, layer: nn.Module) -> Reader:
             if all(getattr(type(layer), m, None) is getattr(base, m, None) for m in same):
                 return READERS[base]
             break
-    supported = ", ".join(cls.__name__ for cls in READERS if cls is not Reshape)
+    supported = ", ".join(cls.__name__ for cls in READERS if cls not in (Add, Concatenate, Reshape))
     raise UnsupportedModule(
         f"{name} ({type(layer).__name__}) is not supported; supported layers: {supported}"
     )
@@ -139,7 +141,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
     """
     module = _readable(module)
     with evaluating(module):
-        chain = trace.steps(module)
+        chain = trace.path_of(module)
         layers = _linear_only(chain)
         network = _network(chain, None)
     _refuse_ties(layers)
@@ -150,7 +152,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
 def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
     """The ``nn.Linear`` modules, where no other affine layer and no parametrization is."""
     layers: list[nn.Linear] = []
-    for name, layer in chain:
+    for name, layer, _ in chain:
         kind = reader_of(name, layer).kind
         if kind == "linear" and parametrize.is_parametrized(layer):
             raise UnsupportedModule(
@@ -200,8 +202,13 @@ def build_module(network: Network) -> nn.Sequential:
     Dots in layer names become underscores.
 
     Raises:
-        UnsupportedModule: by name, for a layer that torch has no module for.
+        UnsupportedModule: by name, for a layer that torch has no module for, or a skip connection.
     """
+    if not network.is_path:
+        raise UnsupportedModule(
+            "network: has skip connections or branches, of which no nn.Sequential can be built; it "
+            "can be certified as it is"
+        )
     modules = OrderedDict(
         (spec.name.replace(".", "_"), build_layer(network, spec)) for spec in network.layers
     )
@@ -210,14 +217,30 @@ def build_module(network: Network) -> nn.Sequential:
     return module
 
 
-def build_layer(network: Network, spec: LayerSpec) -> nn.Module:
+def build_layer(network: Network, spec: LayerSpec | SideBySide) -> nn.Module:
     """The torch module of one layer, with its weights."""
+    if isinstance(spec, SideBySide):
+        return Beside([build_layer(network, one) for one, _ in spec.parts], spec)
     module = _BUILDERS[spec.kind](network, spec)
     for key in array_keys(spec.kind):
         array = network.arrays.get(f"{spec.name}.{key}")
         if array is not None and key != "error":
             setattr(module, key, nn.Parameter(torch.from_numpy(np.array(array))))
     return module
+
+
+class Beside(nn.Module):
+    """Activations of one hidden layer side by side, each on its own features."""
+
+    def __init__(self, parts: list[nn.Module], spec: SideBySide) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.sizes = [size for _, size in spec.parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every part of its own."""
+        pairs = zip(self.parts, x.split(self.sizes, dim=1), strict=True)
+        return torch.cat([part(own) for part, own in pairs], dim=1)
 
 
 def _build_linear(network: Network, spec: LayerSpec) -> nn.Module:
@@ -298,4 +321,5 @@ _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
     "clipped_relu": _clipped(ClippedReLU, "threshold", 1),
     "pair_clip": _clipped(PairClip, "cap", 2),
     "identity": lambda network, spec: nn.Identity(),
+    CARRIED: lambda network, spec: nn.Identity(),
 }

@@ -8,42 +8,70 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .activations import ACTIVATIONS, array_keys
+from .layer_spec import INPUT, heard, plainly_wired, sources_of
 from .layers import AFFINE, RESHAPES, Shape
 from .sorting import PAIRED
 
 if TYPE_CHECKING:
-    from .network import LayerSpec
+    from .network import LayerSpec, Network
 
 FORMAT = 1
 
 
-def digest_of(layers: Iterable[LayerSpec], arrays: Mapping[str, Any], input_shape: Shape) -> str:
+def digest_of(network: Network) -> str:
     """Hexadecimal SHA-256 of the function."""
-    layers = tuple(layers)
     sha = hashlib.sha256()
+    for part in _parts(network):
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _parts(network: Network) -> Iterator[bytes]:
+    """What is hashed, in order."""
+    layers = plainly_wired(heard(network.layers, network.output))
+    path = not any(spec.inputs for spec in layers)
     # Where no layer sees rows and columns, (1, 28, 28) and (784,) are the same function.
-    shape = input_shape if _sees_shape(layers) else None
-    sha.update(_canonical({"format": FORMAT, "input": shape}))
-    for spec, flattened in zip(layers, _flattened(layers, input_shape), strict=True):
+    shape = network.input_shape if not path or _sees_shape(layers) else None
+    yield _canonical({"format": FORMAT, "input": shape})
+    *wiring, end = [{}] * (len(layers) + 1) if path else _wiring(network, layers)
+    flattened = _flattened(layers, network.input_shape or ())
+    for spec, flat, wires in zip(layers, flattened, wiring, strict=True):
         if spec.kind in RESHAPES:
             continue
-        about = {"kind": spec.kind, "options": _essential(spec)}
+        about = {"kind": spec.kind, "options": _essential(spec), **wires}
         # Neighbouring channels of an image are other pairs than neighbouring pixels.
-        sha.update(_canonical({**about, "flat": True} if flattened else about))
+        yield _canonical({**about, "flat": True} if flat and path else about)
         for key in array_keys(spec.kind):
-            array = arrays.get(f"{spec.name}.{key}")
+            array = network.arrays.get(f"{spec.name}.{key}")
             if array is not None:
-                sha.update(_canonical({"array": key, "shape": array.shape}))
+                yield _canonical({"array": key, "shape": array.shape})
                 # "+ 0.0" makes minus zero zero.
                 values = np.asarray(array, dtype="<f8") + 0.0
-                sha.update(np.ascontiguousarray(values).tobytes())
-    return sha.hexdigest()
+                yield np.ascontiguousarray(values).tobytes()
+    if end:
+        yield _canonical(end)
+
+
+def _wiring(network: Network, layers: Sequence[LayerSpec]) -> list[dict[str, Any]]:
+    """Of each layer of a graph, the places of the layers whose outputs it takes, and their shapes.
+
+    Places count the layers that are hashed, from 1; 0 is the input.  The last entry says which
+    layer's output the network gives.
+    """
+    shapes, sources = network.shapes(), sources_of(layers)
+    place, hashed, found = {INPUT: 0}, 0, []
+    for spec in layers:
+        given = sources[spec.name]
+        found.append({"takes": [[place[name], shapes[name]] for name in given]})
+        hashed += spec.kind not in RESHAPES
+        place[spec.name] = place[given[0]] if spec.kind in RESHAPES else hashed
+    return [*found, {"gives": place[network.output]}]
 
 
 def _sees_shape(layers: Iterable[LayerSpec]) -> bool:

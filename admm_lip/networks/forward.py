@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .activations import ACTIVATIONS
+from .joins import JOINS
+from .layer_spec import INPUT
 from .layers import AFFINE, Array
 from .network import LayerSpec, Network
 from .sorting import PAIRED, paired_value
@@ -38,13 +40,17 @@ def forward(network: Network, x: npt.ArrayLike) -> Array:
     network.shapes()
     value = np.asarray(x, dtype=np.float64)
     value = value.reshape(len(value), *(network.input_shape or ()))
+    values, sources = {INPUT: value}, network.sources()
     for spec in network.layers:
-        value = apply_layer(network, spec, value)
+        given = [values[name] for name in sources[spec.name]]
+        value = values[spec.name] = apply_layer(network, spec, *given)
     return value
 
 
-def apply_layer(network: Network, spec: LayerSpec, x: Array) -> Array:
-    """One layer of ``network`` on samples ``(batch, *shape)`` of the shape that it sees."""
+def apply_layer(network: Network, spec: LayerSpec, x: Array, *others: Array) -> Array:
+    """One layer of ``network`` on samples ``(batch, *shape)`` of the shapes that it sees."""
+    if spec.kind in JOINS:
+        return JOINS[spec.kind].apply([x, *others])
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if spec.kind in AFFINE:
             return AFFINE[spec.kind].apply(spec.name, spec.options, network.arrays, x)

@@ -58,6 +58,9 @@ FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
     torch.flatten: _FLATTEN,
     "flatten": _FLATTEN,
 }
+# Calls that add two values, and those that put several one after the other.
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _DROPOUT_PARAMETERS = ("p", "training", "inplace")
 _VIEWS = ("view", "reshape")
 
@@ -74,6 +77,62 @@ class Reshape(nn.Module):
         return x.flatten(1)
 
 
+class Add(nn.Module):
+    """What ``x + y`` does."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The sum."""
+        total = values[0]
+        for value in values[1:]:
+            total = total + value
+        return total
+
+
+class Concatenate(nn.Module):
+    """What ``torch.cat([x, y], dim=1)`` does."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The values one after the other along their first axis, batch apart."""
+        return torch.cat(values, dim=1)
+
+
+def is_join(node: fx.Node) -> bool:
+    """Whether a call adds values or puts them one after the other."""
+    return node.target in _CONCATENATIONS or (
+        node.target in _SUMS and all(isinstance(value, fx.Node) for value in node.args)
+    )
+
+
+def _joined(node: fx.Node) -> nn.Module:
+    if node.target in _SUMS:
+        if len(node.args) == 2 and not node.kwargs:
+            return Add()
+        raise UnsupportedModule(
+            f"{label_of(node)}: cannot read its arguments; expected x + y, two values of one shape"
+        )
+    values = node.args[0] if node.args else None
+    given = {**dict(zip(("dim",), node.args[1:], strict=False)), **node.kwargs}
+    listed = isinstance(values, list | tuple) and len(values) > 1
+    if not listed or set(given) - {"dim", "axis"} or list(given.values()) not in ([1], [-1]):
+        raise UnsupportedModule(
+            f"{label_of(node)}: expected two values or more and dim=1, torch.cat([x, y], dim=1)"
+        )
+    return Concatenate()
+
+
+def works_in_place(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a step overwrites its first input."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    called = node.op != "call_module" and (name.endswith("_") or node.target is operator.iadd)
+    return called or bool(getattr(module, "inplace", False)) or bool(node.kwargs.get("inplace"))
+
+
+def gives_its_input(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a step may return its input itself, or a view of it."""
+    views = (nn.Flatten, Reshape, nn.Identity, nn.modules.dropout._DropoutNd)
+    return isinstance(module, views) or works_in_place(node, module)
+
+
 def module_of(node: fx.Node) -> nn.Module:
     """The module that a function call or a method call of one value equals.
 
@@ -82,6 +141,8 @@ def module_of(node: fx.Node) -> nn.Module:
     """
     if node.op == "call_method" and node.target in _VIEWS:
         return _view(node)
+    if is_join(node):
+        return _joined(node)
     key = node.target
     if key is F.dropout:
         return _dropout(node)

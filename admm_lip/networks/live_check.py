@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModule
 from .activations import ACTIVATIONS
 from .forward import apply_layer
+from .joins import JOINS
 from .layers import AFFINE, Array
-from .network import LayerSpec, Network
+from .network import INPUT, LayerSpec, Network
 from .sorting import SORTS
 from .trace import Step
 
@@ -72,17 +73,19 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
     precision = Precision.of(dtype, device)
     starts = [x.to(device, dtype) for x in _inputs(network.input_shape or ())]
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        flows = [starts]
+        flows, sources = {INPUT: starts}, network.sources()
         for step, spec in zip(chain, network.layers, strict=True):
             label = f"{step.name} ({type(step.module).__name__})"
-            ends = [_run(label, step.module, x) for x in flows[-1]]
-            _compare_layer(label, network, spec, (flows[-1], ends), precision)
-            flows.append(ends)
+            given = [flows[name] for name in sources[spec.name]]
+            ends = [_run(label, step.module, *xs) for xs in zip(*given, strict=True)]
+            _compare_layer(label, network, spec, (given, ends), precision)
+            flows[spec.name] = ends
+        last = flows[network.output]
         for k, x in enumerate(starts):
             label = type(module).__name__
             whole = _run(label, module, x)
-            if not torch.equal(whole, flows[-1][k]):
-                values = [_array(flow[k]) for flow in flows]
+            if not torch.equal(whole, last[k]):
+                values = {name: _array(flow[k]) for name, flow in flows.items()}
                 _compare_whole(label, network, values, _array(whole), precision)
 
 
@@ -100,9 +103,9 @@ def _inputs(shape: tuple[int, ...]) -> list[Tensor]:
     ]
 
 
-def _run(label: str, module: nn.Module, x: Tensor) -> Tensor:
+def _run(label: str, module: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
     try:
-        out = module(x.clone())  # some layers work in place
+        out = module(*(value.clone() for value in (x, *others)))  # some layers work in place
     except Exception as error:
         raise UnsupportedModule(
             f"{label}: does not run on inputs of shape {tuple(x.shape)}, batch first "
@@ -129,13 +132,14 @@ def _compare_layer(
     label: str,
     network: Network,
     spec: LayerSpec,
-    flow: tuple[list[Tensor], list[Tensor]],
+    flow: tuple[list[list[Tensor]], list[Tensor]],
     precision: Precision,
 ) -> None:
     """One layer's outputs against its row; all batches at once."""
-    x, found = (np.concatenate([_array(part) for part in parts]) for parts in flow)
-    expected = apply_layer(network, spec, x)
-    bound = _rounding(network, spec, (x, expected), np.zeros_like(x), precision)
+    *given, found = (np.concatenate([_array(x) for x in xs]) for xs in (*flow[0], flow[1]))
+    expected = apply_layer(network, spec, *given)
+    exact = [np.zeros_like(x) for x in given]
+    bound = _rounding(network, spec, (given, expected), exact, precision)
     _refuse_difference(
         f"{label}: torch runs something else than its settings and weights say",
         (found, expected),
@@ -145,17 +149,19 @@ def _compare_layer(
 
 
 def _compare_whole(
-    label: str, network: Network, values: list[Array], found: Array, precision: Precision
+    label: str, network: Network, values: dict[str, Array], found: Array, precision: Precision
 ) -> None:
-    """The whole module's outputs against its layers', which ``values`` lead to."""
-    error = np.zeros_like(values[0])
-    for spec, x, out in zip(network.layers, values, values[1:], strict=False):
-        error = _rounding(network, spec, (x, out), error, precision)
+    """The whole module's outputs against its layers', which ``values`` hold by name."""
+    errors, last, sources = {INPUT: np.zeros_like(values[INPUT])}, INPUT, network.sources()
+    for spec in network.layers:
+        given, off = ([known[name] for name in sources[spec.name]] for known in (values, errors))
+        last = spec.name
+        errors[last] = _rounding(network, spec, (given, values[last]), off, precision)
     _refuse_difference(
         f"{label}: running it gives something else than its layers one after another; its forward "
         "or a class of its parts does more than could be read",
-        (found, values[-1]),
-        2.0 * error,
+        (found, values[last]),
+        2.0 * errors[last],
         precision,
     )
 
@@ -183,8 +189,8 @@ def _refuse_difference(
 def _rounding(
     network: Network,
     spec: LayerSpec,
-    ends: tuple[Array, Array],
-    error: Array,
+    ends: tuple[list[Array], Array],
+    errors: list[Array],
     precision: Precision,
 ) -> Array:
     """How far an evaluation of one layer may be from the exact one, entry by entry.
@@ -195,7 +201,10 @@ def _rounding(
 
     with e the error of x.  Float64's own rounding on the other side is added to u.
     """
-    x, out = ends
+    (x, *_), out = ends
+    error = errors[0]
+    if spec.kind in JOINS:
+        return _join_rounding(spec, ends[0], errors, precision)
     if spec.kind in AFFINE:
         return _affine_rounding(network, spec, np.abs(x), error, precision)
     if spec.kind in ACTIVATIONS:
@@ -208,6 +217,17 @@ def _rounding(
         pairs = error.reshape(len(error), error.shape[1] // 2, 2, -1).max(axis=2, keepdims=True)
         return np.repeat(pairs, 2, axis=2).reshape(error.shape)
     return error.reshape(out.shape)
+
+
+def _join_rounding(
+    spec: LayerSpec, given: list[Array], errors: list[Array], precision: Precision
+) -> Array:
+    """The errors joined, and for a sum one rounding for each value added."""
+    apply = JOINS[spec.kind].apply
+    unit = 2.0 * len(given) * (precision.unit + 2.0**-53) if spec.kind == "add" else 0.0
+    sizes = [np.abs(x) + e for x, e in zip(given, errors, strict=True)]
+    found: Array = _SLACK * (apply(errors) + unit * apply(sizes))
+    return found
 
 
 def _affine_rounding(

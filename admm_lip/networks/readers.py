@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .clipped import ClippedReLU, PairClip
-from .functional_calls import Reshape
+from .functional_calls import Add, Concatenate, Reshape
 from .sorting import HALF_ABS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 
@@ -125,4 +125,6 @@ READERS: Mapping[type[nn.Module], Reader] = {
     HalfAbs: Reader(HALF_ABS),
     ClippedReLU: Reader("clipped_relu"),
     PairClip: Reader("pair_clip"),
+    Add: Reader("add"),
+    Concatenate: Reader("concatenate"),
 }

@@ -97,7 +97,7 @@ def rotated(first: AffineMap) -> AffineMap:
     two-sum) and bounded in ``error``.
     """
     even, odd = _pair_rows(first.shape, first.matrix.shape[0])
-    parts = [_sum(first.matrix[even], sign * first.matrix[odd]) for sign in (1.0, -1.0)]
+    parts = [exact_sum(first.matrix[even], sign * first.matrix[odd]) for sign in (1.0, -1.0)]
     lost = math.hypot(*(off for _, off in parts))
     bias = np.concatenate([first.bias[even] + first.bias[odd], first.bias[even] - first.bias[odd]])
     matrix = _stacked([matrix for matrix, _ in parts])
@@ -130,8 +130,8 @@ def after_rotation_back(second: AffineMap, first: RotationBack) -> AffineMap:
     even, odd = _pair_rows(first.shape, math.prod(first.shape))
     columns = second.matrix.tocsc() if sp.issparse(second.matrix) else second.matrix
     up = 1.0 if first.descending else -1.0
-    parts = [_sum(0.5 * columns[:, even], 0.5 * columns[:, odd])]
-    parts.append(_sum(0.5 * up * columns[:, even], -0.5 * up * columns[:, odd]))
+    parts = [exact_sum(0.5 * columns[:, even], 0.5 * columns[:, odd])]
+    parts.append(exact_sum(0.5 * up * columns[:, even], -0.5 * up * columns[:, odd]))
     lost = math.hypot(*(off for _, off in parts))
     matrix = _stacked([matrix for matrix, _ in parts], columns=True)
     _check_finite(matrix, second.bias)
@@ -145,7 +145,7 @@ def _pair_rows(shape: Shape, size: int) -> tuple[Indices, Indices]:
     return order[:, 0].ravel(), order[:, 1].ravel()
 
 
-def _sum(a: Any, b: Any) -> tuple[Any, float]:
+def exact_sum(a: Any, b: Any) -> tuple[Any, float]:
     """``a + b`` and the Frobenius norm of what rounding took from it, dense or sparse."""
     total = a + b
     part = total - a

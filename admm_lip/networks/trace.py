@@ -1,9 +1,9 @@
-"""The order of evaluation of a torch module: a pure chain of leaf modules, or an error by name.
+"""The order of evaluation of a torch module: leaf modules and whose outputs they take.
 
 ``torch.fx`` records what the module's ``forward`` does; the record is walked back from the output.
-What came back is the whole function, because every value on the way must have exactly one user
-(its shape may be asked for): a skip, a branch, a module called twice or an in-place change beside
-the chain shows as a second user, as a step that combines two values, or as one beside the path.
+What came back is the whole function, because nothing else is recorded: a step that leads nowhere
+(an in-place change beside the layers) is refused, and so is one that changes a value in place that
+another step uses as well.
 """
 
 from __future__ import annotations
@@ -16,16 +16,28 @@ from torch.nn.utils import parametrize
 
 from ..errors import UnsupportedModule
 from .clipped import ClippedReLU, PairClip
-from .functional_calls import asks_shape, is_size, label_of, module_of
+from .functional_calls import (
+    gives_its_input,
+    is_join,
+    is_size,
+    label_of,
+    module_of,
+    works_in_place,
+)
+from .layer_spec import INPUT
 from .overrides import refuse_overrides, unwrapped
 from .sorting_torch import HalfAbs, MaxMin
 
 
 class Step(NamedTuple):
-    """One leaf of the chain: its qualified name and the module that computes it."""
+    """One leaf: its qualified name, the module that computes it, and whose outputs it takes.
+
+    No ``inputs`` are the leaf before it; ``"input"`` is the network's input.
+    """
 
     name: str
     module: nn.Module
+    inputs: tuple[str, ...] = ()
 
 
 # Leaves of this package.
@@ -60,8 +72,8 @@ def steps(module: nn.Module) -> list[Step]:
     They are those of the mode that it is in; ``module_state.evaluating`` puts it into evaluation.
 
     Raises:
-        UnsupportedModule: by qualified name, for anything that is not a pure chain, and for what
-            makes a module compute something else than its classes say (``overrides.py``).
+        UnsupportedModule: by qualified name, for what is no supported layer, and for what makes
+            a module compute something else than its classes say (``overrides.py``).
     """
     module = unwrapped(module)
     refuse_overrides(module)
@@ -69,14 +81,46 @@ def steps(module: nn.Module) -> list[Step]:
     if tracer.is_leaf_module(module, ""):
         return [Step(type(module).__name__.lower(), module)]
     graph = _traced(tracer, module)
-    chain = [_step(module, node) for node in _path(graph)]
-    _refuse_sharing(chain)
-    # An activation module may be used twice; the second use goes by another name.
-    names = [s.name for s in chain]
-    return [
-        s if s.name not in names[:k] else Step(f"{s.name}:{names[:k].count(s.name)}", s.module)
-        for k, s in enumerate(chain)
-    ]
+    nodes = _values(graph)
+    found = [_step(module, node) for node in nodes]
+    _refuse_sharing(found)
+    for node, step in zip(nodes, found, strict=True):
+        if works_in_place(node, step.module):
+            _refuse_overwriting(node, dict(zip(nodes, found, strict=True)))
+    return _named(nodes, found)
+
+
+def path_of(module: nn.Module) -> list[Step]:
+    """The same of a module in which every layer takes the output of the one before it.
+
+    Raises:
+        UnsupportedModule: also for a skip connection or a branch, by the layer's name.
+    """
+    found = steps(module)
+    for step in found:
+        if step.inputs:
+            raise UnsupportedModule(
+                f"{step.name}: takes the output of {' and '.join(step.inputs)}; skip connections "
+                "and branches can be certified, but here only chains of layers are supported"
+            )
+    return found
+
+
+def _named(nodes: list[fx.Node], found: list[Step]) -> list[Step]:
+    """The steps under distinct names, each with those whose outputs it takes."""
+    names: dict[fx.Node, str] = {}
+    taken: list[str] = []
+    named = []
+    for node, step in zip(nodes, found, strict=True):
+        # An activation module may be used twice; the second use goes by another name.
+        again = taken.count(step.name)
+        taken.append(step.name)
+        name = f"{step.name}:{again}" if again else step.name
+        given = tuple(names.get(value, INPUT) for value in _inputs(node))
+        before = (named[-1].name if named else INPUT,)
+        named.append(Step(name, step.module, () if given == before else given))
+        names[node] = name
+    return named
 
 
 def _traced(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:
@@ -96,54 +140,77 @@ def _traced(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:
     ) from why
 
 
-def _path(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes from the input to the output, each checked to be the only use of the one before."""
+def _values(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that lead from the input to the output, in their order."""
     output = next(n for n in graph.nodes if n.op == "output")
     if not isinstance(output.args[0], fx.Node):
         raise UnsupportedModule(
             f"{label_of(output)}: expected one tensor, got {type(output.args[0]).__name__}; a "
             "network that gives several values, or one value several times, is not supported"
         )
-    node = _only_input(output)
-    path = []
-    while node.op != "placeholder":
-        path.append(node)
-        node = _only_input(node)
-    for value in [*path, node]:
-        users = [user for user in value.users if not asks_shape(user)]
-        if len(users) > 1:
-            names = ", ".join(label_of(user) for user in users)
-            raise UnsupportedModule(
-                f"{label_of(value)}: its output is used more than once (by {names}); skip "
-                "connections and branches are not supported, only chains of layers"
-            )
-    _refuse_beside(graph, path)
-    return path[::-1]
+    needed: set[fx.Node] = set()
+    waiting = [output.args[0]]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(_inputs(node) if node.op != "placeholder" else ())
+    _refuse_inputs([node for node in graph.nodes if node in needed and node.op == "placeholder"])
+    found = [n for n in graph.nodes if n in needed and n.op != "placeholder"]
+    if found and found[-1] is not output.args[0]:
+        raise UnsupportedModule(f"{label_of(found[-1])}: comes after the value that is given back")
+    _refuse_beside(graph, needed)
+    return found
 
 
-def _refuse_beside(graph: fx.Graph, path: list[fx.Node]) -> None:
+def _refuse_beside(graph: fx.Graph, needed: set[fx.Node]) -> None:
     """A value that leads nowhere was computed for what else it does, or for nothing."""
     for node in graph.nodes:
-        if node not in path and node.op not in ("placeholder", "output") and not is_size(node):
+        if node not in needed and node.op not in ("placeholder", "output") and not is_size(node):
             raise UnsupportedModule(
-                f"{label_of(node)}: is used beside the chain of layers, and may change a weight "
-                "or what comes after; take it out of the forward"
+                f"{label_of(node)}: is used beside the layers that lead to the output, and may "
+                "change a weight or what comes after; take it out of the forward"
             )
 
 
-def _only_input(node: fx.Node) -> fx.Node:
-    """The one value that ``node`` works on, apart from sizes."""
+def _refuse_inputs(placeholders: list[fx.Node]) -> None:
+    if len(placeholders) > 1:
+        raise UnsupportedModule(
+            f"{' and '.join(label_of(node) for node in placeholders)}: expected one input from "
+            "which the output is computed; concatenate them before the network"
+        )
+
+
+def _inputs(node: fx.Node) -> list[fx.Node]:
+    """The values that ``node`` works on, apart from sizes: one, or those that a join takes."""
     values: list[fx.Node] = []
     # all_input_nodes has a value once that is used twice.
     fx.map_arg((node.args, node.kwargs), values.append)
     values = [n for n in values if not is_size(n)]
-    if len(values) != 1 or values[0].op == "get_attr":
+    bare = any(n.op == "get_attr" for n in values)
+    if bare or not values or (len(values) > 1 and not is_join(node)):
         what = f"combines {len(values)} values" if values else "does not use the input"
         raise UnsupportedModule(
-            f"{label_of(node)}: {what}; skip connections, branches, several inputs or outputs and "
-            "bare parameters are not supported, only chains of layers"
+            f"{label_of(node)}: {what}; values can be added and concatenated, and bare parameters, "
+            "products of values, several inputs or outputs are not supported"
         )
-    return values[0]
+    return values
+
+
+def _refuse_overwriting(node: fx.Node, steps_of: dict[fx.Node, Step]) -> None:
+    """An in-place step changes its input, and what that is a view of: nobody else may use it."""
+    value = _inputs(node)[0]
+    while True:
+        users = [user for user in value.users if not is_size(user)]
+        if len(users) > 1:
+            others = ", ".join(label_of(user) for user in users if user is not node)
+            raise UnsupportedModule(
+                f"{label_of(node)}: works in place on a value that {others} uses as well; use the "
+                "form that is not in place (inplace=False, x + y)"
+            )
+        if value.op == "placeholder" or not gives_its_input(value, steps_of[value].module):
+            return
+        value = _inputs(value)[0]
 
 
 def _step(root: nn.Module, node: fx.Node) -> Step:

@@ -120,13 +120,13 @@ def test_a_weight_that_is_a_view_of_a_larger_storage(tmp_path: Path) -> None:
     )
 
 
-class Skip(nn.Module):
+class Product(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + torch.relu(self.layer(x))
+        return x * torch.relu(self.layer(x))
 
 
 class Twice(nn.Module):
@@ -143,7 +143,7 @@ class Pair(nn.Module):
     ("model", "inputs", "match"),
     [
         (nn.Softmax(1), 1, r"node softmax \(aten.softmax.int\) is not supported; supported: aten"),
-        (Skip(), 1, r"node add \(aten.add.Tensor\): combines x and relu; skip connections"),
+        (Product(), 1, r"node mul \(aten.mul.Tensor\): combines x and relu; values can be added"),
         (Twice(), 1, "expected one output, got 2"),
         (Pair(), 2, r"expected one input, got \['x', 'y'\]"),
         (nn.Dropout(0.5).train(), 1, r"\(aten.dropout.default\): is in training mode"),

@@ -111,16 +111,6 @@ class Base(nn.Module):
         self.scale = nn.Parameter(torch.ones(4))
 
 
-class Skip(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(x + self.a(x))
-
-
-class Branch(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.a(x), self.b(x)], dim=1)
-
-
 class InPlaceBeside(Base):
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
@@ -181,16 +171,14 @@ class Doubled(nn.Linear):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Skip(), r"the function add\(\): combines 2 values; skip connections"),
-        (Branch(), r"the function cat\(\): combines 2 values"),
-        (InPlaceBeside(), r"a: its output is used more than once \(by the function relu_\(\), b\)"),
+        (InPlaceBeside(), r"the function relu_\(\): is used beside the layers"),
         (Shared(), "a: this module is used more than once"),
         (Scaled(), r"the function mul\(\) is not supported; supported calls: avg_pool2d"),
         (Parameter(), r"the function mul\(\): combines 2 values"),
         (ControlFlow(), "ControlFlow: its forward cannot be read as a chain of layers"),
         (Softmax(), r"the function softmax\(\) is not supported"),
         (View(), r"the method \.view\(\): only a flatten is supported"),
-        (TwoInputs(), r"the function add\(\): combines 2 values"),
+        (TwoInputs(), r"the input x and the input y: expected one input"),
         (FlattenBatch(), r"flatten \(Flatten\): start_dim=0, end_dim=-1; only 1 and -1"),
         (
             nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))).eval(),
