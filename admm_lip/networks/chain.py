@@ -239,7 +239,7 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every part of its own."""
-        pairs = zip(self.parts, x.split(self.sizes, dim=1), strict=True)
+        pairs = zip(self.parts, torch.split(x, self.sizes, dim=1), strict=True)
         return torch.cat([part(own) for part, own in pairs], dim=1)
 
 

@@ -110,7 +110,7 @@ def _named(nodes: list[fx.Node], found: list[Step]) -> list[Step]:
     """The steps under distinct names, each with those whose outputs it takes."""
     names: dict[fx.Node, str] = {}
     taken: list[str] = []
-    named = []
+    named: list[Step] = []
     for node, step in zip(nodes, found, strict=True):
         # An activation module may be used twice; the second use goes by another name.
         again = taken.count(step.name)

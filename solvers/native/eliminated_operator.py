@@ -190,8 +190,9 @@ class EliminatedOperator(LmiOperator):
         """The dual value of ``dual_repair.py``, every layer on all the variables before it."""
         scaled = _dense(z) / torch.diagonal(z.diagonal[0]).sum()
         covariance: Tensor | None = scaled[: self.sizes[0], : self.sizes[0]]
-        ranges = torch.split(torch.stack([self._alpha, self._beta]), self.reduced.layers, dim=1)
-        heard = torch.split(self.reduced.heard, self.reduced.layers)
+        sizes = list(self.reduced.layers)
+        ranges = torch.split(torch.stack([self._alpha, self._beta]), sizes, dim=1)
+        heard = torch.split(self.reduced.heard, sizes)
         for (alpha, beta), into in zip(ranges, heard, strict=True):
             if covariance is not None and len(alpha):
                 covariance = _extended(scaled, covariance, Slopes(alpha, beta), into)
