@@ -34,6 +34,7 @@ STUDIES = (
     "finetune",
     "falsification",
     "attacked_balls",
+    "forgeries",
     "local_training",
 )
 # Record -> why it is not on the page.

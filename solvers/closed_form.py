@@ -19,8 +19,8 @@ def closed_form(problem: CertifyProblem) -> tuple[Multiplier, float] | None:
         >>> import torch
         >>> from admm_lip.solvers.problem import unit_slopes
         >>> w = (torch.eye(2).double(), torch.eye(2).double())
-        >>> round(closed_form(CertifyProblem(w, unit_slopes(w)))[1], 6)
-        1.0
+        >>> 1.0 <= closed_form(CertifyProblem(w, unit_slopes(w)))[1] < 1.01
+        True
     """
     reduced = reduce_certify(problem)
     starts = searched_starts(partial(theta_start, spread(reduced.problem)))

@@ -33,7 +33,7 @@ def spectral_norm(matrix: Array) -> Norm:
 
     Example:
         >>> spectral_norm(np.array([[3e-200, 4e-200]])), spectral_norm(np.zeros((1, 2)))
-        (Norm(share=0.8726..., power=-661), Norm(share=0.0, power=0))
+        (Norm(share=0.9568..., power=-662), Norm(share=0.0, power=0))
     """
     power = math.frexp(float(np.abs(matrix).max()))[1]
     share, more = math.frexp(_largest_singular_value(np.ldexp(matrix, -power)))

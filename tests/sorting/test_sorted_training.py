@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from admm_lip.networks.chain import read_network
 from admm_lip.networks.frame import Frame
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
+from admm_lip.training import loop
 from admm_lip.training.admm import AdmmState, Matrices
 from admm_lip.training.layer_norms import (
     best_norm,
@@ -181,24 +183,26 @@ def test_regression() -> None:
         assert float((result.model(x) - x.abs()).square().mean()) < 0.02
 
 
-def test_an_interrupted_run_resumes_to_the_same_end(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TrainConfig(bound=1.0, epochs=3, batch_size=32, checkpoint_seconds=0.0)
     whole = train(net(), data(), config, progress=False)
 
     class Stop(Exception):
         pass
 
-    calls = 0
+    rounds, inner = itertools.count(1), loop.one_round
 
-    def failing(outputs: Tensor, targets: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 9:
+    def stopping(*arguments: Any) -> Any:
+        if next(rounds) == 3:
             raise Stop
-        return nn.functional.cross_entropy(outputs, targets)
+        return inner(*arguments)
 
-    with pytest.raises(Stop):
-        train(net(), data(), config, failing, run_dir=tmp_path, progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "one_round", stopping)
+        with pytest.raises(Stop):
+            train(net(), data(), config, run_dir=tmp_path, progress=False)
     resumed = train(net(), data(), config, run_dir=tmp_path, resume=True, progress=False)
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
