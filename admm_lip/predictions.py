@@ -69,14 +69,14 @@ def predict(run: str | os.PathLike[str], rows: Any) -> Predictions:
         >>> import tempfile
         >>> from admm_lip.cli import main
         >>> from admm_lip import predict
-        >>> folder = tempfile.mkdtemp()
-        >>> table = f"{folder}/t.csv"
-        >>> _ = open(table, "w").write("a,b\\n" + "".join(f"{i},{3 * i}\\n" for i in range(40)))
-        >>> main(["train", "--data", f"csv:{table}", "--epochs", "1", "--run-dir", f"{folder}/run",
-        ...       "--quiet"])  # doctest: +ELLIPSIS
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> rows = ["a,b", *(f"{i},{3 * i}" for i in range(40))]
+        >>> _ = (folder / "t.csv").write_text(chr(10).join(rows))
+        >>> main(["train", "--data", f"csv:{folder}/t.csv", "--epochs", "1", "--quiet",
+        ...       "--run-dir", f"{folder}/run"])  # doctest: +ELLIPSIS
         <BLANKLINE>
         ...
-        >>> found = predict(f"{folder}/run", {"a": [1.0, 2.0]})
+        >>> found = predict(folder / "run", {"a": [1.0, 2.0]})
         >>> found.values.shape, found.ratio
         ((2, 1), 'b per a')
     """

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from ..certificates.norms import NORMS
 from .hints import lines, verify
-from .in_units import RAW, STANDARDISED, UNITS
+from .in_units import RAW, STANDARDISED
 from .options import (
     Parser,
     UsageError,
@@ -90,8 +90,8 @@ def _add_claim_options(made: Parser) -> None:
     )
     made.add_argument(
         "--units",
-        type=str | None,
-        choices=(None, *UNITS),
+        type=Literal["standardised", "raw"] | None,
+        metavar="{standardised,raw}",
         default=None,
         help="Of a run on a table: bounds of the raw function, in the units of its file, or of the "
         "standardised one (not given: raw).",

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ..units import Units
 
 STANDARDISED, RAW = "standardised", "raw"
-UNITS = (STANDARDISED, RAW)
 # Slopes of single columns that are printed.
 _SHOWN = 8
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from ..data import data_names
 from .hints import Hint, typed, verify, words_of
-from .in_units import RAW, UNITS
+from .in_units import RAW
 from .options import (
     Parser,
     UsageError,
@@ -72,7 +72,8 @@ def parser() -> Parser:
     )
     made.add_argument(
         "--units",
-        choices=(None, *UNITS),
+        type=Literal["standardised", "raw"] | None,
+        metavar="{standardised,raw}",
         default=None,
         help="Of a run on a table: whether the bound is one of standardised columns or of the "
         "file's own numbers (not given: as the run was trained).",

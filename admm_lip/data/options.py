@@ -21,7 +21,7 @@ class TableOptions:
     Args:
         target: name of the target column, or its number counted from 0; several for a regression
             with several outputs, separated by commas; ``None``: the last one.
-        drop: columns that are no features, such as a row number, in the same way.
+        drop: columns that are no features, such as a row number, in the same way; ``None``: none.
         task: ``regression``, or ``classification`` (labels may then be words).
         test_fraction: share of the rows drawn for testing.
         seed: seed of that draw.
