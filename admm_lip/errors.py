@@ -48,3 +48,11 @@ class Terminated(KeyboardInterrupt):
 
 class UnitsError(ValueError):
     """Units that do not fit together, or do not fit a network."""
+
+
+def shown(value: object) -> str:
+    """A value for an error's text: short, and of any value."""
+    try:
+        return f"{value!r:.200}"
+    except (ValueError, RecursionError):  # digits beyond Python's limit; lists within lists
+        return f"a {type(value).__name__} too large to show"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UnitsError
+from .errors import UnitsError, shown
 
 Array = NDArray[np.float64]
 Numbers = float | tuple[float, ...]
@@ -250,9 +250,15 @@ def _array(given: Any, name: str = "rows") -> Array:
     if hasattr(given, "detach"):
         given = given.detach().cpu()
     try:
-        return np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise UnitsError(f"{name}: expected numbers, got {given!r:.200}") from None
+        found = np.asarray(given)
+        # Whole numbers beyond int64 are objects to NumPy; texts are no numbers.
+        sorts = (int, float, np.number)
+        mixed = found.dtype == object and all(isinstance(v, sorts) for v in found.ravel())
+        if found.dtype.kind in "biuf" or mixed:
+            return found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UnitsError(f"{name}: expected numbers that a float holds, got {shown(given)}")
 
 
 def _some(values: Array) -> str:

@@ -106,7 +106,13 @@ class TestUnits:
             ({"output_scale": 1e-300}, "output_scale: expected finite numbers > 0, got 1e-300"),
             ({"input_shift": math.nan}, "input_shift: expected finite numbers, got nan"),
             ({"input_shift": ()}, "input_shift: expected finite numbers, got 0 numbers"),
-            ({"input_scale": "wide"}, "input_scale: expected numbers, got 'wide'"),
+            (
+                {"input_scale": "wide"},
+                "input_scale: expected numbers that a float holds, got 'wide'",
+            ),
+            ({"input_scale": "1.5"}, "input_scale: expected numbers that a float holds, got '1.5'"),
+            ({"output_shift": (10**400,)}, "output_shift: expected numbers that a float holds"),
+            ({"output_scale": 10**5000}, "output_scale: .* got a int too large to show"),
             (
                 {"input_scale": (1.0, 2.0), "input_names": ("a",)},
                 "input_scale: expected as many entries in each, got input_scale 2, input_names 1",
@@ -126,6 +132,8 @@ class TestUnits:
         [
             {"input_scale": "1.0"},
             {"input_scale": True},
+            {"input_scale": 10**400},
+            {"output_shift": [10**5000]},
             {"input_names": "ab"},
             {"output_shift": None},
             {"more": 1},

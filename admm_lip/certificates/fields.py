@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import CertificateError
+from ..errors import shown as shown
 from ..networks.layers import Shape
 
 _LARGEST = sys.float_info.max
@@ -86,11 +87,3 @@ def tuples_of(name: str, values: Any) -> tuple[tuple[Any, ...], ...]:
     if not all(isinstance(t, list) for t in lists):
         raise CertificateError(f"{name}: expected a list of numbers per hidden layer")
     return tuple(tuple(t) for t in lists)
-
-
-def shown(value: Any) -> str:
-    """A value for an error's text: short, and of any value."""
-    try:
-        return f"{value!r:.200}"
-    except (ValueError, RecursionError):  # digits beyond Python's limit; lists within lists
-        return f"a {type(value).__name__} too large to show"
