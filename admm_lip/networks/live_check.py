@@ -72,7 +72,9 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
     dtype, device = _place(chain)
     precision = Precision.of(dtype, device)
     starts = [x.to(device, dtype) for x in _inputs(network.input_shape or ())]
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    # What overflows has an infinite bound, and is not compared.
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), quiet:
         flows, sources = {INPUT: starts}, network.sources()
         for step, spec in zip(chain, network.layers, strict=True):
             label = f"{step.name} ({type(step.module).__name__})"
