@@ -171,6 +171,14 @@ _HARDTANH = Operator(
 _LEAKY = Operator(_SELF, _activation("leaky_relu", "negative_slope"), {"negative_slope": 0.01})
 _ELU = Operator(_SELF, _elu, {"alpha": 1.0, "scale": 1, "input_scale": 1})
 _RELU = Operator(_SELF, _activation("relu"))
+_ADD = Operator(
+    _PAIR,
+    _shift(1),
+    {"alpha": 1},
+    commutes=True,
+    join="add",
+    joined=lambda call: call.need("alpha", 1),
+)
 _NOTHING = Operator(_SELF, _nothing, {"memory_format": None})
 
 OPERATORS: Mapping[str, Operator] = {
@@ -196,22 +204,8 @@ OPERATORS: Mapping[str, Operator] = {
     "aten.flatten.using_ints": Operator(_SELF, _flatten, {"start_dim": 0, "end_dim": -1}),
     "aten.view.default": Operator(("self", "size"), _view("size")),
     "aten.reshape.default": Operator(("self", "shape"), _view("shape")),
-    "aten.add.Tensor": Operator(
-        _PAIR,
-        _shift(1),
-        {"alpha": 1},
-        commutes=True,
-        join="add",
-        joined=lambda call: call.need("alpha", 1),
-    ),
-    "aten.add_.Tensor": Operator(
-        _PAIR,
-        _shift(1),
-        {"alpha": 1},
-        commutes=True,
-        join="add",
-        joined=lambda call: call.need("alpha", 1),
-    ),
+    "aten.add.Tensor": _ADD,
+    "aten.add_.Tensor": _ADD,
     "aten.cat.default": Operator(
         ("tensors",), _one_part, {"dim": 0}, join="concatenate", joined=_along_features
     ),

@@ -45,6 +45,8 @@ from .sorting import (
 
 _SLACK = 1.01
 _UNIT_ROUNDOFF = 2.0**-53
+# What part of a hidden layer: a layer's neurons, a value or a segment carried, and its name.
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,35 +200,40 @@ class _Lowering:
 
     def close(self, active: Mapping[str, Neurons], wanted: Sequence[str]) -> None:
         """The next hidden layer: these activations, and what carries the values ``wanted``."""
-        layer = {**active, **self._carried(wanted)}
+        # Keys are pairs: a layer may have any name.
+        layer = {**{_key("layer", name): n for name, n in active.items()}, **self._carried(wanted)}
         self._affine([n.heard for n in layer.values()])
         slopes = zip(*(n.slopes for n in layer.values()), strict=True)
         self.slopes.append(Slopes(*(np.concatenate(part) for part in slopes)))
         parts = tuple((n.spec, n.heard.size) for n in layer.values())
         self.specs.append(parts[0][0] if len(parts) == 1 else SideBySide(parts))
-        places = {name: k for k, name in enumerate(layer)}
+        places = {key: k for k, key in enumerate(layer)}
         kept = {name: self._moved(name, places) for name in wanted}
-        outputs = {name: Value(n.out, places[name], n.heard.shape) for name, n in active.items()}
+        outputs = {
+            name: Value(n.out, places[_key("layer", name)], n.heard.shape)
+            for name, n in active.items()
+        }
         self.sizes = [n.heard.size for n in layer.values()]
         self.values = {**kept, **outputs}
 
-    def _carried(self, wanted: Sequence[str]) -> dict[str, Neurons]:
+    def _carried(self, wanted: Sequence[str]) -> dict[Key, Neurons]:
         """The values, or the segments that they are made of, whichever are fewer numbers."""
-        values = {name: self.values[name] for name in wanted}
+        values = {_key("value", name): self.values[name] for name in wanted}
         held = {v.segment for v in values.values() if v.segment is not None}
         known = all(v.segment is not None for v in values.values())
         if known and sum(self.sizes[s] for s in held) < sum(v.size for v in values.values()):
-            values = {_segment(s): Value(None, s, (self.sizes[s],)) for s in sorted(held)}
-        return {_carrier(name): _carry(name, value) for name, value in values.items()}
+            whole = {s: Value(None, s, (self.sizes[s],)) for s in sorted(held)}
+            values = {_key("segment", str(s)): value for s, value in whole.items()}
+        return {key: _carry(" ".join(key), value) for key, value in values.items()}
 
-    def _moved(self, name: str, places: Mapping[str, int]) -> Value:
+    def _moved(self, name: str, places: Mapping[Key, int]) -> Value:
         """A carried value in the state that is next."""
         old = self.values[name]
-        own = places.get(_carrier(name))
+        own = places.get(_key("value", name))
         if own is not None:
             return Value(None, own, old.shape)
         assert old.segment is not None  # segments are carried where every value is of one
-        return replace(old, segment=places[_carrier(_segment(old.segment))])
+        return replace(old, segment=places[_key("segment", str(old.segment))])
 
     def _affine(self, heard: Sequence[Value]) -> None:
         """The matrix of a layer whose parts hear these values."""
@@ -282,12 +289,8 @@ def _changes_nothing(spec: LayerSpec) -> bool:
     return alpha == beta == 1.0
 
 
-def _segment(number: int) -> str:
-    return f"segment {number}"
-
-
-def _carrier(name: str) -> str:
-    return f"{name} carried"
+def _key(sort: str, name: str) -> Key:
+    return sort, name
 
 
 def _carry(name: str, value: Value) -> Neurons:

@@ -259,6 +259,20 @@ def test_a_residual_network_of_non_negative_weights_is_exact() -> None:
     assert certify(model).lip == pytest.approx(exact, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["a carried", "value a", "segment 0", "segment 0 carried"])
+def test_no_name_of_a_layer_changes_what_is_certified(name: str) -> None:
+    arrays = {"a.weight": np.array([[3.0, 1.0], [1.0, -2.0]])}
+    found = []
+    for act in (name, "r"):
+        layers = (spec("linear", "a"), spec("relu", act), spec("add", "s", act, "a"))
+        network = Network(layers, arrays)
+        x = torch.tensor([[1.0, -2.0]]).double()
+        expected = torch.from_numpy(forward(network, x.numpy()))
+        assert torch.allclose(through_the_chain(network, x), expected)
+        found.append(certify(network).lip)
+    assert found[0] == found[1]
+
+
 def spec(kind: str, name: str, *inputs: str) -> LayerSpec:
     return LayerSpec(kind, name, {}, inputs)
 
