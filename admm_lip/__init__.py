@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 from .lazy import lazily
 
 if TYPE_CHECKING:
+    from .api import certified_radii as certified_radii
+    from .api import certify as certify
+    from .api import verify as verify
     from .certificates.certificate import Certificate as Certificate
     from .certificates.certificate import FunctionalCertificate as FunctionalCertificate
-    from .certificates.certificate import certify as certify
     from .certificates.certificate import load_certificate as load_certificate
-    from .certificates.radii import certified_radii as certified_radii
-    from .certificates.verify import verify as verify
+    from .certificates.in_onnx import export_onnx as export_onnx
     from .errors import CertificateError as CertificateError
     from .evaluation.falsify import falsify as falsify
+    from .foreign.open import open_network as open_network
+    from .local.certify import certify_local as certify_local
+    from .local.config import LocalConfig as LocalConfig
+    from .local.result import LocalCertificate as LocalCertificate
     from .local_training.certified import certify_samples as certify_samples
     from .predictions import Predictions as Predictions
     from .predictions import predict as predict
@@ -39,15 +44,20 @@ _HOMES = {
     "TrainConfig": "training.train",
     "TrainResult": "training.train",
     "Units": "units",
-    "certified_radii": "certificates.radii",
-    "certify": "certificates.certificate",
+    "LocalCertificate": "local.result",
+    "LocalConfig": "local.config",
+    "certified_radii": "api",
+    "certify": "api",
+    "certify_local": "local.certify",
     "certify_samples": "local_training.certified",
+    "export_onnx": "certificates.in_onnx",
     "falsify": "evaluation.falsify",
     "load_certificate": "certificates.certificate",
+    "open_network": "foreign.open",
     "predict": "predictions",
     "project": "training.project",
     "train": "training.train",
-    "verify": "certificates.verify",
+    "verify": "api",
 }
 
 __all__ = sorted(_HOMES)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .certificates.certificate import Certificate
-from .certificates.radii import certified_radii
-from .certificates.verify import verify
+from .certificates.radii import radii_of
+from .certificates.verify import check
 from .data.options import DataError
 from .data.table import read_features
 from .networks.chain import build_module
@@ -85,7 +85,7 @@ def predict(run: str | os.PathLike[str], rows: Any) -> Predictions:
     chain = network.chain()
     units = units_of(folder)
     certificate = Certificate.load(_raw_certificate(folder))
-    verify(certificate, network)
+    check(certificate, network)
     if units is None:
         units = Units(input_names=tuple(str(c) for c in range(chain.widths[0])))
     elif certificate.units is None or certificate.units != units:
@@ -187,7 +187,5 @@ def _radii(
     """Proven radii of the predicted classes, in raw units."""
     labels = torch.from_numpy(picked)
     own = units if certificate.units is not None else None
-    found = certified_radii(
-        network, torch.from_numpy(raw), labels, certificate=certificate, units=own
-    )
+    found = radii_of(network, torch.from_numpy(raw), labels, certificate, units=own)
     return np.asarray(found.numpy())

@@ -25,9 +25,9 @@ from admm_lip import (
     certify,
     verify,
 )
+from admm_lip.certificates.claim_matrices import measured
 from admm_lip.certificates.document import checksum
 from admm_lip.certificates.exact import exact_check
-from admm_lip.certificates.restate import measured
 from admm_lip.errors import UnitsError
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import Chain

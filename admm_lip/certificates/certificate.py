@@ -1,42 +1,19 @@
-"""Proven Lipschitz bounds with the multipliers that prove them: the certificates, and their making.
-
-Reading and checking a certificate needs no torch; :func:`certify` does.
-"""
+"""Proven Lipschitz bounds with the multipliers that prove them: the records and their files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ..errors import CertificateError, UnitsError
-from ..networks.layers import Array, Shape
-from ..networks.network import Network
-from ..units import Units
-from .document import Document, LayerSlopes, chain_slopes, in_file, parsed
+from ..errors import CertificateError
+from ..networks.layers import Array
+from .claim_matrices import functionals_of
+from .document import Document, in_file, parsed
 from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, tuple_of, tuples_of
-from .restate import functionals_of
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..local.certify import LocalConfig
-    from ..local.result import LocalCertificate
-    from ..solvers.config import SolverConfig
-
-__all__ = [
-    "AnyCertificate",
-    "Certificate",
-    "FunctionalBound",
-    "FunctionalCertificate",
-    "LayerSlopes",
-    "certify",
-    "chain_slopes",
-    "load_certificate",
-]
 
 Functionals = Literal["pairwise", "per_output", "directions"]
 
@@ -255,189 +232,3 @@ def _any_from_json(text: str) -> AnyCertificate:
     data = parsed(text)
     kind = data.get("kind") if isinstance(data, dict) else None
     return CLASSES[one_of("kind", kind, CLASSES)].from_data(data)
-
-
-@overload
-def certify(
-    model: nn.Module | Network,
-    input_shape: Shape | None = None,
-    *,
-    kind: Literal["global"] = "global",
-    norm: str = "l2",
-    units: Units | None = None,
-    input_scale: Any = None,
-    solver: str | SolverConfig = "auto",
-    requested: float | None = None,
-    multiplier: Sequence[Any] | None = None,
-) -> Certificate: ...
-
-
-@overload
-def certify(
-    model: nn.Module | Network,
-    input_shape: Shape | None = None,
-    *,
-    kind: Functionals,
-    directions: Any = None,
-    norm: str = "l2",
-    units: Units | None = None,
-    input_scale: Any = None,
-    solver: str | SolverConfig = "auto",
-    progress: bool = True,
-) -> FunctionalCertificate: ...
-
-
-@overload
-def certify(
-    model: nn.Module | Network,
-    input_shape: Tensor,
-    *,
-    kind: Literal["local"],
-    radius: float | Tensor,
-    norm: str = "l2",
-    units: Units | None = None,
-    input_scale: Any = None,
-    y: Tensor | None = None,
-    certificate: AnyCertificate | None = None,
-    config: LocalConfig | None = None,
-) -> LocalCertificate: ...
-
-
-def certify(
-    model: nn.Module | Network,
-    input_shape: Shape | Tensor | None = None,
-    *,
-    kind: str = "global",
-    directions: Any = None,
-    norm: str = "l2",
-    units: Units | None = None,
-    input_scale: Any = None,
-    solver: str | SolverConfig = "auto",
-    requested: float | None = None,
-    multiplier: Sequence[Any] | None = None,
-    progress: bool = True,
-    **local: Any,
-) -> AnyCertificate | LocalCertificate:
-    """Find multipliers, prove the Lipschitz bounds they give, and return both.
-
-    A multiplier is LipSDP's optimum (Fazlyab et al., 2019, diagonal form) as far as the solver
-    reaches it; the bound is recomputed from it and raised by as little as a floating-point proof
-    needs (about 1e-10, relatively).  Where the product of norms is smaller than what the solver
-    reached, the multiplier that proves the product is returned instead.
-
-    Args:
-        model: a chain of supported layers, or a :class:`~admm_lip.networks.network.Network`.
-        input_shape: shape of one input without the batch; needed in front of convolutions.  For
-            ``kind="local"`` the inputs themselves, ``(batch, *input_shape)``.
-        kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
-            which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
-            ``"directions"``: the functionals given; ``"local"``: on the l2 balls of ``radius``
-            around inputs (:func:`admm_lip.local.certify_local`).
-        directions: linear functionals of the outputs, shape ``(functionals, outputs)``.
-        norm: of inputs: ``"l2"`` or ``"linf"``.
-        units: of a user's rows, where the model takes and gives standardised numbers: the bound
-            is then of the raw function F (:class:`admm_lip.Units`), in raw units.
-        input_scale: short for ``units=Units(input_scale=...)``.
-        solver: a backend's name or a ``SolverConfig``.  A name stands for a relative gap in ``L^2``
-            of 1e-6 for the global bound and 1e-3 for each functional.
-        requested: the bound that was asked for; noted, not enforced.
-        multiplier: one that is known already (a training run's): tried beside the solver's, and
-            the solver's warm start; arrays or tensors, shapes as in the certificate.
-        progress: show a bar where functionals take more than two seconds.
-        local: ``radius``, ``y``, ``certificate`` and ``config`` for ``kind="local"``; a ``config``
-            says norm and scale itself.
-
-    Returns:
-        A :class:`Certificate`, a :class:`FunctionalCertificate` for the kinds of functionals, or a
-        ``LocalCertificate``, that passes :func:`admm_lip.verify`'s proof.
-
-    Raises:
-        UnsupportedModule: by qualified name, for a layer that cannot be certified.
-        SolverError: when no backend found a multiplier.
-        CertificateError: when no bound could be proven through rounding, or an argument does not
-            fit the network.
-
-    Example:
-        >>> import torch
-        >>> from admm_lip import certify
-        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(),
-        ...                             torch.nn.Linear(2, 1))
-        >>> for p, v in zip(model.parameters(), ([[1.], [1.]], [0., -1.], [[1., -1.]], [0.])):
-        ...     p.data = torch.tensor(v)      # relu(x) - relu(x - 1)
-        >>> round(certify(model).lip, 6)
-        1.0
-    """
-    units = units_given(units, input_scale)
-    if kind == "local":
-        return _certify_local(model, cast("Tensor", input_shape), norm, units, local)
-    _check_arguments(kind, directions, requested, multiplier, local)
-    # Here and not above: a certificate is read and verified without torch.
-    from .certifier import Order, certified
-    from .functionals import certified_functionals
-
-    order = Order(norm=norm, units=units, solver=solver)
-    shape = cast("Shape | None", input_shape)
-    if kind == "global":
-        return certified(model, shape, order, requested, multiplier)
-    return certified_functionals(model, shape, order, kind, directions, progress)
-
-
-def _certify_local(
-    model: nn.Module | Network,
-    x: Tensor,
-    norm: str,
-    units: Units | None,
-    local: dict[str, Any],
-) -> LocalCertificate:
-    """The local kind; a ``config`` among its arguments says norm and scale itself."""
-    from ..local.certify import LocalConfig, certify_local
-
-    if units is not None and units.scales_outputs:
-        raise CertificateError(
-            "units: local bounds measure outputs as the model gives them; expected "
-            f"output_scale 1, got {units.output_scale!r:.80}"
-        )
-    scale = None if units is None else units.input_scale
-    config = local.pop("config", None) or LocalConfig(norm=norm, input_scale=scale)
-    return certify_local(model, x, config=config, **local)
-
-
-def units_given(units: Units | None, input_scale: Any) -> Units | None:
-    """The units of a call that takes ``input_scale`` as a short form of them.
-
-    Raises:
-        CertificateError: for both at once, or a scale that is none.
-    """
-    if units is not None and not isinstance(units, Units):
-        raise CertificateError(f"units: expected admm_lip.Units, got {type(units).__name__}")
-    if input_scale is None:
-        return units
-    if units is not None:
-        raise CertificateError("units, input_scale: give one of them; units hold the scale too")
-    try:
-        found = Units(input_scale=input_scale)
-    except UnitsError as error:
-        raise CertificateError(str(error)) from None
-    scale = found.input_scale
-    return Units(input_scale=scale[0]) if isinstance(scale, tuple) and len(scale) == 1 else found
-
-
-def _check_arguments(
-    kind: str,
-    directions: Any,
-    requested: float | None,
-    multiplier: Sequence[Any] | None,
-    local: dict[str, Any],
-) -> None:
-    """Raise :class:`CertificateError` for arguments that do not go together."""
-    if kind not in CLASSES:
-        raise CertificateError(f"kind: expected one of {', '.join(CLASSES)}, local, got {kind!r}")
-    if local:
-        raise CertificateError(f"{', '.join(local)}: goes with kind='local' only, got {kind!r}")
-    if (directions is None) == (kind == "directions"):
-        raise CertificateError(
-            f"directions: goes with kind='directions' and with no other, got kind={kind!r} and "
-            f"directions={'None' if directions is None else 'given'}"
-        )
-    if kind != "global" and not (requested is None and multiplier is None):
-        raise CertificateError("requested, multiplier: go with kind='global' only")

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CertificateError
+from ..foreign.open import network_of
 from ..networks.layers import Array, Shape
 from ..networks.network import Chain, Network
-from ..networks.storage import network_of
 from ..solvers.closed_form import closed_form
 from ..solvers.config import SolverConfig
 from ..solvers.deadline import Deadline
@@ -38,12 +38,12 @@ from ..solvers.solution import CertifySolution
 from ..solvers.solve import solve_certify
 from ..units import Units
 from .certificate import Certificate
+from .claim_matrices import Matrices, measured
 from .document import chain_slopes
 from .layer_scales import LayerScales
 from .least_proven import Candidate, Claim, Search
 from .norm_product import Norm, norm_product, product_multiplier, spectral_norm
 from .proof import is_constant
-from .restate import Matrices, measured
 from .sampled_slope import sampled_slope
 
 _log = logging.getLogger("admm_lip")
@@ -100,14 +100,18 @@ class Proven:
         return tuple(tuple(t.tolist()) for t in self.candidate.multiplier)
 
 
-def certified(
+def certify_global(
     model: nn.Module | Network,
-    input_shape: Shape | None,
-    order: Order,
-    requested: float | None,
-    multiplier: Sequence[Any] | None,
+    input_shape: Shape | None = None,
+    *,
+    norm: str = "l2",
+    units: Units | None = None,
+    solver: str | SolverConfig = "auto",
+    requested: float | None = None,
+    multiplier: Sequence[Any] | None = None,
 ) -> Certificate:
-    """What :func:`admm_lip.certify` does for the global kind."""
+    """What :func:`admm_lip.certify` does for the global kind; arguments are as there."""
+    order = Order(norm, units, solver)
     config = order.config(1e-6)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)

@@ -33,8 +33,8 @@ import scipy.linalg as sl
 
 from ..networks.layers import Array
 from ..networks.network import Chain, Slopes
+from .claim_matrices import Matrices
 from .definite import SLACK, ScaledLmi, failing_block, gamma, inverse_root
-from .restate import Matrices
 
 Indices = npt.NDArray[np.intp]
 

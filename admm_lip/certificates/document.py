@@ -19,8 +19,8 @@ from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.network import Chain
 from ..units import Units
+from .claim_matrices import NORMS, check_units
 from .fields import keep, number_of, numbers_of, one_of, shown, sizes_of, text_of, tuple_of
-from .restate import NORMS, check_units
 
 FORMAT = 2
 MODEL_UNITS = "model input"

@@ -37,9 +37,9 @@ from ..networks.activations import ACTIVATIONS, SlopeRange
 from ..networks.network import LayerSpec, Network
 from ..networks.sorting import DIFFERENCE, HALF_ABS, half_abs_slopes
 from .certificate import AnyCertificate, Certificate, FunctionalBound
+from .claim_matrices import scales_of
 from .document import LayerSlopes
 from .exact_network import Rational, Whole, diagonal, exact_chain, identity
-from .restate import scales_of
 from .verify import check_belongs, check_outputs
 
 # Unknowns up to which a form is decided, and up to which it is treated at all.

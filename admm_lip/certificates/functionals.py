@@ -21,16 +21,17 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
+from ..foreign.open import network_of
 from ..networks.layers import Shape
 from ..networks.network import Network
-from ..networks.storage import network_of
 from ..solvers.config import SolverConfig
 from ..solvers.deadline import Deadline
+from ..units import Units
 from .certificate import FunctionalBound, FunctionalCertificate
 from .certifier import Order, Proven, Task, constant, names_of, prove, stated
+from .claim_matrices import Matrices, functional, functionals_of, measured, scales_of
 from .norm_product import spectral_norm
 from .proof import is_constant_functional
-from .restate import Matrices, functional, functionals_of, measured, scales_of
 from .sampled_functionals import sampled_functionals
 
 # Relative gap in L^2 to prove for each functional, where the caller names no other.
@@ -40,15 +41,19 @@ _MEMORY = 4 * 2**30
 _BYTES = 12 * 8
 
 
-def certified_functionals(
+def certify_functionals(
     model: nn.Module | Network,
-    input_shape: Shape | None,
-    order: Order,
+    input_shape: Shape | None = None,
+    *,
     kind: str,
-    directions: Any,
-    progress: bool,
+    directions: Any = None,
+    norm: str = "l2",
+    units: Units | None = None,
+    solver: str | SolverConfig = "auto",
+    progress: bool = True,
 ) -> FunctionalCertificate:
-    """What :func:`admm_lip.certify` does for kinds other than the global one."""
+    """What :func:`admm_lip.certify` does for kinds of functionals; arguments are as there."""
+    order = Order(norm, units, solver)
     config = order.config(TOL)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..networks.layers import Array
+from .claim_matrices import Matrices
 from .norm_product import scaled
-from .restate import Matrices
 
 
 def usual_power(matrix: Array) -> int:

@@ -33,9 +33,9 @@ from ..networks.layers import Array
 from ..solvers.deadline import Deadline
 from ..solvers.lmi import implied_bound
 from ..solvers.problem import CertifyProblem
+from .claim_matrices import Matrices
 from .layer_scales import LayerScales
 from .proof import PROOF_RANGE, rounding_margin, unproven
-from .restate import Matrices
 
 # Largest relative inflation of the bound at which the proof is tried.
 _LARGEST_INFLATION = 0.1

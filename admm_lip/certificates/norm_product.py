@@ -15,7 +15,7 @@ from scipy.sparse.linalg import ArpackError, svds
 
 from ..networks.layers import Array
 from ..networks.network import Chain
-from .restate import Matrices
+from .claim_matrices import Matrices
 
 # Up to this width a decomposition is as fast as Lanczos; at 6,272 it takes 44 s.
 _DECOMPOSED = 1000

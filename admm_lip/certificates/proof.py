@@ -37,9 +37,9 @@ import numpy as np
 
 from ..networks.layers import Array
 from ..networks.network import Chain
+from .claim_matrices import Matrices, functional
 from .definite import SLACK, ScaledLmi, U, failing_block, gamma, inverse_root
 from .dissipation_proof import any_known, storage_margin, storage_unproven
-from .restate import Matrices, functional
 
 # Squares and products of admitted numbers neither overflow nor vanish.
 PROOF_RANGE = (2.0**-400, 2.0**400)
@@ -50,7 +50,7 @@ def unproven(chain: Chain | Matrices, multiplier: Sequence[Array], lip: float) -
 
     Args:
         chain: matrices, slope ranges and error bounds: of the network itself, or restated for
-            another norm or a functional (``restate.py``).
+            another norm or a functional (``claim_matrices.py``).
         multiplier: ``(t_1, ..., t_l)``, float64, ``t_k`` of shape ``(n_k,)``.
         lip: the claimed bound; 0 is proven by structure alone (:func:`is_constant`).
 

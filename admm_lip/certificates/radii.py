@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from ..units import Units
 from .certificate import AnyCertificate
 from .verify import certified_network
 
-if TYPE_CHECKING:
-    from ..local.certify import LocalConfig
-
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.001
@@ -44,86 +41,28 @@ _BATCH_ENTRIES = 2**24
 Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
 
 
-def certified_radii(
+def radii_of(
     model: nn.Module | Network,
     x: Any,
     y: Any,
+    certificate: AnyCertificate,
     *,
-    certificate: AnyCertificate | None = None,
     units: Units | None = None,
-    kind: Literal["local"] | None = None,
-    config: LocalConfig | None = None,
     classes: Sequence[Any] | None = None,
 ) -> Tensor:
-    """Radius of the ball around each input in which the predicted class provably is ``y``.
-
-    The ball is that of the certificate's norm (l2 or linf), the radius in its units.
-
-    Args:
-        model: a classifier, the one the certificate was made for.  One output is read as a binary
-            classifier that decides at 0.
-        x: inputs as the model takes them, ``(batch, *input_shape)``: a tensor, a NumPy array, a
-            data frame or a list of any real dtype, taken at its exact values.
-        y: labels, ``(batch,)``, ``(batch, 1)`` or one-hot; for one output 0 / 1 or -1 / 1.
-        certificate: of this model, of kind ``"global"``, ``"pairwise"`` (the largest radii) or
-            ``"per_output"``.  Its digest is compared with the model's; whether its bounds are
-            proven is for :func:`admm_lip.verify` to say.  ``kind="local"`` does without.
-        units: where ``x`` are raw rows: those of these rows.  The radii are in the units of the
-            certificate all the same, so make it with ``certify(model, units=units)``.
-        kind: ``"local"`` searches the largest ball around each input on which the class can be
-            proven (:func:`admm_lip.local.local_radii`), never below what ``certificate`` gives.
-        config: effort of that search.
-        classes: the labels in the order of the outputs (``result.classes`` after training), where
-            ``y`` holds words or other numbers.
-
-    Returns:
-        float64 tensor ``(batch,)`` on the device of ``x`` (the CPU where that is no tensor), in the
-        units of the certificate (raw ones where it has ``units``, else those of the model's
-        input): 0 where the class is wrong, tied within rounding, or an input or logit is not
-        finite; ``inf`` where the margins are constant and right.
-
-    Raises:
-        CertificateError: for a certificate of another network, or of a kind without radii, or one
-            whose units are not those of ``units``.
-        TypeError, ValueError: naming ``x`` or ``y``, for what is no number or no label, and for
-            shapes that make no sense.
-
-    Example:
-        >>> import torch
-        >>> from admm_lip import certified_radii, certify
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
-        >>> model[0].weight.data = torch.eye(2)
-        >>> x, y = torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])
-        >>> radii = certified_radii(model, x, y, certificate=certify(model))
-        >>> [round(r, 6) for r in radii.tolist()]
-        [1.414214, 0.0]
-    """
-    if kind == "local":
-        from ..local.radii import local_radii
-
-        if units is not None:
-            raise CertificateError(
-                "units: kind='local' takes rows as the model does; convert them by units.to_model, "
-                "and give LocalConfig the input_scale"
-            )
-        found = local_radii(model, x, y, certificate=certificate, config=config, classes=classes)
-        return found.radius.to(_device(x))
-    if certificate is None or kind is not None:
-        raise CertificateError(
-            f"certificate, kind: expected a certificate, or kind='local', got kind={kind!r}"
-        )
+    """What :func:`admm_lip.certified_radii` does with a certificate; arguments are as there."""
     network = certified_network(certificate, model)
     chain = network.chain()
     slopes = _slopes_of(certificate, chain.widths[-1])
-    points = _points(x, network.input_shape or ())
-    labels = _labels(y, len(points), chain.widths[-1], classes)
+    points = points_of(x, network.input_shape or ())
+    labels = labels_of(y, len(points), chain.widths[-1], classes)
     points, off = _as_the_model_takes(points, units, certificate.units)
     rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
     parts = [
         _radii(*logits_with_error(network, chain, points[p], off[p]), labels[p], slopes)
         for p in (slice(k, k + rows) for k in range(0, len(points), rows))
     ]
-    return (torch.cat(parts) if parts else points.new_zeros(0)).to(_device(x))
+    return (torch.cat(parts) if parts else points.new_zeros(0)).to(getattr(x, "device", "cpu"))
 
 
 def _slopes_of(certificate: AnyCertificate, outputs: int) -> Tensor:
@@ -278,11 +217,7 @@ def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Ten
     return torch.where((lower > 0.0).all(dim=1), radius, torch.zeros_like(radius))
 
 
-def _device(x: Any) -> torch.device:
-    return x.device if isinstance(x, Tensor) else torch.device("cpu")
-
-
-def _points(x: Any, shape: Shape) -> Tensor:
+def points_of(x: Any, shape: Shape) -> Tensor:
     """The inputs as float64 rows, exactly."""
     rows = as_numbers("x", x)
     if rows.ndim == 1 and math.prod(shape) == 1:
@@ -296,7 +231,7 @@ def _points(x: Any, shape: Shape) -> Tensor:
     return to_float64("x", rows).cpu().flatten(1)
 
 
-def _labels(y: Any, count: int, outputs: int, classes: Sequence[Any] | None = None) -> Tensor:
+def labels_of(y: Any, count: int, outputs: int, classes: Sequence[Any] | None = None) -> Tensor:
     """Class indices; for one output the sign of the class."""
     read = as_numbers_or_words("y", y)
     if isinstance(read, Tensor) and read.is_floating_point() and not is_one_hot(read, outputs):

@@ -1,6 +1,6 @@
 """The check of a certificate: no solver, no torch, NumPy and SciPy only.
 
-A certificate holds the multiplier T of a matrix inequality.  :func:`verify` reads the network
+A certificate holds the multiplier T of a matrix inequality.  :func:`check` reads the network
 again, builds the inequality from its stored weights and proves it through rounding (``proof.py``).
 Nothing that the certificate says of its own making is believed.
 """
@@ -10,82 +10,64 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..errors import CertificateError, NetworkError, UnsupportedModule
+from ..foreign.open import network_of
+from ..networks.layers import Shape
 from ..networks.network import Chain, Network
-from ..networks.storage import network_of
 from .certificate import (
     AnyCertificate,
     Certificate,
     FunctionalBound,
     FunctionalCertificate,
-    load_certificate,
 )
-from .document import Document, LayerSlopes, chain_slopes
+from .claim_matrices import Matrices, functional, measured, scales_of
+from .document import LayerSlopes, chain_slopes
 from .norm_product import Norm, norm_product, spectral_norm
 from .proof import is_constant, is_constant_functional, unproven
-from .restate import Matrices, functional, measured, scales_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..local.result import LocalCertificate
+
+class Claim(Protocol):
+    """What every certificate says of the network it is of."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the network."""
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one input."""
+
 
 # What rounding may make of the figures beside the bound, relatively.
 _ROUNDING = 1e-6
 
 
-def verify(
-    certificate: AnyCertificate | LocalCertificate | str | Path,
-    model: nn.Module | Network | str | Path,
-) -> None:
-    """Prove every bound of a certificate for exactly this ``model``.
-
-    What is proven speaks of the real-valued function of the stored weights, evaluated without
-    rounding, dropout off.
-
-    Args:
-        certificate: the certificate, or the path of its file.
-        model: a torch module, a :class:`~admm_lip.networks.network.Network`, or the folder of a
-            run.
+def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) -> None:
+    """What :func:`admm_lip.verify` does for the kinds that hold for all inputs.
 
     Raises:
-        CertificateError: for another network, an edited multiplier, a lowered bound, slopes that
-            the activations do not have, or a norm, kind or unit that this version cannot check.
-
-    Example:
-        >>> import torch
-        >>> from admm_lip import certify, verify
-        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(),
-        ...                             torch.nn.Linear(5, 2))
-        >>> verify(certify(model), model)
+        CertificateError: for another network, an edited multiplier, a lowered bound, or slopes that
+            the activations do not have.
     """
-    if isinstance(certificate, str | Path):
-        certificate = load_certificate(certificate)
-    if not isinstance(certificate, Document):
-        from ..local.check import verify_local  # tensors: needs torch
-
-        verify_local(certificate, model)
-        return
     network = certified_network(certificate, model)
     chain = network.chain()
     _check_slopes(certificate.slopes, chain_slopes(chain))
-    if isinstance(certificate, Certificate):
-        matrices = measured(chain, certificate.norm, certificate.units)
-        norms = [spectral_norm(w) for w in matrices.weights[:-1]]
-        _check_bound("", certificate, matrices, norms, is_constant(chain))
-    elif isinstance(certificate, FunctionalCertificate):
+    if isinstance(certificate, FunctionalCertificate):
         _check_functionals(certificate, chain)
-    else:
-        raise CertificateError(f"kind: no check is known for a {type(certificate).__name__}")
+        return
+    matrices = measured(chain, certificate.norm, certificate.units)
+    norms = [spectral_norm(w) for w in matrices.weights[:-1]]
+    _check_bound("", certificate, matrices, norms, is_constant(chain))
 
 
-def certified_network(
-    certificate: AnyCertificate | LocalCertificate, model: nn.Module | Network | str | Path
-) -> Network:
+def certified_network(certificate: Claim, model: nn.Module | Network | str | Path) -> Network:
     """The model as a network, once it is exactly the one that the certificate is of.
 
     Raises:
@@ -109,7 +91,7 @@ def certified_network(
     return network
 
 
-def check_belongs(certificate: AnyCertificate | LocalCertificate, network: Network) -> None:
+def check_belongs(certificate: Claim, network: Network) -> None:
     """Raise :class:`CertificateError` unless the certificate was made for exactly this network."""
     digest = network.digest()
     if certificate.digest != digest:

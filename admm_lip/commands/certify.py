@@ -221,7 +221,7 @@ def _solver(options: Namespace, usual: float) -> SolverConfig:
 
 
 def _distance(options: Namespace, network: Network) -> str:
-    from ..certificates.restate import distance_of
+    from ..certificates.claim_matrices import distance_of
 
     units = _units(options)
     if units is not None:
@@ -252,7 +252,7 @@ def _units(options: Namespace) -> Units | None:
 
 
 def _prove_global(options: Namespace, network: Network) -> _Proof:
-    from ..certificates.certificate import certify
+    from ..api import certify
     from ..solvers import SolverConfig
     from .finish import bounds_of
 
@@ -266,7 +266,7 @@ def _prove_global(options: Namespace, network: Network) -> _Proof:
 
 
 def _prove_functionals(options: Namespace, network: Network) -> _Proof:
-    from ..certificates.certificate import certify
+    from ..api import certify
     from ..certificates.functionals import TOL
 
     functionals = certify(
@@ -313,7 +313,7 @@ def _table(options: Namespace) -> TableOptions | None:
 
 def _prove_local(options: Namespace, network: Network) -> _Proof:
     """Balls around test rows: at one radius, or the largest ones."""
-    from ..certificates.certificate import certify
+    from ..api import certify
     from ..certificates.functionals import TOL
     from ..local import LocalConfig, certify_local, local_radii
 

@@ -97,7 +97,7 @@ def _certified(
     folder: RunFolder, model: nn.Module, job: Job, method: Method, about: Summary
 ) -> Summary:
     """One Lipschitz constant for the whole network, proven by the LMI."""
-    from ..certificates.certificate import certify
+    from ..api import certify
     from .finish import finish, network_on
 
     certificate = certify(network_on(model, job.data), solver=job.train.solver)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..api import certified_radii
 from ..certificates.certificate import Certificate
-from ..certificates.radii import certified_radii
 from ..data import DataSet
 from ..evaluation.evaluate import evaluate
 from ..networks.chain import read_network

@@ -20,7 +20,7 @@ def in_both_units(
     network: Network, certificate: Certificate, units: Units
 ) -> dict[str, Certificate]:
     """The certificate, and one in the other units."""
-    from ..certificates.certificate import certify
+    from ..api import certify
 
     given, other = (STANDARDISED, RAW) if certificate.units is None else (RAW, STANDARDISED)
     made = certify(

@@ -50,8 +50,8 @@ def parser() -> Parser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(parser(), arguments)
+    from ..api import verify
     from ..certificates.certificate import load_certificate
-    from ..certificates.verify import verify
     from ..foreign import open_network
 
     path = Path(options.network)
@@ -117,7 +117,7 @@ def _claim(path: Path, certificate: AnyCertificate) -> str:
 def _certificate(path: Path, given: str | None) -> AnyCertificate:
     """The certificate to check: the one named, the folder's, or the one inside the file."""
     from ..certificates.certificate import load_certificate
-    from ..foreign import read_certificate
+    from ..certificates.in_onnx import read_certificate
 
     if given is not None:
         return load_certificate(given)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..certificates.certificate import Certificate
-from ..certificates.radii import certified_radii
+from ..certificates.radii import radii_of
 from ..data import DataSet
 from ..networks.interface import interface_of
 from ..units import Units
@@ -106,7 +106,7 @@ def _evaluate_classifier(
     model: nn.Module, data: DataSet, certificate: Certificate, config: EvaluateConfig
 ) -> Evaluation:
     x, y = data.test
-    radii = certified_radii(model, x, y, certificate=certificate)
+    radii = radii_of(model, x, y, certificate)
     model, x, y = attackable(model, x, y)
     radii = radii.to(x.device)
     model, x = in_units(model, x, certificate.input_scale)

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from ..certificates.certificate import AnyCertificate
 from ..certificates.verify import check_belongs
 from ..data.arrays import as_numbers
+from ..foreign.open import network_of
 from ..local.result import LocalCertificate
 from ..networks.overrides import unwrapped
-from ..networks.storage import network_of
 from ..rounding import lengths
 from .attacks import AttackConfig, Norm, fooled, frozen, gradient_free, pgd, rays
 from .samples import attackable

@@ -3,14 +3,12 @@
 Importing this loads neither torch nor onnx; reading ONNX needs the extra ``admm-lip[onnx]``.
 """
 
-from .onnx_model import export_onnx, read_certificate, read_onnx
+from .onnx_model import read_onnx
 from .open import open_network
 from .pt2 import read_exported, read_pt2
 
 __all__ = [
-    "export_onnx",
     "open_network",
-    "read_certificate",
     "read_exported",
     "read_onnx",
     "read_pt2",

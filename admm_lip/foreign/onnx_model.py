@@ -1,4 +1,4 @@
-"""ONNX models read as networks, networks written as ONNX models with their certificate."""
+"""ONNX models read as networks, networks written as ONNX models."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..certificates.certificate import Certificate
-from ..certificates.verify import check_belongs
-from ..errors import CertificateError, NetworkError, UnsupportedModule
+from ..errors import NetworkError, UnsupportedModule
 from ..files import write_atomic
 from ..networks.layer_spec import INPUT, sources_of
 from ..networks.layers import Shape
 from ..networks.network import LayerSpec, Network
-from ..networks.storage import network_of
 from .graph import read_graph
 from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
 from .onnx_operators import FOLDS, INPUTS, OPERATORS
-
-if TYPE_CHECKING:
-    from torch import nn
-
-CERTIFICATE_KEY = "admm_lip.certificate"
-_MAX_CERTIFICATE = 256 * 2**20
 
 
 def read_onnx(path: str | os.PathLike[str], input_shape: Shape | None = None) -> Network:
@@ -47,69 +38,17 @@ def read_onnx(path: str | os.PathLike[str], input_shape: Shape | None = None) ->
         raise type(error)(f"{path}: {error}") from None
 
 
-def read_certificate(path: str | os.PathLike[str]) -> Certificate:
-    """The certificate that an ONNX file carries; ``verify`` it before relying on it.
-
-    Raises:
-        CertificateError: for a file that cannot be read, or carries no valid certificate.
-    """
-    path = Path(path)
-    try:
-        text = parse(path).metadata().get(CERTIFICATE_KEY)
-    except NetworkError as error:
-        raise CertificateError(f"{path}: {error}") from None
-    if text is None:
-        raise CertificateError(
-            f"{path}: carries no certificate; certify the network and write it with export_onnx"
-        )
-    if len(text) > _MAX_CERTIFICATE:
-        raise CertificateError(f"{path}: its certificate exceeds {_MAX_CERTIFICATE} characters")
-    try:
-        return Certificate.from_json(text)
-    except CertificateError as error:
-        raise CertificateError(f"{path}: its certificate: {error}") from None
+def read_metadata(path: str | os.PathLike[str], key: str) -> str | None:
+    """What an ONNX file notes beside its graph under a key, ``None`` where it notes nothing."""
+    return parse(Path(path)).metadata().get(key)
 
 
-def export_onnx(
-    model: nn.Module | Network | str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    certificate: Certificate | None = None,
-    *,
-    input_shape: Shape | None = None,
-) -> None:
-    """Write a network as ONNX, with its certificate in the metadata.
-
-    The weights are stored as they are (all in the widest type among them), the batch is left open.
-    What was written is read back before the file appears under its name: it is the same network.
-
-    Args:
-        model: a chain of supported layers, a :class:`Network`, or the folder of one.
-        path: the file to write.
-        certificate: of exactly this network.
-        input_shape: shape of one input without the batch; needed in front of convolutions.
+def write_onnx(network: Network, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a network as ONNX, atomically, once it reads back as the same one.
 
     Raises:
         UnsupportedModule: by name, for a layer that ONNX cannot state.
-        CertificateError: for the certificate of another network.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from admm_lip.foreign import export_onnx, open_network
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     export_onnx(model, f"{folder}/model.onnx")
-        ...     [spec.kind for spec in open_network(f"{folder}/model.onnx").layers]
-        ['linear', 'tanh']
     """
-    source = Path(model) if isinstance(model, str | os.PathLike) else model
-    network = network_of(source, input_shape)
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected an existing folder, got {path.parent}")
-    metadata = {}
-    if certificate is not None:
-        check_belongs(certificate, network)
-        metadata[CERTIFICATE_KEY] = certificate.to_json()
     content = _serialised(network, metadata)
     if _network(parse_bytes(content, path.parent), None).digest() != network.digest():
         raise NetworkError(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError
 from ..networks.layers import Shape
@@ -13,6 +14,9 @@ from ..networks.network import Network
 from ..networks.storage import load_files, load_network
 from .onnx_model import read_onnx
 from .pt2 import read_pt2
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _HEAD = 16
 
@@ -57,6 +61,30 @@ def open_network(path: str | os.PathLike[str], input_shape: Shape | None = None)
         f"{path}: not a format that is read; expected "
         f"{', '.join(row.name for row in FORMATS if row.name)}"
     )
+
+
+def network_of(
+    model: nn.Module | Network | str | Path, input_shape: Shape | None = None
+) -> Network:
+    """The network of a torch module, a folder or file, or itself; torch for a module only."""
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return open_network(Path(model), input_shape)
+    from ..networks.chain import read_network
+
+    return read_network(_module(model), input_shape)
+
+
+def _module(model: Any) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "model: expected a torch.nn.Module, a Network or the path of a run folder, "
+            f"got {type(model).__name__}"
+        )
+    return model
 
 
 def _read_folder(path: Path, given: Shape | None) -> Network:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certificates.restate import NORMS, measured, units_of_scale
+from ..certificates.claim_matrices import NORMS, measured, units_of_scale
 from ..networks.layers import Array
 from ..networks.network import Chain
 from ..rounding import SLACK, TINY, lengths

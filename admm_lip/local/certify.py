@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..certificates.certificate import AnyCertificate, units_given
+from ..certificates.certificate import AnyCertificate
+from ..certificates.claim_matrices import scales_of, units_given
 from ..certificates.document import MODEL_UNITS, RAW_UNITS
-from ..certificates.radii import _labels, _points
-from ..certificates.restate import scales_of
+from ..certificates.radii import labels_of, points_of
 from ..certificates.verify import check_belongs
 from ..data.arrays import as_numbers
 from ..errors import CertificateError
+from ..foreign.open import network_of
 from ..networks.network import Network
-from ..networks.storage import network_of
 from .bounds import Bounds, preactivation_bounds
 from .config import BY_NAME
 from .config import LocalConfig as LocalConfig
@@ -299,10 +299,10 @@ def task_of(
     if certificate is not None:
         check_measure(certificate, network, config.norm, scale)
     net = net_of(chain, config.norm, scale)
-    points = _points(x, network.input_shape or ()).contiguous()
+    points = points_of(x, network.input_shape or ()).contiguous()
     check_points(points, config.box)
     outputs = len(net.maps[-1].bias)
-    labels = None if y is None else _labels(y, len(points), outputs, classes)
+    labels = None if y is None else labels_of(y, len(points), outputs, classes)
     functionals, items = functionals_for(labels, len(points), outputs)
     known = None if certificate is None else known_of(certificate, outputs)
     return Task(network, net, points, labels, functionals, items, known, config, scale)

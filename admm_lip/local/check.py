@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
-from ..certificates.verify import certified_network, verify
+from ..certificates.verify import certified_network
+from ..certificates.verify import check as check_global
 from ..errors import CertificateError
 from ..networks.network import Network
 from .bounds import preactivation_bounds
@@ -45,7 +46,7 @@ def verify_local(
     found.check()
     network = certified_network(found, model)
     if certificate is not None:
-        verify(certificate, network)
+        check_global(certificate, network)
     task = _task(found, network, certificate)
     for rows in task.batches():
         for group in chunks(rows, _GROUP):

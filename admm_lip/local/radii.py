@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..certificates.certificate import AnyCertificate
-from ..certificates.radii import certified_radii
+from ..certificates.radii import radii_of
 from ..networks.network import Network
 from ..rounding import lengths
 from .certify import LocalConfig, Outcome, Task, assembled, prove, task_of
@@ -72,7 +72,7 @@ def local_radii(
     task = task_of(model, x, y, certificate, config, input_shape, classes)
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:
-        floor = certified_radii(task.network, x, y, certificate=certificate, classes=classes).cpu()
+        floor = radii_of(task.network, x, y, certificate, classes=classes).cpu()
     begun = time.monotonic()
     found: list[Outcome] = []
     radii = torch.zeros_like(floor)

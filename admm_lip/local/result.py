@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import strict_json
+from ..certificates.claim_matrices import NORMS, units_of_scale
 from ..certificates.fields import (
     keep,
     numbers_of,
@@ -24,7 +25,6 @@ from ..certificates.fields import (
     text_of,
     tuple_of,
 )
-from ..certificates.restate import NORMS, units_of_scale
 from ..errors import CertificateError, NetworkError
 from ..files import write_atomic
 from ..networks.layers import Shape

@@ -7,9 +7,8 @@ Neither file can run code; sizes and types are checked before anything is used. 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.numpy as st
@@ -17,11 +16,7 @@ import safetensors.numpy as st
 from .. import strict_json
 from ..errors import NetworkError
 from ..files import write_atomic
-from .layers import Shape
 from .network import Network
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
@@ -90,29 +85,3 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise NetworkError("the header is not a JSON object")
     return header
-
-
-def network_of(
-    model: nn.Module | Network | str | Path, input_shape: Shape | None = None
-) -> Network:
-    """The network of a torch module, a folder or file, or itself; torch for a module only."""
-    if isinstance(model, Network):
-        return model
-    if isinstance(model, str | os.PathLike):
-        from ..foreign import open_network  # which reads folders by load_network
-
-        return open_network(Path(model), input_shape)
-    from .chain import read_network
-
-    return read_network(_module(model), input_shape)
-
-
-def _module(model: Any) -> nn.Module:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            "model: expected a torch.nn.Module, a Network or the path of a run folder, "
-            f"got {type(model).__name__}"
-        )
-    return model

@@ -24,8 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..certificates.certificate import AnyCertificate, Certificate, certify
-from ..certificates.radii import certified_radii
+from ..certificates.certificate import AnyCertificate, Certificate
+from ..certificates.certifier import certify_global
+from ..certificates.functionals import certify_functionals
+from ..certificates.radii import radii_of
 from ..errors import CertificateError
 from ..evaluation.attacks import fooled
 from ..networks.chain import linear_layers, read_network
@@ -105,10 +107,10 @@ class _Judge:
         model = copy.deepcopy(model).to(master_dtype(stored_dtype(model)))  # the same function
         certificate: AnyCertificate
         if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
-            certificate = certify(model, kind="pairwise", progress=self.progress)
+            certificate = certify_functionals(model, kind="pairwise", progress=self.progress)
         else:
-            certificate = certify(model, solver=self.solver)
-        radii = certified_radii(model, x, y, certificate=certificate)
+            certificate = certify_global(model, solver=self.solver)
+        radii = radii_of(model, x, y, certificate)
         with torch.no_grad():
             right = ~fooled(model, x, y)
         certified = float((right.cpu() & (radii.cpu() > self.radius)).double().mean())
@@ -281,7 +283,7 @@ def _projected(
     model: nn.Module, bound: float, config: SolverConfig, units: Units | None = None
 ) -> Projection:
     """The nearest network, without data."""
-    certificate = certify(model, units=units, solver=config, requested=bound)
+    certificate = certify_global(model, units=units, solver=config, requested=bound)
     if certificate.lip <= bound:
         return Projection(copy.deepcopy(model), certificate, 0.0)
     return _nearest(model, bound, config, units)
@@ -306,7 +308,9 @@ def _nearest(
         moved = copy.deepcopy(model)
         _write(moved, frame.back(metric.back(solve_project(problem, config).weights)))
         known = frame.chain_multiplier(problem.multiplier)
-        certificate = certify(moved, units=units, solver=config, requested=bound, multiplier=known)
+        certificate = certify_global(
+            moved, units=units, solver=config, requested=bound, multiplier=known
+        )
         distance = _distance(anchor, frame.into(_weights(moved)))
         if certificate.lip <= bound and (best is None or distance < best.distance):
             best = Projection(moved, certificate, distance)

@@ -25,8 +25,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..certificates.certificate import certify
-from ..certificates.radii import certified_radii
+from ..certificates.certifier import certify_global
+from ..certificates.radii import radii_of
 from ..networks.chain import linear_layers, read_network
 from ..solvers import SolverConfig
 from .multiplier_step import HOMOGENEOUS
@@ -75,7 +75,7 @@ def best_smoothed(
 
 def mean_radius(model: nn.Module, x: Tensor, y: Tensor, solver: SolverConfig) -> float:
     """Mean certified radius by the bound of all outputs together, infinite ones left out."""
-    radii = certified_radii(model, x, y, certificate=certify(model, solver=solver))
+    radii = radii_of(model, x, y, certify_global(model, solver=solver))
     finite = radii[torch.isfinite(radii)]
     return float(finite.mean()) if len(finite) else 0.0
 
@@ -86,7 +86,7 @@ def even_gauge(model: nn.Module, solver: SolverConfig) -> nn.Module:
     if not kinds or not HOMOGENEOUS.issuperset(kinds):
         return model
     scaled = copy.deepcopy(model)
-    multiplier = certify(model, solver=solver).multiplier
+    multiplier = certify_global(model, solver=solver).multiplier
     layers = pairwise(linear_layers(scaled))
     with torch.no_grad():
         for t, (incoming, outgoing) in zip(multiplier, layers, strict=True):

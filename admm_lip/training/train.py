@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..certificates.certificate import Certificate, certify
+from ..certificates.certificate import Certificate
+from ..certificates.certifier import certify_global
 from ..data.labels import Classes
 from ..methods.base import Method
 from ..networks.chain import linear_layers, read_network
@@ -335,7 +336,7 @@ def _certified(run: Run, state: AdmmState, weights: Matrices) -> Certificate:
     solver = replace(run.config.solver, tol=max(run.config.solver.tol, FINAL_TOL))
     for _ in range(ROUNDINGS):
         known = state.multiplier or None
-        found = certify(
+        found = certify_global(
             run.model, units=run.units, solver=solver, requested=bound, multiplier=known
         )
         if bound is None or found.lip <= bound:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, SolverConfig, certify, verify
-from admm_lip.certificates.certificate import LayerSlopes
+from admm_lip.certificates.document import LayerSlopes
 from admm_lip.certificates.norm_product import norm_product, product_multiplier
 from admm_lip.certificates.proof import unproven
 from admm_lip.errors import UnsupportedModule

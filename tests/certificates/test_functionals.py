@@ -29,8 +29,8 @@ from admm_lip import (
     load_certificate,
     verify,
 )
+from admm_lip.certificates.claim_matrices import Matrices, functional
 from admm_lip.certificates.document import checksum
-from admm_lip.certificates.restate import Matrices, functional
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.storage import save_network
 from admm_lip.units import Units
@@ -375,9 +375,12 @@ def test_a_bound_of_the_wrong_type_is_named(change: dict[str, Any], message: str
     ("arguments", "message"),
     [
         ({"kind": "triple"}, "kind: expected one of global, pairwise, .* got 'triple'"),
-        ({"kind": "directions"}, "directions: goes with kind='directions' and with no other"),
-        ({"directions": [[1.0]]}, "directions: goes with kind='directions' and with no other"),
-        ({"kind": "pairwise", "requested": 1.0}, "requested, multiplier: go with kind='global'"),
+        ({"kind": "directions"}, "directions: goes with kind='directions', got None"),
+        ({"directions": [[1.0]]}, "directions: goes with kind='directions' only, got 'global'"),
+        (
+            {"kind": "pairwise", "requested": 1.0},
+            "requested: goes with kind='global' only, got 'pairwise'",
+        ),
         (
             {"kind": "directions", "directions": [[1.0, 2.0]]},
             r"directions: expected a matrix of 4 columns, .* got shape \(1, 2\)",

@@ -15,6 +15,7 @@ from torch import nn
 from admm_lip import SolverConfig, certify, verify
 from admm_lip.certificates import certifier, least_proven
 from admm_lip.certificates.certifier import Task, names_of
+from admm_lip.certificates.claim_matrices import Matrices
 from admm_lip.certificates.least_proven import (
     _INSIDE,
     Candidate,
@@ -25,7 +26,6 @@ from admm_lip.certificates.least_proven import (
     tempered,
 )
 from admm_lip.certificates.norm_product import spectral_norm
-from admm_lip.certificates.restate import Matrices
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import Chain
 from admm_lip.solvers import solve_certify

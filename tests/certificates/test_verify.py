@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, certify, verify
-from admm_lip.certificates.certificate import LayerSlopes
+from admm_lip.certificates.document import LayerSlopes
 from admm_lip.certificates.proof import is_constant, scaled_lmi, unproven
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import Chain, LayerSpec, Network, Slopes

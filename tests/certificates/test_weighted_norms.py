@@ -18,7 +18,7 @@ from torch import nn
 
 from admm_lip import SolverConfig, certify, verify
 from admm_lip.certificates import certifier
-from admm_lip.certificates.restate import Matrices, distance_of, measured
+from admm_lip.certificates.claim_matrices import Matrices, distance_of, measured
 from admm_lip.networks.network import Chain, LayerSpec, Network, Slopes
 from admm_lip.solvers.errors import SolveFailed
 from admm_lip.units import Units

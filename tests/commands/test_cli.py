@@ -11,9 +11,8 @@ import pytest
 import torch
 import yaml
 
-from admm_lip import cli
+from admm_lip import cli, verify
 from admm_lip.certificates.certificate import Certificate
-from admm_lip.certificates.verify import verify
 from admm_lip.data import load_data
 from admm_lip.networks.chain import build_module
 from admm_lip.networks.storage import load_network
@@ -246,7 +245,7 @@ class TestOtherCommands:
 
     def test_an_onnx_file_is_certified_verified_and_projected(self, trained, capsys):
         pytest.importorskip("onnx", reason="reading ONNX needs the extra admm-lip[onnx]")
-        from admm_lip.foreign import export_onnx
+        from admm_lip import export_onnx
 
         export_onnx(
             load_network(trained), "net.onnx", Certificate.load(trained / "certificate.json")

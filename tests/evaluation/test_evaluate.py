@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip.certificates.certificate import certify
-from admm_lip.certificates.radii import certified_radii
+from admm_lip import certified_radii, certify
 from admm_lip.data import DataSet, TableOptions, load_data
 from admm_lip.evaluation import evaluate as module
 from admm_lip.evaluation.attacks import AttackConfig

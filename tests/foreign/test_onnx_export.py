@@ -17,8 +17,9 @@ from onnx_build import MODELS, dtype_of, evaluate, forward, model_of
 from torch import nn
 
 from admm_lip import certify, verify
+from admm_lip.certificates.in_onnx import export_onnx, read_certificate
 from admm_lip.errors import CertificateError, NetworkError, UnsupportedModule
-from admm_lip.foreign import export_onnx, open_network, read_certificate
+from admm_lip.foreign import open_network
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import LayerSpec, Network
 from admm_lip.networks.storage import save_network

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from onnx_build import model_of
 
 from admm_lip import certify
+from admm_lip.certificates.in_onnx import export_onnx, read_certificate
 from admm_lip.errors import CertificateError, NetworkError
-from admm_lip.foreign import export_onnx, open_network, read_certificate
+from admm_lip.foreign import open_network
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.storage import save_network
 

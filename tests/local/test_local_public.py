@@ -1,4 +1,4 @@
-"""The public names: ``certify``, ``certified_radii`` and ``verify`` with ``kind="local"``."""
+"""The public names: ``certify_local``, and ``certified_radii`` and ``verify`` for what it is of."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ import torch
 from local_nets import network
 from torch import nn
 
-from admm_lip import CertificateError, certified_radii, certify, verify
-from admm_lip.local import LocalConfig, certify_local, local_radii
+from admm_lip import (
+    CertificateError,
+    LocalConfig,
+    certified_radii,
+    certify,
+    certify_local,
+    verify,
+)
+from admm_lip.local import local_radii
 
 
 def test_the_public_functions_do_what_the_package_does() -> None:
     model = network("relu", (5, 16, 12, 4), seed=2)
     x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)).double()
     y = model(x).argmax(1)
-    found = certify(model, x, kind="local", radius=0.2, y=y)
-    assert torch.equal(found.lip, certify_local(model, x, 0.2, y).lip)
+    found = certify_local(model, x, 0.2, y)
+    with pytest.warns(DeprecationWarning, match="certify_local"):
+        older = certify(model, x, kind="local", radius=0.2, y=y)
+    assert torch.equal(found.lip, older.lip)
     verify(found, model)
     pairs = certify(model, kind="pairwise", progress=False)
     config = LocalConfig(rounds=6)
@@ -35,7 +44,7 @@ def test_convolutions_take_their_shape_from_the_inputs() -> None:
         nn.Conv2d(1, 3, 3, stride=2), nn.GELU(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(3, 3)
     ).double()
     x = torch.randn(6, 1, 8, 8).double()
-    found = certify(model, x, kind="local", radius=0.3)
+    found = certify_local(model, x, radius=0.3)
     assert found.input_shape == (1, 8, 8)
     step = 0.3 * torch.nn.functional.normalize(torch.randn(6, 64).double()).view_as(x)
     rise = (model(x + step) - model(x)).detach().norm(dim=1)

@@ -116,9 +116,10 @@ def test_a_single_map_is_measured_in_the_balls_norm() -> None:
         assert exact <= lip <= exact * (1.0 + 1e-3)
 
 
-def test_the_public_function_passes_norm_and_scale_on(tmp_path: Path) -> None:
+def test_norm_and_scale_are_stored_and_belong_to_the_claim(tmp_path: Path) -> None:
     model, x = network("relu", seed=4), samples()
-    found = certify(model, x, kind="local", radius=0.1, norm="linf", input_scale=2.0)
+    config = LocalConfig(norm="linf", input_scale=2.0)
+    found = certify_local(model, x, 0.1, config=config)
     assert (found.norm, found.input_scale) == ("linf", (2.0,) * 4)
     verify(found, model)
     found.save(tmp_path / "local.safetensors")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip.certificates.certificate import certify
+from admm_lip import certify
 from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
 from admm_lip.methods import METHODS

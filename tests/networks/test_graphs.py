@@ -15,9 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from admm_lip import certify, verify
+from admm_lip import certify, export_onnx, verify
 from admm_lip.errors import NetworkError, UnsupportedModule
-from admm_lip.foreign import export_onnx, open_network
+from admm_lip.foreign import open_network
 from admm_lip.local import certify_local
 from admm_lip.networks.activations import ACTIVATIONS
 from admm_lip.networks.chain import build_layer, build_module, linear_layers, read_network

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, certified_radii, certify, verify
-from admm_lip.certificates.certificate import chain_slopes
+from admm_lip.certificates.document import chain_slopes
 from admm_lip.certificates.exact import exact_check
 from admm_lip.certificates.proof import unproven
 from admm_lip.networks.chain import read_network

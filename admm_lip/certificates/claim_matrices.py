@@ -97,6 +97,26 @@ def check_units(units: Units, inputs: int, outputs: int | None = None) -> None:
         raise CertificateError(f"units.{error}") from None
 
 
+def units_given(units: Units | None, input_scale: Any) -> Units | None:
+    """The units of a call that takes ``input_scale`` as a short form of them.
+
+    Raises:
+        CertificateError: for both at once, or a scale that is none.
+    """
+    if units is not None and not isinstance(units, Units):
+        raise CertificateError(f"units: expected admm_lip.Units, got {type(units).__name__}")
+    if input_scale is None:
+        return units
+    if units is not None:
+        raise CertificateError("units, input_scale: give one of them; units hold the scale too")
+    try:
+        found = Units(input_scale=input_scale)
+    except UnitsError as error:
+        raise CertificateError(str(error)) from None
+    scale = found.input_scale
+    return Units(input_scale=scale[0]) if isinstance(scale, tuple) and len(scale) == 1 else found
+
+
 def units_of_scale(input_scale: Sequence[float], inputs: int) -> Units:
     """The units of inputs alone, for so many of them.
 
@@ -180,6 +200,8 @@ def functionals_of(kind: str, directions: Any, outputs: int) -> Array:
         CertificateError: for directions that do not fit, or pairs of a single output.
     """
     if kind == "directions":
+        if directions is None:
+            raise CertificateError("directions: goes with kind='directions', got None")
         return _checked_directions(directions, outputs)
     if kind == "pairwise" and outputs == 1:
         raise CertificateError("kind: expected at least two outputs for pairwise, got one")
