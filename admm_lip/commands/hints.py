@@ -52,28 +52,6 @@ def _same(value: Any, default: Any) -> bool:
     return bool(plain[0] == plain[1])
 
 
-def after_training(path: Path, settings: Mapping[str, Any], bound: float | None) -> list[Hint]:
-    """What follows a trained network.
-
-    Args:
-        path: its run folder.
-        settings: of the run.
-        bound: that it was trained under, ``None`` where none was enforced.
-    """
-    from .compare import parser
-
-    data = {key: settings[key] for key in ("data", "data_dir", "table") if key in settings}
-    again = ("--config", path / "config.yaml", "--bound", f"{(bound or 0.0) / 2:g}")
-    return [
-        verify(path),
-        *([(typed("train", *again), "the same, under half the bound")] if bound else []),
-        (
-            typed("compare", *words_of(parser(), data)),
-            "penalty against enforced bound on these data, over a grid",
-        ),
-    ]
-
-
 def verify(path: Path, *more: object) -> Hint:
     """How a proof is checked."""
     return typed("verify", path, *more), "check the proof: no torch, no solver"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from .comparators import ADMM, method_of, radius_of_method, train_and_finish
-from .hints import after_training
+from .compare import parser as parser_of_compare
+from .hints import Hint, typed, verify, words_of
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
 from .run_options import (
     add_convnet_options,
@@ -157,10 +159,30 @@ def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
     if stopped:
         say(f"round {len(result.history)} was the last")
         return stopped_by_signal(folder, "train", result.stopped)
-    hints = after_training(folder.path, job.settings, job.train.bound)
+    hints = _after_training(folder.path, job.settings, job.train.bound)
     for line in summary_lines(folder, summary, hints):
         say(line)
     return 0
+
+
+def _after_training(path: Path, settings: Mapping[str, Any], bound: float | None) -> list[Hint]:
+    """What follows a trained network.
+
+    Args:
+        path: its run folder.
+        settings: of the run.
+        bound: that it was trained under, ``None`` where none was enforced.
+    """
+    data = {key: settings[key] for key in ("data", "data_dir", "table") if key in settings}
+    again = ("--config", path / "config.yaml", "--bound", f"{(bound or 0.0) / 2:g}")
+    return [
+        verify(path),
+        *([(typed("train", *again), "the same, under half the bound")] if bound else []),
+        (
+            typed("compare", *words_of(parser_of_compare(), data)),
+            "penalty against enforced bound on these data, over a grid",
+        ),
+    ]
 
 
 def _add_method_options(made: Parser) -> None:
@@ -210,7 +232,7 @@ def _compare(folder: RunFolder, job: Job, method: Method, progress: bool) -> int
     if "samples" in summary:
         said = sample_lines(folder, summary)
     else:  # the method enforced no bound of its own
-        said = summary_lines(folder, summary, after_training(folder.path, job.settings, None))
+        said = summary_lines(folder, summary, _after_training(folder.path, job.settings, None))
     for line in said:
         say(line)
     return 0

@@ -8,39 +8,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from .activations import ACTIVATIONS, array_keys
-from .layer_spec import INPUT, heard, plainly_wired, sources_of
-from .layers import AFFINE, RESHAPES, Shape
+from .layer_spec import INPUT, LayerSpec, heard, plainly_wired, sources_of
+from .layers import AFFINE, RESHAPES, Array, Shape
 from .sorting import PAIRED
-
-if TYPE_CHECKING:
-    from .network import LayerSpec, Network
 
 FORMAT = 1
 
 
-def digest_of(network: Network) -> str:
-    """Hexadecimal SHA-256 of the function."""
+Shapes = Callable[[], Mapping[str, Shape]]
+
+
+def digest_of(
+    layers: Sequence[LayerSpec],
+    output: str,
+    input_shape: Shape | None,
+    arrays: Mapping[str, Array],
+    shapes: Shapes,
+) -> str:
+    """Hexadecimal SHA-256 of the function of a network, given by its fields and its shapes."""
+    layers = plainly_wired(heard(layers, output))
     sha = hashlib.sha256()
-    for part in _parts(network):
+    for part in _parts(layers, output, input_shape, arrays, shapes):
         sha.update(part)
     return sha.hexdigest()
 
 
-def _parts(network: Network) -> Iterator[bytes]:
+def _parts(
+    layers: Sequence[LayerSpec],
+    output: str,
+    input_shape: Shape | None,
+    arrays: Mapping[str, Array],
+    shapes: Shapes,
+) -> Iterator[bytes]:
     """What is hashed, in order."""
-    layers = plainly_wired(heard(network.layers, network.output))
     path = not any(spec.inputs for spec in layers)
     # Where no layer sees rows and columns, (1, 28, 28) and (784,) are the same function.
-    shape = network.input_shape if not path or _sees_shape(layers) else None
+    shape = input_shape if not path or _sees_shape(layers) else None
     yield _canonical({"format": FORMAT, "input": shape})
-    *wiring, end = [{}] * (len(layers) + 1) if path else _wiring(network, layers)
-    flattened = _flattened(layers, network.input_shape or ())
+    *wiring, end = [{}] * (len(layers) + 1) if path else _wiring(layers, output, shapes())
+    flattened = _flattened(layers, input_shape or ())
     for spec, flat, wires in zip(layers, flattened, wiring, strict=True):
         if spec.kind in RESHAPES:
             continue
@@ -48,7 +60,7 @@ def _parts(network: Network) -> Iterator[bytes]:
         # Neighbouring channels of an image are other pairs than neighbouring pixels.
         yield _canonical({**about, "flat": True} if flat and path else about)
         for key in array_keys(spec.kind):
-            array = network.arrays.get(f"{spec.name}.{key}")
+            array = arrays.get(f"{spec.name}.{key}")
             if array is not None:
                 yield _canonical({"array": key, "shape": array.shape})
                 # "+ 0.0" makes minus zero zero.
@@ -58,20 +70,22 @@ def _parts(network: Network) -> Iterator[bytes]:
         yield _canonical(end)
 
 
-def _wiring(network: Network, layers: Sequence[LayerSpec]) -> list[dict[str, Any]]:
+def _wiring(
+    layers: Sequence[LayerSpec], output: str, shapes: Mapping[str, Shape]
+) -> list[dict[str, Any]]:
     """Of each layer of a graph, the places of the layers whose outputs it takes, and their shapes.
 
     Places count the layers that are hashed, from 1; 0 is the input.  The last entry says which
     layer's output the network gives.
     """
-    shapes, sources = network.shapes(), sources_of(layers)
+    sources = sources_of(layers)
     place, hashed, found = {INPUT: 0}, 0, []
     for spec in layers:
         given = sources[spec.name]
         found.append({"takes": [[place[name], shapes[name]] for name in given]})
         hashed += spec.kind not in RESHAPES
         place[spec.name] = place[given[0]] if spec.kind in RESHAPES else hashed
-    return [*found, {"gives": place[network.output]}]
+    return [*found, {"gives": place[output]}]
 
 
 def _sees_shape(layers: Iterable[LayerSpec]) -> bool:

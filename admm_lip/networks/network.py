@@ -130,7 +130,7 @@ class Network:
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the function: kinds, options and float64 values, not the names."""
-        return digest_of(self)
+        return digest_of(self.layers, self.output, self.input_shape, self.arrays, self.shapes)
 
     def to_json(self) -> dict[str, Any]:
         """The layers and the input shape, ready for ``json.dump``; the arrays go beside it."""
