@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from admm_lip.data import load_data
-from admm_lip.methods.base import Method
 from admm_lip.methods.gradient import InputGradient
 from admm_lip.methods.nominal import Nominal
 from admm_lip.training.fit import FitConfig, FitResult, fit
+from admm_lip.training.method import Method
 
 Pair = tuple[Tensor, Tensor]
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from admm_lip import TrainConfig, certified_radii, train
 from admm_lip.data import load_data
-from admm_lip.methods.base import Method
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.training.fit import FitConfig, fit
+from admm_lip.training.method import Method
 
 from . import record
 

@@ -11,10 +11,10 @@ Example:
 
 from __future__ import annotations
 
+from ..training.method import Method
 from .adversarial import FastGradient, ProjectedGradient
 from .aol import AlmostOrthogonal
 from .barrier import Barrier
-from .base import Method
 from .cayley import Cayley
 from .gouk import LayerwiseProjection
 from .gradient import InputGradient

@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
+from ..training.method import Method, check_at_least
 from .ascent import BALLS, check_norm, sample_loss, value_and_gradient
 from .ball_attack import BallAttack
-from .base import Method, check_at_least
 
 Box = tuple[float, float]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..training.method import Method, check_at_least, check_positive
 from .ascent import Ascent, check_norm
-from .base import Method, check_at_least, check_positive
 
 
 @dataclass(frozen=True)

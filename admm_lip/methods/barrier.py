@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import Method, check_positive
+from ..training.method import Method, check_positive
 from .segments import Segments, cut, join
 from .spectral import check_slopes, spectral_norm
 

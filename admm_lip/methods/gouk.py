@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Method, check_at_least, check_positive
+from ..training.method import Method, check_at_least, check_positive
 from .spectral import (
     check_slopes,
     drop_vectors,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..gradient.objective import GradientPenalty, penalised_loss
 from ..training.losses import PlainLoss
-from .base import Method
+from ..training.method import Method
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..networks.chain import linear_layers
-from .base import Method, check_positive
+from ..training.method import Method, check_positive
 from .spectral import check_slopes, layer_cap, product_bound, shrink_to
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import check_at_least, require_classes
+from ..training.method import check_at_least, require_classes
 from .norm_product import NormProduct
 from .spectral import check_slopes, estimated_product, linears
 

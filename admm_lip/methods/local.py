@@ -15,7 +15,7 @@ from ..local_training.surrogates import LOSSES
 from ..local_training.warm_starts import WarmStarts
 from ..networks.clipped import keep_thresholds
 from ..training.losses import PlainLoss
-from .base import Method, check_at_least, require_classes
+from ..training.method import Method, check_at_least, require_classes
 
 _BOUNDS = ("local", "global")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Method
+from ..training.method import Method
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .base import Method, check_at_least
+from ..training.method import Method, check_at_least
 from .spectral import drop_vectors, linears, product_bound, start_vectors
 
 

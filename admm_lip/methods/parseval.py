@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Method, check_positive
+from ..training.method import Method, check_positive
 from .spectral import check_slopes, layer_cap, linears, product_bound
 
 

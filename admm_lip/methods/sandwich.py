@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..solvers.lmi import implied_bound
 from ..solvers.problem import unit_slopes
-from .base import Method, check_positive
+from ..training.method import Method, check_positive
 from .cayley import cayley, normalised
 from .segments import Segments, cut, join, linear_of
 from .spectral import check_slopes

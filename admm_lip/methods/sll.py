@@ -11,8 +11,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..training.method import Method, check_positive
 from .aol import AlmostOrthogonal
-from .base import Method, check_positive
 from .segments import cut, join
 from .spectral import check_slopes, spectral_norm
 

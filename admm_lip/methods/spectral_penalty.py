@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import check_at_least
+from ..training.method import check_at_least
 from .norm_product import NormProduct
 from .spectral import estimated_norm, linears
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from .base import Method, check_positive
+from ..training.method import Method, check_positive
 from .segments import cut, join
 from .spectral import layer_cap, linears, product_bound, spectral_norm
 

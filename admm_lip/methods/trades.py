@@ -10,8 +10,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
+from ..training.method import check_at_least, require_classes
 from .ball_attack import BallAttack
-from .base import check_at_least, require_classes
 
 # The divergence has gradient 0 at the input itself, so the ascent starts this far beside it.
 _OFF_CENTRE = 1e-3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.losses import PlainLoss
-from .base import Method, check_at_least
+from ..training.method import Method, check_at_least
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.admm import Matrices
 from .network import Network
 from .sorting import SORTS
+
+Matrices = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

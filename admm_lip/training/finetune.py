@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..methods.base import Method
 from ..networks.interface import interface_of
 from ..solvers import SolverConfig
 from .batches import Batches, as_batches
 from .config import FinetuneConfig as FinetuneConfig
 from .config import TrainConfig
 from .losses import PlainLoss
+from .method import Method
 from .smooth import best_smoothed, coarse, even_gauge
 from .train import TrainResult, train
 

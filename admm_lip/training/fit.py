@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.labels import Classes
-from ..methods.base import Method
 from ..networks.overrides import unwrapped
 from ..settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rule, check_settings
 from .batches import Batches, as_batches
@@ -28,6 +27,7 @@ from .keeper import Keeper, Trainee, held
 from .loop import Asked, Row, deferred_signals, epoch_seed
 from .loss_step import NonFiniteLoss
 from .losses import PlainLoss, checked_value, resolve_loss
+from .method import Method
 from .optimize import make_optimizer, schedule_factor, set_learning_rate
 from .precision import master_dtype, stored_dtype
 from .reading import Batch

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..files import exclusive, make_writable, remove_leftovers
-from ..methods.base import Method
 from ..units import Units
 from .batches import Batches
 from .checkpoint import CHECKPOINT, PREVIOUS, CheckpointError, Tree, load_last, save_checkpoint
 from .identity import describe, difference, identity_of
+from .method import Method
 
 _log = logging.getLogger("admm_lip")
 # Writing takes at most about this share of the time.

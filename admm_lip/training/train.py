@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
 from ..data.labels import Classes
-from ..methods.base import Method
 from ..networks.chain import linear_layers, read_network
 from ..networks.overrides import unwrapped
 from ..units import Units
@@ -32,6 +31,7 @@ from .layer_norms import LayerNorms, layer_start, training_constraint
 from .loop import Row, Run, TrainingFailed, run_rounds, steps_done, write_weights
 from .loss_step import Objective
 from .losses import BoundedLoss, checked_value, resolve_loss
+from .method import Method
 from .metric import PLAIN, Metric
 from .multiplier_step import resolve_multiplier_step
 from .optimize import make_optimizer, schedule_factor

@@ -14,10 +14,10 @@ from admm_lip import certify
 from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
 from admm_lip.methods import METHODS
-from admm_lip.methods.base import Method
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.training.fit import FitConfig, fit
+from admm_lip.training.method import Method
 
 # A bound at which cross-entropy can tell ten digits apart.
 SETTINGS: dict[str, dict[str, float]] = {

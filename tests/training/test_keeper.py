@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from admm_lip.methods import METHODS
-from admm_lip.methods.base import Method
 from admm_lip.training.checkpoint import CheckpointError, load_checkpoint
 from admm_lip.training.fit import FitConfig, FitResult, fit
 from admm_lip.training.loss_step import NonFiniteLoss
 from admm_lip.training.losses import PlainLoss
+from admm_lip.training.method import Method
 
 INPUTS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 TARGETS = (INPUTS[:, 0] > 0).long()

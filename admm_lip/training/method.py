@@ -4,7 +4,7 @@ A method overrides what it needs and inherits nothing else: :class:`Method` itse
 training.
 Methods are frozen dataclasses; whatever they learn lives in the model they prepare.
 
-To add one: (1) a frozen dataclass in a file of its own in this folder; (2) a row in
+To add one: (1) a frozen dataclass in a file of its own in ``methods``; (2) a row in
 ``methods.METHODS``; (3) its defining property as a test.
 """
 
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..training.losses import PlainLoss
+from .losses import PlainLoss
 
 
 @dataclass(frozen=True)
