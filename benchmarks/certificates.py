@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from admm_lip import certified_radii, certify, verify
 from admm_lip.certificates.certificate import AnyCertificate, Certificate, FunctionalCertificate
 from admm_lip.data import load_data
-from admm_lip.methods import METHODS
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.fit import FitConfig, fit
 
 from . import record

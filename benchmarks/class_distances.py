@@ -15,7 +15,7 @@ import time
 import torch
 
 from admm_lip.data import load_data
-from admm_lip.evaluation.distances import class_distance
+from admm_lip.research.distances import class_distance
 
 from . import record
 

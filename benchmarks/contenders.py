@@ -22,8 +22,8 @@ from admm_lip import TrainConfig, certify, train
 from admm_lip.certificates.certificate import Certificate
 from admm_lip.data import DataSet, load_data
 from admm_lip.errors import UnsupportedModule
-from admm_lip.methods import METHODS
 from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.fit import FitConfig, fit
 
 from .study import Cell

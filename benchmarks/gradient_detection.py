@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from admm_lip.evaluation.attack_suite import (
+from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
+from admm_lip.research.attack_suite import (
     EvasiveConfig,
     NearestConfig,
     boundary,
@@ -26,8 +27,7 @@ from admm_lip.evaluation.attack_suite import (
     deepfool,
     evasive,
 )
-from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
-from admm_lip.evaluation.detection import auc, calibrate, roc, score
+from admm_lip.research.detection import auc, calibrate, roc, score
 
 from . import record
 from .gradient_plots import plot_detection

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from admm_lip.data import load_data
-from admm_lip.methods.gradient import InputGradient
-from admm_lip.methods.nominal import Nominal
+from admm_lip.research.comparators.gradient import InputGradient
+from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.training.fit import FitConfig, FitResult, fit
 from admm_lip.training.method import Method
 

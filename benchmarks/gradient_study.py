@@ -25,10 +25,10 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from admm_lip.evaluation.attack_suite import NearestConfig, carlini_wagner, deepfool
 from admm_lip.evaluation.attacks import AttackConfig, fooled, gradient_free, pgd
-from admm_lip.evaluation.distances import estimate_distances
-from admm_lip.gradient import jacobian_norms, loss_gradient_norms
+from admm_lip.research.attack_suite import NearestConfig, carlini_wagner, deepfool
+from admm_lip.research.distances import estimate_distances
+from admm_lip.research.input_gradients import jacobian_norms, loss_gradient_norms
 
 from . import record
 from .gradient_plots import plot_study

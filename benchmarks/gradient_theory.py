@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from admm_lip import certified_radii, certify
 from admm_lip.data import load_data
-from admm_lip.evaluation.attack_suite import NearestConfig, carlini_wagner
-from admm_lip.evaluation.distances import estimate_distances
-from admm_lip.gradient import GradientPenalty, penalised_loss
-from admm_lip.methods.gradient import InputGradient
-from admm_lip.methods.nominal import Nominal
 from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.research.attack_suite import NearestConfig, carlini_wagner
+from admm_lip.research.comparators.gradient import InputGradient
+from admm_lip.research.comparators.nominal import Nominal
+from admm_lip.research.distances import estimate_distances
+from admm_lip.research.input_gradients import GradientPenalty, penalised_loss
 from admm_lip.training.fit import FitConfig, fit
 
 from . import record

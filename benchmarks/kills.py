@@ -178,7 +178,12 @@ class Running:
 _PRELOADED = (
     *(f"admm_lip.commands.{name}" for name in ("train", "project", "compare", "finish")),
     *("admm_lip.commands.recipes", "admm_lip.training.train", "admm_lip.training.fit"),
-    *("admm_lip.training.project", "admm_lip.methods", "admm_lip.plots", "admm_lip.foreign"),
+    *(
+        "admm_lip.training.project",
+        "admm_lip.research.comparators",
+        "admm_lip.plots",
+        "admm_lip.foreign",
+    ),
 )
 
 

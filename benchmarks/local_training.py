@@ -25,10 +25,10 @@ from admm_lip.evaluation.attacks import AttackConfig
 from admm_lip.evaluation.falsify import SoundnessError
 from admm_lip.evaluation.per_sample import robust_samples
 from admm_lip.local_training import LocalReport, certify_samples
-from admm_lip.methods.local import LocalLipschitz
-from admm_lip.methods.nominal import Nominal
 from admm_lip.networks.convnets import CONVNETS, build_convnet
 from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.research.comparators.local import LocalLipschitz
+from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.training.fit import FitConfig, fit
 from admm_lip.training.method import Method
 

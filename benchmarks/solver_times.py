@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from admm_lip.data import load_data
-from admm_lip.methods.nominal import Nominal
 from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.solvers import (
     CertifyProblem,
     CertifySolution,

@@ -12,8 +12,8 @@ from .options import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..methods import Method
     from ..records import RunFolder
+    from ..research.comparators import Method
     from .finish import Summary
     from .recipes import Job
 
@@ -26,7 +26,7 @@ def method_of(name: str, settings: Mapping[str, Any]) -> Method:
     Raises:
         UsageError: for a name or a setting that does not exist, with the near miss.
     """
-    from ..methods import METHODS
+    from ..research.comparators import METHODS
 
     if name not in METHODS:
         raise UsageError(
@@ -108,7 +108,7 @@ def _by_samples(
     folder: RunFolder, model: nn.Module, job: Job, method: Method, about: Summary
 ) -> Summary:
     """A local bound at every test sample."""
-    from ..methods.local import LocalLipschitz
+    from ..research.comparators.local import LocalLipschitz
     from .samples import finish_samples
 
     assert isinstance(method, LocalLipschitz), method

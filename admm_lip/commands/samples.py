@@ -15,9 +15,9 @@ from ..evaluation.evaluate import EvaluateConfig
 from ..evaluation.per_sample import robust_samples
 from ..local_training import LocalReport, certify_samples
 from ..local_training.report import LEVELS
-from ..methods.local import LocalLipschitz
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_json, write_rows
+from ..research.comparators.local import LocalLipschitz
 from .finish import Summary, network_on
 from .plot import draw
 from .recipes import Job

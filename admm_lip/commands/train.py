@@ -23,8 +23,8 @@ from .run_options import (
 )
 
 if TYPE_CHECKING:
-    from ..methods import Method
     from ..records import RunFolder
+    from ..research.comparators import Method
     from .recipes import Job
 
 _RECIPES = Path(__file__).parent.parent / "recipes"

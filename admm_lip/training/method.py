@@ -4,8 +4,8 @@ A method overrides what it needs and inherits nothing else: :class:`Method` itse
 training.
 Methods are frozen dataclasses; whatever they learn lives in the model they prepare.
 
-To add one: (1) a frozen dataclass in a file of its own in ``methods``; (2) a row in
-``methods.METHODS``; (3) its defining property as a test.
+To add one: (1) a frozen dataclass in a file of its own in ``research/comparators``; (2) a row in
+its ``METHODS``; (3) its defining property as a test.
 """
 
 from __future__ import annotations

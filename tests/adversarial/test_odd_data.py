@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from admm_lip import TrainConfig, certified_radii, certify, certify_samples, falsify, project, train
 from admm_lip.evaluation.attacks import AttackConfig, gradient_free, pgd
 from admm_lip.local import certify_local, local_radii
-from admm_lip.methods import METHODS
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.finetune import FinetuneConfig
 from admm_lip.training.fit import FitConfig, fit
 

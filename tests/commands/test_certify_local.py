@@ -10,10 +10,10 @@ import pytest
 from admm_lip import cli
 from admm_lip.data import load_data
 from admm_lip.local import LocalCertificate
-from admm_lip.methods import METHODS
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.fit import FitConfig, fit
 
 

@@ -19,9 +19,9 @@ from admm_lip.commands.train import _RECIPES, parser
 from admm_lip.data import load_data
 from admm_lip.evaluation.falsify import SoundnessError
 from admm_lip.local_training import certify_samples
-from admm_lip.methods import METHODS
 from admm_lip.networks.chain import build_module
 from admm_lip.networks.storage import load_network
+from admm_lip.research.comparators import METHODS
 
 NET = ["--convnet.name", "2C2F", "--convnet.width", "0.25", "--convnet.activation", "clipped_relu"]
 LOCAL = ["--method", "local", "--eps", "0.2", *NET, "--lr", "3e-3"]

@@ -13,9 +13,9 @@ import pytest
 
 from admm_lip import cli
 from admm_lip.commands.options import Parser, _is_flag
-from admm_lip.methods import METHODS
 from admm_lip.networks import convnets, models
 from admm_lip.networks.model_config import CONVNET_ACTIVATIONS, PERCEPTRON_ACTIVATIONS
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.losses import LOSSES
 from admm_lip.training.optimize import OPTIMIZERS, SCHEDULES
 

@@ -13,8 +13,8 @@ from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
 from admm_lip.local import LocalConfig
 from admm_lip.local_training import certify_samples
-from admm_lip.methods import METHODS
-from admm_lip.methods.local import LocalLipschitz
+from admm_lip.research.comparators import METHODS
+from admm_lip.research.comparators.local import LocalLipschitz
 from admm_lip.training.fit import FitConfig, fit
 
 SURROGATES = ["bcp", "gloro", "lmt"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from admm_lip.methods import METHODS
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.fit import FitConfig, fit
 from admm_lip.training.loss_step import NonFiniteLoss
 from admm_lip.training.losses import PlainLoss

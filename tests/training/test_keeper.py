@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from admm_lip.methods import METHODS
+from admm_lip.research.comparators import METHODS
 from admm_lip.training.checkpoint import CheckpointError, load_checkpoint
 from admm_lip.training.fit import FitConfig, FitResult, fit
 from admm_lip.training.loss_step import NonFiniteLoss

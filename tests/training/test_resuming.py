@@ -16,7 +16,7 @@ from torch import nn
 from admm_lip import TrainConfig, project, train
 from admm_lip.errors import RunFolderError
 from admm_lip.files import exclusive
-from admm_lip.methods import METHODS
+from admm_lip.research.comparators import METHODS
 from admm_lip.training import loop as loop_module
 from admm_lip.training.checkpoint import CHECKPOINT, CheckpointError
 from admm_lip.training.finetune import FinetuneConfig

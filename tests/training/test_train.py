@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from admm_lip import TrainConfig, certify, train, verify
 from admm_lip.errors import UnsupportedModule
-from admm_lip.gradient import loss_gradient_norms
-from admm_lip.methods.gradient import InputGradient
-from admm_lip.methods.sandwich import Sandwich
 from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.research.comparators.gradient import InputGradient
+from admm_lip.research.comparators.sandwich import Sandwich
+from admm_lip.research.input_gradients import loss_gradient_norms
 from admm_lip.solvers import SolveFailed, SolverConfig
 from admm_lip.training import loop as loop_module
 from admm_lip.training.batches import as_batches

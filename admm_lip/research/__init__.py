@@ -1,0 +1,1 @@
+"""Beside the core, which never imports it: comparators, gradient penalties, detection."""
