@@ -148,9 +148,13 @@ def distance_of(network: Network, norm: str, raw: bool) -> str:
     """
     if raw:
         return f"{norm}, in raw units: the model takes raw / input_scale and a constant"
-    first = next((spec for spec in network.layers if spec.kind in AFFINE), None)
-    weight = network.arrays.get(f"{first.name}.weight") if first is not None else None
+    affine = (spec for spec in network.layers if spec.kind in AFFINE)
+    weights = ((spec, network.arrays.get(f"{spec.name}.weight")) for spec in affine)
+    # What only shifts, or moves entries about, has no weight.
+    first, weight = next(((s, w) for s, w in weights if w is not None), (None, None))
     line = f"{norm}, in the units of the model's input"
+    if first is not None and first.kind == "elementwise":
+        return f"{line}, which its layer {first.name!r} then scales"
     if first is None or first.kind != "linear" or weight is None:
         return line
     square = weight.shape[0] == weight.shape[1] > 1

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from ..errors import UnsupportedModule
 from ..networks.activations import ACTIVATIONS
-from ..networks.layers import Array, Shape, Window
-from ..networks.network import LayerSpec, Network
+from ..networks.index_maps import ZERO
+from ..networks.layers import RESHAPES, Array, Shape, Window
+from ..networks.network import LayerSpec, Network, reshaped
 from ..networks.sorting import HALF_ABS, SORTS
 
 Whole = npt.NDArray[Any]
@@ -87,8 +88,8 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
             matrix, shape = _MATRICES[spec.kind](network, spec, shape)
             current = matrix if current is None else matrix @ current
             size = matrix.over.shape[0]
-        elif spec.kind == "flatten":
-            shape = (math.prod(shape),)
+        elif spec.kind in RESHAPES:
+            shape = reshaped(spec, shape)
         elif spec.kind in (*SORTS, HALF_ABS):
             if spec.kind in SORTS:
                 turn = _rotation(shape)
@@ -100,6 +101,11 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
             activations.append(spec)
             weights.append(identity(size) if current is None else current)
             current = None
+        elif spec.kind not in ACTIVATIONS:
+            raise UnsupportedModule(
+                f"{spec.name}: the exact check does not handle {spec.kind}; verify the certificate "
+                "without --exact"
+            )
     return [*weights, identity(size) if current is None else current], activations
 
 
@@ -174,8 +180,32 @@ def _places(window: Window, shape: Shape, channels: int) -> Any:
             yield out, row, column, y, x, a, b
 
 
+def _elementwise(network: Network, spec: LayerSpec, shape: Shape) -> tuple[Rational, Shape]:
+    weight = network.arrays.get(f"{spec.name}.weight", np.ones(()))
+    return diagonal(Rational.of(np.broadcast_to(weight, shape).ravel())), shape
+
+
+def _take(network: Network, spec: LayerSpec, shape: Shape) -> tuple[Rational, Shape]:
+    index = network.arrays[f"{spec.name}.index"]
+    matrix = np.zeros((index.size, math.prod(shape)), dtype=object)
+    for row, column in enumerate(index.ravel()):
+        if column != ZERO:
+            matrix[row, int(column)] = 1
+    return Rational(matrix, 1), index.shape
+
+
+def _sum(network: Network, spec: LayerSpec, shape: Shape) -> tuple[Rational, Shape]:
+    axes, keep = spec.options["axes"], spec.options["keep"]
+    unit = identity(math.prod(shape)).over.reshape(*shape, -1)
+    matrix = unit.sum(axis=tuple(axes), keepdims=keep)
+    return Rational(matrix.reshape(-1, math.prod(shape)), 1), matrix.shape[:-1]
+
+
 _MATRICES: dict[str, Callable[[Network, LayerSpec, Shape], tuple[Rational, Shape]]] = {
     "linear": _linear,
     "conv2d": _conv2d,
     "avg_pool2d": _avg_pool2d,
+    "elementwise": _elementwise,
+    "take": _take,
+    "sum": _sum,
 }

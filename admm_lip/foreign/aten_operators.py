@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedModule
-from .calls import Call
+from .aten_moves import MOVES, sample_axes
+from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
-from .layering import Layers
+from .layering import Layers, Position
 
 Array = npt.NDArray[Any]
 
@@ -27,100 +28,142 @@ def _bias(call: Call) -> Array | None:
     return None if call["bias"] is None else call.array("bias")
 
 
-def _conv2d(layers: Layers, call: Call) -> None:
+def _conv(layers: Layers, call: Call) -> None:
     """Padding per axis."""
-    rows, columns = _pair(call, "padding")
-    _convolve(layers, call, [rows, rows, columns, columns])
+    _convolve(layers, call, [side for n in _sizes(layers, call, "padding") for side in (n, n)])
 
 
-def _conv2d_named(layers: Layers, call: Call) -> None:
+def _conv_named(layers: Layers, call: Call) -> None:
     """Padding by name; "same" puts the odd one last."""
     call.need("padding", "valid", "same")
-    kernel, dilation = call.array("weight").shape[2:], _pair(call, "dilation")
-    if call.text("padding") == "valid" or len(kernel) != 2:
-        _convolve(layers, call, [0, 0, 0, 0])
-        return
-    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    _convolve(layers, call, [side for n in totals for side in (n // 2, n - n // 2)])
+    kernel, dilation = call.array("weight").shape[2:], _sizes(layers, call, "dilation")
+    totals = [d * (k - 1) for d, k in zip(dilation[-len(kernel) :], kernel, strict=False)]
+    same = [0] * (2 - len(totals)) + totals if call.text("padding") == "same" else [0, 0]
+    _convolve(layers, call, [side for n in same for side in (n // 2, n - n // 2)])
 
 
 def _convolve(layers: Layers, call: Call, padding: list[int]) -> None:
     options = {
-        "stride": _pair(call, "stride"),
+        "stride": _sizes(layers, call, "stride", 1),
         "padding": padding,
-        "dilation": _pair(call, "dilation"),
+        "dilation": _sizes(layers, call, "dilation", 1),
         "groups": call.integer("groups"),
     }
-    layers.conv2d(call, call.array("weight"), _bias(call), options)
+    layers.convolution(call, call.array("weight"), _bias(call), options)
 
 
-def _avg_pool2d(layers: Layers, call: Call) -> None:
+def _avg_pool(layers: Layers, call: Call) -> None:
     call.need("ceil_mode", False)
-    rows, columns = _pair(call, "padding")
-    divisor = call["divisor_override"]
+    divisor = call.parameters.get("divisor_override")
     options = {
-        "kernel_size": _pair(call, "kernel_size"),
-        "stride": _pair(call, "stride" if call["stride"] else "kernel_size"),
-        "padding": [rows, rows, columns, columns],
+        "kernel_size": _sizes(layers, call, "kernel_size", 1),
+        "stride": _sizes(layers, call, "stride" if call["stride"] else "kernel_size", 1),
+        "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
         "count_include_pad": call.flag("count_include_pad"),
         "divisor_override": None if divisor is None else call.integer("divisor_override"),
     }
-    layers.avg_pool2d(call, options)
+    layers.avg_pool(call, options)
 
 
-def _pair(call: Call, key: str) -> list[int]:
-    """Two numbers, or one for both."""
+def _adaptive_pool(layers: Layers, call: Call) -> None:
+    """To one number per channel, or by windows that do not overlap."""
+    wanted, sizes = call.integers("output_size"), layers.shape[1:]
+    pairs = list(zip(wanted, sizes, strict=False))
+    if not len(wanted) == len(sizes) == len(pairs) or any(n < 1 or size % n for n, size in pairs):
+        raise UnsupportedModule(
+            f"{call.label}: to {wanted} of a value of shape {layers.shape}, batch apart; only "
+            "sizes that divide those of the input are supported"
+        )
+    if set(wanted) == {1}:
+        layers.total(call, range(1, len(layers.shape)), keep=True, mean=True)
+        return
+    kernel = [size // n for n, size in zip(wanted, sizes, strict=True)]
+    layers.avg_pool(call, plain_pool([1] * (2 - len(kernel)) + kernel))
+
+
+def plain_pool(kernel: list[int]) -> dict[str, Any]:
+    """The options of a pool whose windows lie side by side."""
+    return {
+        "kernel_size": kernel,
+        "stride": kernel,
+        "padding": [0] * 4,
+        "count_include_pad": True,
+        "divisor_override": None,
+    }
+
+
+def _sizes(layers: Layers, call: Call, key: str, alone: int = 0) -> list[int]:
+    """Two numbers, or one for both; a sequence is an image of one row, which has ``alone``."""
     sizes = call.integers(key)
+    if len(layers.shape) == 2 and len(sizes) == 1:
+        return [alone, *sizes]
     if len(sizes) not in (1, 2):
         raise call.unexpected(key, "one number or two")
     return sizes * 2 if len(sizes) == 1 else sizes
 
 
-def _flatten(layers: Layers, call: Call) -> None:
-    rank = 1 + len(layers.shape)
-    call.need("start_dim", 1, 1 - rank)
-    call.need("end_dim", -1, rank - 1)
-    layers.reshape(call, [-1])
+def _batch_norm(layers: Layers, call: Call) -> None:
+    if call["running_mean"] is None or call["running_var"] is None or call.flag("training"):
+        raise UnsupportedModule(
+            f"{call.label}: normalises by the batch that it is given, which is no function of one "
+            "input; call model.eval() before exporting, and use track_running_stats=True"
+        )
+    keys = ("running_mean", "running_var", "weight", "bias")
+    arrays = [None if call[key] is None else call.array(key) for key in keys]
+    layers.normalise(call, arrays, float(call.number_type(call.number("eps"))))
 
 
-def _view(key: str) -> Callable[[Layers, Call], None]:
+def _arithmetic(operation: str) -> Callable[[Layers, Call], None]:
     def apply(layers: Layers, call: Call) -> None:
-        sizes = call.integers(key)
-        if len(sizes) < 2 or sizes[0] not in (BATCH, call.batch):
-            raise UnsupportedModule(
-                f"{call.label}: the shape {sizes!r:.100} does not keep the batch in front; only a "
-                "flatten of each input is supported"
-            )
-        layers.reshape(call, sizes[1:])
+        _unweighted(call)
+        first = isinstance(call["other"], ChainValue)
+        layers.arithmetic(call, operation, call.array("self" if first else "other"), first)
 
     return apply
 
 
-def _shift(sign: int) -> Callable[[Layers, Call], None]:
-    def apply(layers: Layers, call: Call) -> None:
+def _unweighted(call: Call) -> None:
+    if "alpha" in call.parameters:
         call.need("alpha", 1)
-        layers.shift(call, _constant(call) if sign > 0 else call.array("other"), sign)
-
-    return apply
 
 
-def _mul(layers: Layers, call: Call) -> None:
-    layers.scale(call, _constant(call))
+def _negate(layers: Layers, call: Call) -> None:
+    layers.arithmetic(call, "neg")
 
 
-def _div(layers: Layers, call: Call) -> None:
-    layers.scale(call, call.array("other"), divide=True)
+def _subtract_from(layers: Layers, call: Call) -> None:
+    _unweighted(call)
+    layers.arithmetic(call, "sub", call.array("other"), first=True)
 
 
-def _constant(call: Call) -> Array:
-    """The input that is not the data, of an operator that commutes."""
-    return call.array("self" if isinstance(call["self"], np.ndarray) else "other")
+def _sum(layers: Layers, call: Call, places: list[Position]) -> None:
+    _unweighted(call)
+    layers.add(call, places)
 
 
-def _along_features(call: Call) -> None:
-    """Behind the batch; -1 is that axis for vectors only."""
-    vectors = all(len(part.shape) == 1 for part in call["tensors"])
-    call.need("dim", *((1, -1) if vectors else (1,)))
+def _difference(layers: Layers, call: Call, places: list[Position]) -> None:
+    _unweighted(call)
+    layers.subtract(call, places)
+
+
+def _concatenate(layers: Layers, call: Call, places: list[Position]) -> None:
+    (axis,) = sample_axes(call, "dim", places[0].shape)
+    layers.concatenate(call, places, axis)
+
+
+def _stack(layers: Layers, call: Call, places: list[Position]) -> None:
+    (axis,) = sample_axes(call, "dim", (1, *places[0].shape))
+    parts = []
+    for place in places:
+        layers.go_to(place)
+        layers.rearrange(call, lambda x: np.expand_dims(x, 1 + axis))
+        parts.append(layers.position())
+    layers.concatenate(call, parts, axis)
+
+
+def _cast(layers: Layers, call: Call) -> None:
+    """To float32 or float64, by the numbers of the archive's schema; others round the values."""
+    call.need("dtype", None, 7, 8)
 
 
 def _one_part(layers: Layers, call: Call) -> None:
@@ -164,54 +207,65 @@ def _gelu(layers: Layers, call: Call) -> None:
 
 _SELF = ("self",)
 _PAIR = ("self", "other")
-_WINDOW = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+_WINDOW = {"bias": None, "stride": [1], "padding": [0], "dilation": [1], "groups": 1}
 _HARDTANH = Operator(
     _SELF, _activation("hardtanh", "min_val", "max_val"), {"min_val": -1.0, "max_val": 1.0}
 )
 _LEAKY = Operator(_SELF, _activation("leaky_relu", "negative_slope"), {"negative_slope": 0.01})
 _ELU = Operator(_SELF, _elu, {"alpha": 1.0, "scale": 1, "input_scale": 1})
 _RELU = Operator(_SELF, _activation("relu"))
-_ADD = Operator(
-    _PAIR,
-    _shift(1),
-    {"alpha": 1},
-    commutes=True,
-    join="add",
-    joined=lambda call: call.need("alpha", 1),
-)
+_CONV = ("input", "weight", "bias")
+_POOL = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": [0],
+    "ceil_mode": False,
+    "count_include_pad": True,
+}
+_COPY = {"non_blocking": False, "copy": False, "memory_format": None}
+_PLACE = {"dtype": None, "layout": None, "device": None, "pin_memory": None}
+
+
+def _both(
+    name: str,
+    apply: Callable[[Layers, Call], None],
+    join: Callable[[Layers, Call, list[Position]], None] | None,
+) -> dict[str, Operator]:
+    """The rows of an operation of two inputs, in place and not."""
+    row = Operator(_PAIR, apply, {"alpha": 1}, either=True, join=join)
+    return {f"aten.{name}.Tensor": row, f"aten.{name}_.Tensor": row}
+
+
 _NOTHING = Operator(_SELF, _nothing, {"memory_format": None})
 
 OPERATORS: Mapping[str, Operator] = {
+    **MOVES,
     "aten.linear.default": Operator(("input", "weight", "bias"), _linear, {"bias": None}),
-    "aten.conv2d.default": Operator(
-        ("input", "weight", "bias"), _conv2d, {**_WINDOW, "bias": None}
+    "aten.conv1d.default": Operator(_CONV, _conv, _WINDOW),
+    "aten.conv2d.default": Operator(_CONV, _conv, _WINDOW),
+    "aten.conv1d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
+    "aten.conv2d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
+    "aten.avg_pool1d.default": Operator(_SELF, _avg_pool, _POOL),
+    "aten.avg_pool2d.default": Operator(_SELF, _avg_pool, {**_POOL, "divisor_override": None}),
+    "aten.adaptive_avg_pool1d.default": Operator(("self", "output_size"), _adaptive_pool),
+    "aten.adaptive_avg_pool2d.default": Operator(("self", "output_size"), _adaptive_pool),
+    "aten.batch_norm.default": Operator(
+        ("input", "weight", "bias", "running_mean", "running_var"),
+        _batch_norm,
+        {"training": False, "momentum": 0.1, "eps": 1e-5, "cudnn_enabled": True},
     ),
-    "aten.conv2d.padding": Operator(
-        ("input", "weight", "bias"), _conv2d_named, {**_WINDOW, "bias": None, "padding": "valid"}
-    ),
-    "aten.avg_pool2d.default": Operator(
-        _SELF,
-        _avg_pool2d,
-        {
-            "kernel_size": None,
-            "stride": None,
-            "padding": [0, 0],
-            "ceil_mode": False,
-            "count_include_pad": True,
-            "divisor_override": None,
-        },
-    ),
-    "aten.flatten.using_ints": Operator(_SELF, _flatten, {"start_dim": 0, "end_dim": -1}),
-    "aten.view.default": Operator(("self", "size"), _view("size")),
-    "aten.reshape.default": Operator(("self", "shape"), _view("shape")),
-    "aten.add.Tensor": _ADD,
-    "aten.add_.Tensor": _ADD,
-    "aten.cat.default": Operator(
-        ("tensors",), _one_part, {"dim": 0}, join="concatenate", joined=_along_features
-    ),
-    "aten.sub.Tensor": Operator(_PAIR, _shift(-1), {"alpha": 1}),
-    "aten.mul.Tensor": Operator(_PAIR, _mul, commutes=True),
-    "aten.div.Tensor": Operator(_PAIR, _div),
+    **_both("add", _arithmetic("add"), _sum),
+    **_both("sub", _arithmetic("sub"), _difference),
+    **_both("mul", _arithmetic("mul"), None),
+    **_both("div", _arithmetic("div"), None),
+    "aten.rsub.Scalar": Operator(_PAIR, _subtract_from, {"alpha": 1}),
+    "aten.rsub.Tensor": Operator(_PAIR, _subtract_from, {"alpha": 1}),
+    "aten.neg.default": Operator(_SELF, _negate),
+    "aten.cat.default": Operator(("tensors",), _one_part, {"dim": 0}, join=_concatenate),
+    "aten.stack.default": Operator(("tensors",), _one_part, {"dim": 0}, join=_stack),
+    "aten.to.dtype": Operator(("self", "dtype"), _cast, _COPY),
+    "aten.to.dtype_layout": Operator(_SELF, _cast, {**_COPY, **_PLACE}),
+    "aten._to_copy.default": Operator(_SELF, _cast, {**_COPY, **_PLACE}),
     "aten.dropout.default": Operator(("input",), _dropout, {"p": 0.5, "train": True}),
     "aten.feature_dropout.default": Operator(("input",), _dropout, {"p": 0.5, "train": True}),
     "aten.alpha_dropout.default": Operator(("input",), _dropout, {"p": 0.5, "train": True}),

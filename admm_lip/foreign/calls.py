@@ -26,12 +26,16 @@ class ChainValue:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A node's label (for messages), its name, its parameters, and the batch size if fixed."""
+    """A node's label (for messages), its name and parameters, the batch size if it is fixed.
+
+    ``number_type`` is the NumPy type that plain numbers are computed with.
+    """
 
     label: str
     name: str
     parameters: Mapping[str, Any]
     batch: int | None
+    number_type: Any = np.float64
 
     def __getitem__(self, key: str) -> Any:
         return self.parameters[key]
@@ -40,13 +44,19 @@ class Call:
         """A constant of floating-point numbers; a plain number becomes an array of no axes."""
         value = self[key]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return np.array(value, dtype=np.float64)
+            return self._scalar(float(value))
+        if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype != np.bool_:
+            return self._scalar(float(value))
         if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
             raise UnsupportedModule(
                 f"{self.label}: {key}: expected a constant of floating-point numbers, "
                 f"got {_kind(value)}"
             )
         return value
+
+    def _scalar(self, value: float) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore"):
+            return np.array(value, dtype=self.number_type)
 
     def number(self, key: str) -> float:
         """One finite number as it is stored, from a plain number or an array of one entry."""
@@ -64,10 +74,11 @@ class Call:
         return number
 
     def integers(self, key: str) -> list[int]:
-        """A short list of whole numbers, from a list or an array of at most one axis."""
+        """A short list of whole numbers, or one, from a list or an array of at most one axis."""
         value = self[key]
         if isinstance(value, np.ndarray) and value.ndim <= 1:
             value = value.reshape(-1)[: _MAX_LIST + 1].tolist()
+        value = [value] if type(value) is int else value
         if not isinstance(value, list | tuple) or len(value) > _MAX_LIST:
             raise self.unexpected(key, "a short list of whole numbers")
         items = [v.item() if isinstance(v, np.ndarray) and v.size == 1 else v for v in value]

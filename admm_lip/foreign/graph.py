@@ -7,18 +7,18 @@ of the ones before, or joining several.  Nodes that do not lead to the output ar
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
 from ..networks.network import Network
 from .calls import Call, ChainValue
-from .layering import Layers
+from .layering import Layers, Position
 
 Constant = npt.NDArray[Any]
 # A shape that a file computes holds this where the batch stands.
@@ -125,17 +125,15 @@ class Operator:
             the data.
         apply: adds the operator to the layers.
         defaults: parameters that may be missing, and what they are then.
-        commutes: whether the data may also be the second input.
-        join: kind of the layer where several inputs are values.
-        joined: refuses the settings that such a layer does not have.
+        either: whether the data may also be the second input.
+        join: adds the operator where several inputs are values.
     """
 
     inputs: tuple[str, ...]
     apply: Callable[[Layers, Call], None]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    commutes: bool = False
-    join: str | None = None
-    joined: Callable[[Call], None] = lambda call: None
+    either: bool = False
+    join: Callable[[Layers, Call, list[Position]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,10 +183,9 @@ class _Walk:
         self.operators, self.folds = operators, folds
         self.batch = graph.batch
         self.constants = dict(graph.constants)
-        self.uses = _uses(graph, folds)
-        shared = self.uses[graph.input] > 1
-        self.layers = Layers(graph.shape, shared)
-        self.values = {graph.input: self.layers.position(shared)}
+        self.number = _number_type(graph.constants.values())
+        self.layers = Layers(graph.shape)
+        self.values = {graph.input: self.layers.position()}
         self.names = {graph.input, *graph.constants}
 
     def step(self, node: Node) -> None:
@@ -228,11 +225,10 @@ class _Walk:
             self._join(node, operator, call, values)
         else:
             self._apply(node, operator, call, values[0])
-        output = node.outputs[0]
-        self.values[output] = self.layers.position(shared=self.uses[output] > 1)
+        self.values[node.outputs[0]] = self.layers.position()
 
     def _apply(self, node: Node, operator: Operator, call: Call, value: str) -> None:
-        allowed = operator.inputs[: 2 if operator.commutes else 1]
+        allowed = operator.inputs[: 2 if operator.either else 1]
         if not any(node.parameters.get(key) == Ref(value) for key in allowed):
             raise UnsupportedModule(
                 f"{node.label}: expected the network's value as its input {allowed[0]}, "
@@ -245,12 +241,11 @@ class _Walk:
         if operator.join is None:
             raise UnsupportedModule(
                 f"{node.label}: combines {' and '.join(values)}; values can be added, or put one "
-                "after the other along the first axis behind the batch"
+                "after the other, but a product of values has no Lipschitz constant"
             )
         if len(values) != sum(1 for _ in node.refs()):
             raise UnsupportedModule(f"{node.label}: joins values with constants")
-        operator.joined(call)
-        self.layers.join(call, operator.join, [self.values[name] for name in values])
+        operator.join(self.layers, call, [self.values[name] for name in values])
 
     def _call(self, node: Node, defaults: Mapping[str, Any], inputs: tuple[str, ...]) -> Call:
         known = {*inputs, *defaults}
@@ -260,7 +255,8 @@ class _Walk:
             what = f"has the unknown {sorted(unknown)}" if unknown else f"lacks {sorted(missing)}"
             raise UnsupportedModule(f"{node.label}: {what}; it takes {sorted(known)}")
         given = {key: self._resolved(value) for key, value in node.parameters.items()}
-        return Call(node.label, node.name or node.outputs[0], {**defaults, **given}, self.batch)
+        parameters = {**defaults, **given}
+        return Call(node.label, node.name or node.outputs[0], parameters, self.batch, self.number)
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -271,11 +267,8 @@ class _Walk:
         return value
 
 
-def _uses(graph: Graph, folds: Mapping[str, Fold]) -> Counter[str]:
-    """How often every value is used, to be computed with and not only for its shape."""
-    found = Counter({graph.output: 1})
-    for node in graph.nodes:
-        fold = folds.get(node.op)
-        if fold is None or not fold.of_shape:
-            found.update(node.refs())
-    return found
+def _number_type(constants: Iterable[Constant]) -> Any:
+    """The type that a plain number has in the computation: float32 beside floats no wider."""
+    floats = [c.dtype for c in constants if np.issubdtype(c.dtype, np.floating)]
+    narrow = floats and all(dtype.itemsize <= 4 for dtype in floats)
+    return np.float32 if narrow else np.float64

@@ -145,7 +145,7 @@ def serialise(
 
     Args:
         nodes: in order.
-        arrays: initializers by name; one of them says the type of input and output.
+        arrays: initializers by name; the first float says the type of input and output.
         shapes: of the input and the output, without the batch.
         metadata: key-value pairs.
     """
@@ -157,7 +157,8 @@ def serialise(
             "data is not written"
         )
     helper, to_tensor = onnx.helper, onnx.numpy_helper.from_array
-    dtype = next((a.dtype for a in arrays.values()), np.dtype(np.float32))
+    floats = (a.dtype for a in arrays.values() if np.issubdtype(a.dtype, np.floating))
+    dtype = next(floats, np.dtype(np.float32))
     element = helper.np_dtype_to_tensor_dtype(dtype)
     ends = [
         helper.make_tensor_value_info(name, element, ["batch", *shape])

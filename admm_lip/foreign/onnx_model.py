@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
 from ..files import write_atomic
+from ..networks.index_maps import ZERO
 from ..networks.layer_spec import INPUT, sources_of
-from ..networks.layers import Shape
+from ..networks.layers import Shape, array_keys
 from ..networks.network import LayerSpec, Network
 from .graph import read_graph
 from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
@@ -62,7 +63,8 @@ def _network(model: OnnxModel, input_shape: Shape | None) -> Network:
 
 
 def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
-    dtype = np.result_type(*network.arrays.values()) if network.arrays else np.dtype("f4")
+    held = [a for name, a in network.arrays.items() if not name.endswith(".index")]
+    dtype = np.result_type(*(array.dtype for array in held)) if held else np.dtype("f4")
     nodes: list[OnnxNode] = []
     arrays: dict[str, Any] = {}
     # An identity at the end gives the output its name, whatever comes before.
@@ -70,26 +72,76 @@ def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
     sources = sources_of((*network.layers, end))
     place = {INPUT: "input", **{s.name: f"value {k}" for k, s in enumerate(network.layers, 1)}}
     for spec in (*network.layers, end):
-        written = _WRITERS[spec.kind](spec)
-        stored = {key: network.arrays.get(f"{spec.name}.{key}") for key in ("weight", "bias")}
-        values = {k: v for k, v in {**stored, **written.arrays}.items() if v is not None}
-        inputs = {f"{spec.name}.{key}": np.asarray(v, dtype=dtype) for key, v in values.items()}
-        arrays.update(inputs)
-        given = (*(place[name] for name in sources[spec.name]), *inputs)
-        output = "output" if spec is end else place[spec.name]
-        nodes.append(OnnxNode(written.op, spec.name, given, output, written.attributes))
+        given, last = [place[name] for name in sources[spec.name]], place.get(spec.name, "output")
+        parts = _written(network, spec)
+        for k, part in enumerate(parts):
+            name = f"{spec.name}:{k}" if k else spec.name
+            inputs = {f"{name}.{key}": _stored(a, dtype) for key, a in part.arrays.items()}
+            arrays.update(inputs)
+            output = last if k == len(parts) - 1 else f"{last}, part {k}"
+            nodes.append(OnnxNode(part.op, name, (*given, *inputs), output, part.attributes))
+            given = [output]
     known = network.shapes()
     shapes = (known[INPUT], known[network.output])
     return serialise(nodes, arrays, shapes, metadata)
 
 
+def _stored(array: Any, dtype: np.dtype[Any]) -> Any:
+    """In the file's type, but for positions and shapes."""
+    array = np.asarray(array)
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class _Written:
-    """What a layer becomes: the operator, its attributes, arrays beside weight and bias."""
+    """One node of what a layer becomes: the operator, its attributes, arrays beside its data."""
 
     op: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, float] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _written(network: Network, spec: LayerSpec) -> list[_Written]:
+    """The nodes of a layer, each on the output of the one before."""
+    stored = {key: network.arrays.get(f"{spec.name}.{key}") for key in array_keys(spec.kind)}
+    arrays = {key: array for key, array in stored.items() if array is not None}
+    if "error" in arrays:
+        raise UnsupportedModule(
+            f"{spec.name}: stands for numbers that no float holds, such as 1/3; as ONNX it would "
+            "be another network"
+        )
+    if spec.kind in _SEVERAL:
+        return _SEVERAL[spec.kind](spec, arrays)
+    written = _WRITERS.get(spec.kind, _refused)(spec)
+    return [replace(written, arrays={**arrays, **written.arrays})]
+
+
+def _elementwise(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
+    rows = (("Mul", "weight"), ("Add", "bias"))
+    found = [_Written(op, {}, {key: arrays[key]}) for op, key in rows if key in arrays]
+    return found or [_Written("Identity")]
+
+
+def _take(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
+    """Of the flattened value, with a zero behind it where one is needed."""
+    index = np.asarray(arrays["index"]).astype(np.int64)
+    zero = _Written("Pad", {}, {"pads": np.array([0, 0, 0, 1])})
+    zeros = [zero] if (index == ZERO).any() else []
+    # A position from the end is that of the zero.
+    return [
+        _Written("Flatten", {"axis": 1}),
+        *zeros,
+        _Written("Gather", {"axis": 1}, {"at": index}),
+    ]
+
+
+def _sum(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
+    axes = np.array([1 + k for k in spec.options["axes"]])
+    return [_Written("ReduceSum", {"keepdims": int(spec.options["keep"])}, {"axes": axes})]
+
+
+def _reshape(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
+    return [_Written("Reshape", {}, {"shape": np.array([-1, *spec.options["shape"]])})]
 
 
 def _plain(op: str, **attributes: Any) -> Callable[[LayerSpec], _Written]:
@@ -162,6 +214,13 @@ def _refused(spec: LayerSpec) -> _Written:
     )
 
 
+# Of several nodes, or of arrays that are no weight and bias.
+_SEVERAL: Mapping[str, Callable[[LayerSpec, Mapping[str, Any]], list[_Written]]] = {
+    "elementwise": _elementwise,
+    "take": _take,
+    "sum": _sum,
+    "reshape": _reshape,
+}
 _WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
     "linear": _plain("Gemm", transB=1),
     "conv2d": _conv,

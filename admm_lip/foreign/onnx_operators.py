@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
-from .calls import Call
+from ..networks.layers import Shape
+from .aten_moves import sample_axes
+from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
-from .layering import Layers
+from .layering import Layers, Position
+from .onnx_moves import MOVES
 
 Array = npt.NDArray[Any]
 
@@ -61,113 +64,121 @@ def _per_output(call: Call, bias: Array, outputs: int) -> Array:
     return np.broadcast_to(bias.reshape(-1), (outputs,))
 
 
-def _add(layers: Layers, call: Call) -> None:
-    layers.shift(call, _constant(call))
+def _arithmetic(operation: str) -> Callable[[Layers, Call], None]:
+    """The data with a constant, which may stand in front."""
+
+    def apply(layers: Layers, call: Call) -> None:
+        first = isinstance(call["B"], ChainValue)
+        layers.arithmetic(call, operation, call.array("A" if first else "B"), first)
+
+    return apply
 
 
-def _sub(layers: Layers, call: Call) -> None:
-    layers.shift(call, call.array("B"), -1)
+def _negate(layers: Layers, call: Call) -> None:
+    layers.arithmetic(call, "neg")
 
 
-def _mul(layers: Layers, call: Call) -> None:
-    layers.scale(call, _constant(call))
+def _batch_norm(layers: Layers, call: Call) -> None:
+    if call.flag("training_mode"):
+        raise UnsupportedModule(
+            f"{call.label}: normalises by the batch that it is given, which is no function of one "
+            "input; export the network in evaluation mode"
+        )
+    arrays = [call.array(key) for key in ("input_mean", "input_var", "scale", "B")]
+    layers.normalise(call, arrays, call.number("epsilon"))
 
 
-def _div(layers: Layers, call: Call) -> None:
-    layers.scale(call, call.array("B"), divide=True)
+def _sum(layers: Layers, call: Call, places: list[Position]) -> None:
+    layers.add(call, places)
 
 
-def _constant(call: Call) -> Array:
-    """The input that is not the data, of an operator that commutes."""
-    return call.array("A" if isinstance(call["A"], np.ndarray) else "B")
+def _difference(layers: Layers, call: Call, places: list[Position]) -> None:
+    layers.subtract(call, places)
+
+
+def _concatenate(layers: Layers, call: Call, places: list[Position]) -> None:
+    (axis,) = sample_axes(call, "axis", places[0].shape)
+    layers.concatenate(call, places, axis)
+
+
+def _cast_value(layers: Layers, call: Call) -> None:
+    """To float32 or float64, as ONNX numbers them; others round the values."""
+    call.need("to", 1, 11)
 
 
 def _conv(layers: Layers, call: Call) -> None:
     weight = call.array("W")
-    spatial = max(weight.ndim - 2, 0)
-    dilation = _list(call, "dilations", [1] * spatial)
-    if call["kernel_shape"] is not None and call.integers("kernel_shape") != [*weight.shape[2:]]:
+    kernel = [*weight.shape[2:]]
+    if call["kernel_shape"] is not None and call.integers("kernel_shape") != kernel:
         raise NetworkError(
             f"{call.label}: kernel_shape={call['kernel_shape']} is not that of its weight, "
             f"{weight.shape}"
         )
-    stride = _list(call, "strides", [1] * spatial)
     bias = None if call["B"] is None else call.array("B")
-    options = {
-        "stride": stride,
-        "padding": _padding(layers, call, [*weight.shape[2:]], stride, dilation),
-        "dilation": dilation,
-        "groups": call.integer("group"),
-    }
-    layers.conv2d(call, weight, bias, options)
+    window = _window(layers, call, kernel)
+    del window["kernel_size"]
+    layers.convolution(call, weight, bias, {**window, "groups": call.integer("group")})
 
 
 def _average_pool(layers: Layers, call: Call) -> None:
     call.need("ceil_mode", 0)
-    kernel = call.integers("kernel_shape")
-    if call["dilations"] is not None and set(call.integers("dilations")) != {1}:
+    window = _window(layers, call, call.integers("kernel_shape"))
+    if set(window.pop("dilation")) != {1}:
         raise UnsupportedModule(f"{call.label}: dilations other than 1 are not supported")
-    stride = _list(call, "strides", [1] * len(kernel))
-    padding = _padding(layers, call, kernel, stride, [1] * len(kernel))
-    options = {
-        "kernel_size": kernel,
-        "stride": stride,
-        "padding": padding,
-        # Without padding there is nothing to count, and torch's default is the plain form.
-        "count_include_pad": call.flag("count_include_pad") or not any(padding),
-        "divisor_override": None,
+    # Without padding there is nothing to count, and torch's default is the plain form.
+    counted = call.flag("count_include_pad") or not any(window["padding"])
+    layers.avg_pool(call, {**window, "count_include_pad": counted, "divisor_override": None})
+
+
+def _window(layers: Layers, call: Call, kernel: list[int]) -> dict[str, list[int]]:
+    """How a kernel slides, as of an image; a sequence is one of one row.
+
+    The padding is top, bottom, left, right, from ``pads`` (top, left, bottom, right) or
+    ``auto_pad``.
+    """
+    axes = len(kernel)
+    stride, dilation = (_list(call, key, [1] * axes) for key in ("strides", "dilations"))
+    pads = _list(call, "pads", [0] * (2 * axes))
+    if axes not in (1, 2) or len(stride) != axes or len(dilation) != axes or min(stride) < 1:
+        raise UnsupportedModule(
+            f"{call.label}: a kernel of {kernel} with strides {stride} and dilations {dilation} "
+            "is not supported; only 1-d and 2-d ones are"
+        )
+    call.need("auto_pad", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+    auto = call.text("auto_pad")
+    if len(pads) != 2 * axes or (auto != "NOTSET" and any(pads)):
+        raise NetworkError(f"{call.label}: pads={pads} with auto_pad={auto!r} is not valid")
+    if len(layers.shape) != 1 + axes:
+        raise UnsupportedModule(
+            f"{call.label}: a kernel of {kernel} on a value of shape {layers.shape}, batch apart, "
+            "is not supported"
+        )
+    sides = [side for k in range(axes) for side in (pads[k], pads[k + axes])]
+    if auto.startswith("SAME"):
+        sides = _same(layers.shape[1:], kernel, stride, dilation, auto == "SAME_LOWER")
+    one = [1] * (2 - axes)
+    return {
+        "kernel_size": one + kernel,
+        "stride": one + stride,
+        "padding": [0] * (4 - 2 * axes) + sides,
+        "dilation": one + dilation,
     }
-    layers.avg_pool2d(call, options)
+
+
+def _same(
+    sizes: Shape, kernel: list[int], stride: list[int], dilation: list[int], large_first: bool
+) -> list[int]:
+    """The padding that gives one output for every stride."""
+    sides = []
+    for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True):
+        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+        small, large = total // 2, total - total // 2
+        sides += [large, small] if large_first else [small, large]
+    return sides
 
 
 def _list(call: Call, key: str, default: list[int]) -> list[int]:
     return default if call[key] is None else call.integers(key)
-
-
-def _padding(
-    layers: Layers, call: Call, kernel: list[int], stride: list[int], dilation: list[int]
-) -> list[int]:
-    """Top, bottom, left, right, from ``pads`` (top, left, bottom, right) or ``auto_pad``."""
-    if len(kernel) != 2 or len(stride) != 2 or len(dilation) != 2 or min(stride) < 1:
-        raise UnsupportedModule(
-            f"{call.label}: a kernel of {kernel} with strides {stride} and dilations {dilation} "
-            "is not supported; only 2-d ones are"
-        )
-    call.need("auto_pad", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-    auto, pads = call.text("auto_pad"), _list(call, "pads", [0] * 4)
-    if len(pads) != 4 or (auto != "NOTSET" and any(pads)):
-        raise NetworkError(f"{call.label}: pads={pads} with auto_pad={auto!r} is not valid")
-    if not auto.startswith("SAME"):
-        return [pads[0], pads[2], pads[1], pads[3]]
-    if len(layers.shape) != 3:
-        raise UnsupportedModule(f"{call.label}: expected an image, got shape {layers.shape}")
-    sides = []
-    for size, k, s, d in zip(layers.shape[1:], kernel, stride, dilation, strict=True):
-        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        sides += [small, large] if auto == "SAME_UPPER" else [large, small]
-    return sides
-
-
-def _flatten(layers: Layers, call: Call) -> None:
-    call.need("axis", 1, -len(layers.shape))
-    layers.reshape(call, [-1])
-
-
-def _reshape(layers: Layers, call: Call) -> None:
-    sizes = call.integers("shape")
-    if len(sizes) < 2 or sizes[0] not in {BATCH, 0, call.batch}:
-        raise UnsupportedModule(
-            f"{call.label}: the shape {sizes!r:.100} does not keep the batch in front; only a "
-            "flatten of each input is supported"
-        )
-    if call.flag("allowzero") and 0 in sizes:
-        raise UnsupportedModule(f"{call.label}: an empty shape {sizes!r:.100} is not supported")
-    rest = sizes[1:]
-    for k, n in enumerate(rest):
-        if n == 0 and k < len(layers.shape):
-            rest[k] = layers.shape[k]
-    layers.reshape(call, rest)
 
 
 def _identity(layers: Layers, call: Call) -> None:
@@ -211,22 +222,24 @@ _PAIR = ("A", "B")
 _PARTS = tuple(f"part{k}" for k in range(32))
 
 OPERATORS: Mapping[str, Operator] = {
+    **MOVES,
     "Gemm": Operator(
         ("A", "B", "C"), _gemm, {"C": None, "alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
     ),
     "MatMul": Operator(_PAIR, _matmul),
-    "Add": Operator(_PAIR, _add, commutes=True, join="add"),
-    "Sum": Operator(_PARTS, _identity, dict.fromkeys(_PARTS), join="add"),
-    "Concat": Operator(
-        _PARTS,
-        _identity,
-        {**dict.fromkeys(_PARTS), "axis": 0},
-        join="concatenate",
-        joined=lambda call: call.need("axis", 1),
+    "Add": Operator(_PAIR, _arithmetic("add"), either=True, join=_sum),
+    "Sum": Operator(_PARTS, _identity, dict.fromkeys(_PARTS), join=_sum),
+    "Concat": Operator(_PARTS, _identity, {**dict.fromkeys(_PARTS), "axis": 0}, join=_concatenate),
+    "Sub": Operator(_PAIR, _arithmetic("sub"), either=True, join=_difference),
+    "Mul": Operator(_PAIR, _arithmetic("mul"), either=True),
+    "Div": Operator(_PAIR, _arithmetic("div"), either=True),
+    "Neg": Operator(("X",), _negate),
+    "BatchNormalization": Operator(
+        ("X", "scale", "B", "input_mean", "input_var"),
+        _batch_norm,
+        {"epsilon": 1e-5, "momentum": 0.9, "training_mode": 0, "spatial": 1},
     ),
-    "Sub": Operator(_PAIR, _sub),
-    "Mul": Operator(_PAIR, _mul, commutes=True),
-    "Div": Operator(_PAIR, _div),
+    "Cast": Operator(("input",), _cast_value, {"to": 0, "saturate": 1}),
     "Conv": Operator(
         ("X", "W", "B"), _conv, {**_WINDOW, "B": None, "group": 1, "kernel_shape": None}
     ),
@@ -235,8 +248,6 @@ OPERATORS: Mapping[str, Operator] = {
         _average_pool,
         {**_WINDOW, "kernel_shape": None, "ceil_mode": 0, "count_include_pad": 0},
     ),
-    "Flatten": Operator(("input",), _flatten, {"axis": 1}),
-    "Reshape": Operator(("data", "shape"), _reshape, {"allowzero": 0}),
     "Identity": Operator(("input",), _identity),
     "Dropout": Operator(
         ("data", "ratio", "training_mode"),

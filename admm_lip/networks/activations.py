@@ -242,14 +242,6 @@ def as_computed(kind: str, options: Options, types: Collection[Any]) -> Options:
         return {k: v if isinstance(v, str) else float(np.float32(v)) for k, v in options.items()}
 
 
-def array_keys(kind: str) -> tuple[str, ...]:
-    """Which arrays a layer of this kind may hold: its own thresholds, or a weight and a bias.
-
-    ``error`` bounds their rounding, where they were read from constants that no float holds.
-    """
-    return ACTIVATIONS[kind].arrays if kind in ACTIVATIONS else ("weight", "bias", "error")
-
-
 def check_arrays(kind: str, name: str, arrays: Mapping[str, Any], shape: tuple[int, ...]) -> None:
     """Raise :class:`NetworkError` unless an activation's thresholds fit an input of ``shape``.
 

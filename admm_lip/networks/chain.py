@@ -16,20 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..errors import UnsupportedModule
+from ..errors import NetworkError, UnsupportedModule
 from . import trace
-from .activations import ACTIVATIONS, array_keys, as_computed
+from .activations import ACTIVATIONS, as_computed
+from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
+from .constants import exact_array
 from .functional_calls import Add, Concatenate, Reshape
 from .layer_spec import CARRIED
+from .layers import AFFINE, array_keys
 from .live_check import check_live
 from .module_state import evaluating
 from .network import LayerSpec, Network, SideBySide
 from .overrides import CALL_PATH, refuse_overrides, unwrapped
 from .readers import READERS, TORCHLIP_SORT, Reader
+from .simplify import simplified
 from .sorting import HALF_ABS, SORTS
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
@@ -59,10 +61,10 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
     """
     module = _readable(module)
     with evaluating(module):
-        chain = trace.steps(module)
+        chain = [part for step in trace.steps(module) for part in _parts(step)]
         network = _network(chain, input_shape)
         check_live(module, chain, network)
-    return network
+    return simplified(network)
 
 
 def _readable(module: nn.Module) -> nn.Module:
@@ -77,18 +79,35 @@ def _network(chain: list[trace.Step], input_shape: tuple[int, ...] | None) -> Ne
     specs, arrays = [], {}
     for name, layer, inputs in chain:
         reader = reader_of(name, layer)
-        try:
-            options = reader.options(layer)
-        except ValueError as reason:
-            raise UnsupportedModule(f"{name} ({type(layer).__name__}): {reason}") from None
+        options = _asked(name, layer, reader.options)
         specs.append(LayerSpec(reader.kind, name, options, inputs))
         for key in array_keys(reader.kind):
             value = getattr(layer, key, None)
             if value is not None:
-                arrays[f"{name}.{key}"] = _exact_array(f"{name}.{key}", value)
-    types = {array.dtype for array in arrays.values()}
+                arrays[f"{name}.{key}"] = exact_array(f"{name}.{key}", value)
+    weighted = {spec.name for spec in specs if spec.kind not in ("elementwise", "take")}
+    types = {a.dtype for key, a in arrays.items() if key.rpartition(".")[0] in weighted}
     computed = (replace(s, options=as_computed(s.kind, s.options, types)) for s in specs)
     return Network(tuple(computed), arrays, input_shape)
+
+
+def _parts(step: trace.Step) -> list[trace.Step]:
+    """A step as those that compute the same one after another; the last one has its name."""
+    reader = reader_of(step.name, step.module)
+    if reader.parts is None:
+        return [step]
+    first, *rest = _asked(step.name, step.module, reader.parts)
+    names = [*(f"{step.name}:part {k}" for k in range(1, 1 + len(rest))), step.name]
+    parts = zip(names, (first, *rest), (step.inputs, *((),) * len(rest)), strict=True)
+    return [trace.Step(*part) for part in parts]
+
+
+def _asked(name: str, layer: nn.Module, question: Callable[[Any], Any]) -> Any:
+    """What a row says of a layer, or why it says nothing."""
+    try:
+        return question(layer)
+    except (ValueError, NetworkError) as reason:
+        raise UnsupportedModule(f"{name} ({type(layer).__name__}): {reason}") from None
 
 
 def reader_of(name: str, layer: nn.Module) -> Reader:
@@ -110,22 +129,6 @@ def reader_of(name: str, layer: nn.Module) -> Reader:
     raise UnsupportedModule(
         f"{name} ({type(layer).__name__}) is not supported; supported layers: {supported}"
     )
-
-
-def _exact_array(name: str, value: Tensor) -> np.ndarray[Any, Any]:
-    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
-        raise UnsupportedModule(
-            f"{name}: expected a plain dense tensor, got {type(value).__name__} of layout "
-            f"{getattr(value, 'layout', None)}, which may compute in its own way"
-        )
-    if value.dtype not in _FLOATS or value.device.type == "meta":
-        raise UnsupportedModule(
-            f"{name}: expected float16, bfloat16, float32 or float64 numbers, "
-            f"got {value.dtype} on {value.device}"
-        )
-    # NumPy has no bfloat16; float32 holds its values exactly.
-    wide = value.detach().to(torch.float32) if value.dtype == torch.bfloat16 else value.detach()
-    return np.array(wide.cpu().numpy(), copy=True)
 
 
 def linear_layers(module: nn.Module) -> list[nn.Linear]:
@@ -159,7 +162,7 @@ def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
                 f"{name}: its weight is parametrized; remove it with "
                 "torch.nn.utils.parametrize.remove_parametrizations first"
             )
-        if kind in ("conv2d", "avg_pool2d"):
+        if kind in AFFINE and kind != "linear":
             raise UnsupportedModule(
                 f"{name} ({type(layer).__name__}): only networks whose affine layers are all "
                 "nn.Linear can be trained or projected; this one can be certified"
@@ -222,11 +225,15 @@ def build_layer(network: Network, spec: LayerSpec | SideBySide) -> nn.Module:
     if isinstance(spec, SideBySide):
         return Beside([build_layer(network, one) for one, _ in spec.parts], spec)
     module = _BUILDERS[spec.kind](network, spec)
-    for key in array_keys(spec.kind):
-        array = network.arrays.get(f"{spec.name}.{key}")
-        if array is not None and key != "error":
+    for key, array in _own_arrays(network, spec).items():
+        if key != "error" and key not in dict(module.named_buffers()):
             setattr(module, key, nn.Parameter(torch.from_numpy(np.array(array))))
     return module
+
+
+def _own_arrays(network: Network, spec: LayerSpec) -> dict[str, Any]:
+    held = {key: network.arrays.get(f"{spec.name}.{key}") for key in array_keys(spec.kind)}
+    return {key: array for key, array in held.items() if array is not None}
 
 
 class Beside(nn.Module):
@@ -317,6 +324,10 @@ _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
     "linear": _build_linear,
     "conv2d": _build_conv,
     "avg_pool2d": _build_pool,
+    "elementwise": lambda network, spec: Elementwise(_own_arrays(network, spec)),
+    "take": lambda network, spec: Take(network.arrays[f"{spec.name}.index"]),
+    "sum": _builder_of(Sum),
+    "reshape": _builder_of(Shaped),
     "flatten": lambda network, spec: nn.Flatten(),
     "clipped_relu": _clipped(ClippedReLU, "threshold", 1),
     "pair_clip": _clipped(PairClip, "cap", 2),

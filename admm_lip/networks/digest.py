@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .activations import ACTIVATIONS, array_keys
+from .activations import ACTIVATIONS
 from .layer_spec import INPUT, LayerSpec, heard, plainly_wired, sources_of
-from .layers import AFFINE, RESHAPES, Array, Shape
+from .layers import AFFINE, RESHAPES, Array, Shape, array_keys
 from .sorting import PAIRED
 
 FORMAT = 1
@@ -47,14 +47,19 @@ def _parts(
     shapes: Shapes,
 ) -> Iterator[bytes]:
     """What is hashed, in order."""
-    path = not any(spec.inputs for spec in layers)
+    path, shape = not any(spec.inputs for spec in layers), input_shape or ()
+    *wiring, end = _path_wiring(layers, shapes) if path else _wiring(layers, output, shapes())
+    while path and layers and layers[0].kind == "reshape":
+        # In front of all layers it only says how the input is to be seen.
+        shape = tuple(layers[0].options["shape"])
+        layers, wiring = layers[1:], wiring[1:]
     # Where no layer sees rows and columns, (1, 28, 28) and (784,) are the same function.
-    shape = input_shape if not path or _sees_shape(layers) else None
-    yield _canonical({"format": FORMAT, "input": shape})
-    *wiring, end = [{}] * (len(layers) + 1) if path else _wiring(layers, output, shapes())
-    flattened = _flattened(layers, input_shape or ())
+    seen = shape if not path or _sees_shape(layers) else None
+    yield _canonical({"format": FORMAT, "input": seen})
+    flattened = _flattened(layers, shape)
     for spec, flat, wires in zip(layers, flattened, wiring, strict=True):
-        if spec.kind in RESHAPES:
+        # A graph says with every value what shape it has.
+        if spec.kind in (_SILENT if path else RESHAPES):
             continue
         about = {"kind": spec.kind, "options": _essential(spec), **wires}
         # Neighbouring channels of an image are other pairs than neighbouring pixels.
@@ -68,6 +73,23 @@ def _parts(
                 yield np.ascontiguousarray(values).tobytes()
     if end:
         yield _canonical(end)
+
+
+# Layers that leave no trace in a path, and those that go by the shape that they see.
+_SILENT = ("flatten", "identity")
+_BY_SHAPE = ("elementwise", "take", "sum", *PAIRED)
+
+
+def _path_wiring(layers: Sequence[LayerSpec], shapes: Shapes) -> list[dict[str, Any]]:
+    """Of each layer of a path, the shape that it sees, where its options are of axes."""
+    if not any(spec.kind == "sum" for spec in layers):
+        return [{} for _ in (*layers, None)]
+    known, sources = shapes(), sources_of(layers)
+    sees = (known[sources[spec.name][0]] for spec in layers)
+    about = (
+        {"sees": s} if spec.kind == "sum" else {} for spec, s in zip(layers, sees, strict=True)
+    )
+    return [*about, {}]
 
 
 def _wiring(
@@ -94,7 +116,7 @@ def _sees_shape(layers: Iterable[LayerSpec]) -> bool:
     for spec in layers:
         if spec.kind in AFFINE and AFFINE[spec.kind].spatial:
             return True
-        if spec.kind in PAIRED and not flat:
+        if spec.kind in _BY_SHAPE and not flat:
             return True
         flat = flat or spec.kind in ("flatten", "linear")
     return False
@@ -107,7 +129,9 @@ def _flattened(layers: Iterable[LayerSpec], input_shape: Shape) -> list[bool]:
         found.append(flattened and spec.kind in PAIRED)
         if spec.kind == "flatten":
             image, flattened = False, flattened or image
-        elif spec.kind in AFFINE:
+        elif spec.kind in ("take", "sum", "reshape"):
+            image, flattened = True, False
+        elif spec.kind in AFFINE and spec.kind != "elementwise":
             image, flattened = AFFINE[spec.kind].spatial, False
     return found
 

@@ -13,7 +13,7 @@ from .activations import ACTIVATIONS
 from .joins import JOINS
 from .layer_spec import INPUT
 from .layers import AFFINE, Array
-from .network import LayerSpec, Network
+from .network import LayerSpec, Network, reshaped
 from .sorting import PAIRED, paired_value
 
 
@@ -58,7 +58,7 @@ def apply_layer(network: Network, spec: LayerSpec, x: Array, *others: Array) -> 
             return ACTIVATIONS[spec.kind].value(spec.options, x, _own_arrays(network, spec))
         if spec.kind in PAIRED:
             return paired_value(spec.kind, x)
-    return x.reshape(len(x), -1) if spec.kind == "flatten" else x
+    return x.reshape(len(x), *reshaped(spec, x.shape[1:]))
 
 
 def _own_arrays(network: Network, spec: LayerSpec) -> dict[str, Array]:

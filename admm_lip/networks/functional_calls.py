@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..errors import UnsupportedModule
+from ..errors import NetworkError, UnsupportedModule
+from .affine_torch import Elementwise
+from .constants import constant_array, is_constant, works_in_place
+from .elementwise import arithmetic
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,19 @@ FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
     torch.flatten: _FLATTEN,
     "flatten": _FLATTEN,
 }
-# Calls that add two values, and those that put several one after the other.
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+# Calls of elementwise arithmetic between a value and a constant, and what they do.
+_ARITHMETIC: dict[Callable[..., Any] | str, str] = {
+    call: operation
+    for operation, calls in {
+        "add": (operator.add, operator.iadd, torch.add, "add", "add_"),
+        "sub": (operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_"),
+        "mul": (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"),
+        "div": (operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"),
+        "neg": (operator.neg, torch.neg, torch.negative, "neg", "neg_"),
+        "rsub": (torch.rsub,),
+    }.items()
+    for call in calls
+}
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _DROPOUT_PARAMETERS = ("p", "training", "inplace")
 _VIEWS = ("view", "reshape")
@@ -96,15 +110,40 @@ class Concatenate(nn.Module):
         return torch.cat(values, dim=1)
 
 
+def _is_value(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and not is_constant(argument) and not is_size(argument)
+
+
 def is_join(node: fx.Node) -> bool:
     """Whether a call adds values or puts them one after the other."""
-    return node.target in _CONCATENATIONS or (
-        node.target in _SUMS and all(isinstance(value, fx.Node) for value in node.args)
-    )
+    adds = _ARITHMETIC.get(node.target) == "add"
+    return node.target in _CONCATENATIONS or (adds and all(map(_is_value, node.args)))
+
+
+def _arithmetic(node: fx.Node, dtype: torch.dtype) -> nn.Module:
+    """A value with a constant: ``x - mean``, ``x / self.std``, ``2 * x``, ``1 - x``, ``-x``."""
+    operation, arguments = _ARITHMETIC[node.target], list(node.args)
+    wanted = 1 if operation == "neg" else 2
+    if len(arguments) != wanted or node.kwargs:
+        raise UnsupportedModule(
+            f"{label_of(node)}: cannot read its arguments; expected {wanted}, a value and a "
+            "constant, and no keywords"
+        )
+    if operation == "rsub":
+        operation, arguments = "sub", arguments[::-1]
+    constants = [argument for argument in arguments if not _is_value(argument)]
+    if any(isinstance(c, fx.Node) and not is_constant(c) for c in constants):
+        raise UnsupportedModule(f"{label_of(node)}: computes with the size of its input")
+    given = constant_array(label_of(node), constants[0], dtype) if constants else None
+    first = wanted == 2 and not _is_value(arguments[0])
+    try:
+        return Elementwise(arithmetic(operation, given, first).arrays)
+    except NetworkError as reason:
+        raise type(reason)(f"{label_of(node)}: {reason}") from None
 
 
 def _joined(node: fx.Node) -> nn.Module:
-    if node.target in _SUMS:
+    if node.target not in _CONCATENATIONS:
         if len(node.args) == 2 and not node.kwargs:
             return Add()
         raise UnsupportedModule(
@@ -120,21 +159,14 @@ def _joined(node: fx.Node) -> nn.Module:
     return Concatenate()
 
 
-def works_in_place(node: fx.Node, module: nn.Module) -> bool:
-    """Whether a step overwrites its first input."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    called = node.op != "call_module" and (name.endswith("_") or node.target is operator.iadd)
-    return called or bool(getattr(module, "inplace", False)) or bool(node.kwargs.get("inplace"))
-
-
 def gives_its_input(node: fx.Node, module: nn.Module) -> bool:
     """Whether a step may return its input itself, or a view of it."""
     views = (nn.Flatten, Reshape, nn.Identity, nn.modules.dropout._DropoutNd)
     return isinstance(module, views) or works_in_place(node, module)
 
 
-def module_of(node: fx.Node) -> nn.Module:
-    """The module that a function call or a method call of one value equals.
+def module_of(node: fx.Node, dtype: torch.dtype) -> nn.Module:
+    """The module that a function call or a method call equals, in a network of type ``dtype``.
 
     Raises:
         UnsupportedModule: naming the call, where it equals none.
@@ -144,6 +176,8 @@ def module_of(node: fx.Node) -> nn.Module:
     if is_join(node):
         return _joined(node)
     key = node.target
+    if key in _ARITHMETIC:
+        return _arithmetic(node, dtype)
     if key is F.dropout:
         return _dropout(node)
     if key not in FUNCTIONS:
@@ -210,7 +244,8 @@ def _view(node: fx.Node) -> Reshape:
 
 
 def _supported_calls() -> list[str]:
-    names = {f if isinstance(f, str) else f.__name__ for f in FUNCTIONS}
+    calls = (*FUNCTIONS, *_ARITHMETIC, *_CONCATENATIONS)
+    names = {f if isinstance(f, str) else f.__name__ for f in calls}
     return sorted(names | {"dropout", *_VIEWS})
 
 

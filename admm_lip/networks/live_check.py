@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from .joins import JOINS
 from .layers import AFFINE, Array
 from .network import INPUT, LayerSpec, Network
 from .sorting import SORTS
-from .trace import Step
+from .trace import Step, dtype_of
 
 # Sizes of batches and scales of the normal inputs in them.
 _BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
@@ -69,7 +70,7 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
         NetworkError: where the network's shapes do not chain.
     """
     network.shapes()
-    dtype, device = _place(chain)
+    dtype, device = dtype_of(module), _device(module)
     precision = Precision.of(dtype, device)
     starts = [x.to(device, dtype) for x in _inputs(network.input_shape or ())]
     # What overflows has an infinite bound, and is not compared.
@@ -91,10 +92,9 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
                 _compare_whole(label, network, values, _array(whole), precision)
 
 
-def _place(chain: Sequence[Step]) -> tuple[torch.dtype, torch.device]:
-    held = itertools.chain.from_iterable(step.module.parameters() for step in chain)
-    first = next((p for p in held if p.is_floating_point()), torch.zeros((), dtype=torch.float64))
-    return first.dtype, first.device
+def _device(module: nn.Module) -> torch.device:
+    held = itertools.chain(module.parameters(), module.buffers(), (torch.zeros(()),))
+    return next(held).device
 
 
 def _inputs(shape: tuple[int, ...]) -> list[Tensor]:
@@ -235,23 +235,29 @@ def _join_rounding(
 def _affine_rounding(
     network: Network, spec: LayerSpec, size: Array, error: Array, precision: Precision
 ) -> Array:
-    stored = {key: network.arrays.get(f"{spec.name}.{key}") for key in ("weight", "bias")}
+    row, shape = AFFINE[spec.kind], size.shape[1:]
+    names = [f"{spec.name}.{key}" for key in row.arrays]
+    held = {name: network.arrays[name] for name in names if name in network.arrays}
     sizes = {
-        f"{spec.name}.{key}": np.abs(np.asarray(array, dtype=np.float64))
-        for key, array in stored.items()
-        if array is not None
+        name: np.abs(np.asarray(array, dtype=np.float64))
+        for name, array in held.items()
+        if name.endswith((".weight", ".bias"))
     }
-    weight = stored["weight"]
-    terms = 4 + (math.prod(spec.options["kernel_size"]) if weight is None else weight[0].size)
+    terms = 4 + row.terms(spec.name, spec.options, network.arrays, shape)
     relative = terms * (precision.unit + 2.0**-53)
     gamma = relative / (1.0 - relative) if relative < 1.0 else math.inf
-    absolute = Network((spec,), sizes, size.shape[1:])
-    spread = apply_layer(absolute, spec, size + error)
-    whole = apply_layer(Network((spec,), _without_bias(sizes), size.shape[1:]), spec, error)
+    absolute = {**held, **sizes}
+    spread = apply_layer(_alone(spec, absolute, shape), spec, size + error)
+    whole = apply_layer(_alone(spec, _without_bias(absolute), shape), spec, error)
     # Every product may underflow, and every number be flushed to zero before it.
     largest = 1.0 + max((float(a.max(initial=0.0)) for a in (size, *sizes.values())), default=0.0)
     found: Array = _SLACK * (whole + gamma * spread) + terms * largest * precision.tiny
     return found
+
+
+def _alone(spec: LayerSpec, arrays: dict[str, Any], shape: tuple[int, ...]) -> Network:
+    # A sample may be one number, which no network takes.
+    return Network((replace(spec, inputs=()),), arrays, shape or (1,))
 
 
 def _without_bias(sizes: dict[str, Any]) -> dict[str, Any]:

@@ -307,27 +307,49 @@ def _after(name: str, step: AffineMap, value: Value) -> Value:
 def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     """``second`` after ``first``, with a bound on the error of the product.
 
-    With ``A`` of n columns, ``fl(A B) = A B + E`` where ``|E| <= gamma_n |A| |B|`` in any order of
+    With sums of n products, ``fl(A B) = A B + E`` where ``|E| <= gamma_n |A| |B|`` in any order of
     summation and ``gamma_n = n u / (1 - n u)``; the maps' own errors a, b add
     ``a ||B|| + ||A|| b + a b``.  The factor 1.01 covers the rounding of this bound itself, and the
     last term underflow.  The bias ``A b_1 + b_2`` is bounded in the same way, entry by entry
-    through ``|(A b)_i| <= ||A|| ||b||``.
+    through ``|(A b)_i| <= ||A|| ||b||``.  Entries that are moved, or scaled by powers of two,
+    lose nothing.
     """
     if isinstance(first, RotationBack):
         return after_rotation_back(second, first)
     inner = second.matrix.shape[1]
-    product = second.matrix @ first.matrix
-    gamma = inner * _UNIT_ROUNDOFF / (1.0 - inner * _UNIT_ROUNDOFF)
+    product, moved = second.matrix @ first.matrix, second.matrix @ first.bias
+    terms = _terms(second.matrix)
+    gamma = terms * _UNIT_ROUNDOFF / (1.0 - terms * _UNIT_ROUNDOFF)
     left, right = frobenius(second.matrix), frobenius(first.matrix)
     error = gamma * left * right + second.error * (right + first.error) + left * first.error
     tiny = math.sqrt(product.shape[0] * product.shape[1]) * inner * 2.0**-1022
-    bias = second.matrix @ first.bias + second.bias
+    if terms == 0 and not (_underflows(product) or _underflows(moved)):
+        tiny = 0.0
+    bias = moved + second.bias
     length, off = frobenius(first.bias), math.sqrt(inner) * first.bias_error
-    size = left * length + float(np.abs(second.bias).max())
-    bias_error = 2.0 * gamma * size + second.bias_error + second.error * (length + off) + left * off
+    size = left * length + float(np.abs(second.bias).max(initial=0.0))
+    added = _UNIT_ROUNDOFF if moved.any() and second.bias.any() else 0.0
+    bias_error = 2.0 * (gamma + added) * size + second.bias_error + left * off
+    bias_error += second.error * (length + off)
     if not (np.isfinite(bias).all() and math.isfinite(error) and math.isfinite(bias_error)):
         raise NetworkError("merging neighbouring affine layers overflows; rescale their weights")
     return AffineMap(product, bias, 1.01 * error + tiny, second.shape, 1.01 * bias_error + tiny)
+
+
+def _terms(matrix: Any) -> int:
+    """How many products an entry of ``matrix @ B`` sums; 0 where every one is exact by itself."""
+    if not sp.issparse(matrix):
+        return int(matrix.shape[1])
+    rows = sp.csr_array(matrix)
+    most = int(np.diff(rows.indptr).max(initial=0))
+    halves = np.abs(np.frexp(rows.data)[0])
+    return 0 if most <= 1 and bool(np.isin(halves, (0.0, 0.5)).all()) else most
+
+
+def _underflows(matrix: Any) -> bool:
+    """Whether a number that is not zero is so small that it may have lost digits."""
+    size = np.abs(matrix.data if sp.issparse(matrix) else matrix)
+    return bool(((size > 0.0) & (size < 2.0**-1020)).any())
 
 
 def _widened(plain: AffineMap, before: int, after: int) -> AffineMap:

@@ -125,7 +125,7 @@ class Network:
         elif spec.kind in PAIRED:
             check_even(spec.name, spec.kind, given[0])
         else:
-            return _reshaped(spec, given[0])
+            return reshaped(spec, given[0])
         return given[0]
 
     def digest(self) -> str:
@@ -168,7 +168,9 @@ def _first_shape(
         if not given or any(n < 1 for n in given):
             raise NetworkError(f"input_shape: expected sizes > 0 without the batch, got {given}")
         return tuple(int(n) for n in given)
-    first = next((spec for spec in layers if spec.kind in AFFINE), None)
+    # What acts on every number by itself takes what the layer behind it takes.
+    affine = (spec for spec in layers if spec.kind in AFFINE and spec.kind != "elementwise")
+    first = next(affine, None)
     if first is not None and first.kind == "linear":
         weight = arrays.get(f"{first.name}.weight")
         if weight is None or weight.ndim != 2:
@@ -180,10 +182,18 @@ def _first_shape(
     )
 
 
-def _reshaped(spec: LayerSpec, shape: Shape) -> Shape:
+def reshaped(spec: LayerSpec, shape: Shape) -> Shape:
+    """The shape behind a layer that does not change the vector."""
     if spec.kind == "identity":
         return shape
     size = math.prod(shape)
+    if spec.kind == "reshape":
+        target = tuple(spec.options["shape"])
+        if math.prod(target) != size:
+            raise NetworkError(
+                f"{spec.name}: a value of shape {shape} cannot become {target}, batch apart"
+            )
+        return target
     if spec.options["size"] not in (None, size):
         raise NetworkError(
             f"{spec.name}: flattens to {spec.options['size']} features, but its input of shape "

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
+from .constants import constant_array, exact_array
+from .elementwise import normalisation
 from .functional_calls import Add, Concatenate, Reshape
 from .sorting import HALF_ABS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
@@ -19,10 +22,12 @@ class Reader:
     """One row of the table: the neutral kind, and from the module to its options.
 
     ``options`` raises ``ValueError`` with the reason where the module's settings are not handled.
+    ``parts`` gives modules that compute the same one after another, for one that is several rows.
     """
 
     kind: str
     options: Callable[[Any], dict[str, Any]] = lambda module: {}
+    parts: Callable[[Any], list[nn.Module]] | None = None
 
 
 def _attributes(*names: str) -> Callable[[Any], dict[str, Any]]:
@@ -85,6 +90,29 @@ def _dropout_options(dropout: Any) -> dict[str, Any]:
     return {}
 
 
+def _batch_norm(axes: int) -> Reader:
+    """Batch normalisation in evaluation, of channels with so many axes behind them."""
+
+    def parts(norm: Any) -> list[nn.Module]:
+        if norm.training or norm.running_mean is None:
+            raise ValueError(
+                "normalises by the batch that it is given, which is no function of one input; use "
+                "track_running_stats=True, and model.eval()"
+            )
+        keys = ("running_mean", "running_var", "weight", "bias")
+        held = (getattr(norm, key) for key in keys)
+        mean, variance, weight, bias = (
+            None if tensor is None else exact_array(key, tensor).reshape(-1, *(1,) * axes)
+            for key, tensor in zip(keys, held, strict=True)
+        )
+        assert mean is not None and variance is not None
+        eps = constant_array("eps", norm.eps, norm.running_var.dtype)
+        scalings = normalisation(mean, variance, weight, bias, float(eps))
+        return [Elementwise(scaling.arrays) for scaling in scalings]
+
+    return Reader("elementwise", parts=parts)
+
+
 def _torchlip_sort_options(module: Any) -> dict[str, Any]:
     settings = getattr(module, "group_size", None), getattr(module, "_coefficient_lip", None)
     if settings != (2, 1.0):
@@ -103,6 +131,12 @@ READERS: Mapping[type[nn.Module], Reader] = {
     nn.Linear: Reader("linear"),
     nn.Conv2d: Reader("conv2d", _conv_options),
     nn.AvgPool2d: Reader("avg_pool2d", _pool_options),
+    nn.BatchNorm1d: _batch_norm(0),
+    nn.BatchNorm2d: _batch_norm(2),
+    Elementwise: Reader("elementwise"),
+    Take: Reader("take"),
+    Sum: Reader("sum", lambda m: {"axes": list(m.axes), "keep": m.keep}),
+    Shaped: Reader("reshape", lambda m: {"shape": list(m.shape)}),
     nn.Flatten: Reader("flatten", _flatten_options),
     Reshape: Reader("flatten", _attributes("size")),
     nn.Identity: Reader("identity"),

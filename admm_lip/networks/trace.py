@@ -8,21 +8,24 @@ another step uses as well.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.utils import parametrize
 
 from ..errors import UnsupportedModule
+from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
+from .constants import fold_constants, is_constant, works_in_place
 from .functional_calls import (
     gives_its_input,
     is_join,
     is_size,
     label_of,
     module_of,
-    works_in_place,
 )
 from .layer_spec import INPUT
 from .overrides import refuse_overrides, unwrapped
@@ -41,7 +44,7 @@ class Step(NamedTuple):
 
 
 # Leaves of this package.
-_OWN = (MaxMin, HalfAbs, ClippedReLU, PairClip)
+_OWN = (MaxMin, HalfAbs, ClippedReLU, PairClip, Elementwise, Take, Sum, Shaped)
 
 
 def is_torchlip_sort(module: nn.Module) -> bool:
@@ -81,8 +84,10 @@ def steps(module: nn.Module) -> list[Step]:
     if tracer.is_leaf_module(module, ""):
         return [Step(type(module).__name__.lower(), module)]
     graph = _traced(tracer, module)
+    fold_constants(graph, module)
     nodes = _values(graph)
-    found = [_step(module, node) for node in nodes]
+    dtype = dtype_of(module)
+    found = [_step(module, node, dtype) for node in nodes]
     _refuse_sharing(found)
     for node, step in zip(nodes, found, strict=True):
         if works_in_place(node, step.module):
@@ -154,9 +159,13 @@ def _values(graph: fx.Graph) -> list[fx.Node]:
         node = waiting.pop()
         if node not in needed:
             needed.add(node)
-            waiting.extend(_inputs(node) if node.op != "placeholder" else ())
+            waiting.extend(filter(is_constant, node.all_input_nodes))
+            inner = node.op == "placeholder" or is_constant(node)
+            waiting.extend(() if inner else _inputs(node))
     _refuse_inputs([node for node in graph.nodes if node in needed and node.op == "placeholder"])
-    found = [n for n in graph.nodes if n in needed and n.op != "placeholder"]
+    leaves = (n for n in graph.nodes if n.op == "placeholder" or is_constant(n))
+    layers = needed.difference(leaves)
+    found = [n for n in graph.nodes if n in layers]
     if found and found[-1] is not output.args[0]:
         raise UnsupportedModule(f"{label_of(found[-1])}: comes after the value that is given back")
     _refuse_beside(graph, needed)
@@ -186,13 +195,12 @@ def _inputs(node: fx.Node) -> list[fx.Node]:
     values: list[fx.Node] = []
     # all_input_nodes has a value once that is used twice.
     fx.map_arg((node.args, node.kwargs), values.append)
-    values = [n for n in values if not is_size(n)]
-    bare = any(n.op == "get_attr" for n in values)
-    if bare or not values or (len(values) > 1 and not is_join(node)):
+    values = [n for n in values if not (is_size(n) or is_constant(n))]
+    if not values or (len(values) > 1 and not is_join(node)):
         what = f"combines {len(values)} values" if values else "does not use the input"
         raise UnsupportedModule(
-            f"{label_of(node)}: {what}; values can be added and concatenated, and bare parameters, "
-            "products of values, several inputs or outputs are not supported"
+            f"{label_of(node)}: {what}; values can be added and concatenated, and products of "
+            "values, several inputs or outputs are not supported"
         )
     return values
 
@@ -213,10 +221,19 @@ def _refuse_overwriting(node: fx.Node, steps_of: dict[fx.Node, Step]) -> None:
         value = _inputs(value)[0]
 
 
-def _step(root: nn.Module, node: fx.Node) -> Step:
+def _step(root: nn.Module, node: fx.Node, dtype: torch.dtype) -> Step:
     if node.op == "call_module":
         return Step(str(node.target), root.get_submodule(str(node.target)))
-    return Step(node.name, module_of(node))
+    return Step(node.name, module_of(node, dtype))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The type that a network computes in: that of its first parameter, else of its first buffer.
+
+    float64 where it has neither.
+    """
+    held = itertools.chain(module.parameters(), module.buffers())
+    return next((t.dtype for t in held if t.is_floating_point()), torch.float64)
 
 
 def _refuse_sharing(chain: list[Step]) -> None:

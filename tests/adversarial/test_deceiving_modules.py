@@ -126,7 +126,7 @@ def _random(self: Any, x: Tensor) -> Tensor:
 
 
 def _evaluation_branch(self: Any, x: Tensor) -> Tensor:
-    return self.honest(x) if self.training else self.honest(100 * x)
+    return self.honest(x) if self.training else self.honest(100 * torch.cumsum(x, 1))
 
 
 def _other_shape(self: Any, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ FORWARDS = {
     "knows batches of one": (_knows_batch_one, r"Model: running it gives something else"),
     "knows large inputs": (_knows_large, r"Model: running it gives something else"),
     "is random": (_random, r"Model: running it gives something else"),
-    "branches on its mode": (_evaluation_branch, r"the function mul\(\) is not supported"),
+    "branches on its mode": (_evaluation_branch, r"the function cumsum\(\) is not supported"),
     "gives another shape": (_other_shape, r"Model: running it gives something else.*shape \(6,\)"),
     "takes a flag": (_flag, r"it branches on its input, or iterates over it\); write"),
     "asks for dimensions": (_asks_dimensions, r"it branches on its input, or iterates"),
@@ -210,7 +210,7 @@ class OwnImpl(nn.Sequential):
 
 class OwnForward(nn.Sequential):
     def forward(self, x: Any) -> Any:
-        return 100 * super().forward(x)
+        return 100 * torch.cumsum(super().forward(x), 1)
 
 
 class OwnAttributes(nn.Linear):
@@ -282,7 +282,7 @@ INSTANCES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"0 \(OwnCall\): its class has its own __call__",
     ),
     "class with _call_impl": (lambda: OwnImpl(*plain()), "its class has its own _call_impl"),
-    "container with forward": (lambda: OwnForward(*plain()), r"the function mul\(\)"),
+    "container with forward": (lambda: OwnForward(*plain()), r"the function cumsum\(\)"),
     "__getattribute__": (lambda: nn.Sequential(OwnAttributes(2, 2)), "own __getattribute__"),
     "growing weight": (lambda: nn.Sequential(GrowingWeight(2, 2)), "0 .*something else|changed"),
     "own train": (lambda: OwnTrain(*plain()), "is in training mode and has its own train"),

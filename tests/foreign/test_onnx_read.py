@@ -219,7 +219,12 @@ def test_reshapes_that_flatten(tmp_path: Path, form: str) -> None:
 def test_a_vector_reshaped_to_an_image_before_the_first_layer_is_an_image(tmp_path: Path) -> None:
     nodes: list[Node] = [("Reshape", ["x", "image"], {}), ("Conv", ["v0", "K"], {})]
     arrays = {"image": np.array([-1, 2, 5, 6]), "K": K}
-    assert check(tmp_path, nodes, arrays, (60,)) == ["conv2d"]
+    assert check(tmp_path, nodes, arrays, (60,)) == ["reshape", "conv2d"]
+    vector, image = (
+        open_network(write(onnx_model(n, {**arrays}, [1, *shape]), tmp_path))
+        for n, shape in ((nodes, (60,)), ([("Conv", ["x", "K"], {})], (2, 5, 6)))
+    )
+    assert vector.digest() == image.digest()
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 6), (3, 6), (60,)])
@@ -233,12 +238,11 @@ def test_normalisation_before_a_flatten(tmp_path: Path, shape: tuple[int, ...]) 
     ]
     scalars = {"mean": np.float32(0.1307), "std": np.float32(0.3081)}
     kinds = check(tmp_path, nodes, {**scalars, "H": HEAD[:, :size]}, shape)
-    assert kinds[-2:] == ["linear", "linear"]
-    if len(shape) == 3:
-        per_channel = {k: np.full((1, 2, 1, 1), v) * [[[[1]], [[2]]]] for k, v in scalars.items()}
-        arrays = {k: v.astype("f4") for k, v in per_channel.items()}
-        kinds = check(tmp_path, nodes, {**arrays, "H": HEAD[:, :size]}, shape)
-        assert kinds == ["conv2d", "flatten", "linear"]
+    flat = ["flatten"] * (len(shape) > 1)
+    assert kinds == ["elementwise", "elementwise", *flat, "linear"]
+    for form in ((shape[0], *(1 for _ in shape[1:])), (1, *shape), shape[-1:]):
+        arrays = {k: (v * (1 + seeded(3).random(form))).astype("f4") for k, v in scalars.items()}
+        assert check(tmp_path, nodes, {**arrays, "H": HEAD[:, :size]}, shape) == kinds
 
 
 STD = np.array([0.3081, -0.7, 3.0, 2.0], "f4")
@@ -332,8 +336,12 @@ def test_layers_go_by_the_names_of_their_nodes_and_stay_distinct(tmp_path: Path)
 def test_every_affine_kind_is_reached_from_onnx(tmp_path: Path) -> None:
     nodes: list[Node] = [
         ("Conv", ["x", "K"], {}),
-        ("AveragePool", ["v0"], {"kernel_shape": [3, 5]}),
-        ("Flatten", ["v1"], {}),
-        ("MatMul", ["v2", "VT"], {}),
+        ("AveragePool", ["v0"], {"kernel_shape": [2, 5]}),
+        ("Neg", ["v1"], {}),
+        ("Transpose", ["v2"], {"perm": [0, 2, 3, 1]}),
+        ("ReduceSum", ["v3", "axes"], {"keepdims": 0}),
+        ("Flatten", ["v4"], {}),
+        ("MatMul", ["v5", "VT"], {}),
     ]
-    assert set(AFFINE) <= set(check(tmp_path, nodes, {"K": K, "VT": V.T.copy()}, (2, 5, 6)))
+    arrays = {"K": K, "VT": V.T.copy(), "axes": np.array([1])}
+    assert set(AFFINE) <= set(check(tmp_path, nodes, arrays, (2, 5, 6)))

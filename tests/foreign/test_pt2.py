@@ -102,7 +102,8 @@ def test_buffers_and_numbers_in_front_are_a_layer(tmp_path: Path) -> None:
     model = Normalised().eval()
     x = save(model, (2, 4, 4), tmp_path / "model.pt2")
     network = open_network(tmp_path / "model.pt2")
-    assert [spec.kind for spec in network.layers] == ["conv2d", "conv2d", "flatten"]
+    assert [spec.kind for spec in network.layers] == [*["elementwise"] * 3, "conv2d", "flatten"]
+    assert network.digest() == read_network(model, (2, 4, 4)).digest()
     with torch.no_grad():
         truth = model.double()(x.double()).numpy()
     np.testing.assert_allclose(forward(network, x.numpy()), truth, rtol=1e-6, atol=1e-6)
@@ -148,7 +149,7 @@ class Pair(nn.Module):
         (Pair(), 2, r"expected one input, got \['x', 'y'\]"),
         (nn.Dropout(0.5).train(), 1, r"\(aten.dropout.default\): is in training mode"),
         (nn.AvgPool2d(2, ceil_mode=True), 1, "ceil_mode=True is not handled; only False is"),
-        (nn.Flatten(2), 1, r"start_dim=2 is not handled; only 1 or -3"),
+        (nn.Flatten(0, 1), 1, "flattens from axis 0 to 1; expected axes behind the batch"),
         (nn.CELU(), 1, "is not supported"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,

@@ -125,12 +125,12 @@ class Shared(Base):
 
 class Scaled(Base):
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) * 2.0
+        return 2.0 / self.a(x)
 
 
-class Parameter(Base):
+class Product(Base):
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) * self.scale
+        return self.a(x) * x
 
 
 class ControlFlow(Base):
@@ -173,16 +173,16 @@ class Doubled(nn.Linear):
     [
         (InPlaceBeside(), r"the function relu_\(\): is used beside the layers"),
         (Shared(), "a: this module is used more than once"),
-        (Scaled(), r"the function mul\(\) is not supported; supported calls: avg_pool2d"),
-        (Parameter(), r"the function mul\(\): combines 2 values"),
+        (Scaled(), r"the function truediv\(\): divides a constant by a value, which is not affine"),
+        (Product(), r"the function mul\(\): combines 2 values"),
         (ControlFlow(), "ControlFlow: its forward cannot be read as a chain of layers"),
         (Softmax(), r"the function softmax\(\) is not supported"),
         (View(), r"the method \.view\(\): only a flatten is supported"),
         (TwoInputs(), r"the input x and the input y: expected one input"),
         (FlattenBatch(), r"flatten \(Flatten\): start_dim=0, end_dim=-1; only 1 and -1"),
         (
-            nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))).eval(),
-            r"0\.1 \(BatchNorm1d\) is not supported; supported layers: Linear, Conv2d",
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(),
+            r"1 \(BatchNorm1d\): normalises by the batch that it is given",
         ),
         (nn.Sequential(Doubled(4, 4)), r"0 \(Doubled\) is not supported"),
         (Dropping(), r"dropout \(Dropout\): is random in evaluation mode too"),
