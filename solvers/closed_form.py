@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from .native.interior_point import spread
-from .native.starts import searched_starts, theta_start
+from .native.interior.interior_point import spread
+from .native.lmi.closed_forms import searched_starts, theta_start
 from .problem import CertifyProblem, Multiplier
 from .proving import proving
 from .reduction import reduce_certify

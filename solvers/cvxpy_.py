@@ -26,8 +26,8 @@ from .affine import ProjectMap, certify_map, project_map
 from .backend import Availability
 from .config import SolverConfig
 from .errors import SolverUnavailable
-from .native.block_cholesky import band_of
-from .native.dual_repair import reachable_band, repaired_value
+from .native.lmi.block_cholesky import band_of
+from .native.lmi.dual_repair import reachable_band, repaired_value
 from .problem import CertifyProblem, Multiplier, ProjectProblem
 from .solution import CertifyClaim, ProjectClaim, Status
 

@@ -7,7 +7,7 @@
 * A neuron whose output cannot change (its row is zero, or its slope is known to be 0) is dropped
   with ``t_i`` large; one that nobody listens to (a zero column) with ``t_i`` small.  What becomes
   idle by that is dropped as well.
-* A chain that is smaller read from its outputs is transposed (``native/transpose.py``).
+* A chain that is smaller read from its outputs is transposed (``native/lmi/transpose.py``).
 * ``W_k = c_k V_k`` gives ``L = prod c_k`` times that of the ``V_k``, and ``T_k`` gains
   ``prod_{j >= k} c_j^2``.  The ``c_k`` make all norms equal and the bound of the closed form 1, so
   that multipliers are of order 1 at any depth.  Products of the ``c_k`` live as logarithms only.
@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .native.starts import norm_sq, theta_start
-from .native.transpose import inverted, invertible, order, transposed
+from .native.lmi.closed_forms import norm_sq, theta_start
+from .native.lmi.transpose import inverted, invertible, order, transposed
 from .problem import CertifyProblem, Multiplier, Slopes, Weights
 from .proving import proving
 

@@ -22,7 +22,7 @@ from .config import SolverConfig
 from .deadline import Deadline
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
-from .native.splitting import WarmBall
+from .native.ball.splitting import WarmBall
 from .problem import CertifyProblem, Multiplier, ProjectProblem, Structure, Weights
 from .projection_reduction import reduce_project
 from .proving import proving

@@ -71,7 +71,10 @@ def test_the_reader_of_imports_sees_what_it_should(tmp_path: Path) -> None:
     assert imported(source) >= {"os.path", "json", "cvxpy"}
     assert "cvxpy" not in imported(source, at_import_only=True)
     inner = SOLVERS / "native" / "backend.py"
-    assert {"admm_lip.solvers.config", "admm_lip.solvers.native.interior_point"} <= imported(inner)
+    assert {
+        "admm_lip.solvers.config",
+        "admm_lip.solvers.native.interior.interior_point",
+    } <= imported(inner)
 
 
 @pytest.mark.parametrize("path", files(SOLVERS), ids=relative)

@@ -10,7 +10,8 @@ from ..backend import Availability
 from ..config import SolverConfig
 from ..problem import CertifyProblem, Multiplier, ProjectProblem
 from ..solution import CertifyClaim, ProjectClaim, Status
-from . import interior_point, spectral_ball
+from .ball import spectral_ball
+from .interior import interior_point
 
 
 class NativeBackend:

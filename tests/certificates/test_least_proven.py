@@ -32,7 +32,7 @@ from admm_lip.solvers import solve_certify
 from admm_lip.solvers.closed_form import closed_form
 from admm_lip.solvers.deadline import Deadline
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.solvers.native import costs
+from admm_lip.solvers.native.lmi import costs
 
 
 def small_lenet(steps: int = 0) -> nn.Sequential:

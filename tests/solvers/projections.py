@@ -10,7 +10,7 @@ from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import ball_tiles, implied_bound
-from admm_lip.solvers.native.spectral_ball import project
+from admm_lip.solvers.native.ball.spectral_ball import project
 from admm_lip.solvers.problem import ProjectProblem, Slopes
 from admm_lip.solvers.solution import ProjectClaim, Status
 

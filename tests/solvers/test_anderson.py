@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from admm_lip.solvers.native.anderson import DEPTH, Anderson
+from admm_lip.solvers.native.ball.anderson import DEPTH, Anderson
 
 
 def contraction(rank: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
-from admm_lip.solvers.native.banded_newton import (
+from admm_lip.solvers.native.interior.centring import centre, newton_step
+from admm_lip.solvers.native.large.banded_newton import (
     approach,
     hessian_band,
     hessian_product,
@@ -18,7 +19,8 @@ from admm_lip.solvers.native.banded_newton import (
     solve_completed,
     worthwhile,
 )
-from admm_lip.solvers.native.block_cholesky import (
+from admm_lip.solvers.native.large.markov import markov
+from admm_lip.solvers.native.lmi.block_cholesky import (
     Band,
     Factor,
     completion,
@@ -27,11 +29,9 @@ from admm_lip.solvers.native.block_cholesky import (
     inverse,
     inverse_band,
 )
-from admm_lip.solvers.native.centring import centre, newton_step
-from admm_lip.solvers.native.lmi_operator import LmiOperator, schur_complement
-from admm_lip.solvers.native.markov import markov
-from admm_lip.solvers.native.run import Run
-from admm_lip.solvers.native.starts import theta_start
+from admm_lip.solvers.native.lmi.closed_forms import theta_start
+from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator, schur_complement
+from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.problem import CertifyProblem, Slopes
 
 WIDTHS = (4, 6, 3, 7, 5, 2)
@@ -110,7 +110,7 @@ def test_direction_nearly_solves_the_newton_equations() -> None:
 def test_approach_ends_where_one_dense_step_finishes() -> None:
     op, y = started(DEEP, 0.0)
     assert worthwhile(op)
-    run = Run(SolverConfig())
+    run = Progress(SolverConfig())
     reached = approach(op, y, run)
     assert float(reached[0]) == float(y[0])
     factor = factorize(op.slack(reached))
@@ -124,7 +124,7 @@ def test_approach_ends_where_one_dense_step_finishes() -> None:
 
 def test_limits_stop_the_approach() -> None:
     op, y = started(DEEP, 0.0)
-    run = Run(SolverConfig(max_iterations=2))
+    run = Progress(SolverConfig(max_iterations=2))
     reached = approach(op, y, run)
     assert run.limited and run.iterations == 2
     assert factorize(op.slack(reached)) is not None

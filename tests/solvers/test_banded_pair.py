@@ -11,16 +11,17 @@ from oracles import positive_net, random_net
 from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
-from admm_lip.solvers.native import interior_point
-from admm_lip.solvers.native.banded_newton import approach
-from admm_lip.solvers.native.banded_pair import (
+from admm_lip.solvers.native.interior import interior_point
+from admm_lip.solvers.native.large.banded_newton import approach
+from admm_lip.solvers.native.large.banded_primal_dual import (
     banded_direction,
     bordered_band,
     first_pair,
     follow_banded,
     solve_system,
 )
-from admm_lip.solvers.native.block_cholesky import (
+from admm_lip.solvers.native.large.markov import Markov, band_between, markov
+from admm_lip.solvers.native.lmi.block_cholesky import (
     Band,
     band_of,
     completion,
@@ -29,11 +30,10 @@ from admm_lip.solvers.native.block_cholesky import (
     inverse,
     inverse_band,
 )
-from admm_lip.solvers.native.lmi_operator import LmiOperator, schur_complement
-from admm_lip.solvers.native.markov import Markov, band_between, markov
-from admm_lip.solvers.native.pair import Pair
-from admm_lip.solvers.native.run import Run
-from admm_lip.solvers.native.starts import theta_start
+from admm_lip.solvers.native.lmi.closed_forms import theta_start
+from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator, schur_complement
+from admm_lip.solvers.native.lmi.primal_dual_pair import Pair
+from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.problem import CertifyProblem, Slopes
 from admm_lip.solvers.reduction import reduce_certify
 
@@ -82,7 +82,7 @@ def started(op: LmiOperator) -> Pair:
     start = theta_start(op.problem, 1.1)
     assert start is not None
     y = 2.0 * torch.cat([torch.tensor([start.lip_sq]).double(), *start.multiplier])
-    pair = first_pair(op, approach(op, y, Run(SolverConfig())))
+    pair = first_pair(op, approach(op, y, Progress(SolverConfig())))
     assert pair is not None
     return pair
 
@@ -149,7 +149,7 @@ def test_it_ends_where_the_dense_iteration_does(
 ) -> None:
     op = operator(widths, low, positive)
     exact = interior_point.certify(op.problem, SolverConfig(tol=1e-7))
-    run = Run(SolverConfig())
+    run = Progress(SolverConfig())
     pair, lower = follow_banded(op, started(op), run, 1e-5)
     assert float(pair.y[0]) * (1.0 - 1e-5) <= lower <= exact.lip_sq * (1 + 1e-9)
     assert factorize(op.slack(pair.y)) is not None
@@ -159,7 +159,7 @@ def test_it_ends_where_the_dense_iteration_does(
 
 def test_limits_stop_it_at_a_feasible_point() -> None:
     op = operator((12,) * 9)
-    run = Run(SolverConfig(max_iterations=2))
+    run = Progress(SolverConfig(max_iterations=2))
     pair, lower = follow_banded(op, started(op), run, 1e-9)
     assert 0.0 < lower < float(pair.y[0])
     assert run.limited and run.iterations == 2

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from admm_lip.solvers.config import SolverConfig
-from admm_lip.solvers.native.costs import Costs
-from admm_lip.solvers.native.run import Run
+from admm_lip.solvers.native.lmi.costs import Costs
+from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.problem import CertifyProblem, unit_slopes
 from admm_lip.solvers.spectrum import top_eigenpair, top_eigenvalue
 
@@ -22,9 +22,9 @@ def costs_of(*widths: int) -> Costs:
     return Costs.of(Widths(widths))  # type: ignore[arg-type]
 
 
-def timed(seconds: float, limit: float | None) -> Run:
+def timed(seconds: float, limit: float | None) -> Progress:
     """A run that knows what a pass takes."""
-    run = Run(SolverConfig(time_limit=limit))
+    run = Progress(SolverConfig(time_limit=limit))
     run._longest["passes"] = seconds
     return run
 
@@ -41,7 +41,7 @@ def timed(seconds: float, limit: float | None) -> Run:
     ],
 )
 def test_the_form_follows_from_the_work(widths: tuple[int, ...], pairs: bool, dense: bool) -> None:
-    assert costs_of(*widths).dense_is_best(Run(SolverConfig()), pairs) is dense
+    assert costs_of(*widths).dense_is_best(Progress(SolverConfig()), pairs) is dense
 
 
 def test_a_time_limit_that_the_dense_form_would_pass_forbids_it() -> None:

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
-from admm_lip.solvers.native.block_cholesky import Band, band_of
-from admm_lip.solvers.native.eliminated_operator import EliminatedOperator, eliminate, operator_of
-from admm_lip.solvers.native.interior_point import certify
-from admm_lip.solvers.native.lmi_operator import LmiOperator, schur_complement
+from admm_lip.solvers.native.interior.interior_point import certify
+from admm_lip.solvers.native.lmi.block_cholesky import Band, band_of
+from admm_lip.solvers.native.lmi.eliminated_operator import (
+    EliminatedOperator,
+    eliminate,
+    operator_of,
+)
+from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator, schur_complement
 from admm_lip.solvers.problem import CertifyProblem, Slopes
 
 

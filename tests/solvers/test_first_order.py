@@ -12,18 +12,20 @@ from oracles import mixed_net, positive_net, random_net
 from admm_lip.solvers import deadline as deadline_module
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.solvers.native import costs, first_order, interior_point, large
-from admm_lip.solvers.native.block_cholesky import band_of, factorize, inverse, inverse_band
-from admm_lip.solvers.native.first_order import Value, descend, evaluate
-from admm_lip.solvers.native.lmi_operator import LmiOperator
-from admm_lip.solvers.native.run import Run
-from admm_lip.solvers.native.starts import (
+from admm_lip.solvers.native.interior import interior_point
+from admm_lip.solvers.native.large import first_order, without_schur
+from admm_lip.solvers.native.large.first_order import Value, descend, evaluate
+from admm_lip.solvers.native.lmi import costs
+from admm_lip.solvers.native.lmi.block_cholesky import band_of, factorize, inverse, inverse_band
+from admm_lip.solvers.native.lmi.closed_forms import (
     Start,
     best_start,
     norm_of_gram,
     searched_starts,
     theta_start,
 )
+from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator
+from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.problem import CertifyProblem, Multiplier, Slopes, unit_slopes
 from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.solution import Status
@@ -69,11 +71,11 @@ def test_the_derivative_is_that_of_the_implied_bound(seed: int) -> None:
 def test_descent_comes_close_on_a_shallow_network_and_never_goes_up() -> None:
     problem = plain((30, 20, 20, 5))
     start = started(problem)
-    multiplier = descend(problem, start, Run(SolverConfig()))
+    multiplier = descend(problem, start, Progress(SolverConfig()))
     lip = implied_bound(problem.weights, problem.slopes, multiplier)
     best = interior_point.certify(problem, SolverConfig()).lip_sq ** 0.5
     assert best * (1 - 1e-6) <= lip <= best * (1 + 1e-3)
-    stopped = descend(problem, start, Run(SolverConfig(max_iterations=1)))
+    stopped = descend(problem, start, Progress(SolverConfig(max_iterations=1)))
     lip = implied_bound(problem.weights, problem.slopes, stopped)
     assert lip <= implied_bound(problem.weights, problem.slopes, start) * (1 + 1e-12)
 
@@ -132,10 +134,10 @@ def test_a_descent_that_ends_in_rounding_leaves_the_start(monkeypatch: pytest.Mo
     lost = tuple(0.1 * t for t in started(problem))
     assert implied_bound(problem.weights, problem.slopes, lost) == float("inf")
     monkeypatch.setattr(costs, "DENSE_LIMIT", 1)
-    monkeypatch.setattr(large, "descend", lambda *_: lost)
+    monkeypatch.setattr(without_schur, "descend", lambda *_: lost)
     monkeypatch.setattr(costs, "PAIR_WORK", 0.0)
     claim = interior_point.certify(problem, SolverConfig())
-    best = min(s.lip_sq for s in large.large_starts(problem, Run(SolverConfig())))
+    best = min(s.lip_sq for s in without_schur.large_starts(problem, Progress(SolverConfig())))
     assert claim.multiplier is not None
     assert claim.lip_sq == pytest.approx(best, rel=1e-6)
     proven = implied_bound(problem.weights, problem.slopes, claim.multiplier)
@@ -159,7 +161,7 @@ class Clock:
 def test_work_that_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(deadline_module, "perf_counter", clock)
-    run = Run(SolverConfig(time_limit=20.0))
+    run = Progress(SolverConfig(time_limit=20.0))
     assert run.has_time(passes=100)  # nothing is known of them yet
     assert run.timed("passes", lambda: clock.spend(4.0)) == "done"
     assert run.timed("passes", lambda: clock.spend(1.0)) == "done"
@@ -167,7 +169,7 @@ def test_work_that_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -
     run.timed("pairs", lambda: clock.spend(8.0))
     assert run.may_go_on(passes=1) and not run.limited
     assert not run.may_go_on(passes=1, pairs=1) and run.limited
-    assert not Run(SolverConfig(max_iterations=1)).limited
+    assert not Progress(SolverConfig(max_iterations=1)).limited
 
 
 def test_the_descent_leaves_time_for_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,11 +181,11 @@ def test_the_descent_leaves_time_for_what_follows(monkeypatch: pytest.MonkeyPatc
         return evaluate(problem, multiplier)
 
     monkeypatch.setattr(first_order, "evaluate", slow)
-    problem, run = plain((6, 8, 7, 3)), Run(SolverConfig(time_limit=10.5))
+    problem, run = plain((6, 8, 7, 3)), Progress(SolverConfig(time_limit=10.5))
     descend(problem, started(problem), run, reserve=3)
     assert run.iterations == 8 and run.limited and clock.now <= 10.5 - 2.0
-    assert Run(SolverConfig(time_limit=10.5)).may_go_on()
-    capped = Run(SolverConfig())
+    assert Progress(SolverConfig(time_limit=10.5)).may_go_on()
+    capped = Progress(SolverConfig())
     descend(problem, started(problem), capped, most=4)
     assert capped.iterations == 4 and not capped.limited
 
@@ -196,7 +198,7 @@ def test_a_large_network_is_reported_within_its_limit(monkeypatch: pytest.Monkey
         clock.spend(5.0)
         return theta_start(problem, theta)
 
-    monkeypatch.setattr(large, "theta_start", slow)
+    monkeypatch.setattr(without_schur, "theta_start", slow)
     monkeypatch.setattr(costs, "DENSE_LIMIT", 50)
     monkeypatch.setattr(costs, "PAIR_WORK", 0.0)
     problem = plain((12,) * 9, 1)

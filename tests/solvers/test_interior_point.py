@@ -16,10 +16,10 @@ from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
-from admm_lip.solvers.native import interior_point
-from admm_lip.solvers.native.block_cholesky import Band
-from admm_lip.solvers.native.dual_repair import repaired_value
-from admm_lip.solvers.native.starts import best_start
+from admm_lip.solvers.native.interior import interior_point
+from admm_lip.solvers.native.lmi.block_cholesky import Band
+from admm_lip.solvers.native.lmi.closed_forms import best_start
+from admm_lip.solvers.native.lmi.dual_repair import repaired_value
 from admm_lip.solvers.problem import CertifyProblem, Slopes, unit_slopes
 from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.registry import backend

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
-from admm_lip.solvers.native.spectral_ball import project
+from admm_lip.solvers.native.ball.spectral_ball import project
 from admm_lip.solvers.problem import ProjectProblem, Structure, unit_slopes
 from admm_lip.solvers.projection_reduction import reduce_project, row_factor
 from admm_lip.solvers.solution import Status

@@ -27,7 +27,7 @@ from torch import Tensor
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.cvxpy_ import CvxpyBackend
 from admm_lip.solvers.lmi import assemble, implied_bound, lmi_blocks
-from admm_lip.solvers.native.spectral_ball import project
+from admm_lip.solvers.native.ball.spectral_ball import project
 from admm_lip.solvers.problem import ProjectProblem, Slopes, Structure
 from admm_lip.solvers.solution import Status
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.cvxpy_ import CvxpyBackend
 from admm_lip.solvers.errors import ProblemError
-from admm_lip.solvers.native.spectral_ball import project
+from admm_lip.solvers.native.ball.spectral_ball import project
 from admm_lip.solvers.problem import ProjectProblem, Structure, unit_slopes
 from admm_lip.solvers.solution import Status
 

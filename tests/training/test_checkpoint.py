@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from admm_lip.solvers.native.splitting import WarmBall
+from admm_lip.solvers.native.ball.splitting import WarmBall
 from admm_lip.solvers.solve import Warm
 from admm_lip.training.checkpoint import (
     CHECKPOINT,

@@ -20,8 +20,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..dissipation import any_known
-from ..problem import CertifyProblem, Multiplier, Slopes
+from ...dissipation import any_known
+from ...problem import CertifyProblem, Multiplier, Slopes
 from .block_cholesky import Band, band_of, cholesky
 from .lmi_operator import Forms, LmiOperator, Rows
 

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..lmi import eliminate_output, lmi_blocks
-from ..problem import CertifyProblem, Multiplier
-from ..spectrum import top_eigenpair
-from .block_cholesky import cholesky
-from .run import Run
+from ...lmi import eliminate_output, lmi_blocks
+from ...problem import CertifyProblem, Multiplier
+from ...spectrum import top_eigenpair
+from ..lmi.block_cholesky import cholesky
+from ..lmi.progress import Progress
 
 _FIRST_STEP = 0.05
 _LAST_STEP = 2e-4
@@ -72,7 +72,11 @@ def evaluate(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
 
 
 def descend(
-    problem: CertifyProblem, start: Multiplier, run: Run, most: int | None = None, reserve: int = 1
+    problem: CertifyProblem,
+    start: Multiplier,
+    run: Progress,
+    most: int | None = None,
+    reserve: int = 1,
 ) -> Multiplier:
     """Adam from ``start`` until its steps are short, there were ``most``, or ``run`` is over.
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import ProblemError
-from ..lmi import Ball, Tile, ball_tiles
-from ..problem import ProjectProblem, Structure, Weights
+from ...errors import ProblemError
+from ...lmi import Ball, Tile, ball_tiles
+from ...problem import ProjectProblem, Structure, Weights
 
 Values = tuple[Tensor, ...]
 Place = tuple[slice, slice, bool]

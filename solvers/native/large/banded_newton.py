@@ -24,11 +24,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques, inverse_band
-from .lmi_operator import LmiOperator
+from ..lmi.block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques, inverse_band
+from ..lmi.lmi_operator import LmiOperator
+from ..lmi.progress import Progress
+from ..lmi.step_length import slack_step
 from .markov import Blocks, Markov, markov
-from .run import Run
-from .step_length import slack_step
 
 Product = Callable[[Tensor], Tensor]
 Side = tuple[Tensor | None, Tensor]
@@ -55,7 +55,7 @@ def worthwhile(op: LmiOperator) -> bool:
     )
 
 
-def approach(op: LmiOperator, y: Tensor, run: Run) -> Tensor:
+def approach(op: LmiOperator, y: Tensor, run: Progress) -> Tensor:
     """Go from a strictly feasible ``y`` to a point near the central path at the same rho.
 
     Returns the last point reached; where the steps fail that is simply not yet the centre.

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import torch
 
-from ..lmi import implied_bound
-from ..problem import CertifyProblem, Multiplier
-from .block_cholesky import factorize
+from ...lmi import implied_bound
+from ...problem import CertifyProblem, Multiplier
+from ..lmi.block_cholesky import factorize
+from ..lmi.lmi_operator import LmiOperator
+from ..lmi.progress import Progress
 from .centring import Centre, centre_at
-from .lmi_operator import LmiOperator
-from .run import Run
 
 MOST_STEPS = 8
 _GAP = 1e-3
@@ -35,7 +35,7 @@ def usable(problem: CertifyProblem, warm: Multiplier) -> bool:
     )
 
 
-def warm_centre(op: LmiOperator, warm: Multiplier, run: Run, tol: float) -> Centre | None:
+def warm_centre(op: LmiOperator, warm: Multiplier, run: Progress, tol: float) -> Centre | None:
     """A point near the central path at a small gap, or ``None`` where ``warm`` is of no use."""
     lip_sq, t = min(
         (_with_room(op, warm, growth) for growth in _GROWTH), key=lambda found: found[0]

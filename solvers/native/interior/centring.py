@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .banded_newton import approach, worthwhile
-from .block_cholesky import (
+from ..large.banded_newton import approach, worthwhile
+from ..lmi.block_cholesky import (
     Band,
     Factor,
     band_of,
@@ -30,8 +30,8 @@ from .block_cholesky import (
     factorize,
     inverse,
 )
-from .lmi_operator import LmiOperator, Rows, schur_complement
-from .run import Run
+from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
+from ..lmi.progress import Progress
 
 # The pair (S, Z) is good enough to start from at this decrement.
 _CENTRED = 0.7
@@ -78,7 +78,7 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
     return NewtonStep(dy, decrement, mu, dense, forms.rows) if decrement < float("inf") else None
 
 
-def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
+def centre(op: LmiOperator, y: Tensor, run: Progress) -> Centre | None:
     """Newton steps from a strictly feasible ``y`` until the pair is centred, mu free.
 
     Returns ``None`` when it cannot get there; ``run`` keeps every feasible point on the way.
@@ -88,12 +88,14 @@ def centre(op: LmiOperator, y: Tensor, run: Run) -> Centre | None:
     return _centred(op, y, run, None, _MAX_STEPS)
 
 
-def centre_at(op: LmiOperator, y: Tensor, run: Run, mu: float, most: int) -> Centre | None:
+def centre_at(op: LmiOperator, y: Tensor, run: Progress, mu: float, most: int) -> Centre | None:
     """The same at a given mu, with at most ``most`` steps."""
     return _centred(op, y, run, mu, most)
 
 
-def _centred(op: LmiOperator, y: Tensor, run: Run, mu: float | None, most: int) -> Centre | None:
+def _centred(
+    op: LmiOperator, y: Tensor, run: Progress, mu: float | None, most: int
+) -> Centre | None:
     factor = factorize(op.slack(y))
     for _ in range(most + 1):
         if factor is None or not run.may_go_on(centring=1):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .block_cholesky import Band, Cliques, factorize_cliques
+from ..lmi.block_cholesky import Band, Cliques, factorize_cliques
 
 
 class Blocks(NamedTuple):

@@ -13,7 +13,7 @@ which a supply rate is replaced by its inverse.  After the reduction of wide end
 
 from __future__ import annotations
 
-from ..problem import CertifyProblem, Multiplier
+from ...problem import CertifyProblem, Multiplier
 
 # The multiplier of a neuron whose slope is known does not survive the inversion.
 _NARROW = 1e-6

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import SolverConfig
-from ..deadline import Deadline
+from ...config import SolverConfig
+from ...deadline import Deadline
 
 
-class Run(Deadline):
+class Progress(Deadline):
     """Counts iterations against the limits and keeps the best feasible point.
 
     Args:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ..config import SolverConfig
-from ..problem import ProjectProblem
-from ..solution import ProjectClaim, Status
+from ...config import SolverConfig
+from ...problem import ProjectProblem
+from ...solution import ProjectClaim, Status
 from .coupling import Coupling, couple
 from .penalised import search
 from .splitting import Outcome, Rule, WarmBall, first_state, is_inside, split

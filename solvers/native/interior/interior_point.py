@@ -8,8 +8,8 @@ same band of Z enters the dual, so Z is kept as a band and completed when a dens
 (M. Fukuda et al., SIAM J. Optim. 11, 2001): everything but the Cholesky factor of the N x N Schur
 complement costs O(D^2 n).
 
-1.  Start from the best closed form (``starts.py``), moved inside: ``y = 2 (rho, t)``.  With the
-    multiplier of a network nearby, steps 1 and 2 are those of ``warm.py``.
+1.  Start from the best closed form (``closed_forms.py``), moved inside: ``y = 2 (rho, t)``.  With
+    the multiplier of a network nearby, steps 1 and 2 are those of ``warm_start.py``.
 2.  Centre: Newton on the slack alone, until it yields an exactly dual feasible Z
     (``centring.py``).
 3.  Repeat:
@@ -24,8 +24,8 @@ complement costs O(D^2 n).
     d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
         Cholesky factors.
 4.  Return the best multiplier with the bound recomputed from it, and the repaired lower bound.
-    Where step 2 fails, and where the dense form costs too much (``costs.py``), ``large.py`` goes
-    on without H.
+    Where step 2 fails, and where the dense form costs too much (``costs.py``),
+    ``without_schur.py`` goes on without H.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import SolverConfig
-from ..lmi import implied_bound
-from ..problem import CertifyProblem, Multiplier, Slopes
-from ..solution import CertifyClaim, Status
-from .block_cholesky import (
+from ...config import SolverConfig
+from ...lmi import implied_bound
+from ...problem import CertifyProblem, Multiplier, Slopes
+from ...solution import CertifyClaim, Status
+from ..large.without_schur import SAFE_THETA, certify_large, large_starts, pairs_possible
+from ..lmi.block_cholesky import (
     band_of,
     band_of_product,
     completion,
@@ -51,16 +52,15 @@ from .block_cholesky import (
     inverse,
     symmetrised,
 )
+from ..lmi.closed_forms import Start, best_start, forward_starts, theta_start
+from ..lmi.costs import Costs
+from ..lmi.eliminated_operator import operator_of
+from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
+from ..lmi.primal_dual_pair import Direction, Pair, advance, proven_gap, relative_gap
+from ..lmi.progress import Progress
+from ..lmi.step_length import cliques_step, slack_step
 from .centring import Centre, SchurSolver, centre, schur_solver
-from .costs import Costs
-from .eliminated_operator import operator_of
-from .large import SAFE_THETA, certify_large, large_starts, pairs_possible
-from .lmi_operator import LmiOperator, Rows, schur_complement
-from .pair import Direction, Pair, advance, proven_gap, relative_gap
-from .run import Run
-from .starts import Start, best_start, forward_starts, theta_start
-from .step_length import cliques_step, slack_step
-from .warm import usable, warm_centre
+from .warm_start import usable, warm_centre
 
 _MAX_STEPS = 100
 # How accurate the predictor's steps need to be: they only choose sigma.
@@ -121,7 +121,7 @@ def certify(
     if not problem.slopes:
         lip_sq = implied_bound(problem.weights, (), ()) ** 2
         return CertifyClaim(Status.OPTIMAL, (), lip_sq, lip_sq, 0, "affine")
-    run, costs, ranges = Run(config), Costs.of(problem), spread(problem)
+    run, costs, ranges = Progress(config), Costs.of(problem), spread(problem)
     if warm is not None and costs.dense_is_best(run, pairs=False):
         found = _from_warm(problem, warm, run, config)
         if found is not None:
@@ -145,7 +145,7 @@ def certify(
 
 
 def _started(
-    problem: CertifyProblem, starts: Sequence[Start | None], warm: Multiplier | None, run: Run
+    problem: CertifyProblem, starts: Sequence[Start | None], warm: Multiplier | None, run: Progress
 ) -> LmiOperator | None:
     """The operator, and in ``run`` the best of the warm and the closed-form multipliers.
 
@@ -164,7 +164,7 @@ def _started(
     return op
 
 
-def _keep_proven(op: LmiOperator, y: Tensor, run: Run) -> bool:
+def _keep_proven(op: LmiOperator, y: Tensor, run: Progress) -> bool:
     """Keep ``y`` with the bound that it proves; whether there is one."""
     lip = implied_bound(op.problem.weights, op.problem.slopes, op.multiplier(y))
     if lip < float("inf"):
@@ -178,7 +178,7 @@ def cautious(starts: Sequence[Start]) -> Start:
 
 
 def _from_cold(
-    op: LmiOperator, starts: Sequence[Start], run: Run, config: SolverConfig
+    op: LmiOperator, starts: Sequence[Start], run: Progress, config: SolverConfig
 ) -> Pair | None:
     """Steps 1 to 3 from the best cautious closed form."""
     centred = centre(op, 2.0 * _as_y(op, cautious(starts)), run)
@@ -186,7 +186,7 @@ def _from_cold(
 
 
 def _from_warm(
-    problem: CertifyProblem, warm: Multiplier, run: Run, config: SolverConfig
+    problem: CertifyProblem, warm: Multiplier, run: Progress, config: SolverConfig
 ) -> tuple[LmiOperator, Pair] | None:
     """Steps 1 and 2 from the multiplier of a network nearby, then step 3."""
     if not usable(problem, warm):
@@ -241,7 +241,7 @@ def _as_y(op: LmiOperator, start: Start) -> Tensor:
     return torch.cat([rho, op.restrict(torch.cat(start.multiplier))])
 
 
-def follow(op: LmiOperator, centred: Centre, run: Run, config: SolverConfig) -> Pair | None:
+def follow(op: LmiOperator, centred: Centre, run: Progress, config: SolverConfig) -> Pair | None:
     """Step 3: primal-dual steps until the proven gap is small."""
     cliques = factorize_cliques(centred.z)
     if cliques is None:
@@ -316,7 +316,7 @@ def _predicted(pair: Pair, z: Tensor, change: Tensor) -> Tensor:
     return symmetrised(full).neg_().sub_(z)
 
 
-def _claim(op: LmiOperator, pair: Pair, run: Run, config: SolverConfig) -> CertifyClaim:
+def _claim(op: LmiOperator, pair: Pair, run: Progress, config: SolverConfig) -> CertifyClaim:
     """Step 4."""
     y = run.best
     if y is None:

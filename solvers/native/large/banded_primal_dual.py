@@ -31,14 +31,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..lmi.block_cholesky import Band, factorize, factorize_cliques, inverse_band
+from ..lmi.dual_repair import repaired_value
+from ..lmi.lmi_operator import LmiOperator
+from ..lmi.primal_dual_pair import Direction, Pair, advance, relative_gap
+from ..lmi.progress import Progress
+from ..lmi.step_length import cliques_step, slack_step
 from .banded_newton import conjugate_gradients, hessian_band, solve_completed
-from .block_cholesky import Band, factorize, factorize_cliques, inverse_band
-from .dual_repair import repaired_value
-from .lmi_operator import LmiOperator
 from .markov import Markov, band_between, markov
-from .pair import Direction, Pair, advance, relative_gap
-from .run import Run
-from .step_length import cliques_step, slack_step
 
 _MAX_STEPS = 60
 _MAX_PRODUCTS = 150
@@ -114,7 +114,7 @@ def first_pair(op: LmiOperator, y: Tensor) -> Pair | None:
     return Pair(y, slack, factor, z, cliques) if cliques is not None else None
 
 
-def follow_banded(op: LmiOperator, pair: Pair, run: Run, tol: float) -> tuple[Pair, float]:
+def follow_banded(op: LmiOperator, pair: Pair, run: Progress, tol: float) -> tuple[Pair, float]:
     """Primal-dual steps until the proven gap is small, the limits are reached or they are short.
 
     Returns the last pair and the best lower bound on ``L^2`` that was proven on the way.

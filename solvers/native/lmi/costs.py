@@ -19,8 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..problem import CertifyProblem
-from .run import Run
+from ...problem import CertifyProblem
+from .progress import Progress
 
 # Work of the descent: 40 evaluations of 50 layers of 1,000 neurons, minutes.
 DESCENT_WORK = 4e12
@@ -78,7 +78,7 @@ class Costs:
         """How many evaluations the descent may cost: the same work for every network."""
         return 1 + int(DESCENT_WORK / (2.0 * self.layer))
 
-    def dense_is_best(self, run: Run, pairs: bool) -> bool:
+    def dense_is_best(self, run: Progress, pairs: bool) -> bool:
         """Whether the dense form should be tried: it fits, and nothing as good is cheaper.
 
         Args:

@@ -1,10 +1,10 @@
 """Networks whose N x N Schur complement does not fit: linear in depth, memory ``sum n_k^2``.
 
-1.  The best closed form over theta (``starts.py``).
+1.  The best closed form over theta (``closed_forms.py``).
 2.  First-order descent on the bound (``first_order.py``), as much of it as the work allows.
 3.  Where the layers are narrow enough for that, the primal-dual iteration with iterative solves
-    (``banded_pair.py``), from a closed form that is centred first (``banded_newton.py``).  It ends
-    like the dense one, with a proven gap.
+    (``banded_primal_dual.py``), from a closed form that is centred first (``banded_newton.py``).
+    It ends like the dense one, with a proven gap.
 4.  Otherwise a lower bound from the multiplier: the band of ``S^{-1}`` a little inside is nearly
     dual feasible where the descent has converged; repaired (``dual_repair.py``) it is exactly so.
     The best over a few points inside is reported, whatever it is worth.  Far from the optimum it
@@ -22,20 +22,20 @@ from functools import partial
 
 from torch import Tensor
 
-from ..config import SolverConfig
-from ..dissipation import any_known
-from ..lmi import eliminate_output, implied_bound, lmi_blocks
-from ..problem import CertifyProblem, Multiplier
-from ..solution import CertifyClaim, Status
+from ...config import SolverConfig
+from ...dissipation import any_known
+from ...lmi import eliminate_output, implied_bound, lmi_blocks
+from ...problem import CertifyProblem, Multiplier
+from ...solution import CertifyClaim, Status
+from ..lmi.block_cholesky import Band, factorize, inverse_band
+from ..lmi.closed_forms import Start, searched_starts, theta_start
+from ..lmi.costs import Costs
+from ..lmi.dual_repair import reachable_band, repaired_value
+from ..lmi.lmi_operator import LmiOperator
+from ..lmi.progress import Progress
 from .banded_newton import approach
-from .banded_pair import first_pair, follow_banded
-from .block_cholesky import Band, factorize, inverse_band
-from .costs import Costs
-from .dual_repair import reachable_band, repaired_value
+from .banded_primal_dual import first_pair, follow_banded
 from .first_order import descend
-from .lmi_operator import LmiOperator
-from .run import Run
-from .starts import Start, searched_starts, theta_start
 
 _MOST_EVALUATIONS = 1000
 # Before step 3 the descent only has to leave something better than the closed form.
@@ -49,7 +49,7 @@ _ABOVE = ((0.1, 0.1), (1e-4, 0.0), (1e-2, 1e-2), (1e-3, 1e-3), (1e-5, 0.0), (1e-
 SAFE_THETA = 1.3
 
 
-def large_starts(problem: CertifyProblem, run: Run, first: Start | None = None) -> list[Start]:
+def large_starts(problem: CertifyProblem, run: Progress, first: Start | None = None) -> list[Start]:
     """Step 1, as far as the time allows; ``first`` is what is known already."""
 
     def attempt(theta: float) -> Start | None:
@@ -67,7 +67,7 @@ def large_starts(problem: CertifyProblem, run: Run, first: Start | None = None) 
 
 
 def certify_large(
-    op: LmiOperator, start: Multiplier, outset: Tensor | None, run: Run, config: SolverConfig
+    op: LmiOperator, start: Multiplier, outset: Tensor | None, run: Progress, config: SolverConfig
 ) -> CertifyClaim:
     """Steps 2 to 4 from a multiplier; never worse than it.
 
@@ -115,7 +115,7 @@ def pairs_possible(problem: CertifyProblem) -> bool:
     return banded and Costs.of(problem).pairs_affordable()
 
 
-def paired(op: LmiOperator, y: Tensor, run: Run, config: SolverConfig) -> float | None:
+def paired(op: LmiOperator, y: Tensor, run: Progress, config: SolverConfig) -> float | None:
     """Step 3: its lower bound; ``None`` where there was no time, or rounding left no pair."""
     y = approach(op, y, run)
     if not run.may_go_on(pairs=1):
@@ -124,7 +124,9 @@ def paired(op: LmiOperator, y: Tensor, run: Run, config: SolverConfig) -> float 
     return None if pair is None else follow_banded(op, pair, run, config.tol)[1]
 
 
-def lower_bound(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, run: Run) -> float:
+def lower_bound(
+    problem: CertifyProblem, multiplier: Multiplier, lip_sq: float, run: Progress
+) -> float:
     """Step 4: ``L^2`` of the best repaired dual point that the time allows."""
     value = 0.0
     for rho_above, t_above in (

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..lmi import eliminate_output, lmi_blocks
-from ..problem import CertifyProblem, Multiplier
+from ...lmi import eliminate_output, lmi_blocks
+from ...problem import CertifyProblem, Multiplier
 from .block_cholesky import Band, block_slices, tiles
 from .dual_repair import repaired_value
 

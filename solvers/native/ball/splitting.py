@@ -222,7 +222,7 @@ def proves_empty(coupling: Coupling, excess: Tensor, nuclear: float) -> bool:
 
 
 def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outcome:
-    """Run the splitting from ``start`` (the module's steps) until ``rule`` stops it."""
+    """Progress the splitting from ``start`` (the module's steps) until ``rule`` stops it."""
     state, nuclear, count = start, math.inf, 0
     average, memory = coupling.averager(state.penalty), Anderson(state.inside)
     screen, retune = max(SCREEN * rule.tol, FINEST), 3

@@ -21,8 +21,8 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..lmi import implied_bound
-from ..problem import ProjectProblem
+from ...lmi import implied_bound
+from ...problem import ProjectProblem
 from .coupling import Coupling, couple
 from .splitting import (
     TINY,

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import CertifyProblem, Multiplier
-from ..spectrum import top_eigenvalue
+from ...problem import CertifyProblem, Multiplier
+from ...spectrum import top_eigenvalue
 from .block_cholesky import cholesky
 from .step_length import least_eigenvalue
 from .transpose import inverted, invertible, transposed

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..problem import CertifyProblem
+from ...problem import CertifyProblem
 from .block_cholesky import Band, factorize_cliques
 
 

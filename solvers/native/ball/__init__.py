@@ -1,0 +1,1 @@
+"""The nearest weights inside the spectral ball of a fixed multiplier."""

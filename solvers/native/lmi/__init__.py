@@ -1,0 +1,1 @@
+"""The inequality as an operator of the multiplier: factors, closed forms, steps, costs."""
