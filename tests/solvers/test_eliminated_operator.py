@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
+from admm_lip.solvers.lmi import implied_bound
 from admm_lip.solvers.native.interior.interior_point import certify
 from admm_lip.solvers.native.lmi.block_cholesky import Band, band_of
+from admm_lip.solvers.native.lmi.closed_forms import theta_start
 from admm_lip.solvers.native.lmi.eliminated_operator import (
     EliminatedOperator,
     eliminate,
@@ -138,6 +140,20 @@ def test_substitution_computes_the_same_network(seed: int) -> None:
     z = torch.cat(free)
     assert torch.allclose(reduced.heard @ z, torch.cat(heard))
     assert torch.allclose(reduced.output @ z, problem.weights[-1] @ value)
+
+
+@pytest.mark.parametrize("theta", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_closed_form_of_a_graph_proves_the_bound_it_was_built_for(
+    seed: int, theta: float
+) -> None:
+    for problem in (mixed(seed), residual(np.random.default_rng(seed), (4, 5, 6, 2))):
+        start = theta_start(problem, theta)
+        assert start is not None
+        inside = tuple((1.0 + 1e-8) * t for t in start.multiplier)
+        implied = implied_bound(problem.weights, problem.slopes, inside)
+        assert implied**2 <= start.lip_sq * (1.0 + 1e-6)
+    assert implied**2 == pytest.approx(start.lip_sq, rel=1e-6)
 
 
 def graph_optimum(v: np.ndarray, h: np.ndarray, c: np.ndarray, cg: np.ndarray) -> float:

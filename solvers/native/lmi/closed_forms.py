@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...dissipation import any_known
 from ...problem import CertifyProblem, Multiplier
 from ...spectrum import top_eigenvalue
 from .block_cholesky import cholesky
@@ -56,6 +57,8 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
     Returns ``None`` where rounding breaks it (a Cholesky factor fails), which ``theta = 1`` only
     does on networks whose scales have not been reduced.
     """
+    if any_known(problem.slopes):
+        return _graph_start(problem, theta, balanced)
     state = torch.eye(problem.weights[0].shape[1]).to(problem.weights[0])
     diagonals = []
     for w, slopes in zip(problem.weights, problem.slopes, strict=False):
@@ -75,13 +78,55 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
         row = (slopes.alpha + slopes.beta) * t
         state = torch.diag(2.0 * t) - row[:, None] * seen * row
         diagonals.append(t)
-    outer = _congruence(problem.weights[-1], state)
+    return _ended(_congruence(problem.weights[-1], state), diagonals, theta)
+
+
+def _ended(outer: Tensor | None, diagonals: Sequence[Tensor], theta: float) -> Start | None:
+    """The start whose last layer sees ``outer``."""
     lip_sq = _top_eigenvalue(outer) if outer is not None else float("nan")
     if not 0.0 <= lip_sq < float("inf"):
         return None
     # A network that is constant has lip_sq = 0 and its multiplier may have any scale.
     scale = lip_sq if lip_sq > 0 else 1.0
     return Start(tuple(scale * t for t in diagonals), lip_sq, theta)
+
+
+def _graph_start(problem: CertifyProblem, theta: float, balanced: bool) -> Start | None:
+    """The same where some neurons are linear, these exact: forward with ``P_k = X_k^{-1}``.
+
+    Of a layer that hears ``Q = W P W'``, b the neurons that are not linear and a the others,
+    ``E = 2T - hQ_bb h`` with ``h = (alpha + beta) T`` is what is left of b, and
+    ``P_bb = E^{-1}, P_ba = E^{-1} h Q_ba, P_aa = Q_aa + Q_ab h E^{-1} h Q_ba`` is handed on.
+    """
+    cov = torch.eye(problem.weights[0].shape[1]).to(problem.weights[0])
+    diagonals = []
+    for w, slopes in zip(problem.weights, problem.slopes, strict=False):
+        seen = w @ cov @ w.T
+        linear = slopes.alpha == slopes.beta
+        b, a = (~linear).nonzero()[:, 0], linear.nonzero()[:, 0]
+        width = torch.where(linear, slopes.alpha, slopes.beta - slopes.alpha)
+        q = width[:, None] * seen * width
+        s = _entries(q) if balanced else torch.ones_like(width)
+        norm = norm_of_gram((s.sqrt()[:, None] * q * s.sqrt())[b[:, None], b]) if len(b) else 0.0
+        t = s * (theta / norm) if norm > 0 else s
+        curved = (2.0 * slopes.alpha * slopes.beta * t)[b]
+        if bool((curved != 0).any()):
+            mixed = torch.eye(len(b)).to(w) + curved[:, None] * seen[b[:, None], b]
+            seen = seen - seen[:, b] @ torch.linalg.solve(mixed, curved[:, None] * seen[b])
+        pull = ((slopes.alpha + slopes.beta) * t)[b][:, None] * seen[b]
+        left = torch.diag(2.0 * t[b]) - pull[:, b] * ((slopes.alpha + slopes.beta) * t)[b]
+        factor = cholesky(left)
+        if factor is None:
+            return None
+        cov = slopes.alpha[:, None] * seen * slopes.alpha
+        half = torch.linalg.solve_triangular(factor, pull[:, a] * slopes.alpha[a], upper=False)
+        inverse = torch.linalg.solve_triangular(factor, torch.eye(len(b)).to(w), upper=False)
+        cov[b[:, None], b] = inverse.T @ inverse
+        cov[b[:, None], a] = inverse.T @ half
+        cov[a[:, None], b] = (inverse.T @ half).T
+        cov[a[:, None], a] += half.T @ half
+        diagonals.append(t)
+    return _ended(problem.weights[-1] @ cov @ problem.weights[-1].T, diagonals, theta)
 
 
 def forward_starts(problem: CertifyProblem, thetas: Sequence[float] = THETAS) -> list[Start]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...dissipation import any_known
 from ...problem import CertifyProblem, Multiplier, Slopes
-from .block_cholesky import Band, band_of, cholesky
+from .block_cholesky import Band, band_of, block_slices, cholesky
 from .lmi_operator import Forms, LmiOperator, Rows
 
 # Largest order of the dense form: an iteration takes a few seconds there.
@@ -34,36 +34,70 @@ class Eliminated:
     """A chain in terms of the input and the neurons that are not linear.
 
     Attributes:
-        heard: what these neurons hear, shape ``(N, D)``.
-        output: F, shape ``(outputs, D)``.
-        layers: how many of them each hidden layer has.
+        problem: the chain.
         free: per hidden layer, the mask of the neurons that are not linear.
     """
 
-    heard: Tensor
-    output: Tensor
-    layers: tuple[int, ...]
+    problem: CertifyProblem
     free: tuple[Tensor, ...]
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """How many neurons each hidden layer has that are not linear."""
+        return tuple(int(mask.sum()) for mask in self.free)
+
+    @cached_property
+    def _steps(self) -> list[tuple[Tensor, Tensor, Tensor, slice]]:
+        """Per hidden layer: W, its free neurons, the slopes of the others (else 0), its rows."""
+        w, slopes = self.problem.weights, self.problem.slopes
+        held = [torch.where(f, 0.0, s.alpha) for f, s in zip(self.free, slopes, strict=True)]
+        indices = [f.nonzero()[:, 0] for f in self.free]
+        return list(zip(w, indices, held, block_slices(self.layers), strict=False))
+
+    def through(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``p z`` and ``F z``: what the neurons hear and the output, for columns of variables."""
+        inputs = self.problem.weights[0].shape[1]
+        state, own = z[:inputs], z[inputs:]
+        heard = z.new_empty(own.shape)
+        for w, free, slope, rows in self._steps:
+            into = w @ state
+            heard[rows] = into[free]
+            state = into.mul_(slope[:, None]).index_copy_(0, free, own[rows])
+        return heard, self.problem.weights[-1] @ state
+
+    def back(self, x: Tensor) -> Tensor:
+        """``p' x``, the adjoint of what the neurons hear."""
+        out = x.new_zeros(self.problem.weights[0].shape[1] + x.shape[0], x.shape[1])
+        own = out[-x.shape[0] :]
+        pull: Tensor | None = None
+        for w, free, slope, rows in reversed(self._steps):
+            if pull is None:
+                pull = x.new_zeros(w.shape[0], x.shape[1])
+            own[rows] = pull[free]
+            pull = w.T @ pull.mul_(slope[:, None]).index_copy_(0, free, x[rows])
+        assert pull is not None  # there is a hidden layer
+        out[: -x.shape[0]] = pull
+        return out
+
+    @cached_property
+    def heard(self) -> Tensor:
+        """What these neurons hear, shape ``(N, D)``."""
+        return self._dense[0]
+
+    @cached_property
+    def output(self) -> Tensor:
+        """F, shape ``(outputs, D)``."""
+        return self._dense[1]
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        order = self.problem.weights[0].shape[1] + sum(self.layers)
+        return self.through(torch.eye(order).to(self.problem.weights[0]))
 
 
 def eliminate(problem: CertifyProblem) -> Eliminated:
     """Every value as a linear map of the input and of the neurons that are not linear."""
-    inputs = problem.weights[0].shape[1]
-    free = tuple(s.alpha != s.beta for s in problem.slopes)
-    layers = tuple(int(mask.sum()) for mask in free)
-    order = inputs + sum(layers)
-    state = torch.zeros(inputs, order).to(problem.weights[0])
-    state[:, :inputs].fill_diagonal_(1.0)
-    heard, start = [], inputs
-    for w, s, mask in zip(problem.weights, problem.slopes, free, strict=False):
-        into = w @ state
-        heard.append(into[mask])
-        state = s.alpha[:, None] * into
-        units = torch.zeros(int(mask.sum()), order).to(w)
-        units[:, start : start + len(units)].fill_diagonal_(1.0)
-        state[mask] = units
-        start += len(units)
-    return Eliminated(torch.cat(heard), problem.weights[-1] @ state, layers, free)
+    return Eliminated(problem, tuple(s.alpha != s.beta for s in problem.slopes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,25 +143,14 @@ class EliminatedOperator(LmiOperator):
         return torch.split(flat, [s.alpha.shape[0] for s in self.problem.slopes])
 
     @cached_property
-    def _alpha(self) -> Tensor:
+    def alpha(self) -> Tensor:
+        """Lower slopes of the neurons that are not linear."""
         return torch.cat([s.alpha for s in self.problem.slopes])[self._mask]
 
     @cached_property
-    def _beta(self) -> Tensor:
+    def beta(self) -> Tensor:
+        """Upper slopes of the neurons that are not linear."""
         return torch.cat([s.beta for s in self.problem.slopes])[self._mask]
-
-    @cached_property
-    def _u(self) -> Tensor:
-        return self._less(self._alpha)
-
-    @cached_property
-    def _v(self) -> Tensor:
-        return self._less(self._beta)
-
-    def _less(self, slope: Tensor) -> Tensor:
-        rows = -slope[:, None] * self.reduced.heard
-        rows[:, self.sizes[0] :].diagonal().add_(1.0)
-        return rows
 
     @cached_property
     def _cost(self) -> Tensor:
@@ -135,15 +158,19 @@ class EliminatedOperator(LmiOperator):
 
     def _weighted(self, t: Tensor, rho: Tensor) -> Tensor:
         """``rho E_0 + U' T V + V' T U``."""
-        half = self._u.T @ (t[:, None] * self._v)
-        dense = half + half.T
-        n = self.sizes[0]
+        n, heard = self.sizes[0], self.reduced.heard
+        dense = heard.new_zeros(self.order, self.order)
+        dense[n:] = (-(self.alpha + self.beta) * t)[:, None] * heard
+        dense = dense + dense.T
+        if self.has_alpha:
+            dense.addmm_(heard.T, (2.0 * self.alpha * self.beta * t)[:, None] * heard)
+        dense[n:, n:].diagonal().add_(2.0 * t)
         dense[:n, :n].diagonal().add_(rho)
         return dense
 
     def slack(self, y: Tensor) -> Band:
         """``S(y)``."""
-        dense = self._weighted(self._all(y[1:], self._held), y[0]) - self._cost
+        dense = self._weighted(self._all(y[1:], self._held), y[0]).sub_(self._cost)
         return band_of(dense, self.sizes)
 
     def direction(self, dy: Tensor) -> Band:
@@ -153,36 +180,44 @@ class EliminatedOperator(LmiOperator):
 
     def adjoint(self, z: Band) -> Tensor:
         """``(tr Z_00, tr(A_1 Z), ...)``."""
-        values = 2.0 * ((self._u @ _dense(z)) * self._v).sum(1)
+        heard, below = self.reduced.heard, torch.cat([z.lower[0], z.diagonal[1]], 1)
+        values = torch.diagonal(z.diagonal[1]) - (self.alpha + self.beta) * (below * heard).sum(1)
+        if self.has_alpha:
+            seen = self.reduced.through(_dense(z))[0]
+            values = values + self.alpha * self.beta * (seen * heard).sum(1)
         trace = torch.diagonal(z.diagonal[0]).sum().reshape(1)
-        return torch.cat([trace, self.restrict(values)])
+        return torch.cat([trace, self.restrict(2.0 * values)])
 
     def rows(self, p: Tensor) -> Rows:
         """``U'P`` and ``V'P``."""
-        return Rows(self._u @ p, self._v @ p)
+        own, heard = p[self.sizes[0] :], self.reduced.through(p)[0]
+        up = torch.addcmul(own, self.alpha[:, None], heard, value=-1.0) if self.has_alpha else own
+        return Rows(up, torch.addcmul(own, self.beta[:, None], heard, value=-1.0))
 
     def forms(self, p: Tensor) -> Forms:
         """Everything the Schur complement needs of P."""
-        n = self.sizes[0]
-        rows = self.rows(p)
+        n, rows = self.sizes[0], self.rows(p)
         up, vp = self.restrict(rows.up), self.restrict(rows.vp)
-        u, v = self.restrict(self._u), self.restrict(self._v)
-        return Forms(up @ u.T, vp @ u.T, vp @ v.T, up[:, :n], vp[:, :n], p[:n, :n], rows)
+        by_v = self.rows(vp.T)
+        by_u = self.rows(up.T) if self.has_alpha else Rows(up.T[n:], up.T[n:])
+        uu, vu, vv = (self.restrict(m).T for m in (by_u.up, by_v.up, by_v.vp))
+        return Forms(uu, vu, vv, up[:, :n], vp[:, :n], p[:n, :n], rows)
 
     def times(self, dy: Tensor, p: Tensor, rows: Rows) -> Tensor:
         """``dS P`` from the rows of P."""
-        change = self._all(dy[1:], torch.zeros_like(self._held))[:, None]
-        out = self._u.T @ (change * rows.vp)
-        out.addmm_(self._v.T, change * rows.up)
-        n = self.sizes[0]
+        n, change = self.sizes[0], self._all(dy[1:], torch.zeros_like(self._held))[:, None]
+        by_heard = (change * self.beta[:, None]) * rows.up
+        if self.has_alpha:
+            by_heard.addcmul_(change * self.alpha[:, None], rows.vp)
+        out = self.reduced.back(by_heard).neg_()
+        out[n:].addcmul_(change, rows.up).addcmul_(change, rows.vp)
         out[:n].add_(p[:n], alpha=float(dy[0]))
         return out
 
     def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:
         """``A*`` of the symmetric part of ``left @ right``, with the rows of ``left``."""
-        n = self.sizes[0]
-        by_v, by_u = self._v @ right.T, self._u @ right.T
-        both = (rows.up * by_v).addcmul_(rows.vp, by_u).sum(1)
+        n, by = self.sizes[0], self.rows(right.T)
+        both = (rows.up * by.vp).addcmul_(rows.vp, by.up).sum(1)
         trace = (left[:n] * right[:, :n].T).sum().reshape(1)
         return torch.cat([trace, self.restrict(both)])
 
@@ -191,7 +226,7 @@ class EliminatedOperator(LmiOperator):
         scaled = _dense(z) / torch.diagonal(z.diagonal[0]).sum()
         covariance: Tensor | None = scaled[: self.sizes[0], : self.sizes[0]]
         sizes = list(self.reduced.layers)
-        ranges = torch.split(torch.stack([self._alpha, self._beta]), sizes, dim=1)
+        ranges = torch.split(torch.stack([self.alpha, self.beta]), sizes, dim=1)
         heard = torch.split(self.reduced.heard, sizes)
         for (alpha, beta), into in zip(ranges, heard, strict=True):
             if covariance is not None and len(alpha):
