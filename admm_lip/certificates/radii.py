@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from ..data.arrays import as_numbers, as_numbers_or_words, to_float64
 from ..data.labels import binary_numbers, class_numbers, is_one_hot
 from ..errors import CertificateError
-from ..networks.chain import build_layer
-from ..networks.layer_spec import CARRIED, runs_of
 from ..networks.layers import Array, Shape
-from ..networks.network import Chain, LayerSpec, Network
+from ..networks.network import Chain, Network
+from ..networks.scalar_math_torch import evaluated
 from ..rounding import TINY, lengths
 from ..units import Units
 from .certificate import AnyCertificate
@@ -37,8 +36,6 @@ _U = 2.0**-53
 _SLACK = 1.001
 _SMALLEST = 2.0**-1020
 _BATCH_ENTRIES = 2**24
-
-Evaluated = Callable[[LayerSpec, Tensor, Tensor], Tensor]
 
 
 def radii_of(
@@ -152,49 +149,11 @@ def logits_with_error(
         error = _SLACK * error + TINY
         value = value @ weight.T + bias
         if k < len(chain.activations):
-            spec, slopes = chain.activations[k], chain.slopes[k]
-            steepest = torch.from_numpy(abs(slopes.alpha)).maximum(
-                torch.from_numpy(abs(slopes.beta))
-            )
-            with torch.no_grad():
-                output = build_layer(network, spec)(value)
-            evaluated = torch.cat(
-                [
-                    _EVALUATED.get(one.kind, _library)(one, value[:, run], output[:, run])
-                    for run, one in runs_of(spec, value.shape[1])
-                ],
-                dim=1,
-            )
-            value, error = output, _SLACK * (steepest * error + evaluated) + TINY
+            slopes = chain.slopes[k]
+            steepest = torch.from_numpy(np.maximum(abs(slopes.alpha), abs(slopes.beta)))
+            value, off = evaluated(network.arrays, chain.activations[k], value)
+            error = _SLACK * (steepest * error + off) + TINY
     return value, error
-
-
-def _library(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
-    """Functions of the mathematical library, composed of a few steps."""
-    error: Tensor = 32.0 * _U * (1.0 + z.abs() + value.abs())
-    return error
-
-
-def _softplus(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
-    """As above; beyond its threshold torch drops ``log(1 + exp(-beta z)) / beta``."""
-    dropped = math.exp(-spec.options["threshold"]) / abs(spec.options["beta"])
-    return torch.add(_library(spec, z, value), dropped)
-
-
-def _exact(spec: LayerSpec, z: Tensor, value: Tensor) -> Tensor:
-    return torch.zeros_like(z)
-
-
-# Error of evaluating an activation at a given number; _library where a kind is not listed.
-_EVALUATED: Mapping[str, Evaluated] = {
-    "relu": _exact,
-    "hardtanh": _exact,
-    "clipped_relu": _exact,
-    "pair_clip": _exact,
-    CARRIED: _exact,
-    "leaky_relu": lambda spec, z, value: 2.0 * _U * value.abs(),
-    "softplus": _softplus,
-}
 
 
 def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Tensor:

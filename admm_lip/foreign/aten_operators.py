@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedModule
+from .activation_operators import aten_activations
 from .aten_moves import MOVES, sample_axes
 from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
@@ -182,38 +183,9 @@ def _dropout(layers: Layers, call: Call) -> None:
         )
 
 
-def _activation(kind: str, *options: str) -> Callable[[Layers, Call], None]:
-    """An activation whose options are numbers of the same names."""
-
-    def apply(layers: Layers, call: Call) -> None:
-        layers.activation(call, kind, {key: call.number(key) for key in options})
-
-    return apply
-
-
-def _elu(layers: Layers, call: Call) -> None:
-    call.need("scale", 1)
-    call.need("input_scale", 1)
-    layers.activation(call, "elu", {"alpha": call.number("alpha")})
-
-
-def _relu6(layers: Layers, call: Call) -> None:
-    layers.activation(call, "hardtanh", {"min_val": 0.0, "max_val": 6.0})
-
-
-def _gelu(layers: Layers, call: Call) -> None:
-    layers.activation(call, "gelu", {"approximate": call.text("approximate")})
-
-
 _SELF = ("self",)
 _PAIR = ("self", "other")
 _WINDOW = {"bias": None, "stride": [1], "padding": [0], "dilation": [1], "groups": 1}
-_HARDTANH = Operator(
-    _SELF, _activation("hardtanh", "min_val", "max_val"), {"min_val": -1.0, "max_val": 1.0}
-)
-_LEAKY = Operator(_SELF, _activation("leaky_relu", "negative_slope"), {"negative_slope": 0.01})
-_ELU = Operator(_SELF, _elu, {"alpha": 1.0, "scale": 1, "input_scale": 1})
-_RELU = Operator(_SELF, _activation("relu"))
 _CONV = ("input", "weight", "bias")
 _POOL = {
     "kernel_size": None,
@@ -273,23 +245,7 @@ OPERATORS: Mapping[str, Operator] = {
     "aten.clone.default": _NOTHING,
     "aten.contiguous.default": _NOTHING,
     "aten.detach.default": _NOTHING,
-    "aten.relu.default": _RELU,
-    "aten.relu_.default": _RELU,
-    "aten.leaky_relu.default": _LEAKY,
-    "aten.leaky_relu_.default": _LEAKY,
-    "aten.elu.default": _ELU,
-    "aten.elu_.default": _ELU,
-    "aten.hardtanh.default": _HARDTANH,
-    "aten.hardtanh_.default": _HARDTANH,
-    "aten.relu6.default": Operator(_SELF, _relu6),
-    "aten.tanh.default": Operator(_SELF, _activation("tanh")),
-    "aten.sigmoid.default": Operator(_SELF, _activation("sigmoid")),
-    "aten.softplus.default": Operator(
-        _SELF, _activation("softplus", "beta", "threshold"), {"beta": 1.0, "threshold": 20.0}
-    ),
-    "aten.gelu.default": Operator(_SELF, _gelu, {"approximate": "none"}),
-    "aten.silu.default": Operator(_SELF, _activation("silu")),
-    "aten.silu_.default": Operator(_SELF, _activation("silu")),
+    **aten_activations(),
 }
 
 

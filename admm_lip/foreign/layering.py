@@ -152,9 +152,16 @@ class Layers:
         if mean:
             self._scaling(call, arithmetic("div", np.array(float(count))))
 
-    def activation(self, call: Call, kind: str, options: Mapping[str, Any]) -> None:
+    def activation(
+        self,
+        call: Call,
+        kind: str,
+        options: Mapping[str, Any],
+        arrays: Mapping[str, Numbers] | None = None,
+    ) -> None:
         """Add an activation."""
-        self._add(kind, call, options, {})
+        self._types.update(array.dtype for array in (arrays or {}).values())
+        self._add(kind, call, options, arrays or {})
 
     def arithmetic(
         self, call: Call, operation: str, constant: Numbers | None = None, first: bool = False

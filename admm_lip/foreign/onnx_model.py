@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
 from ..files import write_atomic
+from ..networks.activations import ACTIVATIONS
 from ..networks.index_maps import ZERO
 from ..networks.layer_spec import INPUT, sources_of
 from ..networks.layers import Shape, array_keys
@@ -65,7 +66,7 @@ def _network(model: OnnxModel, input_shape: Shape | None) -> Network:
 def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
     held = [a for name, a in network.arrays.items() if not name.endswith(".index")]
     dtype = np.result_type(*(array.dtype for array in held)) if held else np.dtype("f4")
-    nodes: list[OnnxNode] = []
+    known, nodes = network.shapes(), list[OnnxNode]()
     arrays: dict[str, Any] = {}
     # An identity at the end gives the output its name, whatever comes before.
     end = LayerSpec("identity", "output", {})
@@ -81,7 +82,6 @@ def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
             output = last if k == len(parts) - 1 else f"{last}, part {k}"
             nodes.append(OnnxNode(part.op, name, (*given, *inputs), output, part.attributes))
             given = [output]
-    known = network.shapes()
     shapes = (known[INPUT], known[network.output])
     return serialise(nodes, arrays, shapes, metadata)
 
@@ -110,6 +110,9 @@ def _written(network: Network, spec: LayerSpec) -> list[_Written]:
             f"{spec.name}: stands for numbers that no float holds, such as 1/3; as ONNX it would "
             "be another network"
         )
+    if spec.kind == "prelu":  # slopes stand along the channels
+        behind = network.shapes()[spec.name][1:]
+        arrays = {"slope": arrays["weight"].reshape(-1, *(1 for _ in behind))}
     if spec.kind in _SEVERAL:
         return _SEVERAL[spec.kind](spec, arrays)
     written = _WRITERS.get(spec.kind, _refused)(spec)
@@ -148,12 +151,10 @@ def _plain(op: str, **attributes: Any) -> Callable[[LayerSpec], _Written]:
     return lambda spec: _Written(op, attributes)
 
 
-def _with_alpha(op: str, option: str) -> Callable[[LayerSpec], _Written]:
-    return lambda spec: _Written(op, {"alpha": _float32(spec, option)})
-
-
-def _float32(spec: LayerSpec, option: str) -> float:
-    """A number that float32 holds, which is what ONNX keeps of attributes."""
+def _float32(spec: LayerSpec, option: str) -> str | float:
+    """A number that float32 holds, which is what ONNX keeps of attributes; or text."""
+    if isinstance(spec.options[option], str):
+        return str(spec.options[option])
     value = float(spec.options[option])
     with np.errstate(over="ignore"):
         kept = float(np.float32(value))
@@ -194,17 +195,21 @@ def _pads(spec: LayerSpec) -> list[int]:
     return [top, left, bottom, right]
 
 
-def _softplus(spec: LayerSpec) -> _Written:
-    if (spec.options["beta"], spec.options["threshold"]) != (1.0, 20.0):
-        raise UnsupportedModule(
-            f"{spec.name}: softplus with {dict(spec.options)} cannot be written as ONNX; only "
-            "beta=1 and threshold=20 can"
-        )
-    return _Written("Softplus")
-
-
-def _clip(spec: LayerSpec) -> _Written:
-    return _Written("Clip", arrays={key: _float32(spec, key) for key in ("min_val", "max_val")})
+def _activation(spec: LayerSpec) -> _Written:
+    """By the spelling of its row that leaves its options open."""
+    row = ACTIVATIONS[spec.kind]
+    spelling = next(s for s in row.spellings if s.onnx and not s.fixed)
+    stated = spelling.onnx_options
+    for key, default in row.defaults.items():
+        if key not in stated and spec.options[key] != default:
+            raise UnsupportedModule(
+                f"{spec.name}: {spec.kind} with {dict(spec.options)} cannot be written as ONNX; "
+                f"only {key}={default} can"
+            )
+    values = {key: _float32(spec, key) for key in stated}
+    if spec.kind == "hardtanh":
+        return _Written(spelling.onnx, arrays=values)
+    return _Written(spelling.onnx, {stated[key][0]: value for key, value in values.items()})
 
 
 def _refused(spec: LayerSpec) -> _Written:
@@ -227,15 +232,11 @@ _WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
     "avg_pool2d": _pool,
     "flatten": _plain("Flatten", axis=1),
     "identity": _plain("Identity"),
-    "relu": _plain("Relu"),
-    "leaky_relu": _with_alpha("LeakyRelu", "negative_slope"),
-    "elu": _with_alpha("Elu", "alpha"),
-    "tanh": _plain("Tanh"),
-    "sigmoid": _plain("Sigmoid"),
-    "softplus": _softplus,
-    "hardtanh": _clip,
-    "gelu": lambda spec: _Written("Gelu", {"approximate": spec.options["approximate"]}),
-    "silu": _refused,
+    **{
+        kind: _activation if any(s.onnx and not s.fixed for s in row.spellings) else _refused
+        for kind, row in ACTIVATIONS.items()
+    },
+    "prelu": _plain("PRelu"),
     "group_sort2": _refused,
     "max_min": _refused,
     "half_abs": _refused,

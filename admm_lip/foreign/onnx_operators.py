@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
+from .activation_operators import onnx_activations
 from .aten_moves import sample_axes
 from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
@@ -190,33 +191,6 @@ def _dropout(layers: Layers, call: Call) -> None:
         call.need("training_mode", 0)
 
 
-def _clip(layers: Layers, call: Call) -> None:
-    low = None if call["min"] is None else call.number("min")
-    high = None if call["max"] is None else call.number("max")
-    if low is not None and high is not None:
-        layers.activation(call, "hardtanh", {"min_val": low, "max_val": high})
-    elif low == 0.0:
-        layers.activation(call, "relu", {})
-    else:
-        raise UnsupportedModule(
-            f"{call.label}: min={low}, max={high}; only two limits, or min=0 alone, are supported"
-        )
-
-
-def _activation(kind: str, **options: str | float) -> Callable[[Layers, Call], None]:
-    """An activation; text among the options is the name of the parameter they come from."""
-
-    def apply(layers: Layers, call: Call) -> None:
-        read = {k: call.number(v) if isinstance(v, str) else v for k, v in options.items()}
-        layers.activation(call, kind, read)
-
-    return apply
-
-
-def _gelu(layers: Layers, call: Call) -> None:
-    layers.activation(call, "gelu", {"approximate": call.text("approximate")})
-
-
 _WINDOW = {"auto_pad": "NOTSET", "dilations": None, "pads": None, "strides": None}
 _PAIR = ("A", "B")
 _PARTS = tuple(f"part{k}" for k in range(32))
@@ -254,16 +228,7 @@ OPERATORS: Mapping[str, Operator] = {
         _dropout,
         {"ratio": 0.5, "training_mode": 0, "seed": None},
     ),
-    "Relu": Operator(("X",), _activation("relu")),
-    "LeakyRelu": Operator(
-        ("X",), _activation("leaky_relu", negative_slope="alpha"), {"alpha": 0.01}
-    ),
-    "Elu": Operator(("X",), _activation("elu", alpha="alpha"), {"alpha": 1.0}),
-    "Tanh": Operator(("X",), _activation("tanh")),
-    "Sigmoid": Operator(("X",), _activation("sigmoid")),
-    "Softplus": Operator(("X",), _activation("softplus", beta=1.0, threshold=20.0)),
-    "Gelu": Operator(("X",), _gelu, {"approximate": "none"}),
-    "Clip": Operator(("input", "min", "max"), _clip, {"min": None, "max": None}),
+    **onnx_activations(),
 }
 
 

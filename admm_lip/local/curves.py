@@ -1,8 +1,8 @@
 """What is known of an activation on an interval: values, slopes, curvature, supporting lines.
 
-Every activation ``phi`` of the package is described by the **knots** of its derivative, the points
-where ``phi'`` jumps or turns, and by the sign of ``phi''`` between them.  From these follow, on any
-interval [l, u] and rounded outwards,
+An activation ``phi`` is described, in its row of the table (``networks/activation_table.py``), by
+the **knots** of its derivative, the points where ``phi'`` jumps or turns, and by the sign of
+``phi''`` between them.  From these follow, on any interval [l, u] and rounded outwards,
 
 * the range of ``phi'``, which is the range of the difference quotients of two points of [l, u];
 * the narrower range of the difference quotients between a given z and the points of [l, u]
@@ -18,30 +18,20 @@ the mathematical library (tanh, exp, erf) 32 units in the last place are assumed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModule
-from ..networks.activations import Options, slope_range
-from ..networks.layer_spec import CARRIED, LayerSpec, SideBySide, runs_of
-from ..networks.sorting import HALF_ABS
+from ..networks.activation_row import Curve, Knot
+from ..networks.activations import ACTIVATIONS, slope_range
+from ..networks.layer_spec import LayerSpec, SideBySide
+from ..networks.scalar_math_torch import TORCH, scalar_runs
 from ..rounding import TINY, U
 
 # Error of a derivative, in units of u (1 + |z|) times the steepest slope.
 _DERIVATIVE = 64.0
-
-
-class Knot(NamedTuple):
-    """Where ``phi'`` jumps or turns: the place, the range of ``phi'`` there, the jump's sign."""
-
-    at: float
-    low: float
-    high: float
-    jump: int
 
 
 class Range(NamedTuple):
@@ -60,190 +50,38 @@ class Lines(NamedTuple):
     high: Tensor
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One row of the table.
-
-    Attributes:
-        value: ``phi``.
-        derivative: ``phi'``, at a jump either side's.
-        knots: from the options, in ascending order.
-        signs: from the options, the sign of ``phi''`` left of, between and right of the knots.
-        exact: whether ``phi`` and ``phi'`` are evaluated with at most one rounding.
-        peaked: from the options, whether ``phi'`` rises to a single peak and falls from it.
-    """
-
-    value: Callable[[Options, Tensor], Tensor]
-    derivative: Callable[[Options, Tensor], Tensor]
-    knots: Callable[[Options], tuple[Knot, ...]]
-    signs: Callable[[Options], tuple[int, ...]]
-    exact: bool = False
-    peaked: Callable[[Options], bool] = lambda options: False
-
-
-def _sign(value: float) -> int:
-    return (value > 0.0) - (value < 0.0)
-
-
-def _overshooting(kind: str, at: float) -> Callable[[Options], tuple[Knot, ...]]:
-    """Knots of GELU and SiLU: ``phi'`` turns at ``-at`` (least) and ``at`` (greatest)."""
-
-    def knots(options: Options) -> tuple[Knot, ...]:
-        least, greatest = slope_range(kind, options)
-        where = _GELU_TURNS[str(options["approximate"])] if kind == "gelu" else at
-        return Knot(-where, least, least, 0), Knot(where, greatest, greatest, 0)
-
-    return knots
-
-
-# Roots of phi'' > 0: sqrt 2; x s'(x) tanh s(x) = (1 + 6 c x^2) / (1 + 3 c x^2) for the tanh form.
-_GELU_TURNS = {"none": math.sqrt(2.0), "tanh": 1.4185040087908284}
-# x tanh(x / 2) = 2
-_SILU_TURN = 2.3993572805154677
-
-
-def _gelu_derivative(options: Options, z: Tensor) -> Tensor:
-    if options["approximate"] == "none":
-        density = torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
-        return 0.5 * torch.erfc(-z / math.sqrt(2.0)) + z * density
-    z = z.clamp(-20.0, 20.0)  # beyond, phi' is 0 or 1 to the last place
-    k, c = math.sqrt(2.0 / math.pi), 0.044715
-    t = torch.tanh(k * (z + c * z**3))
-    return 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * k * (1.0 + 3.0 * c * z * z)
-
-
-def _silu_derivative(options: Options, z: Tensor) -> Tensor:
-    g = torch.sigmoid(z)
-    return g * (1.0 + z * torch.sigmoid(-z))
-
-
-def _softplus(options: Options, z: Tensor) -> Tensor:
-    beta = float(options["beta"])
-    scaled = beta * z
-    return torch.logaddexp(scaled, torch.zeros_like(scaled)) / beta
-
-
-def _elu_knots(options: Options) -> tuple[Knot, ...]:
-    a = float(options["alpha"])
-    return (Knot(0.0, min(a, 1.0), max(a, 1.0), _sign(1.0 - a)),)
-
-
-def _leaky_knots(options: Options) -> tuple[Knot, ...]:
-    s = float(options["negative_slope"])
-    return (Knot(0.0, min(s, 1.0), max(s, 1.0), _sign(1.0 - s)),)
-
-
-CURVES: Mapping[str, Curve] = {
-    "relu": Curve(
-        lambda o, z: z.clamp(min=0.0),
-        lambda o, z: (z > 0.0).double(),
-        lambda o: (Knot(0.0, 0.0, 1.0, 1),),
-        lambda o: (0, 0),
-        exact=True,
-    ),
-    "leaky_relu": Curve(
-        lambda o, z: torch.where(z > 0.0, z, o["negative_slope"] * z),
-        lambda o, z: torch.where(z > 0.0, 1.0, o["negative_slope"] * torch.ones_like(z)),
-        _leaky_knots,
-        lambda o: (0, 0),
-        exact=True,
-    ),
-    "hardtanh": Curve(
-        lambda o, z: z.clamp(o["min_val"], o["max_val"]),
-        lambda o, z: ((z > o["min_val"]) & (z < o["max_val"])).double(),
-        lambda o: (Knot(o["min_val"], 0.0, 1.0, 1), Knot(o["max_val"], 0.0, 1.0, -1)),
-        lambda o: (0, 0, 0),
-        exact=True,
-        peaked=lambda o: True,
-    ),
-    "elu": Curve(
-        lambda o, z: torch.where(z > 0.0, z, o["alpha"] * torch.expm1(z.clamp(max=0.0))),
-        lambda o, z: torch.where(z > 0.0, 1.0, o["alpha"] * torch.exp(z.clamp(max=0.0))),
-        _elu_knots,
-        lambda o: (_sign(o["alpha"]), 0),
-        peaked=lambda o: bool(o["alpha"] >= 0.0),
-    ),
-    "tanh": Curve(
-        lambda o, z: torch.tanh(z),
-        lambda o, z: 1.0 - torch.tanh(z).square(),
-        lambda o: (Knot(0.0, 1.0, 1.0, 0),),
-        lambda o: (1, -1),
-        peaked=lambda o: True,
-    ),
-    "sigmoid": Curve(
-        lambda o, z: torch.sigmoid(z),
-        lambda o, z: torch.sigmoid(z) * torch.sigmoid(-z),
-        lambda o: (Knot(0.0, 0.25, 0.25, 0),),
-        lambda o: (1, -1),
-        peaked=lambda o: True,
-    ),
-    "softplus": Curve(
-        _softplus,
-        lambda o, z: torch.sigmoid(o["beta"] * z),
-        lambda o: (),
-        lambda o: (_sign(o["beta"]),),
-    ),
-    "gelu": Curve(
-        lambda o, z: torch.nn.functional.gelu(z, approximate=o["approximate"]),
-        _gelu_derivative,
-        _overshooting("gelu", 0.0),
-        lambda o: (-1, 1, -1),
-    ),
-    "silu": Curve(
-        lambda o, z: torch.nn.functional.silu(z),
-        _silu_derivative,
-        _overshooting("silu", _SILU_TURN),
-        lambda o: (-1, 1, -1),
-    ),
-}
-
-
 def parts_of(spec: LayerSpec | SideBySide, size: int) -> list[tuple[slice, LayerSpec]]:
-    """The layer as runs of neurons with one scalar activation each; one run for most kinds."""
-    return [
-        (slice(run.start + part.start, run.start + part.stop), scalar)
-        for run, one in runs_of(spec, size)
-        for part, scalar in _scalar_parts(one, run.stop - run.start)
-    ]
+    """The layer as runs of neurons with one scalar activation each; one run for most kinds.
 
-
-def _scalar_parts(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
-    """Sorted pairs are an identity and an absolute value: LeakyReLU of slope 1 and of slope -1.
-
-    What is carried past other activations is an identity.
+    Raises:
+        UnsupportedModule: for an activation of which nothing is known on intervals.
     """
-    if spec.kind in CURVES:
-        return [(slice(0, size), spec)]
-    if spec.kind not in (HALF_ABS, CARRIED):
-        hint = "use admm_lip.local_training.certify_samples"
-        raise UnsupportedModule(f"{spec.name}: no local bounds here for {spec.kind}; {hint}")
-    same = size if spec.kind == CARRIED else size // 2
-    return [
-        (slice(low, high), LayerSpec("leaky_relu", spec.name, {"negative_slope": slope}))
-        for low, high, slope in ((0, same, 1.0), (same, size, -1.0))
-        if low < high
-    ]
+    runs = scalar_runs(spec, size)
+    for _, one in runs:
+        if ACTIVATIONS[one.kind].curve is None:
+            hint = "use admm_lip.local_training.certify_samples"
+            raise UnsupportedModule(f"{one.name}: no local bounds here for {one.kind}; {hint}")
+    return runs
+
+
+def curve_of(spec: LayerSpec) -> Curve:
+    """What the table knows of an activation on intervals."""
+    curve = ACTIVATIONS[spec.kind].curve
+    assert curve is not None  # parts_of refused it
+    return curve
 
 
 def value_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
     """``phi(z)`` at the given numbers, and a bound on the error of evaluating it."""
-    curve = CURVES[spec.kind]
-    value = curve.value(spec.options, z)
-    if curve.exact:
-        return value, 2.0 * U * value.abs() + TINY
-    error = 32.0 * U * (1.0 + z.abs() + value.abs())
-    if spec.kind == "softplus":  # log(1 + e^0) / beta carries 1 / beta
-        error = error * max(1.0, 1.0 / abs(spec.options["beta"]))
-    if spec.kind == "elu":
-        error = error * max(1.0, abs(spec.options["alpha"]))
-    return value, error
+    row = ACTIVATIONS[spec.kind]
+    value = row.value(TORCH, spec.options, z)
+    return value, row.evaluation_error(spec.options, z, value) + TINY
 
 
 def derivative_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
     """``phi'(z)``, at a jump either side's, and a bound on the error of evaluating it."""
-    curve = CURVES[spec.kind]
-    value = curve.derivative(spec.options, z)
-    if curve.exact:
+    value = curve_of(spec).derivative(TORCH, spec.options, z)
+    if ACTIVATIONS[spec.kind].roundings is not None:
         return value, torch.zeros_like(value)
     alpha, beta = slope_range(spec.kind, spec.options)
     steepest = max(1.0, abs(alpha), abs(beta))
@@ -253,7 +91,8 @@ def derivative_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
 
 def slopes_on(spec: LayerSpec, interval: Range) -> Range:
     """Range of ``phi'`` on the interval, outwards: that of all difference quotients in it."""
-    curve = CURVES[spec.kind]
+    curve, given = curve_of(spec), interval
+    interval = _in_one_period(curve, interval)
     at_low, low_error = derivative_with_error(spec, interval.low)
     at_high, high_error = derivative_with_error(spec, interval.high)
     low = torch.minimum(at_low - low_error, at_high - high_error)
@@ -264,7 +103,7 @@ def slopes_on(spec: LayerSpec, interval: Range) -> Range:
         high = torch.where(inside, high.clamp(min=knot.high), high)
     alpha, beta = slope_range(spec.kind, spec.options)
     # Ends that overflowed say nothing; the slopes on the whole line hold.
-    known = torch.isfinite(interval.low) & torch.isfinite(interval.high)
+    known = torch.isfinite(given.low) & torch.isfinite(given.high)
     low = torch.where(known & (low > alpha), low.clamp(max=beta), alpha)
     high = torch.where(known & (high < beta), high.clamp(min=alpha), beta)
     return Range(low, high)
@@ -272,7 +111,8 @@ def slopes_on(spec: LayerSpec, interval: Range) -> Range:
 
 def curvature_on(spec: LayerSpec, interval: Range) -> Tensor:
     """1 where phi is convex on the interval, -1 where concave, 0 where neither; linear counts 1."""
-    curve = CURVES[spec.kind]
+    curve = curve_of(spec)
+    interval = _in_one_period(curve, interval)
     knots, signs = curve.knots(spec.options), curve.signs(spec.options)
     up = torch.zeros_like(interval.low, dtype=torch.bool)
     down = torch.zeros_like(up)
@@ -301,7 +141,7 @@ def anchored_slopes(spec: LayerSpec, anchor: Range, interval: Range) -> Range:
     curvature = curvature_on(spec, interval)
     left = _quotient(spec, interval.low, anchor.low)
     right = _quotient(spec, interval.high, anchor.high)
-    peaked = CURVES[spec.kind].peaked(spec.options)
+    peaked = curve_of(spec).peaked(spec.options)
     inner_left = _quotient(spec, interval.low, anchor.high)
     inner_right = _quotient(spec, interval.high, anchor.low)
     least = torch.minimum(
@@ -396,14 +236,30 @@ def _quotient(spec: LayerSpec, t: Tensor, z: Tensor) -> Range:
     return Range(quotient - error, quotient + error)
 
 
+def _in_one_period(curve: Curve, interval: Range) -> Range:
+    """The interval moved by whole periods to around 0, wider by what rounding may take.
+
+    What is longer than a period, or too far out to be placed, becomes all of a period on both
+    sides: that holds every knot.
+    """
+    if curve.period is None:
+        return interval
+    period, (left, right) = curve.period, interval
+    turns = torch.round(0.5 * (left + right) / period)
+    doubt = 8.0 * U * (left.abs() + right.abs())
+    low, high = left - turns * period - doubt, right - turns * period + doubt
+    placed = (high - low < period) & (doubt < 1.0)  # false for NaN as well
+    return Range(torch.where(placed, low, -period), torch.where(placed, high, period))
+
+
 def _holds(interval: Range, knot: Knot) -> Tensor:
     return (interval.low <= _above(knot)) & (interval.high >= _below(knot))
 
 
 def _above(knot: Knot) -> float:
-    """The knot's place moved up by the rounding of a computed one; a jump's place is exact."""
-    return knot.at if knot.jump else knot.at + 8.0 * U * abs(knot.at)
+    """The knot's place moved up by what rounding may have taken from it."""
+    return knot.at + 8.0 * U * abs(knot.at)
 
 
 def _below(knot: Knot) -> float:
-    return knot.at if knot.jump else knot.at - 8.0 * U * abs(knot.at)
+    return knot.at - 8.0 * U * abs(knot.at)

@@ -6,6 +6,7 @@ copied, exactly, to NumPy.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,8 +31,10 @@ from .module_state import evaluating
 from .network import LayerSpec, Network, SideBySide
 from .overrides import CALL_PATH, refuse_overrides, unwrapped
 from .readers import READERS, TORCHLIP_SORT, Reader
+from .scalar_math_torch import FORMULAS
 from .simplify import simplified
 from .sorting import HALF_ABS, SORTS
+from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 
 
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
@@ -161,6 +164,11 @@ def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
             raise UnsupportedModule(
                 f"{name}: its weight is parametrized; remove it with "
                 "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+        if kind == "prelu" and any(p.requires_grad for p in layer.parameters()):
+            raise UnsupportedModule(
+                f"{name} ({type(layer).__name__}): its slopes would be trained, but a bound holds "
+                "for the slopes it was proven with; freeze them (layer.requires_grad_(False))"
             )
         if kind in AFFINE and kind != "linear":
             raise UnsupportedModule(
@@ -310,24 +318,38 @@ def _clipped(
     return build
 
 
-def _builder_of(cls: Callable[..., nn.Module]) -> Callable[[Network, LayerSpec], nn.Module]:
-    return lambda network, spec: cls(**spec.options)
+def _build_activation(network: Network, spec: LayerSpec) -> nn.Module:
+    """Torch's own module, where one has these options in float32 or float64."""
+    spelling = next(iter(ACTIVATIONS[spec.kind].spellings), None)
+    if spelling is not None and spelling.module:
+        cls = getattr(nn, spelling.module)
+        taken = inspect.signature(cls).parameters
+        module: nn.Module = cls(**{k: v for k, v in spec.options.items() if k in taken})
+        options = READERS[cls].options(module)
+        for types in ({np.dtype("f8")}, {np.dtype("f4")}):
+            if as_computed(spec.kind, options, types) == dict(spec.options):
+                return module
+    formula: nn.Module = FORMULAS[spec.kind](**spec.options)
+    return formula
 
+
+def _build_prelu(network: Network, spec: LayerSpec) -> nn.Module:
+    return nn.PReLU(network.arrays[f"{spec.name}.weight"].size)
+
+
+_SORTS = {"group_sort2": GroupSort2, "max_min": MaxMin, HALF_ABS: HalfAbs}
 
 _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
-    # The table above, read backwards; the first module of a kind builds it.
-    **{
-        reader.kind: _builder_of(cls)
-        for cls, reader in reversed(list(READERS.items()))
-        if reader.kind in (*ACTIVATIONS, *SORTS, HALF_ABS)
-    },
+    **dict.fromkeys(ACTIVATIONS, _build_activation),
+    **{kind: lambda network, spec: _SORTS[spec.kind]() for kind in (*SORTS, HALF_ABS)},
+    "prelu": _build_prelu,
     "linear": _build_linear,
     "conv2d": _build_conv,
     "avg_pool2d": _build_pool,
     "elementwise": lambda network, spec: Elementwise(_own_arrays(network, spec)),
     "take": lambda network, spec: Take(network.arrays[f"{spec.name}.index"]),
-    "sum": _builder_of(Sum),
-    "reshape": _builder_of(Shaped),
+    "sum": lambda network, spec: Sum(**spec.options),
+    "reshape": lambda network, spec: Shaped(**spec.options),
     "flatten": lambda network, spec: nn.Flatten(),
     "clipped_relu": _clipped(ClippedReLU, "threshold", 1),
     "pair_clip": _clipped(PairClip, "cap", 2),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, values_of
 from .joins import JOINS
 from .layer_spec import INPUT
 from .layers import AFFINE, Array
 from .network import LayerSpec, Network, reshaped
+from .scalar_math import NUMPY
 from .sorting import PAIRED, paired_value
 
 
@@ -55,12 +56,8 @@ def apply_layer(network: Network, spec: LayerSpec, x: Array, *others: Array) -> 
         if spec.kind in AFFINE:
             return AFFINE[spec.kind].apply(spec.name, spec.options, network.arrays, x)
         if spec.kind in ACTIVATIONS:
-            return ACTIVATIONS[spec.kind].value(spec.options, x, _own_arrays(network, spec))
+            options = values_of(spec.kind, spec.options, network.arrays, spec.name, x.shape[1:])
+            return np.asarray(ACTIVATIONS[spec.kind].value(NUMPY, options, x))
         if spec.kind in PAIRED:
             return paired_value(spec.kind, x)
     return x.reshape(len(x), *reshaped(spec, x.shape[1:]))
-
-
-def _own_arrays(network: Network, spec: LayerSpec) -> dict[str, Array]:
-    keys = ACTIVATIONS[spec.kind].arrays
-    return {k: np.asarray(network.arrays[f"{spec.name}.{k}"], dtype=np.float64) for k in keys}

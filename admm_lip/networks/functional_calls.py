@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import NetworkError, UnsupportedModule
+from .activation_row import Spelling
+from .activations import ACTIVATIONS
 from .affine_torch import Elementwise
 from .constants import constant_array, is_constant, works_in_place
 from .elementwise import arithmetic
+from .scalar_math_torch import FORMULAS
 
 
 @dataclass(frozen=True)
@@ -34,29 +37,31 @@ _POOL = (
     "count_include_pad",
     "divisor_override",
 )
-_RELU = Function(nn.ReLU, ("inplace",))
 _FLATTEN = Function(nn.Flatten, ("start_dim", "end_dim"), {"start_dim": 0})
 
+
+def _function_of(name: str) -> Callable[..., Any] | str:
+    """What ``"torch.relu"``, ``"F.relu"`` and the method ``".relu"`` are to a tracer."""
+    place, _, name = name.rpartition(".")
+    return getattr({"torch": torch, "F": F}[place], name) if place else name
+
+
+def _row_function(kind: str, spelling: Spelling) -> Function:
+    if not spelling.module:
+        return Function(FORMULAS[kind], (), dict(spelling.fixed))
+    open_ = [key for key in ACTIVATIONS[kind].defaults if key not in spelling.fixed]
+    return Function(getattr(nn, spelling.module), (*open_, "inplace"))
+
+
+_ACTIVATIONS = {
+    _function_of(name): _row_function(kind, spelling)
+    for kind, row in ACTIVATIONS.items()
+    for spelling in row.spellings
+    for name in spelling.calls
+}
 # Calls that are read as modules; strings are methods of a tensor.
 FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
-    torch.relu: _RELU,
-    torch.relu_: _RELU,
-    F.relu: _RELU,
-    "relu": _RELU,
-    "relu_": _RELU,
-    F.leaky_relu: Function(nn.LeakyReLU, ("negative_slope", "inplace")),
-    F.elu: Function(nn.ELU, ("alpha", "inplace")),
-    F.relu6: Function(nn.ReLU6, ("inplace",)),
-    F.hardtanh: Function(nn.Hardtanh, ("min_val", "max_val", "inplace")),
-    torch.tanh: Function(nn.Tanh),
-    F.tanh: Function(nn.Tanh),
-    "tanh": Function(nn.Tanh),
-    torch.sigmoid: Function(nn.Sigmoid),
-    F.sigmoid: Function(nn.Sigmoid),
-    "sigmoid": Function(nn.Sigmoid),
-    F.softplus: Function(nn.Softplus, ("beta", "threshold")),
-    F.gelu: Function(nn.GELU, ("approximate",)),
-    F.silu: Function(nn.SiLU, ("inplace",)),
+    **_ACTIVATIONS,
     F.avg_pool2d: Function(nn.AvgPool2d, _POOL),
     torch.flatten: _FLATTEN,
     "flatten": _FLATTEN,

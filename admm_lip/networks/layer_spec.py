@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
-from .activations import ACTIVATIONS, Options, check_activation
+from .activations import ACTIVATIONS, Options, check_activation, values_of
 from .joins import JOINS
-from .layers import KINDS, Array, check_options
+from .layers import KINDS, Array, Shape, check_options
 from .sorting import PAIRED
 
 # The network's input, as a source of a layer.
@@ -94,6 +97,27 @@ class Slopes(NamedTuple):
 
     alpha: Array
     beta: Array
+
+
+def scalar_parts(
+    spec: LayerSpec, arrays: Mapping[str, Any], shape: Shape
+) -> tuple[tuple[LayerSpec, int], ...]:
+    """An activation's neurons in their order: the scalar activation of each run, and its length.
+
+    One run, but where neurons differ (PReLU with a slope per channel).
+    """
+    parts, size = ACTIVATIONS[spec.kind].parts, math.prod(shape)
+    if parts is None:
+        return ((replace(spec, inputs=()), size),)
+    runs = parts(values_of(spec.kind, spec.options, arrays, spec.name, shape))
+    return tuple((LayerSpec(kind, spec.name, options), count) for kind, options, count in runs)
+
+
+def neuron_slopes(parts: Sequence[tuple[LayerSpec, int]]) -> Slopes:
+    """The slope range of every neuron of such runs."""
+    ranges = [ACTIVATIONS[spec.kind].slopes(spec.options) for spec, _ in parts]
+    counts = [count for _, count in parts]
+    return Slopes(*(np.repeat(ends, counts) for ends in zip(*ranges, strict=True)))
 
 
 def sources_of(layers: Sequence[LayerSpec]) -> dict[str, tuple[str, ...]]:

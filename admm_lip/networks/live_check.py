@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModule
+from .activation_row import LIBRARY
 from .activations import ACTIVATIONS
 from .forward import apply_layer
 from .joins import JOINS
+from .layer_spec import neuron_slopes, scalar_parts
 from .layers import AFFINE, Array
 from .network import INPUT, LayerSpec, Network
 from .sorting import SORTS
@@ -33,8 +35,6 @@ from .trace import Step, dtype_of
 
 # Sizes of batches and scales of the normal inputs in them.
 _BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
-# A library function is evaluated to so many units in the last place of what it works on.
-_LIBRARY = 32.0
 _SLACK = 1.01
 
 
@@ -211,10 +211,11 @@ def _rounding(
         return _affine_rounding(network, spec, np.abs(x), error, precision)
     if spec.kind in ACTIVATIONS:
         row = ACTIVATIONS[spec.kind]
-        slopes = row.slopes(spec.options)
-        evaluated = _LIBRARY * (precision.unit + 2.0**-53) * (1.0 + np.abs(x) + np.abs(out))
-        steepest = max(abs(slopes.alpha), abs(slopes.beta))
-        return steepest * error + evaluated + row.jump(spec.options)
+        slopes = neuron_slopes(scalar_parts(spec, network.arrays, x.shape[1:]))
+        steepest = np.maximum(np.abs(slopes.alpha), np.abs(slopes.beta)).reshape(x.shape[1:])
+        unit = (precision.unit + 2.0**-53) * row.condition(spec.options)
+        evaluated = LIBRARY * unit * (1.0 + np.abs(x) + np.abs(out))
+        return np.asarray(steepest * error + evaluated + row.jump(spec.options))
     if spec.kind in SORTS:
         pairs = error.reshape(len(error), error.shape[1] // 2, 2, -1).max(axis=2, keepdims=True)
         return np.repeat(pairs, 2, axis=2).reshape(error.shape)

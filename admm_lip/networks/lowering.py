@@ -30,7 +30,17 @@ import scipy.sparse as sp
 from ..errors import NetworkError
 from .activations import ACTIVATIONS
 from .joins import JOINS, dense, stacked
-from .layer_spec import CARRIED, INPUT, LayerSpec, SideBySide, Slopes, heard, sources_of
+from .layer_spec import (
+    CARRIED,
+    INPUT,
+    LayerSpec,
+    SideBySide,
+    Slopes,
+    heard,
+    neuron_slopes,
+    scalar_parts,
+    sources_of,
+)
 from .layers import AFFINE, AffineMap, Array, Shape, check_size
 from .sorting import (
     HALF_ABS,
@@ -106,10 +116,11 @@ class Value:
 class Neurons(NamedTuple):
     """One activation, or one carried value, of a hidden layer: what it hears and what it hands on.
 
-    ``out`` is what follows the neurons at once (a rotation), ``None`` for nothing.
+    ``parts`` are the scalar activations of its neurons; ``out`` is what follows the neurons at once
+    (a rotation), ``None`` for nothing.
     """
 
-    spec: LayerSpec
+    parts: tuple[tuple[LayerSpec, int], ...]
     heard: Value
     slopes: Slopes
     out: AffineMap | None = None
@@ -187,15 +198,15 @@ class _Lowering:
         """An activation's neurons."""
         heard = self.values[source]
         if spec.kind in ACTIVATIONS:
-            slopes = ACTIVATIONS[spec.kind].slopes(spec.options)
-            return Neurons(spec, heard, Slopes(*(np.full(heard.size, value) for value in slopes)))
+            parts = scalar_parts(spec, self.arrays, heard.shape)
+            return Neurons(parts, heard, neuron_slopes(parts))
         sort, out = SORTS.get(spec.kind), None
         if sort is not None:
             check_size(spec.name, heard.size, heard.size)
             plain = heard.map or _eye(heard.size, heard.shape)
             heard = replace(heard, map=rotated(replace(plain, shape=heard.shape)))
             out = rotation_back(sort, heard.shape)
-        folded = LayerSpec(HALF_ABS, spec.name, {})
+        folded = ((LayerSpec(HALF_ABS, spec.name, {}), heard.size),)
         return Neurons(folded, heard, Slopes(*half_abs_slopes(heard.size)), out)
 
     def close(self, active: Mapping[str, Neurons], wanted: Sequence[str]) -> None:
@@ -205,7 +216,7 @@ class _Lowering:
         self._affine([n.heard for n in layer.values()])
         slopes = zip(*(n.slopes for n in layer.values()), strict=True)
         self.slopes.append(Slopes(*(np.concatenate(part) for part in slopes)))
-        parts = tuple((n.spec, n.heard.size) for n in layer.values())
+        parts = tuple(part for n in layer.values() for part in n.parts)
         self.specs.append(parts[0][0] if len(parts) == 1 else SideBySide(parts))
         places = {key: k for k, key in enumerate(layer)}
         kept = {name: self._moved(name, places) for name in wanted}
@@ -295,7 +306,7 @@ def _key(sort: str, name: str) -> Key:
 
 def _carry(name: str, value: Value) -> Neurons:
     ones = np.ones(value.size)
-    return Neurons(LayerSpec(CARRIED, name, {}), value, Slopes(ones, ones))
+    return Neurons(((LayerSpec(CARRIED, name, {}), value.size),), value, Slopes(ones, ones))
 
 
 def _after(name: str, step: AffineMap, value: Value) -> Value:

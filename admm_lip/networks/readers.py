@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from .activation_row import Spelling
+from .activations import ACTIVATIONS
 from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
 from .constants import constant_array, exact_array
 from .elementwise import normalisation
 from .functional_calls import Add, Concatenate, Reshape
+from .scalar_math_torch import FORMULAS
 from .sorting import HALF_ABS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 
@@ -125,7 +128,23 @@ def _torchlip_sort_options(module: Any) -> dict[str, Any]:
 # deel-torchlip's GroupSort2, known by its name (``trace.is_torchlip_sort``).
 TORCHLIP_SORT = Reader("group_sort2", _torchlip_sort_options)
 _DROPOUT = Reader("identity", _dropout_options)
-_HARDTANH = Reader("hardtanh", lambda m: {"min_val": m.min_val, "max_val": m.max_val})
+
+
+def _row_reader(kind: str, spelling: Spelling) -> Reader:
+    """A module whose attributes are the options; those that it lacks have their defaults."""
+    defaults = {**ACTIVATIONS[kind].defaults, **spelling.fixed}
+    if spelling.fixed:
+        return Reader(kind, lambda m: dict(defaults))
+    return Reader(kind, lambda m: {key: getattr(m, key, defaults[key]) for key in defaults})
+
+
+_ACTIVATIONS = {
+    getattr(nn, spelling.module): _row_reader(kind, spelling)
+    for kind, row in ACTIVATIONS.items()
+    for spelling in row.spellings
+    if spelling.module
+}
+_FORMULAS = {cls: Reader(kind, lambda m: dict(m.options)) for kind, cls in FORMULAS.items()}
 
 READERS: Mapping[type[nn.Module], Reader] = {
     nn.Linear: Reader("linear"),
@@ -144,16 +163,8 @@ READERS: Mapping[type[nn.Module], Reader] = {
     nn.Dropout1d: _DROPOUT,
     nn.Dropout2d: _DROPOUT,
     nn.AlphaDropout: _DROPOUT,
-    nn.ReLU: Reader("relu"),
-    nn.LeakyReLU: Reader("leaky_relu", _attributes("negative_slope")),
-    nn.ELU: Reader("elu", _attributes("alpha")),
-    nn.Tanh: Reader("tanh"),
-    nn.Sigmoid: Reader("sigmoid"),
-    nn.Softplus: Reader("softplus", _attributes("beta", "threshold")),
-    nn.Hardtanh: _HARDTANH,
-    nn.ReLU6: _HARDTANH,
-    nn.GELU: Reader("gelu", _attributes("approximate")),
-    nn.SiLU: Reader("silu"),
+    **_ACTIVATIONS,
+    **_FORMULAS,
     GroupSort2: Reader("group_sort2"),
     MaxMin: Reader("max_min"),
     HalfAbs: Reader(HALF_ABS),

@@ -29,6 +29,7 @@ from .functional_calls import (
 )
 from .layer_spec import INPUT
 from .overrides import refuse_overrides, unwrapped
+from .scalar_math_torch import Formula
 from .sorting_torch import HalfAbs, MaxMin
 
 
@@ -44,7 +45,7 @@ class Step(NamedTuple):
 
 
 # Leaves of this package.
-_OWN = (MaxMin, HalfAbs, ClippedReLU, PairClip, Elementwise, Take, Sum, Shaped)
+_OWN = (MaxMin, HalfAbs, ClippedReLU, PairClip, Elementwise, Take, Sum, Shaped, Formula)
 
 
 def is_torchlip_sort(module: nn.Module) -> bool:

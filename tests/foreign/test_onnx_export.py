@@ -220,7 +220,7 @@ def test_a_file_that_does_not_read_back_is_not_written(
 ) -> None:
     from admm_lip.foreign import onnx_model
 
-    writers = {**onnx_model._WRITERS, "relu": onnx_model._WRITERS["tanh"]}
+    writers = {**onnx_model._WRITERS, "relu": onnx_model._plain("Tanh")}
     monkeypatch.setattr(onnx_model, "_WRITERS", writers)
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with pytest.raises(NetworkError, match="does not read back from ONNX as the same one"):

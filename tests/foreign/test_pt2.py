@@ -150,7 +150,7 @@ class Pair(nn.Module):
         (nn.Dropout(0.5).train(), 1, r"\(aten.dropout.default\): is in training mode"),
         (nn.AvgPool2d(2, ceil_mode=True), 1, "ceil_mode=True is not handled; only False is"),
         (nn.Flatten(0, 1), 1, "flattens from axis 0 to 1; expected axes behind the batch"),
-        (nn.CELU(), 1, "is not supported"),
+        (nn.Hardshrink(), 1, "is not supported"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )

@@ -6,35 +6,30 @@ import itertools
 
 import pytest
 import torch
+from activation_cases import SCALAR, spec_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from admm_lip.errors import UnsupportedModule
 from admm_lip.local.curves import (
-    CURVES,
     Range,
     anchored_slopes,
     curvature_on,
+    curve_of,
     lines_on,
+    parts_of,
     slopes_on,
     value_range,
     value_with_error,
 )
-from admm_lip.networks.activations import slope_range
+from admm_lip.networks.activations import ACTIVATIONS, slope_range
 from admm_lip.networks.network import LayerSpec
+from admm_lip.networks.scalar_math_torch import TORCH
 
-SPECS = [
-    LayerSpec("relu", "a", {}),
-    *(LayerSpec("leaky_relu", "a", {"negative_slope": s}) for s in (0.01, 1.7, -1.0)),
-    *(LayerSpec("elu", "a", {"alpha": a}) for a in (1.0, 0.3, 2.5, -0.7)),
-    LayerSpec("tanh", "a", {}),
-    LayerSpec("sigmoid", "a", {}),
-    *(LayerSpec("softplus", "a", {"beta": b, "threshold": 20.0}) for b in (1.0, 4.0, -0.5)),
-    LayerSpec("hardtanh", "a", {"min_val": -0.5, "max_val": 2.0}),
-    LayerSpec("gelu", "a", {"approximate": "none"}),
-    LayerSpec("gelu", "a", {"approximate": "tanh"}),
-    LayerSpec("silu", "a", {}),
-]
-NAMES = [f"{s.kind}{list(s.options.values())}" for s in SPECS]
-every_curve = pytest.mark.parametrize("spec", SPECS, ids=NAMES)
+SPECS = [spec_of(name) for name in SCALAR]
+every_curve = pytest.mark.parametrize("spec", SPECS, ids=list(SCALAR))
+KNOTS = sorted({k.at for s in SPECS for k in curve_of(s).knots(s.options)})
 
 
 def intervals(seed: int = 0) -> Range:
@@ -42,9 +37,10 @@ def intervals(seed: int = 0) -> Range:
     g = torch.Generator().manual_seed(seed)
     middle = 4.0 * torch.randn(300, generator=g, dtype=torch.float64)
     half = 10.0 ** (6.0 * torch.rand(300, generator=g, dtype=torch.float64) - 5.0)
-    ends = torch.tensor([-(2.0**0.5), -0.5, 0.0, 2.0**0.5, 2.0, 2.3993572805], dtype=torch.float64)
-    low = torch.cat([middle - half, ends, ends - 1.0])
-    high = torch.cat([middle + half, ends + 1.0, ends])
+    ends = torch.tensor(KNOTS, dtype=torch.float64)
+    far = torch.tensor([1e2, 1e4, 1e9, 1e20, 1e150], dtype=torch.float64)
+    low = torch.cat([middle - half, ends, ends - 1.0, far, -far * 1.5])
+    high = torch.cat([middle + half, ends + 1.0, ends, far * 1.5, far])
     return Range(low, high)
 
 
@@ -84,7 +80,9 @@ def test_slope_ranges_are_no_wider_than_they_need_be(spec: LayerSpec) -> None:
     slopes = slopes_on(spec, interval)
     bend = 0.02 * (interval.high - interval.low)[wide].clamp(min=0.01)
     inner = (interval.low[wide] != 0.0) & (interval.high[wide] != 0.0)
-    jumps = CURVES[spec.kind].exact  # an end on a kink counts as beyond it
+    jumps = any(
+        k.jump for k in curve_of(spec).knots(spec.options)
+    )  # an end on a kink counts as beyond it
     keep = inner if jumps else torch.ones_like(inner)
     assert bool((quotients.amin(1) - slopes.low[wide] <= bend + 0.02)[keep].float().mean() > 0.97)
     assert bool((slopes.high[wide] - quotients.amax(1) <= bend + 0.02)[keep].float().mean() > 0.97)
@@ -158,10 +156,46 @@ def test_curvature_is_what_second_differences_show(spec: LayerSpec) -> None:
 def test_knots_carry_the_extreme_slopes(spec: LayerSpec) -> None:
     """``phi'`` is monotone between knots, and nothing sampled exceeds the table."""
     t = torch.linspace(-12.0, 12.0, 200_001, dtype=torch.float64)
-    slope = CURVES[spec.kind].derivative(spec.options, t)
+    slope = curve_of(spec).derivative(TORCH, spec.options, t)
     alpha, beta = slope_range(spec.kind, spec.options)
     assert alpha - 1e-13 <= float(slope.min()) <= float(slope.max()) <= beta + 1e-13
-    edges = [-12.0, *(k.at for k in CURVES[spec.kind].knots(spec.options)), 12.0]
+    edges = [-12.0, *(k.at for k in curve_of(spec).knots(spec.options)), 12.0]
     for left, right in itertools.pairwise(edges):
+        if curve_of(spec).period is not None and (right < -6.0 or left > 6.0):
+            continue  # knots stand within one period
         rise = slope[(t > left + 1e-6) & (t < right - 1e-6)].diff()
         assert float(rise.min()) >= -1e-14 or float(rise.max()) <= 1e-14
+
+
+@every_curve
+@settings(max_examples=40, deadline=None)
+@given(middle=st.floats(-1e3, 1e3), width=st.floats(1e-9, 1e3), share=st.floats(0.0, 1.0))
+def test_any_interval_is_enclosed(
+    spec: LayerSpec, middle: float, width: float, share: float
+) -> None:
+    ends = torch.tensor([middle, middle + width], dtype=torch.float64)
+    interval = Range(ends[:1], ends[1:])
+    slopes = slopes_on(spec, interval)
+    t = points_of(interval)[0]
+    value, error = value_with_error(spec, t)
+    outputs = value_range(spec, interval, slopes)
+    assert bool(((value >= outputs.low) & (value <= outputs.high)).all())
+    z = ends[:1] + share * width
+    lines = lines_on(spec, z, interval, slopes)
+    assert bool((lines.low_slope * t + lines.low <= value + error).all())
+    assert bool((value - error <= lines.high_slope * t + lines.high).all())
+    at_z, z_error = value_with_error(spec, z.clamp(*interval))
+    anchored = anchored_slopes(spec, Range(z.clamp(*interval), z.clamp(*interval)), interval)
+    step, rise = t - z.clamp(*interval), value - at_z
+    noise = error + z_error + 1e-14 * (1.0 + t.abs())
+    bounds = torch.stack([anchored.low * step, anchored.high * step])
+    assert bool((rise >= bounds.amin(0) - noise).all())
+    assert bool((rise <= bounds.amax(0) + noise).all())
+
+
+def test_a_clipped_activation_has_no_local_bounds() -> None:
+    assert {kind for kind, row in ACTIVATIONS.items() if row.curve is None} == {
+        *("prelu", "clipped_relu", "pair_clip")
+    }
+    with pytest.raises(UnsupportedModule, match="no local bounds here for clipped_relu"):
+        parts_of(LayerSpec("clipped_relu", "a", {}), 3)

@@ -1,0 +1,114 @@
+"""The table of activations for tensors: its functions, its rows as modules, values with errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .activations import ACTIVATIONS, values_of
+from .layer_spec import CARRIED, LayerSpec, SideBySide, runs_of
+from .scalar_math import Math
+from .sorting import HALF_ABS
+
+
+def _clip(x: Tensor, low: Any, high: Any) -> Tensor:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        low, high = (torch.as_tensor(end, dtype=x.dtype) for end in (low, high))
+    return x.clamp(low, high)
+
+
+def _pieces(x: Tensor, at: Any, left: Any, right: Any) -> Tensor:
+    left, right = (torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (left, right))
+    return torch.where(x <= at, left, right)
+
+
+TORCH = Math(
+    exp=torch.exp,
+    expm1=torch.expm1,
+    tanh=torch.tanh,
+    erfc=torch.erfc,
+    sin=torch.sin,
+    cos=torch.cos,
+    abs=torch.abs,
+    sigmoid=torch.sigmoid,
+    softplus=lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    clip=_clip,
+    pieces=_pieces,
+)
+
+
+def scalar_runs(spec: LayerSpec | SideBySide, size: int) -> list[tuple[slice, LayerSpec]]:
+    """A hidden layer as runs of neurons of one row of the table each; one run for most.
+
+    Sorted pairs are an identity and an absolute value: LeakyReLU of slope 1 and of slope -1.  What
+    is carried past other activations is an identity.
+    """
+    return [
+        (slice(run.start + part.start, run.start + part.stop), scalar)
+        for run, one in runs_of(spec, size)
+        for part, scalar in _scalar_parts(one, run.stop - run.start)
+    ]
+
+
+def _scalar_parts(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
+    if spec.kind not in (HALF_ABS, CARRIED):
+        return [(slice(0, size), spec)]
+    same = size if spec.kind == CARRIED else size // 2
+    return [
+        (slice(low, high), LayerSpec("leaky_relu", spec.name, {"negative_slope": slope}))
+        for low, high, slope in ((0, same, 1.0), (same, size, -1.0))
+        if low < high
+    ]
+
+
+def evaluated(
+    arrays: Mapping[str, Any], spec: LayerSpec | SideBySide, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A hidden layer's outputs at given float64 numbers, and a bound on the error of each.
+
+    Args:
+        arrays: of the network.
+        spec: the activation of a chain, or several.
+        z: ``(batch, neurons)``.
+    """
+    values, errors = [], []
+    for run, one in scalar_runs(spec, z.shape[1]):
+        row, own = ACTIVATIONS[one.kind], z[:, run]
+        options = values_of(one.kind, one.options, arrays, one.name, own.shape[1:])
+        options = {
+            k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()
+        }
+        values.append(row.value(TORCH, options, own))
+        errors.append(row.evaluation_error(one.options, own, values[-1]))
+    return torch.cat(values, dim=1), torch.cat(errors, dim=1)
+
+
+class Formula(nn.Module):
+    """One row of the table as a module, for options that none of torch's modules has.
+
+    Example:
+        >>> FORMULAS["sin"]()(torch.zeros(1)).tolist()
+        [0.0]
+    """
+
+    kind: str
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = {**ACTIVATIONS[self.kind].defaults, **options}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the row's formula in the precision of ``x``."""
+        value: Tensor = ACTIVATIONS[self.kind].value(TORCH, self.options, x)
+        return value
+
+
+FORMULAS = {
+    kind: type(f"Formula_{kind}", (Formula,), {"kind": kind})
+    for kind, row in ACTIVATIONS.items()
+    if not row.arrays
+}
