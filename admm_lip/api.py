@@ -58,7 +58,7 @@ _GLOBAL = Kind(
     prove="certificates.certifier:certify_global",
     check="certificates.verify:check",
     radii="certificates.radii:radii_of",
-    options=("requested", "multiplier"),
+    options=("requested", "multiplier", "structure"),
 )
 _FUNCTIONALS = Kind(
     record="certificates.certificate:FunctionalCertificate",
@@ -99,6 +99,7 @@ def certify(
     solver: str | SolverConfig = "auto",
     requested: float | None = None,
     multiplier: Sequence[Any] | None = None,
+    structure: str | None = None,
 ) -> Certificate: ...
 
 
@@ -129,6 +130,7 @@ def certify(
     solver: str | SolverConfig = "auto",
     requested: float | None = None,
     multiplier: Sequence[Any] | None = None,
+    structure: str | None = None,
     progress: bool = True,
     **local: Any,
 ) -> AnyCertificate | LocalCertificate:
@@ -156,6 +158,9 @@ def certify(
         requested: the bound that was asked for; noted, not enforced.
         multiplier: one that is known already (a training run's): tried beside the solver's, and
             the solver's warm start; arrays or tensors, shapes as in the certificate.
+        structure: of the multipliers of a network of images: ``"exact"``: one per neuron;
+            ``"torus"``: one per channel of the first layers, frequency by frequency, and one per
+            neuron of the rest; ``"auto"`` or not given: per channel beyond 3,000 neurons.
         progress: show a bar where functionals take more than two seconds.
         local: what ``kind="local"`` took before it had a door of its own.
 
@@ -187,6 +192,7 @@ def certify(
         "directions": directions,
         "requested": requested,
         "multiplier": multiplier,
+        "structure": structure,
         "progress": progress,
     }
     row = _row_for(kind, {**given, **local})

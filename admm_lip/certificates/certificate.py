@@ -18,7 +18,7 @@ from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, t
 Functionals = Literal["pairwise", "per_output", "directions"]
 
 # Where a multiplier comes from.
-METHODS = ("lipsdp", "given", "closed_form", "norm_product", "constant")
+METHODS = ("lipsdp", "given", "closed_form", "norm_product", "constant", "torus")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -31,9 +31,10 @@ class Certificate(Document):
         lip: the proven bound.
         multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron; for
             ``norm="linf"`` with ``t_0`` in front, one number per input, whose sum is at most
-            ``lip^2 / 2``.
+            ``lip^2 / 2``.  Of the first ``switch`` activations it has one number per channel.
         method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"closed_form"``,
-            ``"norm_product"``, or ``"constant"`` for a network that does not depend on its input.
+            ``"norm_product"``, ``"constant"`` for a network that does not depend on its input, or
+            ``"torus"`` where some are per channel.
         requested: the bound that was asked for, or ``None``.
         lower_lip: what no multiplier of this kind can beat: the solver's dual bound, or
             ``sampled_lower`` where that is larger.
@@ -41,6 +42,8 @@ class Certificate(Document):
             the square root of the number of inputs for ``norm="linf"``).
         sampled_lower: largest Jacobian norm found: no method can certify less.
         kind: ``"global"``: for all inputs.
+        switch: how many activations of an image network are taken frequency by frequency, with
+            multipliers constant over space (``certificates/torus``); 0: none.
 
     The other fields are those of :class:`~admm_lip.certificates.document.Document`.  ``verify``
     proves ``lip`` from ``multiplier`` and the weights alone and computes ``norm_product`` again;
@@ -58,11 +61,17 @@ class Certificate(Document):
     norm_product: float
     sampled_lower: float
     kind: str = "global"
+    switch: int = 0
 
     kinds: ClassVar[tuple[str, ...]] = ("global",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if type(self.switch) is not int or not 0 <= self.switch <= len(self.slopes):
+            raise CertificateError(
+                f"switch: expected a whole number from 0 to {len(self.slopes)}, the hidden layers, "
+                f"got {shown(self.switch)}"
+            )
         requested = self.requested
         if requested is not None:
             requested = number_of("requested", requested, least=0.0)

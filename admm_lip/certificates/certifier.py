@@ -39,12 +39,15 @@ from ..solvers.solve import solve_certify
 from ..units import Units
 from .certificate import Certificate
 from .claim_matrices import Matrices, measured
-from .document import chain_slopes
+from .document import LayerSlopes, chain_slopes
 from .layer_scales import LayerScales
 from .least_proven import Candidate, Claim, Search
 from .norm_product import Norm, norm_product, product_multiplier, spectral_norm
 from .proof import is_constant
-from .sampled_slope import sampled_slope
+from .sampled_slope import sampled_quotient, sampled_slope
+from .torus.certify import OnTorus, certified_on_torus, wants_torus
+from .torus.check import slopes_on_torus
+from .torus.read import torus_chain
 
 _log = logging.getLogger("admm_lip")
 
@@ -109,12 +112,17 @@ def certify_global(
     solver: str | SolverConfig = "auto",
     requested: float | None = None,
     multiplier: Sequence[Any] | None = None,
+    structure: str | None = None,
 ) -> Certificate:
     """What :func:`admm_lip.certify` does for the global kind; arguments are as there."""
     order = Order(norm, units, solver)
     config = order.config(1e-6)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
+    if wants_torus(structure or "auto", network, norm, units):
+        made = certified_on_torus(network, config, deadline)
+        found = sampled_quotient(network, deadline)
+        return _on_torus(network, made, order, requested, found)
     chain = network.chain()
     matrices = measured(chain, order.norm, order.units)
     if is_constant(chain):
@@ -135,7 +143,27 @@ def certify_global(
         norm_product=proven.product,
         **proven.lower_bounds(found),
         kind="global",
-        **stated(network, chain, order, {proven.backend}),
+        **stated(network, chain_slopes(chain), order, {proven.backend}),
+    )
+
+
+def _on_torus(
+    network: Network, made: OnTorus, order: Order, requested: float | None, found: float
+) -> Certificate:
+    """The certificate of a bound with multipliers per channel."""
+    lower = min(found, made.lip)
+    slopes = slopes_on_torus(torus_chain(network, made.switch))
+    return Certificate(
+        lip=made.lip,
+        multiplier=tuple(tuple(t.tolist()) for t in made.multiplier),
+        method="torus",
+        requested=requested,
+        norm_product=made.product,
+        sampled_lower=lower,
+        lower_lip=lower,
+        kind="global",
+        switch=made.switch,
+        **stated(network, slopes, order, {made.backend}),
     )
 
 
@@ -145,11 +173,13 @@ def names_of(chain: Chain, matrices: Matrices) -> list[str]:
     return [*["(input norm)"] * (len(matrices.weights) - len(names)), *names]
 
 
-def stated(network: Network, chain: Chain, order: Order, backends: set[str]) -> dict[str, Any]:
+def stated(
+    network: Network, slopes: tuple[LayerSlopes, ...], order: Order, backends: set[str]
+) -> dict[str, Any]:
     """The fields that every kind of certificate has, but the kind."""
     used = sorted(backends - {""})
     return {
-        "slopes": chain_slopes(chain),
+        "slopes": slopes,
         "digest": network.digest(),
         "input_shape": network.input_shape or (),
         "solver": ", ".join(used),

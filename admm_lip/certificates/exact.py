@@ -83,6 +83,10 @@ def exact_check(network: Network, certificate: AnyCertificate) -> None:
             other slopes, or does not prove its bounds; or where the network is too large.
     """
     check_belongs(certificate, network)
+    if getattr(certificate, "switch", 0):
+        raise CertificateError(
+            "switch: multipliers per channel have no exact check; certify with structure='exact'"
+        )
     weights, activations = exact_chain(network)
     _check_slopes(certificate.slopes, activations)
     for claim in _claims(certificate, tuple(weights)):

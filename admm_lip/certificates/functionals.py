@@ -30,6 +30,7 @@ from ..units import Units
 from .certificate import FunctionalBound, FunctionalCertificate
 from .certifier import Order, Proven, Task, constant, names_of, prove, stated
 from .claim_matrices import Matrices, functional, functionals_of, measured, scales_of
+from .document import chain_slopes
 from .norm_product import spectral_norm
 from .proof import is_constant_functional
 from .sampled_functionals import sampled_functionals
@@ -84,7 +85,7 @@ def certify_functionals(
     )
     backends = {proven.backend for proven in proofs}
     return FunctionalCertificate(
-        bounds=bounds, kind=kind, **stated(network, chain, order, backends)
+        bounds=bounds, kind=kind, **stated(network, chain_slopes(chain), order, backends)
     )
 
 

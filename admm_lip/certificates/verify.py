@@ -28,6 +28,8 @@ from .claim_matrices import Matrices, functional, measured, scales_of
 from .document import LayerSlopes, chain_slopes
 from .norm_product import Norm, norm_product, spectral_norm
 from .proof import is_constant, is_constant_functional, unproven
+from .torus.check import proven_on_torus, slopes_on_torus, torus_product
+from .torus.read import torus_chain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +59,9 @@ def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) 
             the activations do not have.
     """
     network = certified_network(certificate, model)
+    if isinstance(certificate, Certificate) and certificate.switch:
+        _check_on_torus(certificate, network)
+        return
     chain = network.chain()
     _check_slopes(certificate.slopes, chain_slopes(chain))
     if isinstance(certificate, FunctionalCertificate):
@@ -65,6 +70,19 @@ def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) 
     matrices = measured(chain, certificate.norm, certificate.units)
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     _check_bound("", certificate, matrices, norms, is_constant(chain))
+
+
+def _check_on_torus(certificate: Certificate, network: Network) -> None:
+    """Prove a bound whose first multipliers are per channel."""
+    if certificate.norm != "l2" or certificate.units is not None:
+        raise CertificateError("switch: goes with norm 'l2' and no units")
+    chain = torus_chain(network, certificate.switch)
+    _check_slopes(certificate.slopes, slopes_on_torus(chain))
+    multiplier = [np.array(t, dtype=np.float64) for t in certificate.multiplier]
+    reason = proven_on_torus(chain, multiplier, certificate.lip)
+    if reason is not None:
+        raise CertificateError(f"lip: {certificate.lip!r} is not proven: {reason}")
+    _check_beside("", certificate, torus_product(chain))
 
 
 def certified_network(certificate: Claim, model: nn.Module | Network | str | Path) -> Network:

@@ -1,0 +1,1 @@
+"""Convolutional networks frequency by frequency, their multipliers constant over space."""

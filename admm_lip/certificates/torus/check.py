@@ -1,0 +1,92 @@
+"""The check of a bound with multipliers per channel: the torus part, then the head's chain.
+
+NumPy and SciPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...networks.layers import Array
+from ...networks.network import Network
+from ..claim_matrices import Matrices
+from ..document import LayerSlopes, chain_slopes
+from ..norm_product import norm_product, spectral_norm
+from ..proof import unproven
+from .proof import NotProven, covariances, gathered, is_below
+from .steps import Correlation, Index, TorusChain, half_of, levels_of, symbol
+
+
+def head_matrices(head: Network) -> Matrices:
+    """The matrices of what follows the torus."""
+    return Matrices.of(head.chain())
+
+
+def proven_on_torus(chain: TorusChain, multiplier: Sequence[Array], lip: float) -> str | None:
+    """Why the multipliers do not prove the bound, ``None`` where they do."""
+    switch = len(chain.activations)
+    if len(multiplier) < switch:
+        return (
+            f"{switch} activations stand on the torus, but there are {len(multiplier)} multipliers"
+        )
+    try:
+        if chain.head is None:
+            if len(multiplier) > switch:
+                return f"{switch} activations, but {len(multiplier)} multipliers"
+            parts = (p for _, _, p in covariances(chain, multiplier))
+            held = all(is_below(p, lip) for p in parts)
+            return None if held else "the covariance at the output exceeds its square"
+        head = head_matrices(chain.head)
+        first = gathered(chain, multiplier[:switch], head.weights[0], head.errors[0])
+    except NotProven as error:
+        return str(error)
+    seen = replace(head, weights=(first, *head.weights[1:]), errors=(0.0, *head.errors[1:]))
+    return unproven(seen, list(multiplier[switch:]), lip)
+
+
+def slopes_on_torus(chain: TorusChain) -> tuple[LayerSlopes, ...]:
+    """The slope ranges as a certificate states them: widened on the torus to hold 0."""
+    own = tuple(
+        LayerSlopes(step.kind, float(step.alpha.min()), float(step.beta.max()))
+        for step in chain.activations
+    )
+    return own if chain.head is None else (*own, *chain_slopes(chain.head.chain()))
+
+
+def torus_product(chain: TorusChain) -> float:
+    """The product of the norms on the torus, of the steepest slopes, and of the head's norms."""
+    last, _ = half_of(chain.last_grid)
+    product = 1.0
+    for step, (frequencies, grid) in zip(chain.steps, levels_of(chain, last), strict=True):
+        if isinstance(step, Correlation):
+            product *= _norm(step, frequencies, grid)
+        else:
+            passing = 0.0 if len(step.rows) == _width(chain, step) else 1.0
+            product *= max(passing, float(np.abs(step.alpha).max()), float(step.beta.max()))
+    if chain.head is None:
+        return product
+    head = head_matrices(chain.head)
+    return product * norm_product(head, [spectral_norm(w) for w in head.weights])
+
+
+def _width(chain: TorusChain, activation: object) -> int:
+    """Channels of the state at an activation."""
+    width = chain.channels
+    for step in chain.steps:
+        if step is activation:
+            break
+        if isinstance(step, Correlation):
+            width = len(step.kernel)
+    return width
+
+
+def _norm(step: Correlation, frequencies: Index, grid: tuple[int, int]) -> float:
+    """The largest norm of the folded symbols."""
+    w = symbol(step, frequencies, grid)
+    aliases = step.stride[0] * step.stride[1]
+    gram = (w @ w.conj().swapaxes(1, 2)).reshape(-1, aliases, w.shape[1], w.shape[1]).mean(axis=1)
+    return math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram).max())))

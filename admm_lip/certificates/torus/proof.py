@@ -1,0 +1,240 @@
+"""The covariance recursion through rounding: what it returns holds for the exact weights.
+
+Every step returns a P that is an upper bound, in the order of Hermitian matrices, of the exact
+recursion's on the P before.  The recursion is monotone (a larger P is a weaker storage, and what a
+weaker storage proves holds), so the bounds carry over from step to step.  Each step computes its
+formula (``covariance.py``) in double precision, bounds the Frobenius norm of all roundings, and
+adds that bound to the diagonal:
+
+* products of matrices of n terms lose ``gamma_{8 n + 32} ||A||_F ||B||_F``, complex arithmetic and
+  reciprocals included;
+* a symbol that is off by d adds ``(2 ||W||_F d + d^2) ||P||_F``;
+* the slack Y = 2T - T P T, scaled by powers of two to a diagonal near 1, is lowered by what its
+  entries may be off; a Cholesky factorisation, itself shifted by what it loses (``definite.py``),
+  proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``.
+
+At a head every frequency's P is folded into the first matrix V of what follows,
+``G = sum_f V(f) P(f) V(f)^H``, and the head's chain continues with any C for which ``C C' >= G``.
+There V sees the image alone, and ``R P R'`` is the covariance of what stands in it.
+
+Assumed as in ``proof.py`` of the dense case.  NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...networks.layers import Array
+from ..definite import SLACK, U, gamma, inverse_root
+from .covariance import adjoint, gain, slack, through_activation, through_correlation
+from .steps import (
+    WAVE_ERROR,
+    Correlation,
+    Index,
+    Pair,
+    Pointwise,
+    TorusChain,
+    half_of,
+    levels_of,
+    symbol,
+    symbol_error,
+    waves,
+)
+
+# Complex numbers in the largest batch of one step.
+_ENTRIES = 2**22
+
+
+class NotProven(ArithmeticError):
+    """Multipliers that prove nothing, with the step where they fail."""
+
+
+def covariances(
+    chain: TorusChain, multipliers: Sequence[Array]
+) -> Iterator[tuple[Index, Array, Any]]:
+    """Proven covariances after the last step, batch by batch.
+
+    Yields:
+        frequencies ``(n, 2)``, how many each stands for, and P ``(n, channels, channels)``.
+
+    Raises:
+        NotProven: naming the activation where the multipliers fail.
+    """
+    frequencies, weights = half_of(chain.last_grid)
+    folded = (chain.grid[0] // chain.last_grid[0]) * (chain.grid[1] // chain.last_grid[1])
+    width = max([chain.channels, *(max(_sizes(s)) for s in chain.steps)])
+    rows = max(1, _ENTRIES // (folded * width**2))
+    for k in range(0, len(weights), rows):
+        part = slice(k, k + rows)
+        yield frequencies[part], weights[part], _after(chain, multipliers, frequencies[part])
+
+
+def _sizes(step: Correlation | Pointwise) -> tuple[int, ...]:
+    return step.kernel.shape[:2] if isinstance(step, Correlation) else (len(step.rows),)
+
+
+def _after(chain: TorusChain, multipliers: Sequence[Array], last: Index) -> Any:
+    """P after the last step at the frequencies ``last``."""
+    levels = levels_of(chain, last)
+    p = (
+        np.tile(np.eye(chain.channels, dtype=complex), (len(levels[0][0]), 1, 1))
+        if levels
+        else None
+    )
+    if p is None:
+        return np.tile(np.eye(chain.channels, dtype=complex), (len(last), 1, 1))
+    left = list(multipliers)
+    for step, (frequencies, grid) in zip(chain.steps, levels, strict=True):
+        if isinstance(step, Correlation):
+            p = _correlated(p, step, frequencies, grid)
+        else:
+            p = _activated(p, step, left.pop(0), len(multipliers) - len(left))
+    return p
+
+
+def _correlated(p: Any, step: Correlation, frequencies: Index, grid: Pair) -> Any:
+    w, off = symbol(step, frequencies, grid), symbol_error(step)
+    aliases = step.stride[0] * step.stride[1]
+    size_w, size_p = _sizes_of(w), _sizes_of(p)
+    terms = 16 * w.shape[2] + aliases + 64
+    lost = (2.0 * size_w * off + off**2 + gamma(terms) * size_w**2) * size_p
+    return _raised(through_correlation(p, w, aliases), lost.reshape(-1, aliases).max(axis=1))
+
+
+def _activated(p: Any, step: Pointwise, t: Array, k: int) -> Any:
+    rows, size_p = step.rows, _sizes_of(p)
+    if t.shape != rows.shape or not (np.isfinite(t).all() and (t > 0.0).all()):
+        raise NotProven(f"multiplier[{k - 1}]: expected {len(rows)} numbers > 0")
+    scale = inverse_root(2.0 * t)
+    y = slack(p, rows, t) * scale[:, None] * scale
+    inner = _sizes_of(y) + 4.0
+    y[:, range(len(t)), range(len(t))] -= (8.0 * U * SLACK) * inner[:, None]
+    s, lost_s = _inverse(y, k)
+    least = np.ones(p.shape[1])
+    least[rows] = step.alpha
+    h = gain(p, rows, t, least, step.beta - step.alpha) * scale
+    size_h, size_s = _sizes_of(h), _sizes_of(s)
+    loose = 8.0 * U * (size_h + _sizes_of(np.abs(p[:, :, rows]) * (t * scale)))
+    lost = (2.0 * size_h * loose + loose**2 + gamma(16 * len(t) + 64) * size_h**2) * size_s
+    lost = lost + lost_s * (size_h + loose) ** 2 + 8.0 * U * size_p * float(np.max(least**2))
+    return _raised(through_activation(p, h, s, least), lost)
+
+
+def _inverse(y: Any, k: int) -> tuple[Any, Array]:
+    """The inverses of matrices that are proven definite, and how far they are off at most."""
+    n = y.shape[1]
+    if not _are_definite(y):
+        raise NotProven(f"multiplier[{k - 1}]: 2 T - T P T is not positive definite")
+    s = np.linalg.inv(y)
+    s = (s + adjoint(s)) / 2.0
+    rest = np.eye(n) - y @ s
+    size = _sizes_of(s)
+    residual = _sizes_of(rest) + gamma(16 * n + 64) * (_sizes_of(y) * size + n)
+    if not (residual < 0.5).all():
+        raise NotProven(f"multiplier[{k - 1}]: 2 T - T P T is too near to singular")
+    return s, SLACK * size * residual / (1.0 - residual)
+
+
+def _are_definite(y: Any) -> bool:
+    """Whether Hermitian matrices of a diagonal near 1 are proven positive definite."""
+    n = y.shape[1]
+    factor = gamma(8 * n + 32)
+    diagonal = np.einsum("fii->fi", y).real
+    shift = factor / (1.0 - factor) * np.abs(diagonal).sum(axis=1)
+    shift = SLACK * (shift + 4.0 * U * (1.0 + np.abs(diagonal).max()))
+    lowered = y.copy()
+    lowered[:, range(n), range(n)] -= shift[:, None]
+    if not np.isfinite(lowered).all():
+        return False
+    try:
+        pivots = np.einsum("fii->fi", np.linalg.cholesky(lowered)).real
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(pivots).all()) and bool((pivots > 0.0).all())
+
+
+def _sizes_of(matrices: Any) -> Array:
+    """Frobenius norms, not below the exact ones."""
+    squares = (np.abs(matrices) ** 2).sum(axis=(-2, -1))
+    return np.asarray(np.sqrt(squares) * (1.0 + 1e-10), dtype=np.float64)
+
+
+def _raised(p: Any, lost: Array) -> Any:
+    """``p`` made Hermitian, with ``lost`` and the rounding of doing so on its diagonal."""
+    n = p.shape[-1]
+    raised = (p + adjoint(p)) / 2.0
+    more = SLACK * (lost + 8.0 * U * (_sizes_of(p) + lost))
+    raised[:, range(n), range(n)] = raised[:, range(n), range(n)].real + more[:, None]
+    return raised
+
+
+def largest(p: Any) -> Array:
+    """The largest eigenvalues of Hermitian matrices, computed and not proven."""
+    found: Array = np.linalg.eigvalsh(p)[:, -1]
+    return found
+
+
+def is_below(p: Any, lip: float) -> bool:
+    """Whether ``lip^2 I - P`` is proven definite."""
+    y = -p / (lip * lip)
+    n = p.shape[1]
+    lost = 4.0 * U * SLACK * (_sizes_of(y) + 2.0)
+    y[:, range(n), range(n)] += 1.0 - lost[:, None]
+    return _are_definite(y)
+
+
+def gathered(chain: TorusChain, multipliers: Sequence[Array], first: Array, error: float) -> Array:
+    """A triangular C with ``C C' >= G``, G the covariance of the head's first matrix.
+
+    Args:
+        chain: with a head.
+        multipliers: per channel, of its activations.
+        first: the head's first matrix, ``(outputs, channels * rows * columns)``.
+        error: bound on the Frobenius norm of its distance from the exact one.
+
+    Raises:
+        NotProven: for multipliers that prove nothing.
+    """
+    outputs, (channels, rows, columns) = len(first), chain.image
+    grid, total, lost = chain.last_grid, np.zeros((outputs, outputs)), 0.0
+    count = grid[0] * grid[1]
+    seen = first.reshape(outputs * channels, rows * columns).astype(complex)
+    size = float(np.sqrt((np.abs(seen).sum(axis=1) ** 2).sum()))
+    taps = rows * columns
+    off = 1.01 * (2.1 * WAVE_ERROR + (2.0 * taps + 16.0) * U) * size / np.sqrt(count)
+    worst = 0.0
+    for frequencies, weights, p in covariances(chain, multipliers):
+        for k in range(0, len(weights), step := max(1, _ENTRIES // (outputs * channels + taps))):
+            part = slice(k, k + step)
+            down = waves(frequencies[part, 0], np.arange(rows), grid[0])
+            across = waves(frequencies[part, 1], np.arange(columns), grid[1])
+            taps_of = (down[:, :, None] * across[:, None, :]).reshape(-1, taps)
+            v = (seen @ taps_of.T).T.reshape(-1, outputs, channels) / np.sqrt(count)
+            sizes, size_p = _sizes_of(v), _sizes_of(p[part])
+            terms = v @ p[part] @ adjoint(v)
+            total += np.einsum("f,fij->ij", weights[part], terms.real)
+            rounding = gamma(16 * channels + 64 + 4 * count)
+            each = (2.0 * sizes * off + off**2 + rounding * sizes**2) * size_p
+            lost += float(weights[part] @ each)
+            worst = max(worst, float(size_p.max()))
+    norm = float(np.linalg.norm(first)) * (1.0 + 1e-10)
+    lost = SLACK * (lost + (2.0 * norm * error + error**2) * worst)
+    return _factor(total, lost)
+
+
+def _factor(total: Array, lost: float) -> Array:
+    """C with ``C C' >= total + lost``."""
+    symmetric = (total + total.T) / 2.0
+    n = len(symmetric)
+    factor = gamma(2 * n + 32)
+    trace = float(np.trace(symmetric)) + n * lost
+    more = SLACK * (lost + 4.0 * factor * trace + 8.0 * U * (trace + lost))
+    symmetric[range(n), range(n)] += more
+    try:
+        found = np.asarray(np.linalg.cholesky(symmetric), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        raise NotProven("the covariance at the head cannot be factored") from None
+    return found
