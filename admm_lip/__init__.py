@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import CertificateError as CertificateError
     from .evaluation.falsify import falsify as falsify
     from .foreign.open import open_network as open_network
+    from .lipschitz import Lipschitz as Lipschitz
     from .local.certify import certify_local as certify_local
     from .local.config import LocalConfig as LocalConfig
     from .local.result import LocalCertificate as LocalCertificate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .predictions import Predictions as Predictions
     from .predictions import predict as predict
     from .solvers.config import SolverConfig as SolverConfig
+    from .training.constraint import Constraint as Constraint
     from .training.project import project as project
     from .training.train import TrainConfig as TrainConfig
     from .training.train import TrainResult as TrainResult
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "Certificate": "certificates.certificate",
     "CertificateError": "errors",
+    "Constraint": "training.constraint",
     "FunctionalCertificate": "certificates.certificate",
+    "Lipschitz": "lipschitz",
     "Predictions": "predictions",
     "SolverConfig": "solvers.config",
     "TrainConfig": "training.train",

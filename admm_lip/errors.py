@@ -46,6 +46,10 @@ class Terminated(KeyboardInterrupt):
     """The system asked the process to end (SIGTERM)."""
 
 
+class TrainingFailed(RuntimeError):
+    """A round of training could not be finished; names it, the reason and what is left on disk."""
+
+
 class UnitsError(ValueError):
     """Units that do not fit together, or do not fit a network."""
 

@@ -27,7 +27,7 @@ from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
 from admm_lip.research.comparators import METHODS
-from admm_lip.training.fit import FitConfig, fit
+from admm_lip.training.train import TrainConfig, train
 
 from . import record
 
@@ -93,14 +93,14 @@ LEVELS: dict[str, Callable[[Proofs], tuple[AnyCertificate, Cost | None]]] = {
 def trained(subject: Subject, data: Any, seed: int, hidden: tuple[int, ...]) -> nn.Module:
     """The network of a subject, from the seed alone."""
     model = build_mlp(data[0].shape[1], 10, ModelConfig(hidden), seed=seed)
-    config = FitConfig(
+    config = TrainConfig(
         epochs=subject.epochs,
         seed=seed,
         loss="cross_entropy",
         lr=subject.lr,
         schedule=subject.schedule,
     )
-    return fit(model, data, METHODS[subject.method](**subject.options), config).model
+    return train(model, data, config, method=METHODS[subject.method](**subject.options)).model
 
 
 def timed(make: Callable[[], Any]) -> tuple[Any, Cost]:

@@ -2,7 +2,7 @@
 
 A cell names its contender by plain data: ``method`` (``"admm"`` or a name in ``METHODS``),
 ``options`` (fields of ``TrainConfig``, or of the method) and ``train`` (fields that ``TrainConfig``
-and ``FitConfig`` share: epochs, batch_size, loss, eps, lr, ...).  With ``centre`` the methods of
+and ``TrainConfig`` share: epochs, batch_size, loss, eps, lr, ...).  With ``centre`` the methods of
 the table train on centred inputs, as ADMM always does.
 """
 
@@ -24,7 +24,6 @@ from admm_lip.data import DataSet, load_data
 from admm_lip.errors import UnsupportedModule
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators import METHODS
-from admm_lip.training.fit import FitConfig, fit
 
 from .study import Cell
 
@@ -68,9 +67,9 @@ def _by_admm(model: nn.Module, data: Pair, cell: Cell) -> Trained:
 def _by_method(model: nn.Module, data: Pair, cell: Cell) -> Trained:
     method = METHODS[cell["method"]](**cell["options"])
     supposed = {"lip": cell["options"].get("bound", 1.0)}
-    config = FitConfig(seed=cell["seed"], **{**supposed, **cell["train"]})
+    config = TrainConfig(seed=cell["seed"], **{**supposed, **cell["train"]})
     mean = data[0].mean(dim=0) if cell.get("centre") else torch.zeros_like(data[0][0])
-    result = fit(model, (data[0] - mean, data[1]), method, config, progress=False)
+    result = train(model, (data[0] - mean, data[1]), config, method=method, progress=False)
     _uncentre(result.model, mean)
     try:
         certificate = certify(result.model)

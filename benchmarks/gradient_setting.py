@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from admm_lip.data import load_data
 from admm_lip.research.comparators.gradient import InputGradient
 from admm_lip.research.comparators.nominal import Nominal
-from admm_lip.training.fit import FitConfig, FitResult, fit
 from admm_lip.training.method import Method
+from admm_lip.training.train import TrainConfig, TrainResult, train
 
 Pair = tuple[Tensor, Tensor]
 
@@ -117,11 +117,11 @@ def method_of(name: str, strength: float, tv: float = 0.0) -> Method:
     return rows[name]()
 
 
-def trained(data: Pair, method: Method, seed: int, epochs: int) -> FitResult:
+def trained(data: Pair, method: Method, seed: int, epochs: int) -> TrainResult:
     """The network of that seed, trained by ``method``."""
     x, _ = data
-    config = FitConfig(epochs=epochs, batch_size=128, seed=seed, loss="cross_entropy", lr=4e-3)
-    return fit(network(x.shape[1], x.shape[2], seed), data, method, config, progress=False)
+    config = TrainConfig(epochs=epochs, batch_size=128, seed=seed, loss="cross_entropy", lr=4e-3)
+    return train(network(x.shape[1], x.shape[2], seed), data, config, method=method, progress=False)
 
 
 def predictions(model: nn.Module, x: Tensor) -> Tensor:

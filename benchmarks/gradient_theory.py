@@ -35,7 +35,7 @@ from admm_lip.research.comparators.gradient import InputGradient
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.research.distances import estimate_distances
 from admm_lip.research.input_gradients import GradientPenalty, penalised_loss
-from admm_lip.training.fit import FitConfig, fit
+from admm_lip.training.train import TrainConfig, train
 
 from . import record
 from .gradient_plots import plot_theory
@@ -149,9 +149,9 @@ def distance_rows(seeds: tuple[int, ...] = (0, 1, 2)) -> list[Row]:
     rows = []
     for name, method in (("undefended", Nominal()), ("tv_lip", InputGradient(0.3, 0.03))):
         for seed in seeds:
-            config = FitConfig(epochs=20, batch_size=128, lr=3e-3, seed=seed)
+            config = TrainConfig(epochs=20, batch_size=128, lr=3e-3, seed=seed)
             start = build_mlp(64, 10, ModelConfig((32, 32)), seed=seed)
-            model = fit(start, data.train, method, config, progress=False).model
+            model = train(start, data.train, config, method=method, progress=False).model
             with torch.no_grad():
                 right = model(x).argmax(dim=1) == y
             u, v = x[right], y[right]

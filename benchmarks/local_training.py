@@ -29,8 +29,8 @@ from admm_lip.networks.convnets import CONVNETS, build_convnet
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.local import LocalLipschitz
 from admm_lip.research.comparators.nominal import Nominal
-from admm_lip.training.fit import FitConfig, fit
 from admm_lip.training.method import Method
+from admm_lip.training.train import TrainConfig, train
 
 from . import record
 from .local_training_tables import by_sdp, costs, draw, other_scale, tabulate, verdicts
@@ -96,10 +96,10 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
 def _network(cell: Cell, data_dir: str | None) -> Row:
     data = _loaded(cell["data"], data_dir, cell["net"] in CONVNETS)
     x, y = data.train
-    model, config = _build(cell, data), FitConfig(seed=cell["seed"], **cell["train"])
+    model, config = _build(cell, data), TrainConfig(seed=cell["seed"], **cell["train"])
     begun = time.process_time()
     pair = x[: cell["limit"]], y[: cell["limit"]]
-    result = fit(model, pair, _method(cell, cell["bound"]), config, progress=False)
+    result = train(model, pair, config, method=_method(cell, cell["bound"]), progress=False)
     seconds = (time.process_time() - begun) / config.epochs
     tested = data.test[0][: cell["test"]], data.test[1][: cell["test"]]
     last = {key: result.history[-1].get(key) for key in ("varying", "local_ratio")}
@@ -184,12 +184,12 @@ def _cost(cell: Cell, data_dir: str | None) -> Row:
     data = _loaded(cell["data"], data_dir, True)
     pair = data.train[0][: cell["rows"]], data.train[1][: cell["rows"]]
     methods = {"plain": Nominal(), **{b: _method(cell, b, ramp=0.0) for b in ("local", "global")}}
-    config = FitConfig(**{**cell["train"], "epochs": 1})
+    config = TrainConfig(**{**cell["train"], "epochs": 1})
     best = dict.fromkeys(methods, float("inf"))
     for _ in range(cell["repeats"]):
         for name, method in methods.items():
             begun = time.process_time()
-            fit(_build(cell, data), pair, method, config, progress=False)
+            train(_build(cell, data), pair, config, method=method, progress=False)
             best[name] = min(best[name], time.process_time() - begun)
     return {
         "cost_local": best["local"] / best["plain"],

@@ -20,7 +20,6 @@ from torch import nn
 from admm_lip import TrainConfig, certified_radii, train
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
-from admm_lip.training.fit import FitConfig, fit
 from admm_lip.training.method import Method
 
 from . import record
@@ -41,11 +40,10 @@ def one_seed(
     x, y = scored
     model = build_mlp(x.shape[1], 10, shape, seed=seed)
     begun = time.process_time()
-    plain = fit(
+    plain = train(
         model,
         data,
-        Method(),
-        FitConfig(
+        TrainConfig(
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=seed,
@@ -55,6 +53,7 @@ def one_seed(
             temperature=config.temperature,
             schedule=config.schedule,
         ),
+        method=Method(),
         progress=False,
     )
     plain_seconds = time.process_time() - begun

@@ -37,7 +37,7 @@ def run(case: str, mode: str, seed: int, data_dir: str | None) -> dict[str, Any]
     data = load_data(name, data_dir)
     model = build_mlp(data.n_features, data.n_outputs, architecture, seed=seed)
     asked: dict[str, Any] = {"bound": bound} if mode == "bound" else {"mu": mu}
-    config = TrainConfig(mode=mode, loss="cross_entropy", seed=seed, **asked, **settings)
+    config = TrainConfig(loss="cross_entropy", seed=seed, **asked, **settings)
     result = train(model, data.train, config, progress=False)
     return {
         "case": case,

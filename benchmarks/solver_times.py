@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.nominal import Nominal
@@ -38,7 +39,6 @@ from admm_lip.solvers import (
     solve_project,
     unit_slopes,
 )
-from admm_lip.training.fit import FitConfig, fit
 
 from . import descent, record
 
@@ -64,8 +64,8 @@ def trained(data_dir: str | None, *hidden: int) -> Weights:
     """A plain network on MNIST, five epochs."""
     data = load_data("mnist", data_dir)
     model = build_mlp(784, 10, ModelConfig(hidden, init="torch"), seed=0)
-    settings = FitConfig(epochs=5, lr=2e-3)
-    result = fit(model, data.train, Nominal(), settings, progress=False)
+    settings = TrainConfig(epochs=5, lr=2e-3)
+    result = train(model, data.train, settings, method=Nominal(), progress=False)
     return tuple(
         p.detach().to(torch.float64) for name, p in result.model.named_parameters() if p.ndim == 2
     )

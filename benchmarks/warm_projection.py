@@ -23,9 +23,11 @@ import torch
 from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
-from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project
-from admm_lip.training import loop
+from admm_lip.solvers import ProjectProblem, ProjectSolution, SolverConfig, solve_project
+from admm_lip.training import round as one_round
+from admm_lip.training.admm_state import AdmmState
 from admm_lip.training.lipschitz_step import lipschitz_step
+from admm_lip.training.terms import LayerNorms, Terms
 
 from . import record
 
@@ -36,12 +38,14 @@ def recorded(data: Any, hidden: tuple[int, ...], config: TrainConfig) -> list[Pr
     """The projections that a run asks for, in their order."""
     problems: list[ProjectProblem] = []
 
-    def listen(anchor: Any, state: Any, slopes: Any, settings: TrainConfig) -> Any:
+    def listen(anchor: Any, state: AdmmState, terms: Terms) -> ProjectSolution:
+        slopes = terms.slopes
+        assert not isinstance(slopes, LayerNorms)
         problems.append(ProjectProblem(anchor, slopes, state.multiplier, bound=state.lip))
-        return lipschitz_step(anchor, state, slopes, settings)
+        return lipschitz_step(anchor, state, terms)
 
     model = build_mlp(data[0].shape[1], 10, ModelConfig(hidden), seed=config.seed)
-    with mock.patch.object(loop, "lipschitz_step", listen):
+    with mock.patch.object(one_round, "lipschitz_step", listen):
         train(model, data, config, progress=False)
     return problems
 

@@ -114,7 +114,7 @@ def test_an_optional_library_is_imported_in_one_file_and_lazily(module: str, whe
 # least in one direction.
 FLOORS = (
     ("errors", "lazy", "strict_json"),
-    ("files", "settings", "rounding", "units"),
+    ("files", "settings", "rounding", "units", "lipschitz"),
     ("data", "solvers", "plots"),
     ("networks",),
     ("foreign", "records"),

@@ -62,17 +62,16 @@ def train_and_finish(
         The summary; of a run that was stopped and can be continued, how it was stopped.
     """
     from ..records import write_rows
-    from ..training.fit import FitConfig, fit
-    from ..training.loop import EXIT_CODES
+    from ..training.signals import EXIT_CODES
+    from ..training.train import train
 
-    same = [f.name for f in dataclasses.fields(FitConfig)]
-    shared = {name: getattr(job.train, name) for name in same if hasattr(job.train, name)}
-    config = FitConfig(**shared, lip=job.train.bound or 1.0)
-    result = fit(
+    supposed = job.train.lip or job.train.bound or 1.0
+    config = dataclasses.replace(job.train, bound=None, mu=None, lip=supposed)
+    result = train(
         job.model,
         job.data.train,
-        method,
         config,
+        method=method,
         run_dir=folder.path,
         resume=folder.resumable,
         progress=progress,

@@ -190,7 +190,7 @@ def _one(job: Job, asked: float) -> Row:
     measured = evaluate(result.model, job.data, result.certificate, at).to_record()
     keep = ("clean_accuracy", "report_radius", "certified_at_report", "attacked_at_report", "rmse")
     return {
-        "mode": job.train.mode,
+        "mode": "bound" if job.train.mu is None else "penalty",
         "value": asked,
         "seed": job.train.seed,
         "lip": result.certificate.lip,

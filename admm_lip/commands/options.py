@@ -175,8 +175,15 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def field_help(config: type) -> dict[str, str]:
-    """Field name to description, from the ``Args:`` section of a dataclass's docstring."""
-    lines = inspect.cleandoc(config.__doc__ or "").partition("Args:\n")[2].splitlines()
+    """Field name to description, from the ``Args:`` of a dataclass's docstring and its bases'."""
+    helps: dict[str, str] = {}
+    for kind in reversed(config.__mro__):
+        helps |= _described(kind.__doc__ or "") if dataclasses.is_dataclass(kind) else {}
+    return {name: _sentence(text) for name, text in helps.items()}
+
+
+def _described(docstring: str) -> dict[str, str]:
+    lines = inspect.cleandoc(docstring).partition("Args:\n")[2].splitlines()
     helps: dict[str, str] = {}
     name = ""
     for line in lines:
@@ -187,7 +194,7 @@ def field_help(config: type) -> dict[str, str]:
             name, helps[start[1]] = start[1], start[2]
         elif line.strip() and name:
             helps[name] += " " + line.strip()
-    return {name: _sentence(text) for name, text in helps.items()}
+    return helps
 
 
 def _sentence(text: str) -> str:

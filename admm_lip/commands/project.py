@@ -170,7 +170,7 @@ _WHERE = ("run_dir", "overwrite", "resume", "config")
 def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units | None) -> int:
     """Project, and leave the result in the folder; ``units`` are those of the run's data."""
     from ..records import read_yaml
-    from ..training.loop import EXIT_CODES
+    from ..training.signals import EXIT_CODES
     from .finish import finish, summary_lines
     from .run_folders import stopped_by_signal
 

@@ -74,9 +74,9 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     evaluate = config_of(EvaluateConfig, values["evaluate"])
     recipe = recipe_of(values["data"], table)
     given = {key: value for key, value in values.items() if value is not None}
-    mode = "penalty" if given.get("mu") is not None and "bound" not in given else "bound"
-    bound = {} if mode == "penalty" else {"bound": recipe.bound}
-    loss = "cross_entropy" if mode == "penalty" and recipe.loss == "margin" else recipe.loss
+    priced = given.get("mu") is not None and "bound" not in given
+    bound = {} if priced else {"bound": recipe.bound}
+    loss = "cross_entropy" if priced and recipe.loss == "margin" else recipe.loss
     raw = values.get("units") == RAW
     if raw and given.get("bound") is None and given.get("mu") is None:
         raise UsageError(
@@ -84,9 +84,7 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
             "see what is usual, or give --mu"
         )
     chosen = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "eps": recipe.eps}
-    train: TrainConfig = config_of(
-        TrainConfig, {**bound, **chosen, "loss": loss, **given, "mode": mode}
-    )
+    train: TrainConfig = config_of(TrainConfig, {**bound, **chosen, "loss": loss, **given})
     hidden = values["model"]["hidden"]
     model_config: ModelConfig = config_of(
         ModelConfig, {**values["model"], "hidden": recipe.hidden if hidden is None else hidden}
@@ -106,7 +104,7 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
         **({"units": RAW} if raw else {}),
         "model": asdict(model_config),
         **({"convnet": asdict(convnet)} if convnet.name else {}),
-        **{key: value for key, value in asdict(train).items() if key != "mode"},
+        **asdict(train),
         "evaluate": asdict(evaluate),
         "threads": values.get("threads", 1),
     }

@@ -97,7 +97,7 @@ def _undone_if_refused(file: Path, before: bytes) -> Iterator[None]:
 
 def stopped_by_signal(folder: RunFolder, command: str, stopped: str) -> int:
     """Say how to go on after Ctrl-C or SIGTERM; returns the exit code."""
-    from ..training.loop import EXIT_CODES
+    from ..training.signals import EXIT_CODES
 
     say(f"{stopped}; what it had is in {folder.path}")
     say(f"continue with: {typed(command, '--resume', folder.path)}")

@@ -52,7 +52,7 @@ def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
     chosen = ("bound", "epochs", "batch_size", "loss", "eps")
     add_config(parser, "network", ModelConfig, "model.", chosen=("hidden",))
     add_config(parser, "training", TrainConfig, only=_BASIC, skip=skip, chosen=chosen)
-    add_config(parser, "training, in detail", TrainConfig, skip=(*_BASIC, "mode", "solver"))
+    add_config(parser, "training, in detail", TrainConfig, skip=(*_BASIC, "solver"))
     add_config(parser, "solver", SolverConfig, "solver.")
 
 

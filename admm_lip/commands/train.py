@@ -140,7 +140,7 @@ def _train(options: Namespace, earlier: RunFolder | None, method: Method | None)
 
 
 def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
-    from ..training.loop import EXIT_CODES
+    from ..training.signals import EXIT_CODES
     from ..training.train import train
     from .finish import finish_run, summary_lines
     from .run_folders import stopped_by_signal

@@ -44,6 +44,11 @@ def centre(layer: nn.Linear, mean: Tensor) -> Centring:
         True
         >>> centred.undo()
     """
+    if layer.bias is None or mean.shape != (layer.in_features,):
+        raise ValueError(
+            f"mean: expected shape ({layer.in_features},) and a first layer with a bias, got "
+            f"{tuple(mean.shape)} and bias={layer.bias is not None}"
+        )
     offset = mean.to(layer.weight)
 
     def subtract(module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:

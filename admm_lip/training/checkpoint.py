@@ -1,8 +1,7 @@
 """A run's state on disk: one safetensors file, written atomically, never unpickled.
 
 Tensors go into the file's tensor section, everything else (numbers, strings, nesting) into a JSON
-skeleton in its metadata in which ``{"tensor": name}`` stands for a tensor.  Of classes, only the
-restart data of the solvers may appear, by name from a table.
+skeleton in its metadata in which ``{"tensor": name}`` stands for a tensor.
 
 The metadata hold the SHA-256 of the whole file, taken with zeros in its own place: whatever bit
 is another one than was written, the file is refused.  The checkpoint before the last one is kept
@@ -11,7 +10,6 @@ beside it, and read where the last one is damaged.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -24,12 +22,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..files import write_atomic
-from ..solvers import RESTART_TYPES
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
-FORMAT = "admm-lip-checkpoint-2"
-RECORDS = {kind.__name__: kind for kind in RESTART_TYPES}
+FORMAT = "admm-lip-checkpoint-3"
 Tree = Any  # dict, list, tuple, number, string, None, or Tensor
 
 _log = logging.getLogger("admm_lip")
@@ -155,9 +151,6 @@ def _strip(tree: Tree, tensors: dict[str, Tensor]) -> Tree:
         name = f"t{len(tensors)}"
         tensors[name] = tree.detach().contiguous().clone()
         return {"tensor": name}
-    if type(tree).__name__ in RECORDS:
-        fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
-        return {"record": [type(tree).__name__, _strip(fields, tensors)]}
     if isinstance(tree, dict):
         return {"dict": [[k, _strip(v, tensors)] for k, v in tree.items()]}
     if isinstance(tree, tuple):
@@ -174,8 +167,6 @@ def _fill(skeleton: Any, tensors: dict[str, Tensor]) -> Tree:
     ((kind, content),) = skeleton.items()
     if kind == "tensor":
         return tensors[content]
-    if kind == "record":
-        return RECORDS[content[0]](**_fill(content[1], tensors))
     if kind == "dict":
         return {k: _fill(v, tensors) for k, v in content}
     if kind == "tuple":

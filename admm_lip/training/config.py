@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..lipschitz import Lipschitz
 from ..settings import BOUND, COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Rule, check_settings
 from ..solvers.config import SolverConfig
+from ..units import Units
 
-MODES = ("bound", "penalty")
 STARTS = ("model", "scratch")
 RHO_RULES = ("constant", "balance")
 LIP_STEPS = ("newton", "exact")
-_CHOICES = {"start": STARTS, "rho_rule": RHO_RULES, "lip_step": LIP_STEPS}
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("epochs", "batch_size", "multiplier_every"), COUNT),
-    **dict.fromkeys(("lr", "temperature", "projection_tol", "multiplier_rate"), POSITIVE),
-    **dict.fromkeys(("eps", "residual_tol", "checkpoint_seconds"), NOT_NEGATIVE),
-    "seed": SEED,
+PRECISIONS = ("full", "bfloat16", "float16")
+_ADMM_RULES: dict[str, Rule] = {
     "round_steps": COUNT.or_none(),
     "rho": POSITIVE.or_none(),
-    **dict.fromkeys(("restart", "centre"), FLAG),
     "relaxation": Rule("a number in [1, 2)", lambda v: 1.0 <= v < 2.0),
+    "restart": FLAG,
+    "multiplier_every": COUNT,
+    **dict.fromkeys(("multiplier_rate", "projection_tol"), POSITIVE),
+    "seed": SEED,
+}
+_ADMM_CHOICES = {"start": STARTS, "rho_rule": RHO_RULES, "lip_step": LIP_STEPS}
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("bound", "mu"), BOUND.or_none()),
+    **dict.fromkeys(("epochs", "batch_size"), COUNT),
+    **dict.fromkeys(("lr", "temperature"), POSITIVE),
+    **dict.fromkeys(("lip", "gradient_clip"), POSITIVE.or_none()),
+    **dict.fromkeys(("eps", "residual_tol", "checkpoint_seconds"), NOT_NEGATIVE),
+    "centre": FLAG,
 }
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of :func:`admm_lip.train`; the defaults are the measured recipe.
+class AdmmConfig:
+    """How a constraint is kept (:class:`admm_lip.Constraint`); the defaults are measured.
 
     Args:
-        mode: ``"bound"`` enforces ``L <= bound`` in every round; ``"penalty"`` adds ``mu L^2``.
-        bound: the Lipschitz constant to stay below, from 1e-30 to 1e30: beyond, its square leaves
-            the numbers in which it could be proven.
-        mu: weight of the penalty on ``L^2`` that takes the place of a bound, in the same range;
-            ``None``: no penalty.
-        epochs: passes over the data.
-        batch_size: samples per optimizer step; a DataLoader brings its own.
-        seed: seed of the batch order, the start and dropout.
-        loss: ``cross_entropy``, ``margin``, ``squared_error``, or ``auto`` (cross-entropy for
-            integer targets, squared error for floats).
-        eps: radius (l2, in input units) that the margin loss trains for.
-        temperature: softness of the margin loss, as a share of L.
-        optimizer: ``adam``, ``adamw``, ``nadam``, ``rmsprop``, ``sgd``, ``momentum`` or ``lbfgs``.
-        lr: step size of the optimizer.
-        schedule: how the step size falls: ``hold_then_linear``, ``hold_then_decay``,
-            ``hold_then_exponential`` or ``constant``.
+        start: ``model`` begins at the given weights, ``scratch`` at seeded orthogonal ones.
+        seed: seed of the start from scratch; in training also of the batch order and of dropout.
         round_steps: optimizer steps between two projections; ``None``: 4 for activations that sort
             pairs, else 8.  Fewer take longer, and pay where the bound binds hard.
         rho: weight that pulls the free weights to the projected ones; ``None``: chosen from the
@@ -60,34 +56,15 @@ class TrainConfig:
         multiplier_rate: step size of ``sensitivity``, relative to the multipliers.
         lip_step: how the penalised form moves L: ``newton`` (one damped step a round) or ``exact``
             (the minimum of the projection problem).
-        centre: train with the inputs' mean subtracted in the first layer, which leaves its function
-            and its constant as they are.
-        start: ``model`` begins at the given weights, ``scratch`` at seeded orthogonal ones.
-        residual_tol: stop when both relative residuals are below it; 0 runs all epochs.
         projection_tol: accuracy of the projection inside the loop.
-        checkpoint_seconds: least time between two checkpoints; 0 writes one every round.
         solver: which backend, with which fallbacks.
 
     Raises:
         ValueError: naming the field, what was expected and what came.
-
-    Example:
-        >>> TrainConfig(bound=2.0, epochs=3).mode
-        'bound'
     """
 
-    mode: str = "bound"
-    bound: float | None = None
-    mu: float | None = None
-    epochs: int = 15
-    batch_size: int = 256
+    start: str = "model"
     seed: int = 0
-    loss: str = "auto"
-    eps: float = 0.5
-    temperature: float = 0.2
-    optimizer: str = "adam"
-    lr: float = 1e-2
-    schedule: str = "hold_then_linear"
     round_steps: int | None = None
     rho: float | None = None
     rho_rule: str = "constant"
@@ -97,34 +74,87 @@ class TrainConfig:
     multiplier_every: int = 32
     multiplier_rate: float = 0.03
     lip_step: str = "newton"
-    centre: bool = True
-    start: str = "model"
-    residual_tol: float = 0.0
     projection_tol: float = 1e-3
-    checkpoint_seconds: float = 1.0
     solver: SolverConfig = field(default_factory=SolverConfig)
 
     def __post_init__(self) -> None:
-        _check_mode(self)
+        check_settings(self, **_ADMM_RULES)
+        _check_choices(self, _ADMM_CHOICES)
+
+
+@dataclass(frozen=True)
+class TrainConfig(AdmmConfig):
+    """Settings of :func:`admm_lip.train`, and those of :class:`AdmmConfig`.
+
+    Args:
+        bound: the Lipschitz constant to stay below, enforced in every round, from 1e-30 to 1e30:
+            beyond, its square leaves the numbers in which it could be proven.
+        mu: weight of the penalty on ``L^2`` that takes the place of a bound, in the same range;
+            ``None``: no penalty.
+        lip: the constant that the margin loss supposes where none is enforced; ``None``: 1.
+        epochs: passes over the data.
+        batch_size: samples per optimizer step; a DataLoader brings its own.
+        loss: ``cross_entropy``, ``margin``, ``squared_error``, or ``auto`` (cross-entropy for
+            integer targets, squared error for floats).
+        eps: radius (l2, in input units) that the margin loss trains for.
+        temperature: softness of the margin loss, as a share of L.
+        optimizer: ``adam``, ``adamw``, ``nadam``, ``rmsprop``, ``sgd``, ``momentum`` or ``lbfgs``.
+        lr: step size of the optimizer.
+        schedule: how the step size falls: ``hold_then_linear``, ``hold_then_decay``,
+            ``hold_then_exponential`` or ``constant``; in Python also a function of the share of
+            the run that is done, which returns the share of ``lr``.
+        gradient_clip: largest l2 norm of the loss's gradient, beyond which it is scaled down;
+            ``None``: any.
+        precision: ``full``, or the type that torch's autocast computes in, ``bfloat16`` or
+            ``float16`` (the latter with scaled gradients); weights stay as they are.
+        centre: train with the inputs' mean subtracted in the first layer, which leaves its function
+            and its constant as they are.
+        residual_tol: stop when both relative residuals are below it; 0 runs all epochs.
+        checkpoint_seconds: least time between two checkpoints; 0 writes one whenever it can.
+
+    Raises:
+        ValueError: naming the field, what was expected and what came.
+
+    Example:
+        >>> TrainConfig(bound=2.0, epochs=3).asked()
+        Lipschitz(bound=2.0, mu=None, norm='l2', units=None)
+    """
+
+    bound: float | None = None
+    mu: float | None = None
+    lip: float | None = None
+    epochs: int = 15
+    batch_size: int = 256
+    loss: str = "auto"
+    eps: float = 0.5
+    temperature: float = 0.2
+    optimizer: str = "adam"
+    lr: float = 1e-2
+    schedule: str | Callable[[float], float] = "hold_then_linear"
+    gradient_clip: float | None = None
+    precision: str = "full"
+    centre: bool = True
+    residual_tol: float = 0.0
+    checkpoint_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_settings(self, **_RULES)
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        _check_choices(self, {"precision": PRECISIONS})
+        self.asked()
+
+    def asked(self, units: Units | None = None) -> Lipschitz | None:
+        """What is asked of the network; ``None`` where nothing is."""
+        if self.bound is None and self.mu is None:
+            return None
+        return Lipschitz(self.bound, self.mu, units=units)
 
 
-def _check_mode(config: TrainConfig) -> None:
-    if config.mode not in MODES:
-        raise ValueError(f"mode: expected 'bound' or 'penalty', got {config.mode!r}")
-    wanted, other = ("bound", "mu") if config.mode == "bound" else ("mu", "bound")
-    if getattr(config, wanted) is None:
-        raise ValueError(f"{wanted}: mode {config.mode!r} needs it; got None")
-    if getattr(config, other) is not None:
-        raise ValueError(
-            f"bound, mu: give exactly one of them; mode {config.mode!r} takes {wanted}, "
-            f"so leave {other} out (got {getattr(config, other)!r})"
-        )
-    check_settings(config, **{wanted: BOUND})
+def _check_choices(config: AdmmConfig, rows: Mapping[str, tuple[str, ...]]) -> None:
+    for name, choices in rows.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 _FINETUNE_RULES: dict[str, Rule] = {

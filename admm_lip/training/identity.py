@@ -48,7 +48,7 @@ def identity_of(
         method: a dataclass, or ``None``.
     """
     settings = {
-        f"setting {name}": text for name, text in _fields(config).items() if name not in FREE
+        f"setting {name}": text for name, text in fields_of(config).items() if name not in FREE
     }
     return {
         **settings,
@@ -240,13 +240,13 @@ def _tensors(value: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
     }
 
 
-def _fields(value: Any, known: _Known = frozenset()) -> dict[str, str]:
+def fields_of(value: Any, known: _Known = frozenset()) -> dict[str, str]:
     """The fields of a dataclass, those of dataclasses in it by their path."""
     found: dict[str, str] = {}
     for field in dataclasses.fields(value):
         held = getattr(value, field.name)
         if dataclasses.is_dataclass(held) and not isinstance(held, type):
-            inner = _fields(held, known)
+            inner = fields_of(held, known)
             found |= {f"{field.name}.{name}": text for name, text in inner.items()}
         else:
             found[field.name] = _text(held, known)
@@ -258,7 +258,7 @@ def _object(value: Any, known: _Known) -> str:
     call = getattr(type(value), "__call__", None)  # noqa: B004
     own = _text(call, known) if isinstance(call, types.FunctionType) else ""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        held = "(" + ", ".join(f"{k}={text}" for k, text in _fields(value, known).items()) + ")"
+        held = "(" + ", ".join(f"{k}={text}" for k, text in fields_of(value, known).items()) + ")"
     else:
         slots = {name: getattr(value, name, None) for name in getattr(value, "__slots__", ())}
         held = _mapping({**slots, **getattr(value, "__dict__", {})}, known)

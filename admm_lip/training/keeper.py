@@ -10,19 +10,15 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files import exclusive, make_writable, remove_leftovers
-from ..units import Units
-from .batches import Batches
-from .checkpoint import CHECKPOINT, PREVIOUS, CheckpointError, Tree, load_last, save_checkpoint
+from .checkpoint import CHECKPOINT, PREVIOUS, CheckpointError, load_last, save_checkpoint
 from .identity import describe, difference, identity_of
-from .method import Method
+from .run import Progress, Run
 
 _log = logging.getLogger("admm_lip")
 # Writing takes at most about this share of the time.
@@ -50,37 +46,6 @@ def held(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
         yield folder
 
 
-@dataclass(frozen=True, eq=False)
-class Trainee:
-    """What a run moves, and what makes it this run and no other.
-
-    Attributes:
-        model: as it is trained.
-        optimizer: of its parameters.
-        method: that prepared it.
-        batches: the data.
-        config: the settings; ``epochs`` and ``checkpoint_seconds`` among them.
-        loss: a name or a callable.
-        stored: dtype that the weights are rounded to in the end.
-        units: that the bound is meant in.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    method: Method
-    batches: Batches
-    config: Any
-    loss: Any
-    stored: torch.dtype
-    units: Units | None = None
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        steps: int = self.config.epochs * len(self.batches)
-        return steps
-
-
 class Keeper:
     """Writes and reads the checkpoint of one run; ``folder=None`` does neither.
 
@@ -88,44 +53,41 @@ class Keeper:
     ``config.checkpoint_seconds`` after the last one, later where writing takes long.
     """
 
-    def __init__(self, trainee: Trainee, folder: Path | None) -> None:
-        self.trainee, self.folder = trainee, folder
-        self.identity = {} if folder is None else _identity(trainee)
-        self.next = time.monotonic() + trainee.config.checkpoint_seconds
+    def __init__(self, run: Run, folder: Path | None) -> None:
+        self.run, self.folder = run, folder
+        self.identity = {} if folder is None else _identity(run)
+        self.next = time.monotonic() + run.config.checkpoint_seconds
 
     @property
     def due(self) -> bool:
         """Whether it is time to save."""
         return self.folder is not None and time.monotonic() >= self.next
 
-    def save(self, step: int, loop: dict[str, Tree]) -> None:
-        """Save now.
-
-        Args:
-            step: optimizer steps done.
-            loop: what the loop needs beside, by name.
-        """
+    def save(self, at: Progress) -> None:
+        """Save now."""
         if self.folder is None:
             return
-        begun, run = time.monotonic(), self.trainee
+        begun, run = time.monotonic(), self.run
+        loop = vars(at) | {"losses": [value.cpu() for value in at.losses]}
         save_checkpoint(
             self.folder / CHECKPOINT,
             {
                 "run": self.identity,
                 "epochs": run.config.epochs,
-                "step": step,
                 "loop": loop,
                 "model": _tensors(run.model),
                 "optimizer": run.optimizer.state_dict(),
                 "method": run.method.state(run.model),
+                "constraint": None if run.constraint is None else run.constraint.state_dict(),
+                "scaler": run.scaler.state_dict(),
                 "random": torch.get_rng_state(),
             },
         )
         took = time.monotonic() - begun
         self.next = time.monotonic() + max(run.config.checkpoint_seconds, took / _SHARE)
 
-    def restore(self) -> dict[str, Tree]:
-        """Put model, optimizer, method and random state back; returns what the loop had kept.
+    def restore(self) -> Progress:
+        """Put model, optimizer, method, constraint and random state back; returns how far it was.
 
         A run may be given more epochs than it had, or fewer, if not fewer than it has done: from
         here on its schedule is that of a run of the new length.
@@ -134,25 +96,28 @@ class Keeper:
             CheckpointError: when there is none, or it belongs to another run.
         """
         assert self.folder is not None
-        tree, run = load_last(self.folder), self.trainee
+        tree, run = load_last(self.folder), self.run
         other = difference(self.identity, tree["run"])
         if other is not None:
             raise CheckpointError(
                 f"checkpoint: {self.folder / CHECKPOINT} belongs to a run with {other}; resume "
                 "with the same settings, data, loss and model, or start afresh in another folder"
             )
-        self._check_length(tree["epochs"], tree["step"])
+        at = Progress(**tree["loop"])
+        self._check_length(tree["epochs"], at.step)
         _put_back(run.model, tree["model"])
         run.optimizer.load_state_dict(tree["optimizer"])
         run.method.restore(run.model, tree["method"])
+        if run.constraint is not None:
+            run.constraint.load_state_dict(tree["constraint"])
+        run.scaler.load_state_dict(tree["scaler"])
         torch.set_rng_state(tree["random"])
-        kept: dict[str, Tree] = tree["loop"]
-        return kept
+        return at
 
     def _check_length(self, epochs: int, step: int) -> None:
         """Refuse to end before what was done; say so where the end is another one."""
-        now, done = self.trainee.config.epochs, step / len(self.trainee.batches)
-        if step > self.trainee.total_steps:
+        now, done = self.run.config.epochs, step / len(self.run.batches)
+        if step > self.run.total_steps:
             raise CheckpointError(
                 f"epochs: the run in {self.folder} has done {done:g} epochs, so it cannot end "
                 f"after {now}; ask for {epochs} as before, or for more"
@@ -165,8 +130,8 @@ class Keeper:
             )
 
 
-def _identity(run: Trainee) -> dict[str, str]:
-    same = identity_of(run.config, run.model, run.batches, run.loss, run.method)
+def _identity(run: Run) -> dict[str, str]:
+    same = identity_of(run.config, run.model, run.batches, run.named_loss, run.method)
     units = {} if run.units is None else {"units": describe(run.units)}
     return same | units | {"dtype": str(run.stored)}
 

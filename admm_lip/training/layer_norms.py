@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -34,20 +33,12 @@ from ..errors import UnsupportedModule
 from ..networks.network import Chain
 from ..networks.sorting import HALF_ABS
 from ..solvers import ProjectSolution, Slopes, Status
-from .admm import AdmmState, Matrices
-from .config import TrainConfig
+from .admm_state import AdmmState, Matrices
 from .start import Start, default_rho, inner_bound
+from .terms import Activations, LayerNorms, Terms
 
 NAME = "layer_norms"
 _BISECTIONS = 60
-
-
-@dataclass(frozen=True)
-class LayerNorms:
-    """Says that the constraint is one spectral-norm ball per layer."""
-
-
-Activations = tuple[Slopes, ...] | LayerNorms
 
 
 class Spectrum(NamedTuple):
@@ -86,9 +77,7 @@ def training_constraint(chain: Chain, device: torch.device) -> Activations:
     )
 
 
-def layer_start(
-    weights: Matrices, config: TrainConfig, dtype: torch.dtype, variance: float | None = None
-) -> Start:
+def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale: float) -> Start:
     """First state: all layers scaled to the same norm, which leaves the function as it is.
 
     Where the product of norms exceeds the bound, or the start is from scratch, the layers are
@@ -97,6 +86,11 @@ def layer_start(
     Raises:
         ValueError: when the network is constant (its bound is 0), so nothing can be scaled.
     """
+    if not terms.metric.is_plain:
+        raise ValueError(
+            "units: a network that sorts pairs is trained by one norm per layer, in the units of "
+            "its inputs; leave units out, and certify the result with them"
+        )
     norms = [spectral_norm(w) for w in weights]
     if min(norms) == 0.0:
         raise ValueError(
@@ -105,8 +99,9 @@ def layer_start(
         )
     log_product = math.fsum(math.log(n) for n in norms)
     log_bound = log_product
-    bound = inner_bound(config, dtype)
-    if bound is not None and (config.start == "scratch" or log_product > math.log(bound)):
+    bound = inner_bound(terms.asked, dtype)
+    scratch = terms.config.start == "scratch"
+    if bound is not None and (scratch or log_product > math.log(bound)):
         log_bound = math.log(bound)
     each = math.exp(log_bound / len(weights))
     factors = [each / n for n in norms]
@@ -116,24 +111,24 @@ def layer_start(
         consensus=consensus,
         dual=tuple(torch.zeros_like(w) for w in consensus),
         multiplier=(),
-        rho=config.rho or default_rho(config, lip, len(weights), variance),
+        rho=terms.config.rho or default_rho(terms.asked, lip, len(weights), loss_scale),
         lip_sq=lip**2,
         target_sq=lip**2,
     )
     return Start(state, tuple(accumulate(factors, lambda a, b: a * b)))
 
 
-def project_layers(anchor: Matrices, state: AdmmState, config: TrainConfig) -> ProjectSolution:
+def project_layers(anchor: Matrices, state: AdmmState, mu: float | None) -> ProjectSolution:
     """The nearest weights with ``||W_k|| <= c``; in the penalised form c is optimal as well."""
     begun = time.perf_counter()
     layers = len(anchor)
-    if config.mu is None:
+    if mu is None:
         each = math.exp(math.log(state.target_sq) / (2 * layers))
         spectra = [None if is_inside(w, each) else spectrum(w) for w in anchor]
     else:
         spectra = [spectrum(w) for w in anchor]
         values = torch.cat([s.squares.clamp(min=0.0).sqrt() for s in spectra if s is not None])
-        each = best_norm(values.tolist(), config.mu / state.rho, layers)
+        each = best_norm(values.tolist(), mu / state.rho, layers)
     weights = tuple(
         w if s is None else clipped(s, each) for w, s in zip(anchor, spectra, strict=True)
     )
@@ -146,7 +141,7 @@ def project_layers(anchor: Matrices, state: AdmmState, config: TrainConfig) -> P
         lip_sq=lip_sq,
         distance=math.sqrt(distance_sq),
         ball_norm=1.0,
-        objective=(config.mu or 0.0) * lip_sq + 0.5 * state.rho * distance_sq,
+        objective=(mu or 0.0) * lip_sq + 0.5 * state.rho * distance_sq,
         iterations=1,
         seconds=time.perf_counter() - begun,
     )

@@ -18,24 +18,17 @@ import math
 from dataclasses import replace
 
 from ..solvers import ProjectProblem, ProjectSolution, solve_project
-from .admm import AdmmState, Matrices
-from .config import TrainConfig
-from .layer_norms import Activations, LayerNorms, project_layers
-from .metric import PLAIN, Metric
+from .admm_state import AdmmState, Matrices
+from .layer_norms import project_layers
+from .terms import LayerNorms, Terms
 
 LARGEST_LOG_STEP = 0.2
 
 
-def lipschitz_step(
-    anchor: Matrices,
-    state: AdmmState,
-    slopes: Activations,
-    config: TrainConfig,
-    metric: Metric = PLAIN,
-) -> ProjectSolution:
+def lipschitz_step(anchor: Matrices, state: AdmmState, terms: Terms) -> ProjectSolution:
     """Project ``anchor`` onto the LMI of the state's multiplier (``layer_norms.py``: of I).
 
-    The LMI is about the weights that ``metric`` makes of them.
+    The LMI is about the weights that the terms' metric makes of them.
 
     Returns:
         The measured solution; its ``weights`` are the new consensus and satisfy the bound of its
@@ -44,15 +37,16 @@ def lipschitz_step(
     Raises:
         SolveFailed: when no backend of the chain gave a feasible point.
     """
-    if isinstance(slopes, LayerNorms):
-        return project_layers(anchor, state, config)
-    exact = config.mode == "penalty" and config.lip_step == "exact"
+    mu, config, metric = terms.asked.mu, terms.config, terms.metric
+    if isinstance(terms.slopes, LayerNorms):
+        return project_layers(anchor, state, mu)
+    exact = mu is not None and config.lip_step == "exact"
     problem = ProjectProblem(
         anchor=metric.seen(anchor),
-        slopes=slopes,
+        slopes=terms.slopes,
         multiplier=state.multiplier,
         bound=None if exact else state.target_sq**0.5,
-        mu=config.mu if exact else None,
+        mu=mu if exact else None,
         rho=state.rho,
         structure=metric.structure(anchor),
     )
@@ -62,11 +56,7 @@ def lipschitz_step(
 
 
 def next_lip_sq(
-    anchor: Matrices,
-    solution: ProjectSolution,
-    state: AdmmState,
-    config: TrainConfig,
-    slopes: Activations = (),
+    anchor: Matrices, solution: ProjectSolution, state: AdmmState, terms: Terms
 ) -> float:
     """``L^2`` of the next round: constant when enforced, one damped Newton step when penalised.
 
@@ -74,11 +64,13 @@ def next_lip_sq(
 
         log s+ = log s - (l + 1) (mu s - g) / (mu s + rho/2 ||W_0||^2),   clipped to +-0.2
     """
-    if config.mu is None or config.lip_step == "exact" or isinstance(slopes, LayerNorms):
+    mu = terms.asked.mu
+    settled = terms.config.lip_step == "exact" or isinstance(terms.slopes, LayerNorms)
+    if mu is None or settled:
         return solution.lip_sq
     first = solution.weights[0]
     s = solution.lip_sq
     pull = 0.5 * state.rho * float(((anchor[0] - first) * first).sum())
     curvature = 0.5 * state.rho * float(first.square().sum())
-    step = len(anchor) * (config.mu * s - pull) / (config.mu * s + curvature)
+    step = len(anchor) * (mu * s - pull) / (mu * s + curvature)
     return s * math.exp(-max(-LARGEST_LOG_STEP, min(LARGEST_LOG_STEP, step)))

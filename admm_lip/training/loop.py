@@ -1,109 +1,70 @@
-"""The one training loop: rounds of a loss step, a Lipschitz step and a dual step.
+"""The one training loop, whatever the method: batches, steps, rounds, epochs, checkpoints, signals.
 
-Finiteness, limits, the progress bar, checkpoints and signals live here; the updates themselves are
-functions in ``loss_step``, ``lipschitz_step``, ``multiplier_step`` and ``admm``.
+A constraint acts by itself, through the optimizer; the loop asks it when its rounds are over.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..solvers import SolveFailed
-from ..units import Units
-from .admm import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
+from ..errors import TrainingFailed
 from .batches import Batches
-from .config import TrainConfig
-from .layer_norms import Activations, LayerNorms
-from .lipschitz_step import lipschitz_step, next_lip_sq
-from .loss_step import NonFiniteLoss, Objective, loss_step, pull_of
-from .metric import PLAIN, Metric
-from .multiplier_step import RoundView
-from .optimize import schedule_factor
+from .callbacks import Moment, Row
+from .keeper import Keeper
+from .losses import checked_value
+from .optimize import set_learning_rate
 from .reading import Batch
+from .run import Progress, Run
+from .signals import Asked, deferred_signals
 
-Row = dict[str, Any]
-Share = Callable[[AdmmState], AdmmState]
-
-
-# Optimizer steps of a round by the kind of constraint: a clip per layer costs less than a step.
-ROUND_STEPS: Mapping[type, int] = {LayerNorms: 4, tuple: 8}
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class TrainingFailed(RuntimeError):
-    """A round could not be finished; names the round, the reason and what is left on disk."""
+def run_steps(run: Run, at: Progress, keeper: Keeper, show: bool) -> str:
+    """Run every remaining step, ``at`` updated.
 
+    The first Ctrl-C or SIGTERM waits for the end of a round of ADMM, or of a step where nothing is
+    enforced (and there acts at once where there is no folder to go on from).
 
-def local(state: AdmmState) -> AdmmState:
-    """Share the state among one process: nothing to do.
+    Returns:
+        ``"finished"``, ``"converged"``, ``"stopped"`` (by a callback), ``"interrupted"`` or
+        ``"terminated"``.
 
-    In data-parallel training one rank projects; this is where all of them receive its state.
+    Raises:
+        TrainingFailed: when a loss is not finite or no backend can project.
     """
-    return state
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Everything that stays the same during a run; only ``model`` and ``optimizer`` mutate.
-
-    ``stored`` is the dtype that the weights are rounded to in the end.
-    """
-
-    model: nn.Module
-    parameters: tuple[nn.Parameter, ...]
-    slopes: Activations
-    batches: Batches
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    multiplier_step: Callable[[AdmmState, RoundView, TrainConfig], AdmmState]
-    config: TrainConfig
-    stored: torch.dtype
-    metric: Metric = PLAIN
-    units: Units | None = None
-    share: Share = local
-
-    @property
-    def round_steps(self) -> int:
-        """Optimizer steps of a round."""
-        return self.config.round_steps or ROUND_STEPS[type(self.slopes)]
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.config.epochs * len(self.batches)
-
-
-def read_weights(parameters: tuple[nn.Parameter, ...]) -> Matrices:
-    """The parameters as float64 matrices, copied."""
-    return tuple(p.detach().to(torch.float64, copy=True) for p in parameters)
-
-
-def write_weights(parameters: tuple[nn.Parameter, ...], weights: Matrices) -> None:
-    """Overwrite the parameters, rounded to their own dtype."""
-    with torch.no_grad():
-        for p, w in zip(parameters, weights, strict=True):
-            p.copy_(w)
-
-
-def stream(run: Run, step: int) -> Iterator[tuple[Batch, float]]:
-    """Batches and step sizes from optimizer step ``step`` to the end of the run."""
-    device = run.parameters[0].device
-    per_epoch = len(run.batches)
-    for epoch in range(step // per_epoch, run.config.epochs):
-        start = step - epoch * per_epoch
-        for inputs, targets in run.batches.epoch(epoch_seed(run.config.seed, epoch), start):
-            factor = schedule_factor(run.config.schedule, step / run.total_steps)
-            yield (inputs.to(device), targets.to(device)), run.config.lr * factor
-            step += 1
+    if _converged(run, at):
+        return "converged"
+    begun = time.perf_counter() - at.seconds
+    run.model.train()
+    deferred = run.constraint is not None or keeper.folder is not None
+    watch = deferred_signals() if deferred else nullcontext(Asked())
+    with _bar(run, at, show) as bar, watch as asked:
+        for batch, rows in _stream(run, at.step):
+            _step(run, at, batch, rows)
+            at.seconds = time.perf_counter() - begun
+            ended = _end_step(run, at)
+            bar.update()
+            if ended:
+                bar.set_postfix(_postfix(at.history[-1]), refresh=False)
+                if (reason := _ended_by(run, at)) is not None:
+                    return reason
+            if at.step < run.total_steps and (ended or run.constraint is None):
+                if asked.stop is not None or keeper.due:
+                    mean_loss(at)
+                if asked.stop is not None:
+                    return asked.stop
+                if keeper.due:
+                    keeper.save(at)
+    return "finished"
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -111,157 +72,179 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % (2**63)
 
 
-def one_round(
-    run: Run, state: AdmmState, batches: list[tuple[Batch, float]], progress: float
-) -> tuple[AdmmState, Row]:
-    """One ADMM round at this share of the run; returns the next state and its history row."""
-    config = run.config
-    pull = pull_of(run.parameters, state)
-    lip = state.target_sq**0.5
-    loss = loss_step(run.model, run.optimizer, run.objective, batches, pull, lip, progress)
-    weights = read_weights(run.parameters)
-    relaxed = relax(weights, state.consensus, config.relaxation)
-    point = anchor(relaxed, state.dual, state.rho)
-    solution = lipschitz_step(point, state, run.slopes, config, run.metric)
-    dual = dual_step(state.dual, relaxed, solution.weights, state.rho)
-    measured = residuals(weights, solution.weights, state.consensus, dual, state.rho)
-    moved = replace(
-        state,
-        consensus=solution.weights,
-        dual=dual,
-        lip_sq=solution.lip_sq,
-        target_sq=next_lip_sq(point, solution, state, config, run.slopes),
-        rho=RHO_RULES[config.rho_rule](state.rho, measured),
-        warm=solution.warm,
-    )
-    view = RoundView(point, run.slopes, batches[-1][1] / config.lr, run.metric)
-    moved = replace(run.multiplier_step(moved, view, config), iteration=state.iteration + 1)
-    row = {
-        "round": moved.iteration,
-        "loss": loss,
-        "lip": moved.lip,
-        "ball_norm": solution.ball_norm,
-        "primal_residual": measured.primal,
-        "dual_residual": measured.dual,
-        "relative_residual": measured.relative,
-        "rho": state.rho,
-        "status": solution.status.name,
-        "backend": solution.backend,
-        "iterations": solution.iterations,
-    }
-    return run.share(moved), row
-
-
-def run_rounds(
-    run: Run,
-    state: AdmmState,
-    history: list[Row],
-    after_round: Callable[[AdmmState, list[Row]], None],
-    progress: bool,
-) -> tuple[AdmmState, str]:
-    """Run every remaining round.
-
-    Args:
-        run: the fixed parts.
-        state: where to begin.
-        history: rows so far; grows in place by one row per round.
-        after_round: called after every whole round (checkpoints).
-        progress: show a bar.
-
-    Returns:
-        The last state, and ``"finished"``, ``"converged"``, ``"interrupted"`` or ``"terminated"``.
-
-    Raises:
-        TrainingFailed: when a loss is not finite or no backend can project; the last whole round
-            has been handed to ``after_round``.
-    """
-    config, step = run.config, steps_done(history)
-    begun = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
-    batches = stream(run, step)
-    bar = tqdm(
-        total=state.iteration - (step - run.total_steps) // run.round_steps,
-        initial=state.iteration,
-        desc="training",
-        unit="round",
-        disable=not progress,
+def _bar(run: Run, at: Progress, show: bool) -> tqdm[Any]:
+    name = "training" if run.constraint is not None else run.method.name
+    return tqdm(
+        total=run.total_steps,
+        initial=at.step,
+        desc=name,
+        unit="step",
+        disable=not show,
         mininterval=0.2,
     )
-    with bar, deferred_signals() as asked:
-        while step < run.total_steps and not _converged(run, history):
-            chunk = [b for _, b in zip(range(run.round_steps), batches, strict=False)]
-            try:
-                state, row = one_round(run, state, chunk, step / run.total_steps)
-            except (NonFiniteLoss, SolveFailed) as error:
-                raise TrainingFailed(f"round {state.iteration + 1}: {error}") from error
-            if config.restart:
-                write_weights(run.parameters, state.consensus)
-            step = min(step + run.round_steps, run.total_steps)
-            row["step"], row["epoch"] = step, step / len(run.batches)
-            row["seconds"] = time.perf_counter() - begun
-            history.append(row)
-            after_round(state, history)
-            bar.update()
-            bar.set_postfix(_postfix(row), refresh=False)
-            if asked.stop is not None and step < run.total_steps:
-                return state, asked.stop
-    return state, "converged" if _converged(run, history) else "finished"
 
 
-def steps_done(history: list[Row]) -> int:
-    """Optimizer steps behind a history."""
-    done: int = history[-1]["step"] if history else 0
-    return done
+def _stream(run: Run, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Batches and their row numbers from optimizer step ``step`` to the end of the run."""
+    per_epoch = len(run.batches)
+    for epoch in range(step // per_epoch, run.config.epochs):
+        seed, start = epoch_seed(run.config.seed, epoch), step - epoch * per_epoch
+        for pair in zip(
+            run.batches.epoch(seed, start), run.batches.rows(seed, start), strict=False
+        ):
+            yield pair
+            step += 1
 
 
-def _converged(run: Run, history: list[Row]) -> bool:
-    return bool(history) and history[-1]["relative_residual"] < run.config.residual_tol
+def _step(run: Run, at: Progress, batch: Batch, rows: Tensor | None) -> None:
+    """One optimizer step; the batch's loss joins ``at.losses``."""
+    share, lip = at.step / run.total_steps, run.lip
+    set_learning_rate(run.optimizer, run.config.lr * run.schedule(share))
+    x, y = (values.to(run.device) for values in batch)
+    run.method.begin_batch(run.model, rows)
+    seen: list[Tensor] = []
+
+    # Some optimizers (L-BFGS) evaluate more than once; the loss reported is the first one.
+    def evaluate() -> Tensor:
+        run.optimizer.zero_grad()
+        with _autocast(run):
+            value = checked_value(
+                run.method.objective(run.model, x, y, lambda f, t: run.loss(f, t, lip), share)
+            )
+        run.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+        if run.config.gradient_clip is not None:
+            run.scaler.unscale_(run.optimizer)
+            nn.utils.clip_grad_norm_(run.model.parameters(), run.config.gradient_clip)
+        if not seen:
+            at.losses.append(value.detach())
+        seen.append(value.detach())
+        return seen[-1]
+
+    try:
+        _move(run, evaluate)
+        at.step += 1
+        _close_last_round(run, at)
+    except TrainingFailed:
+        mean_loss(at)  # where that is the reason, it is the better one to name
+        raise
+    run.method.after_step(run.model)
+
+
+def _move(run: Run, evaluate: Callable[[], Tensor]) -> None:
+    if run.scaler.is_enabled():  # takes no closure
+        evaluate()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    else:
+        run.optimizer.step(evaluate)  # type: ignore[arg-type]
+
+
+def _close_last_round(run: Run, at: Progress) -> None:
+    """The last round of a run may be a short one."""
+    held = run.constraint
+    if held is not None and at.step == run.total_steps and held.state.steps:
+        held.close_round()
+
+
+def _autocast(run: Run) -> AbstractContextManager[object]:
+    dtype = AUTOCAST.get(run.config.precision)
+    return nullcontext() if dtype is None else torch.autocast(run.device.type, dtype)
+
+
+def _end_step(run: Run, at: Progress) -> bool:
+    """Validation, the round's row and the callbacks, where they are due; whether a round ended."""
+    epoch_over = at.step % len(run.batches) == 0
+    if epoch_over and run.validation is not None:
+        at.noted = _validated(run, run.validation)
+    done = run.constraint.state.iteration if run.constraint is not None else None
+    ended = epoch_over if done is None else done > len(at.history)
+    if ended:
+        at.history.append(_row(run, at))
+        at.losses.clear()
+        at.noted = {}
+    if run.callbacks and (ended or epoch_over):
+        moment = _moment(run, at)
+        for callback in run.callbacks:
+            if ended:
+                callback.on_round(moment)
+            if epoch_over:
+                callback.on_epoch(moment)
+    return ended
+
+
+def _row(run: Run, at: Progress) -> Row:
+    """What a round leaves in the history."""
+    held = run.constraint
+    counted = {} if held is None else {"round": held.state.iteration}
+    measured = {} if held is None else held.state.measured
+    return {
+        **counted,
+        "loss": mean_loss(at),
+        **measured,
+        **run.method.report(run.model),
+        **at.noted,
+        "step": at.step,
+        "epoch": at.step / len(run.batches),
+        "seconds": at.seconds,
+    }
+
+
+def _validated(run: Run, batches: Batches) -> Row:
+    """Mean loss, and accuracy where targets are classes, of the network as it would be shipped."""
+    held, lip = run.constraint, run.lip
+    loss, right, rows = 0.0, 0, 0
+    with torch.no_grad(), nullcontext() if held is None else held.shipped():
+        run.model.eval()
+        for x, y in batches.epoch(0, 0):
+            outputs, targets = run.model(x.to(run.device)), y.to(run.device)
+            loss += len(y) * float(run.loss(outputs, targets, lip))
+            rows += len(y)
+            if not y.is_floating_point():
+                right += int((outputs.argmax(1) == targets).sum())
+        run.model.train()
+    found = {"validation_loss": loss / rows}
+    return found if y.is_floating_point() else found | {"validation_accuracy": right / rows}
+
+
+def _moment(run: Run, at: Progress) -> Moment:
+    row = at.history[-1] if at.history else {}
+    return Moment(run.model, row, at.step, at.step / len(run.batches), run.constraint)
+
+
+def _ended_by(run: Run, at: Progress) -> str | None:
+    """Why the run ends after this round, if it does."""
+    if _converged(run, at):
+        return "converged"
+    moment = _moment(run, at)
+    asked = [callback.stop(moment) for callback in run.callbacks]
+    return "stopped" if any(asked) and at.step < run.total_steps else None
+
+
+def _converged(run: Run, at: Progress) -> bool:
+    row = at.history[-1] if at.history else {}
+    return bool(row.get("relative_residual", math.inf) < run.config.residual_tol)
+
+
+def mean_loss(at: Progress) -> float:
+    """Mean loss since the last row; called before anything is kept of it.
+
+    Raises:
+        TrainingFailed: naming the round, when it is not finite.
+    """
+    losses = [value.to(at.losses[-1].device) for value in at.losses]  # some from a checkpoint
+    mean = float(torch.stack(losses).mean()) if losses else 0.0
+    if not math.isfinite(mean):
+        raise TrainingFailed(
+            f"round {len(at.history) + 1}: loss: expected a finite value, got {mean}; lower lr, or "
+            "check the data's scale"
+        )
+    return mean
+
+
+# Columns that say less, or that the bar itself says.
+_NOT_SHOWN = {"round", "ball_norm", "relative_residual", "rho", "status", "backend", "iterations"}
+_NOT_SHOWN |= {"step", "epoch", "seconds"}
 
 
 def _postfix(row: Row) -> dict[str, str]:
-    return {
-        "loss": f"{row['loss']:.4g}",
-        "L": f"{row['lip']:.4g}",
-        "primal": f"{row['primal_residual']:.1e}",
-        "dual": f"{row['dual_residual']:.1e}",
-    }
-
-
-# signal -> how a run ends that was asked to stop by it; and the exit code of a command then
-STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-EXIT_CODES = {name: 128 + number for number, name in STOPS.items()}
-
-
-@dataclass
-class Asked:
-    """How the run was asked to stop, a value of ``STOPS``; ``None`` while it was not."""
-
-    stop: str | None = None
-
-
-@contextmanager
-def deferred_signals() -> Iterator[Asked]:
-    """Let the first Ctrl-C or SIGTERM wait for the end of the round; a second one acts at once.
-
-    Outside the main thread signals cannot be caught and do what they always do.
-    """
-    asked = Asked()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    previous = {number: signal.getsignal(number) for number in STOPS}
-
-    def put_back() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def remember(number: int, frame: Any) -> None:
-        asked.stop = STOPS[signal.Signals(number)]
-        put_back()
-
-    for number in STOPS:
-        signal.signal(number, remember)
-    try:
-        yield asked
-    finally:
-        put_back()
+    return {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_SHOWN}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..solvers import CertifyProblem, Slopes, SolverConfig, Structure, solve_certify
 from ..units import Units
-from .admm import Matrices
+from .admm_state import Matrices
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,8 @@ import torch
 
 from ..networks.sorting import HALF_ABS
 from ..solvers import CertifyProblem, SolveFailed, solve_certify
-from .admm import AdmmState, Matrices
-from .config import TrainConfig
-from .layer_norms import Activations, LayerNorms
-from .metric import PLAIN, Metric
+from .admm_state import AdmmState, Matrices
+from .terms import LayerNorms, Terms
 
 # The step forgets directions and sizes at these rates (running averages).
 DIRECTION_DECAY, SIZE_DECAY = 0.8, 0.95
@@ -42,13 +40,12 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 
 @dataclass(frozen=True, eq=False)
 class RoundView:
-    """What a multiplier step may look at: the anchor, the slopes, the relative step size, and which
-    matrices the bound is about."""
+    """What a multiplier step may look at beside the state: the anchor of the projection, the
+    optimizer's step size relative to that at the start, and the terms."""
 
     anchor: Matrices
-    slopes: Activations
     relative_lr: float
-    metric: Metric = PLAIN
+    terms: Terms
 
 
 def sensitivity(anchor: Matrices, consensus: Matrices) -> Matrices:
@@ -59,12 +56,12 @@ def sensitivity(anchor: Matrices, consensus: Matrices) -> Matrices:
     )
 
 
-def fixed(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmState:
+def fixed(state: AdmmState, view: RoundView) -> AdmmState:
     """T stays."""
     return state
 
 
-def by_sensitivity(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmState:
+def by_sensitivity(state: AdmmState, view: RoundView) -> AdmmState:
     """``log t -= eta g / rms(g)``, averaged; the next projection restores feasibility."""
     gradient = sensitivity(view.anchor, state.consensus)
     if not gradient:  # a single affine map has no multiplier
@@ -79,24 +76,26 @@ def by_sensitivity(state: AdmmState, view: RoundView, config: TrainConfig) -> Ad
     size = (scale / (1 - SIZE_DECAY**rounds)) ** 0.5
     if size == 0.0:
         return state
-    rate = config.multiplier_rate * view.relative_lr / (size * (1 - DIRECTION_DECAY**rounds))
+    speed = view.terms.config.multiplier_rate * view.relative_lr
+    rate = speed / (size * (1 - DIRECTION_DECAY**rounds))
     multiplier = tuple(
         t * torch.exp(-rate * m) for t, m in zip(state.multiplier, momentum, strict=True)
     )
     return replace(state, multiplier=multiplier, momentum=momentum, mean_square=scale)
 
 
-def by_lipsdp(state: AdmmState, view: RoundView, config: TrainConfig) -> AdmmState:
+def by_lipsdp(state: AdmmState, view: RoundView) -> AdmmState:
     """T optimal at the consensus, scaled to certify the bound of the round, small entries raised.
 
     That may leave the consensus a little outside; the next projection brings it back.
     """
+    config, slopes = view.terms.config, view.terms.slopes
     if (state.iteration + 1) % config.multiplier_every:
         return state
-    assert not isinstance(view.slopes, LayerNorms)  # resolve_multiplier_step sees to it
+    assert not isinstance(slopes, LayerNorms)  # resolve_multiplier_step sees to it
     solver = replace(config.solver, tol=max(config.solver.tol, LIPSDP_TOL))
-    seen = view.metric.seen(state.consensus)
-    problem = CertifyProblem(seen, view.slopes)
+    seen = view.terms.metric.seen(state.consensus)
+    problem = CertifyProblem(seen, slopes)
     try:
         solution = solve_certify(problem, solver, warm=state.multiplier)
     except SolveFailed:
@@ -126,7 +125,9 @@ def scaled_to(multiplier: Matrices, lip: float, bound: float) -> Matrices:
     return tuple(t * (bound / lip) ** 2 for t in multiplier)
 
 
-MULTIPLIER_STEPS: dict[str, Callable[[AdmmState, RoundView, TrainConfig], AdmmState]] = {
+MultiplierStep = Callable[[AdmmState, RoundView], AdmmState]
+
+MULTIPLIER_STEPS: dict[str, MultiplierStep] = {
     "fixed": fixed,
     "sensitivity": by_sensitivity,
     "lipsdp": by_lipsdp,
@@ -135,7 +136,7 @@ MULTIPLIER_STEPS: dict[str, Callable[[AdmmState, RoundView, TrainConfig], AdmmSt
 
 def resolve_multiplier_step(
     name: str, activations: tuple[str, ...], regression: bool = False
-) -> Callable[[AdmmState, RoundView, TrainConfig], AdmmState]:
+) -> MultiplierStep:
     """The rule of that name.
 
     ``"auto"`` is ``sensitivity`` unless every activation is homogeneous; then it is ``fixed`` for

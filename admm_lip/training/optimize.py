@@ -89,16 +89,17 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def schedule_factor(name: str, progress: float) -> float:
-    """Share of the base step size at ``progress`` in [0, 1] of the run.
+def schedule_of(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
+    """The schedule of that name, or a function of the share of the run that is done as it is.
 
     Raises:
         ValueError: for a name that is not in ``SCHEDULES``.
     """
-    schedule = SCHEDULES.get(name)
-    if schedule is None:
-        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
-    return schedule(progress)
+    if callable(schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    return SCHEDULES[schedule]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

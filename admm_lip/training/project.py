@@ -43,12 +43,12 @@ from ..solvers import (
     solve_project,
 )
 from ..units import Units
-from .admm import Matrices
+from .admm_state import Matrices
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
-from .loop import EXIT_CODES
 from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
 from .precision import master_dtype, stored_dtype
+from .signals import EXIT_CODES
 from .start import CAST_MARGIN
 
 Pair = tuple[Tensor, Tensor]

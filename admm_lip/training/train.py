@@ -1,17 +1,17 @@
-"""Training under a certified Lipschitz bound: the public entry.
+"""Training under a certified Lipschitz bound, or by another method: the public entry.
 
-``train`` sets a run up, lets ``loop`` run its rounds, writes the consensus into the model in the
-model's own dtype, and certifies exactly those numbers.
+``train`` sets a run up, lets ``loop`` run it, and hands the finished network back: with its proof
+where a bound was kept.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +19,29 @@ from torch import Tensor, nn
 from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
 from ..data.labels import Classes
-from ..networks.chain import linear_layers, read_network
+from ..errors import TrainingFailed
+from ..lipschitz import Lipschitz
+from ..networks.chain import linear_layers
 from ..networks.overrides import unwrapped
 from ..units import Units
-from .admm import AdmmState, Matrices
+from .admm_state import AdmmState, read_weights
 from .batches import Batches, TensorBatches, as_batches
-from .centring import Centring, centre, mean_input
+from .callbacks import Callback, Row
+from .centring import mean_input
 from .config import TrainConfig
-from .keeper import Keeper, Trainee, held
-from .layer_norms import LayerNorms, layer_start, training_constraint
-from .loop import Row, Run, TrainingFailed, run_rounds, steps_done, write_weights
-from .loss_step import Objective
-from .losses import BoundedLoss, checked_value, resolve_loss
+from .constrained import check_asked, trained_layers
+from .constraint import Constraint
+from .keeper import Keeper, held
+from .loop import run_steps
+from .losses import BoundedLoss, resolve_loss
 from .method import Method
-from .metric import PLAIN, Metric
-from .multiplier_step import resolve_multiplier_step
-from .optimize import make_optimizer, schedule_factor
+from .metric import Metric
+from .optimize import make_optimizer, schedule_of
 from .precision import master_dtype, stored_dtype
-from .start import CAST_MARGIN, orthogonal_, start
+from .run import Progress, Run
+from .start import loss_scale
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
-
-# Gap in L^2 to which the finished network is certified: the bound is used up by then, so a closer
-# look gains a few units in the sixth digit, and on sorting layers it takes as long as three epochs.
-FINAL_TOL = 1e-4
-# Times that weights are rounded to the model's dtype and, outside the bound, scaled down.
-ROUNDINGS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,33 +49,46 @@ class TrainResult:
     """What a run gives back.
 
     Attributes:
-        model: a plain module of the class that went in, holding the consensus weights.
-        certificate: the proof of its Lipschitz constant, made from the weights as shipped.
-        history: one row per round: loss, lip, residuals, rho, the projection's status, seconds.
-        state: the last ADMM state.
+        model: a plain module: under a bound of the class that went in, with the consensus weights.
+        history: one row per round: loss, step, epoch, seconds; under a bound also lip, residuals,
+            rho and how the projection went.  Where nothing is enforced a round is an epoch.
+        state: the last ADMM state; ``None`` where nothing is enforced.
         config: the settings.
-        stopped: ``"finished"``, ``"converged"``, ``"interrupted"`` (by Ctrl-C) or ``"terminated"``
-            (by SIGTERM).
+        stopped: ``"finished"``, ``"converged"``, ``"stopped"`` (by a callback), ``"interrupted"``
+            (by Ctrl-C) or ``"terminated"`` (by SIGTERM).
         seconds: of training, certification not included.
+        steps: optimizer steps done.
+        claimed_lip: the method's own bound, if it has one.
         classes: the label of each output, in order, so that
             ``np.array(result.classes)[result.model(x).argmax(1)]`` are labels as the data have
             them; ``None`` for a regression.
     """
 
     model: nn.Module
-    certificate: Certificate
     history: tuple[Row, ...]
-    state: AdmmState
+    state: AdmmState | None
     config: TrainConfig
     stopped: str
     seconds: float
+    steps: int
+    claimed_lip: float | None = None
     classes: Classes | None = None
+    _proof: Certificate | None = field(default=None, repr=False)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof of the model's Lipschitz constant, made from the weights as shipped.
+
+        Where nothing was enforced it is made when it is first asked for, by
+        :func:`admm_lip.certify`, which convolutions need called with the shape of their inputs.
+        """
+        return certify_global(self.model) if self._proof is None else self._proof
 
 
 def train(
-    model: nn.Module,
+    model: nn.Module | TrainResult,
     data: Any,
-    config: TrainConfig,
+    config: TrainConfig | Lipschitz,
     loss: Any = None,
     *,
     method: Method | None = None,
@@ -86,19 +96,26 @@ def train(
     batch: Callable[[Any], Any] | None = None,
     steps: int | None = None,
     classes: Sequence[Any] | None = None,
+    validation: Any = None,
+    callbacks: Sequence[Callback] = (),
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
     """Train a network under a Lipschitz bound (or penalty) by ADMM, and certify the result.
 
+    Without ``bound`` and ``mu`` nothing is enforced, and ``method`` alone says how it is trained.
+
     Args:
         model: a chain of ``Linear`` layers and activations that are slope-restricted, or all sort
-            pairs; it is copied, the one that went in is not changed.
+            pairs (any module that the method accepts, where nothing is enforced); it is copied, the
+            one that went in is not changed.  A result of an earlier run under a bound goes on from
+            its network and its ADMM state, under another bound, say.
         data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors, NumPy arrays,
             data frames, series or lists.  Inputs take the model's dtype; integers, booleans and
             words are class labels, floats are numbers (``reading.py``).
-        config: all settings; give ``bound`` or ``mu``.
+        config: all settings, with ``bound`` or ``mu``; a ``Lipschitz`` stands for the others'
+            defaults.
         loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
         method: takes the place of the plain loss by its own objective (a gradient penalty, an
             adversarial loss, see ``methods``); the bound or penalty on L comes on top.
@@ -109,8 +126,12 @@ def train(
         steps: batches of an epoch, for a DataLoader that does not know its length.
         classes: the labels in the order of the outputs; ``None`` takes those of data in memory in
             sorted order, and a DataLoader's as numbers of the outputs.
+        validation: data in a form like ``data``, on which the loss (and the accuracy) of the
+            network as it would be shipped join the history after every epoch.
+        callbacks: see :class:`~admm_lip.training.callbacks.Callback`.
         run_dir: folder for checkpoints; ``None`` writes nothing.
-        resume: continue from the checkpoint in ``run_dir``, to the identical result.
+        resume: continue from the checkpoint in ``run_dir``, to the identical result; with more
+            ``epochs`` for longer.
         progress: show a bar.
 
     Returns:
@@ -131,117 +152,152 @@ def train(
         >>> result.certificate.lip <= 2.0
         True
     """
+    config, units = _settings(config, units)
+    asked = config.asked(units)
+    _check_method(method, asked, units)
+    earlier = model if isinstance(model, TrainResult) else None
+    given = unwrapped(model.model if isinstance(model, TrainResult) else model)
     with held(run_dir, resume) as folder, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # the caller's random state stays as it was
-        copied = copy.deepcopy(unwrapped(model))
+        copied = copy.deepcopy(given)
         stored = stored_dtype(copied)
-        layers = _trained_layers(copied.to(master_dtype(stored)))
-        chosen, by = config.loss if loss is None else loss, method or Method()
-        batches = as_batches(
-            data, config.batch_size, copied, chosen, batch=batch, steps=steps, classes=classes
-        )
-        run, state, centring = _set_up(
-            copied, layers, batches, config, chosen, method, stored, units
-        )
-        history: list[Row] = []
-        keeper = Keeper(
-            Trainee(run.model, run.optimizer, by, batches, config, chosen, stored, units), folder
-        )
-        if resume:
-            kept = keeper.restore()
-            state, history = AdmmState(**kept["state"]), kept["history"]
-
-        def save(state: AdmmState, history: list[Row]) -> None:
-            fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-            keeper.save(steps_done(history), {"state": fields, "history": history})
-
-        def after_round(state: AdmmState, history: list[Row]) -> None:
-            if keeper.due:
-                save(state, history)
-
-        state, stopped = run_rounds(run, state, history, after_round, progress)
-        save(state, history)
-    return _finished(run, state, history, stopped, centring)
+        copied.to(master_dtype(stored))
+        if asked is not None:
+            trained_layers(copied)  # refuses, by name, before data are read
+        chosen = config.loss if loss is None else loss
+        like: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "model": copied,
+            "loss": chosen,
+            "batch": batch,
+        }
+        batches = as_batches(data, **like, steps=steps, classes=classes)
+        torch.manual_seed(config.seed)  # the caller's random state stays as it was
+        run = _set_up(copied, batches, config, chosen, method or Method(), asked, stored, earlier)
+        measured = _validation(validation, batches, like)
+        run = replace(run, validation=measured, callbacks=tuple(callbacks))
+        keeper = Keeper(run, folder)
+        at = keeper.restore() if resume else Progress()
+        stopped = run_steps(run, at, keeper, progress)
+        keeper.save(at)
+    return _finished(run, at, stopped)
 
 
-def _trained_layers(model: nn.Module) -> list[nn.Linear]:
-    """The layers that move, in evaluation mode: dropout is the identity in what is certified.
+def _settings(
+    config: TrainConfig | Lipschitz, units: Units | None
+) -> tuple[TrainConfig, Units | None]:
+    """A ``Lipschitz`` as settings."""
+    if not isinstance(config, Lipschitz):
+        return config, units
+    check_asked(config)
+    if units is not None and config.units is not None:
+        raise ValueError("units: expected once, got them in Lipschitz(units=...) and beside it")
+    return TrainConfig(bound=config.bound, mu=config.mu), units or config.units
 
-    Raises:
-        UnsupportedModule: by name, for a network that is no chain of them.
-        ValueError: for a frozen parameter: every projection moves all weights, and the start
-            scales all biases.
-    """
-    layers = linear_layers(model.eval())
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+
+def _check_method(method: Method | None, asked: Lipschitz | None, units: Units | None) -> None:
+    """Raise unless the method can run under what is asked, or there is one where nothing is."""
+    if asked is None:
+        if method is None:
             raise ValueError(
-                f"model: {name} is frozen (requires_grad=False), but the bound moves every layer; "
-                "thaw it by model.requires_grad_(True), or train it by another method"
+                "bound, mu: expected exactly one of the two, or a method; got none of them"
             )
-    return layers
+        if units is not None:
+            raise ValueError("units: go with a bound or mu, got neither")
+        return
+    for hook in ("prepare", "after_step", "finish"):
+        if method is not None and getattr(type(method), hook) is not getattr(Method, hook):
+            raise TypeError(
+                f"method: {method.name} changes the network itself ({hook}), so it cannot run "
+                "under ADMM; leave out bound and mu"
+            )
+
+
+def _validation(data: Any, batches: Batches, like: dict[str, Any]) -> Batches | None:
+    """Validation data, read as the training data were."""
+    if data is None:
+        return None
+    return as_batches(data, **like, classes=batches.reading.classes)
 
 
 def _set_up(
     model: nn.Module,
-    layers: list[nn.Linear],
     batches: Batches,
     config: TrainConfig,
     loss: Any,
-    method: Method | None,
+    method: Method,
+    asked: Lipschitz | None,
     stored: torch.dtype,
-    units: Units | None,
-) -> tuple[Run, AdmmState, Centring | None]:
+    earlier: TrainResult | None,
+) -> Run:
     """Check everything once, before the first step."""
-    if config.start == "scratch":
-        orthogonal_(layers, config.seed)
-    parameters = tuple(cast(nn.Parameter, layer.weight) for layer in layers)
-    chain = read_network(model).chain()
-    model.train()
-    slopes = training_constraint(chain, parameters[0].device)
     inputs, targets = _first_batch(batches)
-    weights = tuple(p.detach().to(torch.float64) for p in parameters)
-    metric = PLAIN if units is None else Metric.of(units, weights)
-    own = resolve_loss(loss, targets, config.eps / metric.length, config.temperature)
-    bounded = _in_own_units(own, metric.length)
-    objective = _objective(bounded, method)
-    schedule_factor(config.schedule, 0.0)
-    multiplier_step = resolve_multiplier_step(
-        config.multiplier_step,
-        tuple(layer.kind for layer in chain.activations),
-        regression=targets.is_floating_point(),
+    length = 1.0
+    if asked is not None and asked.units is not None:
+        weights = read_weights([layer.weight for layer in linear_layers(model)])
+        length = Metric.of(asked.units, weights).length
+    own = resolve_loss(loss, targets, config.eps / length, config.temperature)
+    constraint = None
+    if asked is not None:
+        layer = linear_layers(model)[0]
+        centred = config.centre and layer.bias is not None
+        constraint = _constraint(
+            model,
+            asked,
+            config,
+            earlier,
+            mean=mean_input(batches, inputs, layer.in_features) if centred else None,
+            loss_scale=loss_scale(config, length, _variance(targets)),
+            regression=targets.is_floating_point(),
+            dtype=stored,
+        )
+    trained = method.prepare(model)
+    optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
+    if constraint is not None:
+        constraint.attach(optimizer)
+    return Run(
+        model=trained,
+        optimizer=optimizer,
+        batches=batches,
+        method=method,
+        constraint=constraint,
+        loss=_in_own_units(own, length),
+        named_loss=loss,
+        config=config,
+        schedule=schedule_of(config.schedule),
+        stored=stored,
+        units=None if asked is None else asked.units,
+        scaler=_scaler(config, optimizer, trained),
     )
-    variance = _variance(targets)
-    if isinstance(slopes, LayerNorms):
-        if units is not None:
-            raise ValueError(
-                "units: a network that sorts pairs is trained by one norm per layer, in the units "
-                "of its inputs; leave units out, and certify the result with them"
-            )
-        begin = layer_start(weights, config, stored, variance)
-    else:
-        begin = start(weights, slopes, config, stored, variance, metric)
-    write_weights(parameters, begin.state.consensus)
-    with torch.no_grad():
-        for layer, factor in zip(layers, begin.bias_factors, strict=True):
-            if layer.bias is not None:
-                layer.bias.mul_(factor)
-    centring = _centring(layers[0], batches, inputs, config)
-    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
-    run = Run(
-        model,
-        parameters,
-        slopes,
-        batches,
-        optimizer,
-        objective,
-        multiplier_step,
-        config,
-        stored,
-        metric,
-        units,
-    )
-    return run, begin.state, centring
+
+
+def _constraint(
+    model: nn.Module,
+    asked: Lipschitz,
+    config: TrainConfig,
+    earlier: TrainResult | None,
+    **more: Any,
+) -> Constraint:
+    """A new constraint, or that of an earlier run, asking something else."""
+    if earlier is None:
+        return Constraint(model, asked, config, **more)
+    then = earlier.config.asked(asked.units)
+    if earlier.state is None or then is None:
+        raise ValueError(
+            "model: expected a result of a run under a bound, got one without; give its .model"
+        )
+    constraint = Constraint(model, then, config, state=earlier.state, **more)
+    constraint.ask(asked)
+    return constraint
+
+
+def _scaler(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, model: nn.Module
+) -> torch.amp.GradScaler:
+    scaled = config.precision == "float16"
+    if scaled and isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("precision: float16 scales gradients, which L-BFGS cannot search along")
+    device = next(model.parameters()).device
+    return torch.amp.GradScaler(device.type, enabled=scaled)
 
 
 def _in_own_units(loss: BoundedLoss, length: float) -> BoundedLoss:
@@ -251,41 +307,6 @@ def _in_own_units(loss: BoundedLoss, length: float) -> BoundedLoss:
         return loss(outputs, targets, lip * length)
 
     return loss if length == 1.0 else scaled
-
-
-def _centring(
-    layer: nn.Linear, batches: Batches, inputs: Tensor, config: TrainConfig
-) -> Centring | None:
-    """The first layer centred, where that is asked for and it has a bias to take the mean."""
-    if not config.centre or layer.bias is None:
-        return None
-    mean = mean_input(batches, inputs, layer.in_features)
-    if mean is None:
-        return None
-    centring = centre(layer, mean)
-    if config.start == "scratch":  # nothing is lost by a bias of 0 at the mean input
-        with torch.no_grad():
-            layer.bias.zero_()
-    return centring
-
-
-def _objective(loss: BoundedLoss, method: Method | None) -> Objective:
-    """The loss of a model on a batch, by way of the method's objective where there is one."""
-    if method is None:
-        return lambda model, x, y, lip, progress: checked_value(loss(model(x), y, lip))
-    kind = type(method)
-    for hook in ("prepare", "after_step", "finish"):
-        if getattr(kind, hook) is not getattr(Method, hook):
-            raise TypeError(
-                f"method: {method.name} changes the network itself ({hook}), so it cannot run "
-                "under ADMM; train it by admm_lip.training.fit.fit"
-            )
-
-    def objective(model: nn.Module, x: Tensor, y: Tensor, lip: float, progress: float) -> Tensor:
-        value = method.objective(model, x, y, lambda out, aim: loss(out, aim, lip), progress)
-        return checked_value(value)
-
-    return objective
 
 
 def _first_batch(batches: Batches) -> tuple[Tensor, Tensor]:
@@ -302,49 +323,30 @@ def _variance(targets: Tensor) -> float | None:
     return float(rows.var(dim=0, correction=0).mean())
 
 
-def _finished(
-    run: Run, state: AdmmState, history: list[Row], stopped: str, centring: Centring | None
-) -> TrainResult:
-    """Write the consensus into the model, and certify exactly what is stored there."""
-    write_weights(run.parameters, state.consensus)
-    if centring is not None:
-        centring.undo()
-    run.model.eval().to(run.stored)
-    certificate = _certified(run, state, state.consensus)
+def _finished(run: Run, at: Progress, stopped: str) -> TrainResult:
+    """The plain network, and its proof or what the method claims of it."""
+    proof, claimed = None, None
+    if run.constraint is not None:
+        model, proof = run.constraint.finish()
+    else:
+        run.model.eval()
+        model = run.method.finish(run.model).to(run.stored)
+        claimed = run.method.lipschitz(_in_master(model, run.stored))
     return TrainResult(
-        model=run.model,
-        certificate=certificate,
-        history=tuple(history),
-        state=state,
+        model=model,
+        history=tuple(at.history),
+        state=None if run.constraint is None else run.constraint.state,
         config=run.config,
         stopped=stopped,
-        seconds=history[-1]["seconds"] if history else 0.0,
+        seconds=at.seconds,
+        steps=at.step,
+        claimed_lip=claimed,
         classes=run.batches.reading.classes,
+        _proof=proof,
     )
 
 
-def _certified(run: Run, state: AdmmState, weights: Matrices) -> Certificate:
-    """The certificate of ``weights`` as the model stores them.
-
-    Where rounding has led out of the bound, all layers are scaled by what it is too much, and
-    rounded again.
-
-    Raises:
-        TrainingFailed: when that does not lead back.
-    """
-    bound = run.config.bound
-    solver = replace(run.config.solver, tol=max(run.config.solver.tol, FINAL_TOL))
-    for _ in range(ROUNDINGS):
-        known = state.multiplier or None
-        found = certify_global(
-            run.model, units=run.units, solver=solver, requested=bound, multiplier=known
-        )
-        if bound is None or found.lip <= bound:
-            return found
-        share = (bound / found.lip * (1.0 - CAST_MARGIN[run.stored])) ** (1.0 / len(weights))
-        weights = tuple(share * w for w in weights)
-        write_weights(run.parameters, weights)
-    raise TrainingFailed(
-        f"bound: {run.stored} cannot hold weights that certify {bound:g}, only {found.lip:.6g}; "
-        "train in float32"
-    )
+def _in_master(model: nn.Module, stored: torch.dtype) -> nn.Module:
+    """The rounded weights in the dtype that norms are computed in."""
+    master = master_dtype(stored)
+    return model if master == stored else copy.deepcopy(model).to(master)

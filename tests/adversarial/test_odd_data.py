@@ -24,7 +24,6 @@ from admm_lip.evaluation.attacks import AttackConfig, gradient_free, pgd
 from admm_lip.local import certify_local, local_radii
 from admm_lip.research.comparators import METHODS
 from admm_lip.training.finetune import FinetuneConfig
-from admm_lip.training.fit import FitConfig, fit
 
 ROWS, FEATURES, CLASSES = 24, 4, 3
 WORDS = np.array(["cat", "dog", "emu"])
@@ -88,9 +87,9 @@ def trained(x: Any, y: Any, **more: Any) -> Tensor:
 
 
 def fitted(x: Any, y: Any, **more: Any) -> Tensor:
-    config = FitConfig(epochs=1, batch_size=8)
+    config = TrainConfig(epochs=1, batch_size=8)
     data, method = (x, y), METHODS["nominal"]()
-    return numbers_of(fit(network(), data, method, config, progress=False, **more).model)
+    return numbers_of(train(network(), data, config, method=method, progress=False, **more).model)
 
 
 def radii(x: Any, y: Any, **more: Any) -> Tensor:
@@ -422,7 +421,14 @@ def test_a_loss_that_cannot_be_minimised_is_named(case: str) -> None:
         train(network(), (X, Y), CONFIG, loss, progress=False)
     with pytest.raises((TypeError, ValueError), match=message):
         data, method = (X, Y), METHODS["nominal"]()
-        fit(network(), data, method, FitConfig(epochs=1, batch_size=8), loss, progress=False)
+        train(
+            network(),
+            data,
+            TrainConfig(epochs=1, batch_size=8),
+            loss,
+            method=method,
+            progress=False,
+        )
 
 
 def frozen_bias() -> nn.Module:
@@ -463,8 +469,8 @@ def test_a_wrapped_model_is_trained_as_what_it_wraps() -> None:
     result = train(wrapped, (X, Y), CONFIG, progress=False)
     assert type(result.model) is nn.Sequential
     assert torch.equal(numbers_of(result.model), plain("train"))
-    method, config = METHODS["nominal"](), FitConfig(epochs=1, batch_size=8)
-    found = fit(wrapped, (X, Y), method, config, progress=False)
+    method, config = METHODS["nominal"](), TrainConfig(epochs=1, batch_size=8)
+    found = train(wrapped, (X, Y), config, method=method, progress=False)
     assert torch.equal(numbers_of(found.model), plain("fit"))
 
 

@@ -14,7 +14,7 @@ from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
 from admm_lip.research.comparators import METHODS
-from admm_lip.training.fit import FitConfig, fit
+from admm_lip.training.train import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that somebody trained plainly on digits."""
     path = tmp_path_factory.mktemp("given")
     fresh = build_mlp(64, 10, ModelConfig((16,)), seed=0)
-    config = FitConfig(epochs=20, loss="cross_entropy", lr=1e-2)
+    config = TrainConfig(epochs=20, loss="cross_entropy", lr=1e-2)
     data = load_data("digits")
-    model = fit(fresh, data.train, METHODS["nominal"](), config, progress=False).model
+    model = train(fresh, data.train, config, method=METHODS["nominal"](), progress=False).model
     save_network(read_network(model), path)
     return path
 

@@ -9,13 +9,13 @@ import torch
 from clipped_nets import ACTIVATIONS, convnet, mlp
 from torch import Tensor, nn
 
+from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
 from admm_lip.local import LocalConfig
 from admm_lip.local_training import certify_samples
 from admm_lip.research.comparators import METHODS
 from admm_lip.research.comparators.local import LocalLipschitz
-from admm_lip.training.fit import FitConfig, fit
 
 SURROGATES = ["bcp", "gloro", "lmt"]
 
@@ -102,8 +102,10 @@ def test_it_trains_a_convolutional_chain(activation: str, sparsity: float) -> No
     y %= 2
     x[:, :, :4] = 0.5 * x[:, :, :4] + 0.5 * y[:, None, None, None]
     method = LocalLipschitz(eps=0.1, ramp=0.3, sparsity=sparsity, data_range=(0, 1))
-    config = FitConfig(epochs=12, batch_size=16, lr=5e-3)
-    result = fit(convnet(activation, theta=2.0), (x.float(), y), method, config, progress=False)
+    config = TrainConfig(epochs=12, batch_size=16, lr=5e-3)
+    result = train(
+        convnet(activation, theta=2.0), (x.float(), y), config, method=method, progress=False
+    )
     assert type(result.model) is nn.Sequential
     losses = [row["loss"] for row in result.history]
     assert losses[-1] < losses[0]
@@ -119,9 +121,9 @@ def test_training_for_a_bound_certifies_more_than_plain_training() -> None:
     certified = {}
     for name in ("nominal", "local"):
         method = METHODS[name](**({"eps": 0.5} if name == "local" else {}))
-        config = FitConfig(epochs=15, batch_size=64, lr=5e-3)
+        config = TrainConfig(epochs=15, batch_size=64, lr=5e-3)
         model = mlp("clipped_relu", (64, 32, 32, 10), theta=1.0)
-        result = fit(model, data.train, method, config, progress=False)
+        result = train(model, data.train, config, method=method, progress=False)
         certified[name] = certify_samples(result.model, x, y, 0.3, progress=False)
     assert certified["local"].certified_accuracy > certified["nominal"].certified_accuracy + 0.2
     assert certified["local"].clean_accuracy > 0.8
@@ -131,9 +133,11 @@ def test_local_certificates_of_lipsdp_take_the_trained_network() -> None:
     from admm_lip.local import local_radii
 
     data = load_data("digits")
-    config = FitConfig(epochs=8, batch_size=64, lr=5e-3)
+    config = TrainConfig(epochs=8, batch_size=64, lr=5e-3)
     method = LocalLipschitz(eps=0.3)
-    model = fit(mlp("relu", (64, 16, 16, 10)), data.train, method, config, progress=False).model
+    model = train(
+        mlp("relu", (64, 16, 16, 10)), data.train, config, method=method, progress=False
+    ).model
     x, y = (part[:40] for part in data.test)
     norms = certify_samples(model, x, y, 0.3, progress=False).certified
     radii = local_radii(model, x, y, config=LocalConfig(rounds=6)).radius

@@ -5,6 +5,7 @@ import torch
 from gradient_nets import tanh_net
 from torch import nn
 
+from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
 from admm_lip.evaluation.attacks import AttackConfig, fooled, pgd
 from admm_lip.networks.models import ModelConfig, build_mlp
@@ -19,7 +20,6 @@ from admm_lip.research.attack_suite import (
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.research.detection import calibrate, score
 from admm_lip.research.input_gradients import jacobian_norms
-from admm_lip.training.fit import FitConfig, fit
 
 ATTACKS = (deepfool, carlini_wagner, boundary)
 # The share above the exact distance of a linear classifier that an attack may end with.
@@ -42,7 +42,9 @@ def exact_distance(layer: nn.Linear, x, y, dual: float = 2.0):
 def trained():
     data = load_data("digits")
     model = build_mlp(64, 10, ModelConfig((32, 32)))
-    result = fit(model, data.train, Nominal(), FitConfig(epochs=8, batch_size=128), progress=False)
+    result = train(
+        model, data.train, TrainConfig(epochs=8, batch_size=128), method=Nominal(), progress=False
+    )
     x, y = data.test
     right = result.model(x).argmax(dim=1) == y
     return result.model, x[right][:200], y[right][:200]

@@ -5,13 +5,13 @@ import torch
 from gradient_nets import residual
 from torch import nn
 
+from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
 from admm_lip.research.comparators.gradient import InputGradient
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.research.input_gradients import loss_gradient_norms
-from admm_lip.training.fit import FitConfig, fit
 
-CONFIG = FitConfig(epochs=4, batch_size=128, lr=3e-3)
+CONFIG = TrainConfig(epochs=4, batch_size=128, lr=3e-3)
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,14 +33,16 @@ def convolutional() -> nn.Sequential:
 
 def size_after(method, norm: str = "l2") -> torch.Tensor:
     data = digits()
-    model = fit(convolutional(), data, method, CONFIG, progress=False).model
+    model = train(convolutional(), data, CONFIG, method=method, progress=False).model
     return loss_gradient_norms(model, *data, norm)
 
 
 def test_without_weights_it_is_plain_training():
     data = digits()
-    plain = fit(convolutional(), data, Nominal(), CONFIG, progress=False).model
-    found = fit(convolutional(), data, InputGradient(0.0, 0.0), CONFIG, progress=False).model
+    plain = train(convolutional(), data, CONFIG, method=Nominal(), progress=False).model
+    found = train(
+        convolutional(), data, CONFIG, method=InputGradient(0.0, 0.0), progress=False
+    ).model
     for a, b in zip(plain.parameters(), found.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -63,7 +65,7 @@ def test_a_residual_network_with_batch_normalisation_trains():
     model.last = nn.Linear(4 * 64, 10).double()
     x, y = digits()
     config = replace(CONFIG, epochs=8)
-    result = fit(model, (x.double(), y), InputGradient(), config, progress=False)
+    result = train(model, (x.double(), y), config, method=InputGradient(), progress=False)
     rows = [row["loss"] for row in result.history]
     assert rows[-1] < 0.7 * rows[0]
     assert result.claimed_lip is None

@@ -16,8 +16,8 @@ from admm_lip.errors import UnsupportedModule
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators import METHODS
-from admm_lip.training.fit import FitConfig, fit
 from admm_lip.training.method import Method
+from admm_lip.training.train import TrainConfig, train
 
 # A bound at which cross-entropy can tell ten digits apart.
 SETTINGS: dict[str, dict[str, float]] = {
@@ -32,12 +32,16 @@ def method_of(name: str) -> Method:
     return METHODS[name](**SETTINGS.get(name, {}))
 
 
-def train(name: str) -> tuple[nn.Module, nn.Module, float | None, float]:
+def trained_by(name: str) -> tuple[nn.Module, nn.Module, float | None, float]:
     """Given network, trained one, claimed bound, test accuracy on the digits."""
     data = load_data("digits")
     model = build_mlp(64, 10, ModelConfig(hidden=(24, 16)))
-    result = fit(
-        model, data.train, method_of(name), FitConfig(epochs=4, batch_size=64), progress=False
+    result = train(
+        model,
+        data.train,
+        TrainConfig(epochs=4, batch_size=64),
+        method=method_of(name),
+        progress=False,
     )
     x, y = data.test
     with torch.no_grad():
@@ -47,7 +51,7 @@ def train(name: str) -> tuple[nn.Module, nn.Module, float | None, float]:
 
 @pytest.mark.parametrize("name", HERE)
 def test_it_learns_the_digits_and_ships_what_it_promises(name: str) -> None:
-    model, trained, claimed, accuracy = train(name)
+    model, trained, claimed, accuracy = trained_by(name)
     assert accuracy > 0.7, "chance is 0.1"
     assert not any(m.training for m in trained.modules())
     assert build_mlp(64, 10, ModelConfig(hidden=(24, 16)))[0].weight.equal(model[0].weight)
@@ -72,8 +76,8 @@ def test_it_learns_the_digits_and_ships_what_it_promises(name: str) -> None:
 def test_the_proven_bound_is_at_most_the_requested_one(name: str) -> None:
     data = load_data("digits")
     model = build_mlp(64, 10, ModelConfig(hidden=(12, 8)))
-    config = FitConfig(epochs=2, batch_size=64, loss="margin", lip=2.0)
-    result = fit(model, data.train, METHODS[name](bound=2.0), config, progress=False)
+    config = TrainConfig(epochs=2, batch_size=64, loss="margin", lip=2.0)
+    result = train(model, data.train, config, method=METHODS[name](bound=2.0), progress=False)
     proven = certify(result.model).lip
     assert 0.0 < proven <= 2.0
     if name == "cayley":
@@ -106,7 +110,7 @@ def test_the_table_is_complete_and_its_rows_are_frozen(name: str) -> None:
 
 def test_the_same_seed_gives_the_same_network() -> None:
     for name in ("pgd", "lmt", "sandwich"):
-        one, two = train(name)[1].state_dict(), train(name)[1].state_dict()
+        one, two = trained_by(name)[1].state_dict(), trained_by(name)[1].state_dict()
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from admm_lip import TrainConfig, train
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.torchlip import Torchlip
-from admm_lip.training.fit import FitConfig, fit
 
 HAS_TORCHLIP = importlib.util.find_spec("deel") is not None
 needs_torchlip = pytest.mark.skipif(
@@ -34,11 +34,11 @@ def test_an_unknown_activation_is_named() -> None:
 def test_the_exported_network_keeps_its_bound(activation: str) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(64, 6), torch.arange(64) % 4
-    result = fit(
+    result = train(
         build_mlp(6, 4, ModelConfig(hidden=(8, 6))),
         (x, y),
-        Torchlip(bound=2.0, activation=activation),
-        FitConfig(epochs=2, batch_size=32),
+        TrainConfig(epochs=2, batch_size=32),
+        method=Torchlip(bound=2.0, activation=activation),
         progress=False,
     )
     assert result.claimed_lip == pytest.approx(2.0, rel=1e-3)

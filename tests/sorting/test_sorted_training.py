@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from admm_lip import TrainConfig, certify, project, train, verify
 from admm_lip.commands.train import run as train_command
 from admm_lip.errors import UnsupportedModule
+from admm_lip.lipschitz import Lipschitz
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.frame import Frame
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
-from admm_lip.training import loop
-from admm_lip.training.admm import AdmmState, Matrices
+from admm_lip.training import constraint
+from admm_lip.training.admm_state import AdmmState, Matrices
+from admm_lip.training.config import AdmmConfig
 from admm_lip.training.layer_norms import (
     best_norm,
     clipped,
@@ -32,6 +34,7 @@ from admm_lip.training.layer_norms import (
     spectral_norm,
     spectrum,
 )
+from admm_lip.training.terms import LayerNorms, Terms
 
 SHAPES = ((6, 9), (4, 6), (3, 4))
 
@@ -82,20 +85,19 @@ def test_clipping_is_the_projection(rows: int, columns: int, seed: int, radius: 
 
 def test_the_enforced_step_clips_every_layer() -> None:
     anchor = matrices(1)
-    solution = project_layers(anchor, state_of(anchor, 2.0), TrainConfig(bound=2.0))
+    solution = project_layers(anchor, state_of(anchor, 2.0), None)
     for w, v in zip(solution.weights, anchor, strict=True):
         assert spectral_norm(w) == pytest.approx(min(2.0 ** (1 / 3), spectral_norm(v)), rel=1e-9)
     assert solution.lip_sq == pytest.approx(4.0)
     feasible = tuple(1e-3 * v for v in anchor)
-    inside = project_layers(feasible, state_of(feasible, 2.0), TrainConfig(bound=2.0))
+    inside = project_layers(feasible, state_of(feasible, 2.0), None)
     assert all(torch.equal(w, v) for w, v in zip(inside.weights, feasible, strict=True))
 
 
 @pytest.mark.parametrize("mu", [1e-6, 1e-3, 1.0, 1e3])
 def test_the_penalised_step_is_optimal_in_the_bound_too(mu: float) -> None:
     anchor, rho = matrices(2), 0.7
-    config = TrainConfig(mode="penalty", mu=mu)
-    solution = project_layers(anchor, state_of(anchor, 1.0, rho), config)
+    solution = project_layers(anchor, state_of(anchor, 1.0, rho), mu)
     s = solution.lip_sq
     # mu s = rho/2 <V_k - W_k, W_k>, averaged over the layers.
     pairs = zip(anchor, solution.weights, strict=True)
@@ -106,9 +108,7 @@ def test_the_penalised_step_is_optimal_in_the_bound_too(mu: float) -> None:
     )
     assert solution.objective == pytest.approx(mu * s + 0.5 * rho * distance)
     for factor in (0.5, 0.9, 1.1, 2.0):
-        moved = project_layers(
-            anchor, state_of(anchor, factor * s**0.5, rho), TrainConfig(bound=factor * s**0.5)
-        )
+        moved = project_layers(anchor, state_of(anchor, factor * s**0.5, rho), None)
         other = mu * moved.lip_sq + 0.5 * rho * moved.distance**2
         assert other >= solution.objective * (1.0 - 1e-9)
 
@@ -121,6 +121,10 @@ def test_the_best_norm_solves_its_equation() -> None:
         assert 8 * weight * c**7 == pytest.approx(above, rel=1e-6)
 
 
+def terms_of(bound: float) -> Terms:
+    return Terms(Lipschitz(bound), LayerNorms(), AdmmConfig())
+
+
 @pytest.mark.parametrize("kind", ["max_min", "group_sort2"])
 def test_the_start_balances_the_norms_and_keeps_the_function(kind: str) -> None:
     model = net(kind).double()
@@ -131,14 +135,14 @@ def test_the_start_balances_the_norms_and_keeps_the_function(kind: str) -> None:
     product = math.prod(spectral_norm(w) for w in weights)
     x = data()[0].double()
     before = model(x).detach()
-    begun = layer_start(weights, TrainConfig(bound=10.0 * product), torch.float64)
+    begun = layer_start(weights, terms_of(10.0 * product), torch.float64, 0.1)
     for layer, w, f in zip(layers, begun.state.consensus, begun.bias_factors, strict=True):
         layer.weight.data.copy_(w)
         layer.bias.data *= f
     assert torch.allclose(model(x), before, rtol=1e-10, atol=1e-10)
     norms = [spectral_norm(w) for w in begun.state.consensus]
     assert norms == pytest.approx([product ** (1 / 3)] * 3)
-    tight = layer_start(weights, TrainConfig(bound=0.1 * product), torch.float64)
+    tight = layer_start(weights, terms_of(0.1 * product), torch.float64, 0.1)
     norms = [spectral_norm(w) for w in tight.state.consensus]
     assert math.prod(norms) == pytest.approx(0.1 * product, rel=1e-6)
 
@@ -166,7 +170,7 @@ def test_a_run_ends_under_its_bound(kind: str) -> None:
 def test_a_larger_penalty_gives_a_smaller_bound() -> None:
     bounds = []
     for mu in (1e-4, 1e-2, 1.0):
-        config = TrainConfig(mode="penalty", mu=mu, epochs=10, batch_size=32)
+        config = TrainConfig(mu=mu, epochs=10, batch_size=32)
         result = train(net(), data(), config, progress=False)
         assert result.certificate.lip <= result.history[-1]["lip"] * (1.0 + 1e-6)
         bounds.append(result.certificate.lip)
@@ -192,7 +196,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     class Stop(Exception):
         pass
 
-    rounds, inner = itertools.count(1), loop.one_round
+    rounds, inner = itertools.count(1), constraint.next_round
 
     def stopping(*arguments: Any) -> Any:
         if next(rounds) == 3:
@@ -200,7 +204,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
         return inner(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "one_round", stopping)
+        patched.setattr(constraint, "next_round", stopping)
         with pytest.raises(Stop):
             train(net(), data(), config, run_dir=tmp_path, progress=False)
     resumed = train(net(), data(), config, run_dir=tmp_path, resume=True, progress=False)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from admm_lip.training.admm import (
+from admm_lip.training.admm_state import (
     Residuals,
     anchor,
     balanced_rho,

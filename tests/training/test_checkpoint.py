@@ -1,13 +1,10 @@
 """Checkpoints: what goes in comes out; damage is named; nothing is half-written."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from admm_lip.solvers.native.ball.splitting import WarmBall
-from admm_lip.solvers.solve import Warm
 from admm_lip.training.checkpoint import (
     CHECKPOINT,
     PREVIOUS,
@@ -17,12 +14,10 @@ from admm_lip.training.checkpoint import (
     save_checkpoint,
 )
 
-WARM = Warm("native", WarmBall(torch.rand(2, 2), torch.rand(2, 2), 0.5, 1.0))
 TREE = {
     "state": {"consensus": (torch.rand(2, 3, dtype=torch.float64), torch.rand(1)), "rho": 0.1},
     "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"betas": (0.9, 1)}]},
     "history": [{"loss": 1 / 3, "status": "OPTIMAL"}, {"loss": 1e-300, "status": "LIMIT"}],
-    "warm": WARM,
     "nothing": None,
     "flag": True,
 }
@@ -31,8 +26,6 @@ TREE = {
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and same(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (tuple, list)):
@@ -69,7 +62,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"w": torch.rand(2)}, str(tmp_path / "c"))
-    with pytest.raises(CheckpointError, match="expected format 'admm-lip-checkpoint-2'"):
+    with pytest.raises(CheckpointError, match="expected format 'admm-lip-checkpoint-3'"):
         load_checkpoint(tmp_path / "c")
 
 
@@ -81,7 +74,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 def test_every_flipped_bit_is_noticed_and_the_file_named(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    save_checkpoint(path, {"w": torch.rand(3, 2), "n": 1, "warm": WARM})
+    save_checkpoint(path, {"w": torch.rand(3, 2), "n": 1})
     whole = path.read_bytes()
     assert len(whole) < 2000
     for bit in range(8 * len(whole)):

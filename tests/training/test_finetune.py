@@ -69,13 +69,13 @@ def test_nothing_is_judged_before_somebody_asks(
     trained: nn.Module, digits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[nn.Module] = []
-    real = module.certified_radii
+    real = module.radii_of
 
     def watched(model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         asked.append(model)
         return real(model, *arguments, **keywords)
 
-    monkeypatch.setattr(module, "certified_radii", watched)
+    monkeypatch.setattr(module, "radii_of", watched)
     config = FinetuneConfig(eps=0.1, ridges=(), even=False)
     found = project(trained, 1.0, finetune=digits.train, epochs=1, config=config, progress=False)
     assert asked == []

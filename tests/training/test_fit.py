@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from admm_lip import TrainConfig, train
+from admm_lip.errors import TrainingFailed
 from admm_lip.research.comparators import METHODS
-from admm_lip.training.fit import FitConfig, fit
-from admm_lip.training.loss_step import NonFiniteLoss
 from admm_lip.training.losses import PlainLoss
 from admm_lip.training.method import Method
 
@@ -68,8 +68,12 @@ class Spy(Method):
 
 def test_hooks_run_in_order_with_the_share_of_the_run() -> None:
     spy = Spy()
-    result = fit(
-        small_net(), (INPUTS, TARGETS), spy, FitConfig(epochs=2, batch_size=16), progress=False
+    result = train(
+        small_net(),
+        (INPUTS, TARGETS),
+        TrainConfig(epochs=2, batch_size=16),
+        method=spy,
+        progress=False,
     )
     steps = ["begin_batch", "objective", "after_step"] * 6
     assert spy.calls == ["prepare", *steps, "finish", "lipschitz"]
@@ -84,7 +88,9 @@ def test_the_given_model_and_the_random_state_stay() -> None:
     model = small_net()
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    result = fit(model, (INPUTS, TARGETS), METHODS["pgd"](), FitConfig(epochs=1), progress=False)
+    result = train(
+        model, (INPUTS, TARGETS), TrainConfig(epochs=1), method=METHODS["pgd"](), progress=False
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not torch.equal(result.model[0].weight, model[0].weight)
@@ -97,15 +103,17 @@ def test_one_sgd_step_is_the_gradient_step() -> None:
     with torch.no_grad():
         for p in want.parameters():
             p.sub_(p.grad, alpha=0.1)
-    config = FitConfig(epochs=1, batch_size=40, optimizer="sgd", lr=0.1, schedule="constant")
-    got = fit(model, (INPUTS, TARGETS), METHODS["nominal"](), config, progress=False).model
+    config = TrainConfig(epochs=1, batch_size=40, optimizer="sgd", lr=0.1, schedule="constant")
+    got = train(model, (INPUTS, TARGETS), config, method=METHODS["nominal"](), progress=False).model
     for a, b in zip(got.parameters(), want.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_the_margin_loss_takes_its_bound_from_the_settings() -> None:
-    config = FitConfig(epochs=1, batch_size=40, loss="margin", eps=0.5, temperature=0.25, lip=3.0)
-    result = fit(small_net(), (INPUTS, TARGETS), METHODS["nominal"](), config, progress=False)
+    config = TrainConfig(epochs=1, batch_size=40, loss="margin", eps=0.5, temperature=0.25, lip=3.0)
+    result = train(
+        small_net(), (INPUTS, TARGETS), config, method=METHODS["nominal"](), progress=False
+    )
     logits = small_net()(INPUTS)
     logits[torch.arange(40), TARGETS] -= 2.0**0.5 * 0.875 * 3.0
     want = 0.25 * nn.functional.cross_entropy(logits / 0.75, TARGETS)
@@ -115,10 +123,10 @@ def test_the_margin_loss_takes_its_bound_from_the_settings() -> None:
 def test_regression_and_a_loss_of_ones_own() -> None:
     targets = INPUTS[:, :1] * 2.0
     model = nn.Sequential(nn.Linear(5, 1))
-    config = FitConfig(epochs=60, batch_size=20, lr=0.05)
+    config = TrainConfig(epochs=60, batch_size=20, lr=0.05)
     for loss in (None, nn.functional.l1_loss):
-        history = fit(
-            model, (INPUTS, targets), METHODS["nominal"](), config, loss, progress=False
+        history = train(
+            model, (INPUTS, targets), config, loss, method=METHODS["nominal"](), progress=False
         ).history
         assert history[-1]["loss"] < 0.1 * history[0]["loss"]
 
@@ -126,29 +134,29 @@ def test_regression_and_a_loss_of_ones_own() -> None:
 @pytest.mark.parametrize("name", ["sandwich", "barrier", "nominal"])
 def test_labels_beyond_the_outputs_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=r"expected 2 classes, .* got 3 different labels"):
-        fit(
+        train(
             small_net(),
             (INPUTS, TARGETS + (INPUTS[:, 0] > 1).long()),
-            METHODS[name](),
-            FitConfig(),
+            TrainConfig(),
+            method=METHODS[name](),
             progress=False,
         )
 
 
 def test_a_loss_that_leaves_the_finite_numbers_names_the_epoch() -> None:
-    with pytest.raises(NonFiniteLoss, match="epoch 1: expected a finite loss, got nan"):
-        fit(
+    with pytest.raises(TrainingFailed, match="round 1: loss: expected a finite value, got nan"):
+        train(
             small_net(),
             (INPUTS, TARGETS),
-            METHODS["nominal"](),
-            FitConfig(epochs=1),
+            TrainConfig(epochs=1),
             lambda outputs, targets: outputs.sum() * float("nan"),
+            method=METHODS["nominal"](),
             progress=False,
         )
 
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match="epochs: expected a whole number >= 1, got 0"):
-        FitConfig(epochs=0)
-    with pytest.raises(ValueError, match="lip: expected a finite number > 0, got -1"):
-        FitConfig(lip=-1.0)
+        TrainConfig(epochs=0)
+    with pytest.raises(ValueError, match="lip: expected a finite number > 0 or None, got -1"):
+        TrainConfig(lip=-1.0)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from admm_lip.errors import TrainingFailed
 from admm_lip.research.comparators import METHODS
 from admm_lip.training.checkpoint import CheckpointError, load_checkpoint
-from admm_lip.training.fit import FitConfig, FitResult, fit
-from admm_lip.training.loss_step import NonFiniteLoss
 from admm_lip.training.losses import PlainLoss
 from admm_lip.training.method import Method
+from admm_lip.training.train import TrainConfig, TrainResult, train
 
 INPUTS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 TARGETS = (INPUTS[:, 0] > 0).long()
-CONFIG = FitConfig(epochs=4, batch_size=16, checkpoint_seconds=0.0)
+CONFIG = TrainConfig(epochs=4, batch_size=16, checkpoint_seconds=0.0)
 
 
 def net() -> nn.Sequential:
@@ -68,7 +68,7 @@ class _Stopping:
     method: Method
     step: int
 
-    def run(self, monkeypatch: pytest.MonkeyPatch, folder: Path, data: object) -> FitResult:
+    def run(self, monkeypatch: pytest.MonkeyPatch, folder: Path, data: object) -> TrainResult:
         real, count = type(self.method).after_step, iter(range(1, 1000))
 
         def after_step(method: Method, model: nn.Module) -> None:
@@ -78,14 +78,14 @@ class _Stopping:
 
         with monkeypatch.context() as patch:
             patch.setattr(type(self.method), "after_step", after_step)
-            return fit(net(), data, self.method, CONFIG, run_dir=folder, progress=False)
+            return train(net(), data, CONFIG, method=self.method, run_dir=folder, progress=False)
 
 
-def same(first: FitResult, second: FitResult) -> None:
+def same(first: TrainResult, second: TrainResult) -> None:
     pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
-    def rows(result: FitResult) -> list[dict]:
+    def rows(result: TrainResult) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in result.history]
 
     assert rows(first) == rows(second)
@@ -100,12 +100,12 @@ def test_after_ctrl_c_the_run_ends_bit_for_bit_the_same(
     method: Method, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = (INPUTS, TARGETS)
-    whole = fit(net(), data, method, CONFIG, progress=False)
+    whole = train(net(), data, CONFIG, method=method, progress=False)
     cut = _Stopping(method, step).run(monkeypatch, tmp_path, data)
     assert (cut.stopped, cut.steps, len(cut.history)) == ("interrupted", step, step // 3)
-    again = fit(net(), data, method, CONFIG, run_dir=tmp_path, resume=True, progress=False)
+    again = train(net(), data, CONFIG, method=method, run_dir=tmp_path, resume=True, progress=False)
     same(whole, again)
-    third = fit(net(), data, method, CONFIG, run_dir=tmp_path, resume=True, progress=False)
+    third = train(net(), data, CONFIG, method=method, run_dir=tmp_path, resume=True, progress=False)
     same(whole, third)  # nothing is left to do
 
 
@@ -114,17 +114,27 @@ def test_a_shuffling_loader_goes_on_where_it_was(
 ) -> None:
     data = DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=16, shuffle=True)
     method = METHODS["nominal"]()
-    whole = fit(net(), data, method, CONFIG, progress=False)
+    whole = train(net(), data, CONFIG, method=method, progress=False)
     _Stopping(method, 5).run(monkeypatch, tmp_path, data)
-    same(whole, fit(net(), data, method, CONFIG, run_dir=tmp_path, resume=True, progress=False))
+    same(
+        whole,
+        train(net(), data, CONFIG, method=method, run_dir=tmp_path, resume=True, progress=False),
+    )
 
 
 def test_what_is_on_disk_is_plain_and_alone(tmp_path: Path) -> None:
-    fit(net(), (INPUTS, TARGETS), Remembering(), CONFIG, run_dir=tmp_path / "a", progress=False)
+    train(
+        net(),
+        (INPUTS, TARGETS),
+        CONFIG,
+        method=Remembering(),
+        run_dir=tmp_path / "a",
+        progress=False,
+    )
     names = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
     assert {p.name for p in (tmp_path / "a").iterdir()} == names
     tree = load_checkpoint(tmp_path / "a" / "checkpoint.safetensors")
-    assert tree["step"] == 12
+    assert tree["loop"]["step"] == 12
     assert torch.isfinite(tree["method"]["memory"]).all()
 
 
@@ -149,33 +159,34 @@ def test_the_checkpoint_of_another_run_is_refused(
     given = {
         "model": net(),
         "data": (INPUTS, TARGETS),
-        "method": METHODS["lmt"](),
         "config": CONFIG,
+        "method": METHODS["lmt"](),
     }
-    fit(*given.values(), run_dir=tmp_path, progress=False)
+    train(**given, run_dir=tmp_path, progress=False)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match=message):
-        fit(*(given | change).values(), run_dir=tmp_path, resume=True, progress=False)
+        train(**(given | change), run_dir=tmp_path, resume=True, progress=False)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_nothing_to_resume_and_no_folder(tmp_path: Path) -> None:
-    arguments = (net(), (INPUTS, TARGETS), METHODS["nominal"](), CONFIG)
+    arguments = (net(), (INPUTS, TARGETS), CONFIG, None)
+    method = METHODS["nominal"]()
     with pytest.raises(CheckpointError, match=r"expected a file at .*; start afresh"):
-        fit(*arguments, run_dir=tmp_path, resume=True, progress=False)
+        train(*arguments, method=method, run_dir=tmp_path, resume=True, progress=False)
     with pytest.raises(ValueError, match="run_dir: resume=True needs the folder"):
-        fit(*arguments, resume=True, progress=False)
+        train(*arguments, method=method, resume=True, progress=False)
 
 
 def test_a_broken_loss_is_never_kept(tmp_path: Path) -> None:
     config = replace(CONFIG, lr=float("1e30"), optimizer="sgd")
-    with pytest.raises(NonFiniteLoss, match="epoch 1: expected a finite loss"):
-        fit(
+    with pytest.raises(TrainingFailed, match="round 1: loss: expected a finite value"):
+        train(
             net(),
             (INPUTS, TARGETS),
-            METHODS["nominal"](),
             config,
             lambda outputs, targets: outputs.square().sum(),
+            method=METHODS["nominal"](),
             run_dir=tmp_path,
             progress=False,
         )

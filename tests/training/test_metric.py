@@ -113,9 +113,7 @@ def test_training_keeps_the_raw_bound(activation: str, form: str) -> None:
     model = build_mlp(4, 1, ModelConfig(hidden=(8,), activation=activation))
     bound = 0.3 * certify(model, units=units).lip
     asked: dict[str, Any] = {"bound": bound} if form == "bound" else {"mu": 1e-2 / bound**2}
-    config = TrainConfig(
-        mode="bound" if form == "bound" else "penalty", epochs=5, batch_size=32, **asked
-    )
+    config = TrainConfig(epochs=5, batch_size=32, **asked)
     result = train(model, (x, y), config, units=units, progress=False)
     verify(result.certificate, result.model)
     assert result.certificate.units == units

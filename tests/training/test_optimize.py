@@ -11,7 +11,7 @@ from admm_lip.training.optimize import (
     SCHEDULES,
     make_optimizer,
     reads_value,
-    schedule_factor,
+    schedule_of,
 )
 
 
@@ -33,17 +33,17 @@ def test_every_optimizer_descends_a_quadratic(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_start_at_one_and_never_rise(name: str) -> None:
-    factors = [schedule_factor(name, k / 100) for k in range(100)]
+    factors = [schedule_of(name)(k / 100) for k in range(100)]
     assert factors[0] == 1.0
     assert all(a >= b > 0 for a, b in pairwise(factors))
 
 
 def test_the_schedules_have_the_corners_they_state() -> None:
     for progress, factor in ((0.39, 1.0), (0.7, (1 + 1 / 400) / 2), (1.0, 1 / 400)):
-        assert schedule_factor("hold_then_linear", progress) == pytest.approx(factor)
+        assert schedule_of("hold_then_linear")(progress) == pytest.approx(factor)
     for progress, factor in ((0.39, 1.0), (0.8, 1 / 20), (0.6, (1 + 1 / 20) / 2)):
-        assert schedule_factor("hold_then_decay", progress) == pytest.approx(factor)
-    assert schedule_factor("hold_then_decay", 1.0) == pytest.approx(1 / 400)
+        assert schedule_of("hold_then_decay")(progress) == pytest.approx(factor)
+    assert schedule_of("hold_then_decay")(1.0) == pytest.approx(1 / 400)
 
 
 def test_only_a_line_search_reads_the_value_of_its_closure() -> None:
@@ -58,4 +58,4 @@ def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(
         ValueError, match="schedule: expected one of hold_then_decay, hold_then_linear"
     ):
-        schedule_factor("cosine", 0.1)
+        schedule_of("cosine")(0.1)

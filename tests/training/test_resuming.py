@@ -17,17 +17,16 @@ from admm_lip import TrainConfig, project, train
 from admm_lip.errors import RunFolderError
 from admm_lip.files import exclusive
 from admm_lip.research.comparators import METHODS
-from admm_lip.training import loop as loop_module
+from admm_lip.training import constraint as constraint_module
 from admm_lip.training.checkpoint import CHECKPOINT, CheckpointError
 from admm_lip.training.finetune import FinetuneConfig
-from admm_lip.training.fit import FitConfig, fit
-from admm_lip.training.loop import deferred_signals
+from admm_lip.training.signals import deferred_signals
 
 X = torch.randn(48, 2, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
 # 3 steps an epoch, so 4 epochs are 3 whole rounds.
 CONFIG = TrainConfig(bound=1.5, epochs=4, batch_size=16, round_steps=4, schedule="constant")
-FIT = FitConfig(epochs=4, batch_size=16, schedule="constant")
+FIT = TrainConfig(epochs=4, batch_size=16, schedule="constant")
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -52,12 +51,12 @@ def by_admm(epochs: int, folder: Path | None, resume: bool = False, **more: Any)
 def by_lmt(epochs: int, folder: Path | None, resume: bool = False, **more: Any) -> Any:
     config = dataclasses.replace(FIT, epochs=epochs)
     given = {"loss": None, "data": (X, Y), "model": net()} | more
-    return fit(
+    return train(
         given["model"],
         given["data"],
-        METHODS["lmt"](),
         config,
         given["loss"],
+        method=METHODS["lmt"](),
         run_dir=folder,
         resume=resume,
         progress=False,
@@ -150,7 +149,7 @@ class Signalled:
     """Sends this process a signal when a round of ADMM begins."""
 
     def __init__(self, round_number: int, number: int) -> None:
-        self.left, self.number, self.inner = round_number, number, loop_module.one_round
+        self.left, self.number, self.inner = round_number, number, constraint_module.next_round
 
     def __call__(self, *arguments: Any) -> Any:
         self.left -= 1
@@ -169,7 +168,7 @@ def test_a_signal_ends_the_round_and_resuming_gives_the_identical_result(
     number: int, stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "one_round", Signalled(2, number))
+        patch.setattr(constraint_module, "next_round", Signalled(2, number))
         cut = by_admm(4, tmp_path)
     assert (cut.stopped, len(cut.history)) == (stopped, 2)
     assert same_weights(by_admm(4, tmp_path, resume=True), by_admm(4, None))
@@ -179,7 +178,7 @@ def test_a_signal_ends_the_round_and_resuming_gives_the_identical_result(
 def test_a_signal_in_the_last_round_changes_nothing(
     number: int, stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "one_round", Signalled(3, number))
+    monkeypatch.setattr(constraint_module, "next_round", Signalled(3, number))
     assert by_admm(4, tmp_path).stopped == "finished"
 
 
@@ -224,7 +223,7 @@ def test_fine_tuning_under_a_bound_goes_on_where_it_was(
 
     whole = tuned(None)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "one_round", Signalled(2, number))
+        patch.setattr(constraint_module, "next_round", Signalled(2, number))
         cut = tuned(tmp_path)
     assert cut.stopped != "finished"
     assert (cut.before, cut.after) == (None, None)

@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from admm_lip.lipschitz import Lipschitz
 from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_slopes
 from admm_lip.solvers.lmi import ball_tiles, implied_bound
-from admm_lip.training.admm import AdmmState
-from admm_lip.training.config import TrainConfig
+from admm_lip.training.admm_state import AdmmState
+from admm_lip.training.config import AdmmConfig, TrainConfig
 from admm_lip.training.lipschitz_step import lipschitz_step, next_lip_sq
 from admm_lip.training.multiplier_step import (
     SMALLEST_SHARE,
@@ -22,7 +23,17 @@ from admm_lip.training.multiplier_step import (
     resolve_multiplier_step,
     sensitivity,
 )
-from admm_lip.training.start import MULTIPLIER_SPREAD, default_rho, feasible, spread_limited, start
+from admm_lip.training.start import (
+    CROSS_ENTROPY_SCALE,
+    MULTIPLIER_SPREAD,
+    asked_again,
+    default_rho,
+    feasible,
+    loss_scale,
+    spread_limited,
+    start,
+)
+from admm_lip.training.terms import Terms
 
 TIGHT = SolverConfig("native", tol=1e-9, fallback=())
 
@@ -34,10 +45,14 @@ def weights(sizes: tuple[int, ...] = (3, 5, 4, 2), seed: int = 0) -> tuple[torch
     )
 
 
-def first_state(bound: float = 1.0, **settings) -> tuple[AdmmState, TrainConfig]:
-    config = TrainConfig(bound=bound, solver=TIGHT, projection_tol=1e-9, **settings)
-    w = weights()
-    return start(w, unit_slopes(w), config, torch.float64).state, config
+def terms_of(asked: Lipschitz, **settings) -> Terms:
+    config = AdmmConfig(solver=TIGHT, projection_tol=1e-9, **settings)
+    return Terms(asked, unit_slopes(weights()), config)
+
+
+def first_state(bound: float = 1.0, **settings) -> tuple[AdmmState, Terms]:
+    terms = terms_of(Lipschitz(bound), **settings)
+    return start(weights(), terms, torch.float64, CROSS_ENTROPY_SCALE).state, terms
 
 
 def test_the_start_is_feasible_and_certified_at_the_bound() -> None:
@@ -50,8 +65,7 @@ def test_the_start_is_feasible_and_certified_at_the_bound() -> None:
 
 def test_the_start_scales_every_layer_by_the_same_factor_and_biases_along() -> None:
     w = weights()
-    config = TrainConfig(bound=1.0, solver=TIGHT)
-    begun = start(w, unit_slopes(w), config, torch.float64)
+    begun = start(w, terms_of(Lipschitz(1.0)), torch.float64, CROSS_ENTROPY_SCALE)
     factors = [float((c / v).mean()) for c, v in zip(begun.state.consensus, w, strict=True)]
     assert factors == pytest.approx([factors[0]] * 3)
     assert begun.bias_factors == pytest.approx([factors[0] ** k for k in (1, 2, 3)], rel=1e-3)
@@ -76,10 +90,9 @@ def test_feasible_weights_are_left_alone_and_others_scaled_onto_the_ball() -> No
 
 
 def test_the_lipschitz_step_returns_the_nearest_feasible_weights() -> None:
-    state, config = first_state()
-    slopes = unit_slopes(state.consensus)
+    state, terms = first_state()
     point = tuple(1.5 * w for w in state.consensus)
-    solution = lipschitz_step(point, state, slopes, config)
+    solution = lipschitz_step(point, state, terms)
     assert solution.ball_norm <= 1 + 1e-9
     # Any other feasible point, here those on the segment to the consensus, is no nearer.
     for share in (0.1, 0.5, 1.0):
@@ -93,15 +106,14 @@ def test_the_lipschitz_step_returns_the_nearest_feasible_weights() -> None:
 
 def test_newton_steps_on_the_bound_end_at_the_exact_penalised_projection() -> None:
     state, _ = first_state()
-    config = TrainConfig(mode="penalty", mu=0.3, solver=TIGHT, projection_tol=1e-9)
-    slopes = unit_slopes(state.consensus)
+    terms = terms_of(Lipschitz(mu=0.3))
     point = tuple(2.0 * w for w in state.consensus)
     moving = state
     for _ in range(60):
-        solution = lipschitz_step(point, moving, slopes, config)
-        moving = dataclasses.replace(moving, target_sq=next_lip_sq(point, solution, moving, config))
+        solution = lipschitz_step(point, moving, terms)
+        moving = dataclasses.replace(moving, target_sq=next_lip_sq(point, solution, moving, terms))
     exact = solve_project(
-        ProjectProblem(point, slopes, state.multiplier, mu=0.3, rho=state.rho), TIGHT
+        ProjectProblem(point, terms.slopes, state.multiplier, mu=0.3, rho=state.rho), TIGHT
     )
     assert moving.target_sq == pytest.approx(exact.lip_sq, rel=1e-4)
 
@@ -114,9 +126,9 @@ def distance_sq(state: AdmmState, point, log_change) -> float:
 
 
 def test_the_sensitivity_is_the_derivative_of_the_projection_distance() -> None:
-    state, config = first_state()
+    state, terms = first_state()
     point = tuple(1.5 * w for w in weights(seed=3))
-    solution = lipschitz_step(point, state, unit_slopes(point), config)
+    solution = lipschitz_step(point, state, terms)
     gradient = sensitivity(point, solution.weights)
     generator = torch.Generator().manual_seed(0)
     direction = [torch.randn(g.shape, generator=generator, dtype=torch.float64) for g in gradient]
@@ -127,32 +139,31 @@ def test_the_sensitivity_is_the_derivative_of_the_projection_distance() -> None:
     assert (plus - minus) / (2 * h) == pytest.approx(expected, rel=1e-3)
 
 
-def view(state: AdmmState, seed: int = 3) -> RoundView:
-    point = tuple(1.5 * w for w in weights(seed=seed))
-    return RoundView(point, unit_slopes(point), 1.0)
+def view(terms: Terms, seed: int = 3) -> RoundView:
+    return RoundView(tuple(1.5 * w for w in weights(seed=seed)), 1.0, terms)
 
 
 def test_the_fixed_rule_keeps_the_multiplier() -> None:
-    state, config = first_state()
-    assert fixed(state, view(state), config) is state
+    state, terms = first_state()
+    assert fixed(state, view(terms)) is state
 
 
 def test_the_sensitivity_rule_shortens_the_distance() -> None:
-    state, config = first_state(multiplier_rate=0.05)
-    seen = view(state)
-    solution = lipschitz_step(seen.anchor, state, seen.slopes, config)
+    state, terms = first_state(multiplier_rate=0.05)
+    seen = view(terms)
+    solution = lipschitz_step(seen.anchor, state, terms)
     state = dataclasses.replace(state, consensus=solution.weights)
-    moved = by_sensitivity(state, seen, config)
-    after = lipschitz_step(seen.anchor, moved, seen.slopes, config)
+    moved = by_sensitivity(state, seen)
+    after = lipschitz_step(seen.anchor, moved, terms)
     assert after.distance < solution.distance
 
 
 def test_the_lipsdp_rule_certifies_the_consensus_at_the_bound_and_runs_when_due() -> None:
-    state, config = first_state(multiplier_every=2)
-    assert by_lipsdp(state, view(state), config) is state  # round 1 of 2
+    state, terms = first_state(multiplier_every=2)
+    assert by_lipsdp(state, view(terms)) is state  # round 1 of 2
     smaller = tuple(0.9 * w for w in state.consensus)
     due = dataclasses.replace(state, iteration=1, consensus=smaller)
-    moved = by_lipsdp(due, view(state), config)
+    moved = by_lipsdp(due, view(terms))
     slopes = unit_slopes(smaller)
     assert implied_bound(smaller, slopes, moved.multiplier) <= state.lip * (1 + 1e-6)
     ball = ball_tiles(slopes, moved.multiplier, state.lip_sq, 3, 2)
@@ -161,16 +172,16 @@ def test_the_lipsdp_rule_certifies_the_consensus_at_the_bound_and_runs_when_due(
 
 def test_a_dying_neuron_keeps_a_multiplier_that_it_can_recover_from() -> None:
     """Its outgoing weights vanish: the optimal T goes to zero with them, ours does not."""
-    state, config = first_state(multiplier_every=1)
+    state, terms = first_state(multiplier_every=1)
     dying = [w.clone() for w in state.consensus]
     dying[1][:, 0] = 1e-9
     due = dataclasses.replace(state, consensus=tuple(dying))
-    moved = by_lipsdp(due, view(state), config)
+    moved = by_lipsdp(due, view(terms))
     others = moved.multiplier[0][1:]
     least, middle = float(moved.multiplier[0][0]), float(others.log().mean().exp())
     assert SMALLEST_SHARE / 10 <= least / middle <= 10 * SMALLEST_SHARE
     anchor = tuple(0.9 * w for w in state.consensus)
-    next_one = lipschitz_step(anchor, moved, unit_slopes(anchor), config)
+    next_one = lipschitz_step(anchor, moved, terms)
     assert next_one.iterations < 500
     assert float(next_one.weights[1][:, 0].norm()) > 1e-3
 
@@ -183,9 +194,30 @@ def test_auto_looks_at_the_activations_and_the_task() -> None:
 
 
 def test_rho_of_a_regression_follows_the_scale_of_its_targets_and_of_the_bound() -> None:
-    config = TrainConfig(bound=1.0, loss="squared_error")
-    plain = default_rho(config, 1.0, 2, variance=1.0)
-    assert default_rho(config, 1.0, 2, variance=9.0) == pytest.approx(9.0 * plain)
+    config, asked = TrainConfig(bound=1.0, loss="squared_error"), Lipschitz(1.0)
+    plain, larger = (loss_scale(config, 1.0, variance) for variance in (1.0, 9.0))
+    assert larger == pytest.approx(9.0 * plain)
     # Targets c y under bound c L: weights grow by c^(1/2) each, the loss by c^2.
-    assert default_rho(config, 3.0, 2, variance=9.0) == pytest.approx(3.0 * plain)
-    assert default_rho(config, 1.0, 2, variance=0.0) > 0.0
+    rho = default_rho(asked, 1.0, 2, plain)
+    assert default_rho(asked, 3.0, 2, larger) == pytest.approx(3.0 * rho)
+    assert loss_scale(config, 1.0, variance=0.0) > 0.0
+
+
+@pytest.mark.parametrize("bound", [0.3, 5.0])
+def test_under_another_bound_the_state_is_certified_there(bound: float) -> None:
+    state, terms = first_state()
+    asked = dataclasses.replace(terms, asked=Lipschitz(bound))
+    again = asked_again(state, asked, torch.float64)
+    moved, slopes = again.state, terms.slopes
+    assert moved.lip == pytest.approx(bound)
+    ball = ball_tiles(slopes, moved.multiplier, moved.lip_sq, 3, 2)
+    assert ball.norm(moved.consensus) <= 1 + 1e-12
+    proven = implied_bound(moved.consensus, slopes, moved.multiplier)
+    assert proven <= bound * (1 + 1e-9)
+    if bound > 1.0:
+        assert moved.consensus is not state.consensus
+        assert all(map(torch.equal, moved.consensus, state.consensus))
+    else:  # scaled evenly, so that the bound is used up
+        assert proven == pytest.approx(bound, rel=1e-3)
+        share = bound / state.lip
+        assert again.bias_factors == pytest.approx([share ** (k / 3) for k in (1, 2, 3)])

@@ -16,17 +16,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from admm_lip import TrainConfig, certify, train, verify
-from admm_lip.errors import UnsupportedModule
+from admm_lip.errors import TrainingFailed, UnsupportedModule
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.gradient import InputGradient
 from admm_lip.research.comparators.sandwich import Sandwich
 from admm_lip.research.input_gradients import loss_gradient_norms
 from admm_lip.solvers import SolveFailed, SolverConfig
-from admm_lip.training import loop as loop_module
+from admm_lip.training import constraint as constraint_module
+from admm_lip.training import round as round_module
 from admm_lip.training.batches import as_batches
 from admm_lip.training.centring import centre, mean_input
 from admm_lip.training.checkpoint import CheckpointError
-from admm_lip.training.loop import TrainingFailed
 
 FAST = {"epochs": 3, "batch_size": 16, "lr": 0.02, "round_steps": 4}
 
@@ -71,7 +71,7 @@ def test_the_bound_holds_in_every_round_and_in_the_shipped_weights(
 def test_the_penalised_form_settles_where_its_optimality_condition_holds() -> None:
     ends = {}
     for mu in (1e-3, 1e-1):
-        config = TrainConfig(mode="penalty", mu=mu, **(FAST | {"epochs": 20}))
+        config = TrainConfig(mu=mu, **(FAST | {"epochs": 20}))
         result = quiet(network(), config)
         verify(result.certificate, result.model)
         assert all(row["ball_norm"] <= 1 + 1e-9 for row in result.history)
@@ -81,7 +81,7 @@ def test_the_penalised_form_settles_where_its_optimality_condition_holds() -> No
 
 
 def test_the_exact_penalised_step_runs_too() -> None:
-    config = TrainConfig(mode="penalty", mu=1e-2, lip_step="exact", **FAST)
+    config = TrainConfig(mu=1e-2, lip_step="exact", **FAST)
     result = quiet(network(), config)
     assert result.certificate.lip <= result.history[-1]["lip"] * (1 + 1e-6)
 
@@ -207,7 +207,7 @@ class StopAfter:
     """Raises Ctrl-C's signal, or an error, when a round begins."""
 
     def __init__(self, rounds: int, action) -> None:
-        self.left, self.action, self.inner = rounds, action, loop_module.one_round
+        self.left, self.action, self.inner = rounds, action, constraint_module.next_round
 
     def __call__(self, *arguments):
         self.left -= 1
@@ -228,7 +228,7 @@ def test_ctrl_c_keeps_the_last_round_and_resuming_gives_the_identical_result(
     model = nn.Sequential(*network(activation)[:2], nn.Dropout(0.2), *network(activation)[2:])
     whole = quiet(model, config)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "one_round", StopAfter(3, ctrl_c))
+        patch.setattr(constraint_module, "next_round", StopAfter(3, ctrl_c))
         first = quiet(model, config, run_dir=tmp_path)
     assert first.stopped == "interrupted"
     assert len(first.history) == 3
@@ -250,7 +250,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(
         raise MemoryError
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(loop_module, "one_round", StopAfter(3, die))
+        patch.setattr(constraint_module, "next_round", StopAfter(3, die))
         quiet(network(), config, run_dir=tmp_path)
     resumed = quiet(network(), config, run_dir=tmp_path, resume=True)
     assert all(map(torch.equal, weights_of(whole.model), weights_of(resumed.model)))
@@ -294,7 +294,7 @@ def test_a_projection_that_fails_names_the_round(monkeypatch: pytest.MonkeyPatch
     def fails(*arguments):
         raise SolveFailed("native: broke down; scs: broke down")
 
-    monkeypatch.setattr(loop_module, "lipschitz_step", fails)
+    monkeypatch.setattr(round_module, "lipschitz_step", fails)
     with pytest.raises(TrainingFailed, match="round 1: native: broke down; scs: broke down"):
         quiet(network(), TrainConfig(bound=1.0, **FAST))
 

@@ -1,22 +1,24 @@
-"""ADMM for training under the LMI: the state, and the updates that are formulas only.
+"""ADMM for training under the LMI: the state, the pull, and the updates that are formulas only.
 
     min_{W, b, Wbar}  loss(W, b) [+ mu L^2]     s.t.  W = Wbar,   M(L^2, Wbar, T) >= 0
 
-One round (Pauli et al., 2022; the loss and Lipschitz steps live in files of their own):
+One round (Pauli et al., 2022), which ``constraint.py`` drives from an optimizer's own steps:
 
-    loss step        m optimizer steps on  loss + <Y, W - Wbar> + rho/2 ||W - Wbar||^2
+    loss step        m optimizer steps on  loss + <Y, W - Wbar> + rho/2 ||W - Wbar||^2  (``Pull``)
     relaxation       Wr = a W + (1 - a) Wbar
-    Lipschitz step   Wbar+ = projection of Wr + Y / rho
+    Lipschitz step   Wbar+ = projection of Wr + Y / rho  (``lipschitz_step.py``)
     dual step        Y+ = Y + rho (Wr - Wbar+)
+    multiplier step  T of the LMI moves, or stays  (``multiplier_step.py``)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Matrices = tuple[Tensor, ...]
 
@@ -33,9 +35,12 @@ class AdmmState:
         lip_sq: ``L^2`` for which the consensus is feasible.
         target_sq: ``L^2`` the next projection asks for; differs only in the penalised form.
         iteration: rounds done.
+        steps: optimizer steps since the last round.
+        lr: step size of the optimizer when the run began, to which multiplier steps are relative.
         momentum, mean_square: running averages of the multiplier's sensitivity, and of its square
             (``multiplier_step.by_sensitivity``).
         warm: the projection's own restart data; only a matter of speed.
+        measured: of the last round, by name: L, residuals, rho, and how the projection went.
     """
 
     consensus: Matrices
@@ -45,14 +50,64 @@ class AdmmState:
     lip_sq: float
     target_sq: float
     iteration: int = 0
+    steps: int = 0
+    lr: float | None = None
     momentum: Matrices = ()
     mean_square: float = 0.0
     warm: Any = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def lip(self) -> float:
         """The L for which the consensus is feasible."""
         return float(self.lip_sq**0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """The term ``<Y, W - Wbar> + rho/2 ||W - Wbar||^2``, written as a pull towards a target.
+
+    Up to a constant it is ``rho/2 ||W - target||^2`` with ``target = Wbar - Y / rho``.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    targets: tuple[Tensor, ...]
+    rho: float
+
+    def add_gradient(self, scale: float = 1.0) -> None:
+        """Add ``rho (W - target)`` to the gradients, which hold ``scale`` times the loss's."""
+        for p in self.parameters:
+            if p.grad is None:  # nothing of the loss depends on it
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_add_(gradients, self._difference(), alpha=self.rho * scale)
+
+    def value(self) -> Tensor:
+        """``rho/2 ||W - target||^2``."""
+        squares = torch._foreach_norm(self._difference())
+        return 0.5 * self.rho * torch.stack(squares).square().sum()
+
+    def _difference(self) -> list[Tensor]:
+        return list(torch._foreach_sub([p.detach() for p in self.parameters], self.targets))
+
+
+def pull_of(parameters: Sequence[nn.Parameter], state: AdmmState) -> Pull:
+    """The pull of this round's consensus and dual, in the parameters' own dtype."""
+    exact = torch._foreach_add(state.consensus, state.dual, alpha=-1.0 / state.rho)
+    targets = tuple(t.to(p) for t, p in zip(exact, parameters, strict=True))
+    return Pull(tuple(parameters), targets, state.rho)
+
+
+def read_weights(parameters: Sequence[Tensor]) -> Matrices:
+    """The parameters as float64 matrices, copied."""
+    return tuple(p.detach().to(torch.float64, copy=True) for p in parameters)
+
+
+def write_weights(parameters: Sequence[Tensor], weights: Matrices) -> None:
+    """Overwrite the parameters, rounded to their own dtype."""
+    with torch.no_grad():
+        for p, w in zip(parameters, weights, strict=True):
+            p.copy_(w)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,355 @@
+"""A Lipschitz constraint on the network of anybody's training loop, kept by ADMM.
+
+    constraint = Constraint(model, Lipschitz(bound=1.0)).attach(optimizer)
+    ...                                       # any loop that calls optimizer.step()
+    model, certificate = constraint.finish()
+
+The optimizer's own step hooks do the rest.  Before each of its steps the pull
+``Y + rho (W - Wbar)`` joins the gradients; after every m-th one comes a round (:func:`next_round`).
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..certificates.certificate import Certificate
+from ..errors import TrainingFailed
+from ..lipschitz import Lipschitz
+from ..networks.chain import read_network
+from ..networks.overrides import unwrapped
+from ..solvers import SolveFailed
+from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
+from .centring import centre
+from .config import AdmmConfig
+from .constrained import check_asked, check_master, group_of, trained_layers
+from .layer_norms import layer_start, training_constraint
+from .metric import PLAIN, Metric
+from .multiplier_step import resolve_multiplier_step
+from .optimize import reads_value
+from .precision import stored_dtype
+from .resuming import check_same, identity, plain_state, restored_state
+from .round import next_round, steps_of
+from .shipping import certified
+from .start import CROSS_ENTROPY_SCALE, Start, asked_again, gone_on, orthogonal_, start
+from .terms import LayerNorms, Terms
+
+# Which constraint holds a weight; a weight belongs to one.
+_HELD: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+class Finished(NamedTuple):
+    """A plain network in evaluation mode, and the proof of its Lipschitz constant."""
+
+    model: nn.Module
+    certificate: Certificate
+
+
+class Constraint:
+    """Keeps a network under a Lipschitz bound (or its L under a price) while something trains it.
+
+    What changes is :attr:`state` alone, an :class:`AdmmState`.  Making a constraint scales the
+    network to the bound where it is beyond it.  In between, the free weights may leave the bound a
+    little; within :meth:`shipped` and after :meth:`finish` they are those that satisfy it.
+
+    * **Gradient clipping, AMP:** whatever a loop does to gradients before ``optimizer.step()``
+      happens to the loss's gradient alone; the pull is added last, unscaled and unclipped.  A step
+      that a ``GradScaler`` skips is none.
+    * **Closures** (Lightning, L-BFGS): the pull is added after each call of the closure.
+    * **Gradient accumulation:** a step is a step of the optimizer, whatever its gradient adds up.
+    * **DistributedDataParallel:** give the wrapped module to the constraint of every process.
+      Gradients are averaged before the step, so that all processes hold the same weights, and a
+      round, which draws nothing, gives each of them the same next ones on machines of one kind.
+
+    Args:
+        model: Linear layers and activations in turn, as for :func:`admm_lip.train`, in float32 or
+            float64; it is changed in place.
+        asked: the bound or the price, l2.
+        config: how it is kept.
+        mean: of the inputs, ``(features,)``: the first layer works on ``x - mean`` until the end,
+            which changes no function and makes training easier where inputs are not centred.
+        loss_scale: how large the loss is, for the choice of rho: 0.1 for a cross-entropy, 0.4 times
+            the targets' variance for a squared error.
+        regression: whether outputs are numbers rather than scores of classes, for the choice of the
+            multiplier step; ``None``: where there is one.
+        dtype: that the finished weights are rounded to; ``None``: their own.
+        state: of an earlier constraint with the same ``asked`` and shapes, to go on from.
+
+    Raises:
+        UnsupportedModule: by name, for a network that is no chain of Linear layers.
+        ValueError: for a frozen parameter, or what cannot be asked of this network.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip import Constraint, Lipschitz, verify
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        >>> constraint = Constraint(net, Lipschitz(bound=1.0)).attach(optimizer)
+        >>> x = torch.rand(64, 4); y = (x[:, 0] > 0.5).long()
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.cross_entropy(net(x), y).backward()
+        ...     _ = optimizer.step()
+        >>> net, certificate = constraint.finish()
+        >>> verify(certificate, net), certificate.lip <= 1.0
+        (None, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        asked: Lipschitz,
+        config: AdmmConfig | None = None,
+        *,
+        mean: Tensor | None = None,
+        loss_scale: float = CROSS_ENTROPY_SCALE,
+        regression: bool | None = None,
+        dtype: torch.dtype | None = None,
+        state: AdmmState | None = None,
+    ) -> None:
+        self.model, config = unwrapped(model), config or AdmmConfig()
+        check_asked(asked)
+        self.dtype = dtype or stored_dtype(self.model)
+        self._layers = trained_layers(self.model)
+        self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
+        check_master(self.parameters[0].dtype)
+        layers = list(self._layers.values())
+        scratch = config.start == "scratch" and state is None
+        if scratch:
+            orthogonal_(layers, config.seed)
+        weights = read_weights(self.parameters)
+        chain = read_network(self.model).chain()
+        slopes = training_constraint(chain, self.parameters[0].device)
+        metric = PLAIN if asked.units is None else Metric.of(asked.units, weights)
+        self.terms = Terms(asked, slopes, config, metric)
+        self._multiplier_step = resolve_multiplier_step(
+            config.multiplier_step,
+            tuple(layer.kind for layer in chain.activations),
+            regression=len(weights[-1]) == 1 if regression is None else regression,
+        )
+        if state is not None:
+            begun = gone_on(state)
+        elif isinstance(slopes, LayerNorms):
+            begun = layer_start(weights, self.terms, self.dtype, loss_scale)
+        else:
+            begun = start(weights, self.terms, self.dtype, loss_scale)
+        self._begin(begun)
+        self._centring = None if mean is None else centre(layers[0], mean)
+        if mean is not None and scratch:  # nothing is lost by a bias of 0 at the mean
+            nn.init.zeros_(layers[0].bias)
+        self._hooks: tuple[RemovableHandle, ...] = ()
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def asked(self) -> Lipschitz:
+        """The bound or the price."""
+        return self.terms.asked
+
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps of a round."""
+        return steps_of(self.terms)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Constraint:
+        """Act whenever ``optimizer`` steps; returns the constraint.
+
+        Raises:
+            ValueError: when it acts already, when another constraint holds the weights, or when
+                the optimizer does not move all of them.
+        """
+        self._check_free()
+        self._check_weights()
+        group = group_of(optimizer, dict(zip(self._layers, self.parameters, strict=True)))
+        lr = float(group.get("initial_lr", group["lr"]))
+        self._enter(replace(self.state, lr=self.state.lr or lr))
+        self._optimizer = optimizer
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
+        for parameter in self.parameters:
+            _HELD[parameter] = weakref.ref(self)
+        return self
+
+    def detach(self) -> None:
+        """Act no more; :meth:`attach` goes on from here."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._optimizer = (), None
+        for parameter in self.parameters:
+            _HELD.pop(parameter, None)  # type: ignore[no-untyped-call]
+
+    def close_round(self) -> None:
+        """The Lipschitz, dual and multiplier steps now, after whatever optimizer steps there were.
+
+        Raises:
+            TrainingFailed: for weights that are not finite, or that no backend could project.
+        """
+        self._check_weights()
+        weights, number = read_weights(self.parameters), self.state.iteration + 1
+        if not math.isfinite(norm(weights)):
+            raise TrainingFailed(
+                f"round {number}: expected finite weights, got nan or inf; lower lr, or check the "
+                "data's scale"
+            )
+        try:
+            state = next_round(
+                weights, self.state, self.terms, self._multiplier_step, self._relative_lr()
+            )
+        except SolveFailed as error:
+            raise TrainingFailed(f"round {number}: {error}") from error
+        self._enter(state)
+        if self.terms.config.restart:
+            write_weights(self.parameters, state.consensus)
+
+    def ask(self, asked: Lipschitz) -> None:
+        """Ask for another bound or price from here on.
+
+        Under a smaller bound the network is scaled into it, evenly over its layers.
+        """
+        check_asked(asked)
+        if asked.units != self.asked.units:
+            raise ValueError("units: cannot change while training; make another constraint")
+        if self.state.steps:
+            self.close_round()
+        self.terms = replace(self.terms, asked=asked)
+        self._begin(asked_again(self.state, self.terms, self.dtype))
+
+    @contextmanager
+    def shipped(self) -> Iterator[nn.Module]:
+        """Within it, the model holds the weights that satisfy the bound (to measure it, say)."""
+        free = read_weights(self.parameters)
+        write_weights(self.parameters, self.state.consensus)
+        try:
+            yield self.model
+        finally:
+            write_weights(self.parameters, free)
+
+    def finish(self) -> Finished:
+        """End the round, detach, and certify the weights as the model holds them from here on.
+
+        Raises:
+            TrainingFailed: where the last round fails, or ``dtype`` cannot hold the bound.
+        """
+        if self.state.steps:
+            self.close_round()
+        self.detach()
+        self._check_weights()
+        write_weights(self.parameters, self.state.consensus)
+        if self._centring is not None:
+            self._centring.undo()
+            self._centring = None
+        self.model.eval().to(self.dtype)
+        certificate = certified(self.model, self.parameters, self.state, self.terms)
+        return Finished(self.model, certificate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` takes, beside those of model and optimizer.
+
+        Numbers, strings, tensors and containers only: ``torch.load(weights_only=True)`` reads it.
+        """
+        return {"constraint": self._identity(), "state": plain_state(self.state)}
+
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken.
+
+        Load the model's and the optimizer's state as well, after making the constraint.
+
+        Raises:
+            CheckpointError: naming what another constraint asked, or what is damaged.
+        """
+        check_same(self._identity(), kept)
+        self._enter(restored_state(kept["state"], self.parameters))
+
+    def _identity(self) -> dict[str, str]:
+        mean = None if self._centring is None else self._centring.mean
+        return identity(self.terms, self.dtype, mean, self.parameters)
+
+    def _begin(self, begun: Start) -> None:
+        """Enter its state, and let the whole network follow the consensus."""
+        self._enter(begun.state)
+        write_weights(self.parameters, begun.state.consensus)
+        with torch.no_grad():
+            for layer, factor in zip(self._layers.values(), begun.bias_factors, strict=True):
+                if layer.bias is not None:
+                    layer.bias.mul_(factor)
+
+    def _enter(self, state: AdmmState) -> None:
+        self.state, self._pull = state, pull_of(self.parameters, state)
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Add the pull to the gradients: now, or where a closure will have computed them."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            scale = getattr(optimizer, "grad_scale", None)  # of a fused step under a GradScaler
+            self._pull.add_gradient(1.0 if scale is None else float(scale))
+            return None
+        pulled = self._pulled(closure, reads_value(optimizer))
+        if len(args) > 1:
+            return (args[0], pulled, *args[2:]), kwargs
+        return args, {**kwargs, "closure": pulled}
+
+    def _pulled(self, closure: Callable[[], Any], searches: bool) -> Callable[[], Any]:
+        def pulled() -> Any:
+            loss = closure()
+            self._pull.add_gradient()
+            return loss + self._pull.value() if searches else loss
+
+        return pulled
+
+    def _after_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # of a fused step under a GradScaler
+        if skipped is not None and bool(skipped):
+            return
+        self.state = replace(self.state, steps=self.state.steps + 1)
+        if self.state.steps >= self.round_steps:
+            self.close_round()
+
+    def _relative_lr(self) -> float:
+        if self._optimizer is None or not self.state.lr:
+            return 1.0
+        weights = dict(zip(self._layers, self.parameters, strict=True))
+        return float(group_of(self._optimizer, weights)["lr"]) / self.state.lr
+
+    def _check_free(self) -> None:
+        if self._optimizer is not None:
+            raise ValueError(
+                f"constraint: is attached already, to {type(self._optimizer).__name__}; detach() "
+                "it first"
+            )
+        for name, parameter in zip(self._layers, self.parameters, strict=True):
+            found = _HELD.get(parameter)  # type: ignore[no-untyped-call]
+            other = None if found is None else found()
+            if other is not None:
+                raise ValueError(
+                    f"constraint: {name}.weight is held by another one, which asks {other.asked} "
+                    f"where this one asks {self.asked}; detach() the other one first"
+                )
+
+    def _check_weights(self) -> None:
+        """Raise unless the layers still hold the weights that the state is about."""
+        rows = zip(self._layers.items(), self.parameters, self.state.consensus, strict=True)
+        for (name, layer), parameter, consensus in rows:
+            if layer.weight is not parameter:
+                raise ValueError(
+                    f"constraint: {name}.weight was replaced after the constraint was made; change "
+                    "it in place (.data.copy_), or make a new constraint and optimizer"
+                )
+            if parameter.device != consensus.device:
+                raise ValueError(
+                    f"constraint: {name}.weight is on {parameter.device}, the constraint on "
+                    f"{consensus.device}; move the model before making the constraint"
+                )
