@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .problem import Slopes as Slopes
     from .problem import Structure as Structure
     from .problem import unit_slopes as unit_slopes
+    from .problem_file import load_problem as load_problem
+    from .problem_file import save_problem as save_problem
     from .registry import available as available
     from .registry import doctor as doctor
     from .solution import CertifySolution as CertifySolution
@@ -51,6 +53,8 @@ _HOMES = {
     "UnknownBackend": "errors",
     "available": "registry",
     "doctor": "registry",
+    "load_problem": "problem_file",
+    "save_problem": "problem_file",
     "solve_certify": "solve",
     "solve_project": "solve",
     "unit_slopes": "problem",

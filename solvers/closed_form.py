@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from .native.interior.interior_point import spread
 from .native.lmi.closed_forms import searched_starts, theta_start
+from .native.lmi.variables import spread
 from .problem import CertifyProblem, Multiplier
 from .proving import proving
 from .reduction import reduce_certify

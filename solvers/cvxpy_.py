@@ -28,6 +28,7 @@ from .config import SolverConfig
 from .errors import SolverUnavailable
 from .native.lmi.block_cholesky import band_of
 from .native.lmi.dual_repair import reachable_band, repaired_value
+from .phases import phase
 from .problem import CertifyProblem, Multiplier, ProjectProblem
 from .solution import CertifyClaim, ProjectClaim, Status
 
@@ -222,6 +223,7 @@ class CvxpyBackend:
             message=message,
         )
 
+    @phase("set-up")
     def _model(self, problem: ProjectProblem) -> _ProjectModel:
         """The compiled model of ``problem``, kept for the next anchor."""
         key = _model_key(problem)
@@ -232,6 +234,7 @@ class CvxpyBackend:
             self._models.popitem(last=False)
         return self._models[key]
 
+    @phase("solver")
     def _solve(self, model: Any, options: Mapping[str, Any]) -> tuple[Status, str]:
         """Run the solver; its errors and warnings become a status and a message."""
         with warnings.catch_warnings():

@@ -1,5 +1,9 @@
 """What can go wrong in a solve, each with the advice a caller needs."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class SolverError(Exception):
     """Base of every error raised by ``admm_lip.solvers``."""
@@ -18,4 +22,12 @@ class SolverUnavailable(SolverError):
 
 
 class SolveFailed(SolverError):
-    """No backend in the chain produced a usable answer; lists each attempt and its reason."""
+    """No backend in the chain produced a usable answer; lists each attempt and its reason.
+
+    Attributes:
+        problem: what was asked, for ``save_problem`` and a report.
+    """
+
+    def __init__(self, message: str, problem: Any = None) -> None:
+        super().__init__(message)
+        self.problem = problem

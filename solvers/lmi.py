@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from .dissipation import any_known, storage_bound
+from .phases import phase
 from .problem import Slopes
 from .spectrum import top_eigenvalue
 
@@ -88,6 +89,7 @@ def assemble(diagonal: Sequence[Tensor], lower: Sequence[Tensor]) -> Tensor:
     return dense
 
 
+@phase("bound")
 def implied_bound(
     weights: Sequence[Tensor], slopes: Sequence[Slopes], multiplier: Sequence[Tensor]
 ) -> float:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .phases import phase
 from .problem import ProjectProblem, Weights
 
 # Q = R^{-1} V loses about cond(R)^2 units in the last place of its orthogonality.
@@ -70,6 +71,7 @@ class ReducedProject:
         return tuple(lifted)
 
 
+@phase("set-up")
 def reduce_project(problem: ProjectProblem) -> ReducedProject:
     """Reduce the first and the last layer where they are plain and it makes them smaller.
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .native.lmi.closed_forms import norm_sq, theta_start
 from .native.lmi.transpose import inverted, invertible, order, transposed
+from .phases import phase
 from .problem import CertifyProblem, Multiplier, Slopes, Weights
 from .proving import proving
 
@@ -94,6 +95,7 @@ class ReducedCertify:
         return _turned(self.upright, inner)
 
 
+@phase("set-up")
 def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
     """Reduce and scale a certify problem; see the module's docstring.
 

@@ -6,7 +6,8 @@ reads a claim's numbers except to show them beside the measured ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -32,7 +33,8 @@ class Status(Enum):
 class CertifyClaim:
     """A backend's answer to a :class:`~admm_lip.solvers.problem.CertifyProblem`.
 
-    ``lower_lip_sq`` is the value of a dual feasible point (0 where the backend has none).
+    ``lower_lip_sq`` is the value of a dual feasible point (0 where the backend has none);
+    ``decisions`` say what was met on the way.
     """
 
     status: Status
@@ -41,6 +43,7 @@ class CertifyClaim:
     lower_lip_sq: float = 0.0
     iterations: int = 0
     message: str = ""
+    decisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,8 @@ class CertifySolution:
         lip: the bound implied by ``multiplier`` (``lmi.implied_bound``), ``inf`` if it proves none.
         lower_lip: dual lower bound on the LipSDP optimum, 0 where there is none.
         claimed_lip: what the backend said, for comparison only.
+        decisions: what was met on the way, and what was done about it, in words.
+        phases: seconds by kind of work; they add up to the whole call.
     """
 
     status: Status
@@ -77,11 +82,24 @@ class CertifySolution:
     iterations: int
     seconds: float
     message: str = ""
+    decisions: tuple[str, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
         """Relative gap ``(lip - lower_lip) / lip``: how much a better solver could gain."""
         return (self.lip - self.lower_lip) / self.lip if self.lip > 0 else 0.0
+
+    def summary(self) -> str:
+        """The result, what happened on the way, and where the time went: text for a person.
+
+        Example:
+            >>> done = CertifySolution(Status.OPTIMAL, "native", (), 2.0, 1.5, 2.0, 7, 0.1)
+            >>> print(done.summary())
+            native: lip 2, gap 2.5e-01 after 7 steps: solved to the requested accuracy
+        """
+        head = f"{self.backend}: lip {self.lip:.9g}, gap {self.gap:.1e} after {self.iterations} "
+        return _summary(f"{head}steps: {self.status.value}", self.decisions, self.phases)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +112,7 @@ class ProjectSolution:
         distance: ``sqrt(sum_k ||W_k - V_k||_F^2)``.
         ball_norm: the measured spectral norm of the scaled matrix B (``lmi.ball_norm``).
         objective: the problem's objective at ``weights``.
+        phases: seconds by kind of work; they add up to the whole call.
     """
 
     status: Status
@@ -107,3 +126,19 @@ class ProjectSolution:
     seconds: float
     message: str = ""
     warm: Any = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """The result and where the time went: text for a person."""
+        head = f"{self.backend}: distance {self.distance:.9g} after {self.iterations} iterations"
+        return _summary(f"{head}: {self.status.value}", (), self.phases)
+
+
+def _summary(head: str, decisions: tuple[str, ...], phases: Mapping[str, float]) -> str:
+    """The lines of a summary, the longest phase first."""
+    whole = sum(phases.values())
+    parts = sorted(phases.items(), key=lambda part: -part[1])
+    times = [
+        f"  {value:9.3f} s  {value / whole:4.0%}  {name}" for name, value in parts if value > 0
+    ]
+    return "\n".join([head, *(f"  {line}" for line in decisions), *times])

@@ -16,17 +16,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from . import registry
 from .backend import Backend
 from .config import SolverConfig
 from .deadline import Deadline
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
 from .native.ball.splitting import WarmBall
+from .phases import stopwatch
 from .problem import CertifyProblem, Multiplier, ProjectProblem, Structure, Weights
 from .projection_reduction import reduce_project
 from .proving import proving
 from .reduction import reduce_certify
+from .registry import chain
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
 
 # Share of the time limit that a second backend needs to be asked at all: building its problem may
@@ -57,11 +58,13 @@ class _Task(Generic[_Claim, _Solution]):
     """One solve as the chain sees it.
 
     Attributes:
+        problem: what was asked.
         ask: the claim of a backend under a config, whose time limit is what is left.
         measure: ``(backend, claim, seconds)`` to a solution, or the reason why it is worth nothing.
         score: what a better solution has less of.
     """
 
+    problem: CertifyProblem | ProjectProblem
     ask: Callable[[Backend, SolverConfig], _Claim]
     measure: Callable[[str, _Claim, float], _Solution | str]
     score: Callable[[_Solution], float]
@@ -92,6 +95,14 @@ def solve_certify(
         1.0
     """
     config = config or SolverConfig()
+    with stopwatch() as phases:
+        solution = _certify(problem, config, warm)
+    return replace(solution, phases=phases)
+
+
+def _certify(
+    problem: CertifyProblem, config: SolverConfig, warm: Multiplier | None
+) -> CertifySolution:
     deadline = Deadline(config.time_limit)
     reduced = reduce_certify(problem)
     start = None if warm is None else reduced.restrict(warm)
@@ -116,9 +127,10 @@ def solve_certify(
             iterations=claim.iterations,
             seconds=seconds,
             message=claim.message,
+            decisions=claim.decisions,
         )
 
-    task = _Task(ask, measure, lambda s: s.lip)
+    task = _Task(problem, ask, measure, lambda s: s.lip)
     return _run(task, config, deadline, sum(reduced.problem.widths[:-1]))
 
 
@@ -145,6 +157,12 @@ def solve_project(
         [2.0, 0.5]
     """
     config = config or SolverConfig()
+    with stopwatch() as phases:
+        solution = _project(problem, config, warm)
+    return replace(solution, phases=phases)
+
+
+def _project(problem: ProjectProblem, config: SolverConfig, warm: Any) -> ProjectSolution:
     deadline = Deadline(config.time_limit)
     reduced = reduce_project(problem)
 
@@ -162,7 +180,7 @@ def solve_project(
             return measured
         return replace(measured, weights=reduced.lift(measured.weights))
 
-    task = _Task(ask, measure, lambda s: s.objective)
+    task = _Task(problem, ask, measure, lambda s: s.objective)
     return _run(task, config, deadline, sum(reduced.problem.widths))
 
 
@@ -263,7 +281,7 @@ def _run(
     An answer cut off by the limit is kept while the rest of the chain tries to better it, in what
     is left of the time and if that is enough to begin.
     """
-    backends = registry.chain(config.name, config.fallback, order)
+    backends = chain(config.name, config.fallback, order)
     attempts: list[str] = []
     kept: list[_Solution] = []
     for backend in backends:
@@ -281,7 +299,9 @@ def _run(
         attempts.append(f"{backend.name}: {outcome.status.value}")
     if not kept:
         raise SolveFailed(
-            f"solver {config.name!r}: no backend came to a usable answer; " + "; ".join(attempts)
+            f"solver {config.name!r}: no backend came to a usable answer; {'; '.join(attempts)}; "
+            "to report it, send the file of admm_lip.solvers.save_problem(error.problem, path)",
+            task.problem,
         )
     best = min(kept, key=task.score)
     if best.backend != backends[0].name:

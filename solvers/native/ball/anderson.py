@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...phases import phase
+
 DEPTH = 5
 # An accelerated step may lengthen the residual by this factor before it is taken back.
 GROWTH = 2.0
@@ -41,6 +43,7 @@ class Anderson:
         self._last = self._passed_by = None
         self._count = 0
 
+    @phase("acceleration")
     def propose(self, point: Tensor, image: Tensor) -> Tensor:
         """The next point after ``image = F(point)``."""
         residual = (image - point).reshape(-1)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...errors import ProblemError
 from ...lmi import Ball, Tile, ball_tiles
+from ...phases import phase
 from ...problem import ProjectProblem, Structure, Weights
 
 Values = tuple[Tensor, ...]
@@ -230,6 +231,7 @@ class Copied(Coupling):
         return replace(self, copies=copies, load=load)
 
 
+@phase("set-up")
 def couple(problem: ProjectProblem, lip_sq: float) -> Coupling:
     """The coupling of ``problem`` for ``L^2 = lip_sq``: dense where possible, else copied.
 

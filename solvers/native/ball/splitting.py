@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...phases import phase
 from .anderson import Anderson
 from .coupling import Coupling, Values
 
@@ -134,6 +135,7 @@ def is_inside(matrix: Tensor) -> bool:
     return int(torch.linalg.cholesky_ex(slack)[1]) == 0
 
 
+@phase("singular values")
 def clip_excess(matrix: Tensor) -> tuple[Tensor, float]:
     """What clipping takes away: ``A - clip(A) = U (S - 1)_+ V'``, and its nuclear norm.
 
@@ -181,6 +183,7 @@ def restore(coupling: Coupling, values: Values, centre: Values) -> tuple[Values,
     return moved, inner + share * (norm - inner)
 
 
+@phase("measuring")
 def measure(coupling: Coupling, state: State, nuclear: float, centre: Values) -> Outcome:
     """The feasible point of a state, and its gap to the dual's lower bound."""
     values = coupling.nearest(state.penalty, state.inside - state.excess)
@@ -222,7 +225,7 @@ def proves_empty(coupling: Coupling, excess: Tensor, nuclear: float) -> bool:
 
 
 def split(coupling: Coupling, start: State, rule: Rule, centre: Values) -> Outcome:
-    """Progress the splitting from ``start`` (the module's steps) until ``rule`` stops it."""
+    """Run the splitting from ``start`` (the module's steps) until ``rule`` stops it."""
     state, nuclear, count = start, math.inf, 0
     average, memory = coupling.averager(state.penalty), Anderson(state.inside)
     screen, retune = max(SCREEN * rule.tol, FINEST), 3

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..large.banded_newton import approach, worthwhile
+from ...phases import phase
+from ..large.banded_newton import LEAST_SHARE, SHRINK, approach, worthwhile
 from ..lmi.block_cholesky import (
     Band,
     Factor,
@@ -30,13 +31,15 @@ from ..lmi.block_cholesky import (
     factorize,
     inverse,
 )
+from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
 from ..lmi.progress import Progress
 
 # The pair (S, Z) is good enough to start from at this decrement.
 _CENTRED = 0.7
-_SHRINK = 0.6
 _MAX_STEPS = 300
+# Where whole steps are possible, how many may leave the decrement at this share of its least value.
+_WHOLE, _FALL, _PATIENCE = 3.0, 0.98, 20
 
 
 class NewtonStep(NamedTuple):
@@ -57,13 +60,13 @@ class Centre(NamedTuple):
     z: Band
 
 
-def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> NewtonStep | None:
+def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> NewtonStep | Trouble:
     """Newton direction of the barrier at the factor's S; mu is free where not given."""
     dense = inverse(factor)
     forms = op.forms(dense)
     solve = schur_solver(schur_complement(forms, forms))
     if solve is None:
-        return None
+        return Trouble.NO_FACTOR
     g = op.adjoint(band_of(dense, op.sizes))
     b = torch.zeros_like(g)
     b[0] = 1.0
@@ -71,48 +74,57 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
     if mu is None:
         ratio = float(hg[0] / hb[0])
         if not ratio > 0:
-            return None
+            return Trouble.ROUNDING
         mu = 1.0 / ratio
     dy = hg - hb / mu
     decrement = float(torch.dot(dy, g - b / mu).clamp(min=0.0).sqrt())
-    return NewtonStep(dy, decrement, mu, dense, forms.rows) if decrement < float("inf") else None
+    if not decrement < float("inf"):
+        return Trouble.ROUNDING
+    return NewtonStep(dy, decrement, mu, dense, forms.rows)
 
 
-def centre(op: LmiOperator, y: Tensor, run: Progress) -> Centre | None:
+def centre(op: LmiOperator, y: Tensor, run: Progress) -> Centre | Trouble:
     """Newton steps from a strictly feasible ``y`` until the pair is centred, mu free.
 
-    Returns ``None`` when it cannot get there; ``run`` keeps every feasible point on the way.
+    ``run`` keeps every feasible point on the way.
     """
     if worthwhile(op):
         y = approach(op, y, run)
-    return _centred(op, y, run, None, _MAX_STEPS)
+    return _centred(op, y, run, Stage.COLD, None, _MAX_STEPS)
 
 
-def centre_at(op: LmiOperator, y: Tensor, run: Progress, mu: float, most: int) -> Centre | None:
+def centre_at(op: LmiOperator, y: Tensor, run: Progress, mu: float, most: int) -> Centre | Trouble:
     """The same at a given mu, with at most ``most`` steps."""
-    return _centred(op, y, run, mu, most)
+    return _centred(op, y, run, Stage.WARM, mu, most)
 
 
 def _centred(
-    op: LmiOperator, y: Tensor, run: Progress, mu: float | None, most: int
-) -> Centre | None:
+    op: LmiOperator, y: Tensor, run: Progress, stage: Stage, mu: float | None, most: int
+) -> Centre | Trouble:
     factor = factorize(op.slack(y))
+    if factor is None:
+        return Trouble.NO_FACTOR
+    least, idle = float("inf"), 0
     for _ in range(most + 1):
-        if factor is None or not run.may_go_on(centring=1):
-            return None
+        if not run.may_go_on(centring=1):
+            return Trouble.LIMIT
         step = run.timed("centring", partial(newton_step, op, factor, mu))
-        if step is None:
-            return None
+        if isinstance(step, Trouble):
+            return step
         if step.decrement < _CENTRED:
-            z = dual_point(op, step)
-            return Centre(y, factor, z)
-        moved = _damped(op, y, factor, step)
-        if moved is None:
-            return None
+            return Centre(y, factor, dual_point(op, step))
+        falls = step.decrement > _WHOLE or step.decrement < _FALL * least
+        idle = 0 if falls else idle + 1
+        least = min(least, step.decrement)
+        if idle > _PATIENCE:
+            break
+        moved = _damped(op, y, factor, step, run, stage)
+        if isinstance(moved, Trouble):
+            return moved
         y, factor = moved
         run.centring += 1
         run.count(y)
-    return None
+    return Trouble.SLOW
 
 
 def dual_point(op: LmiOperator, step: NewtonStep) -> Band:
@@ -123,18 +135,19 @@ def dual_point(op: LmiOperator, step: NewtonStep) -> Band:
 
 
 def _damped(
-    op: LmiOperator, y: Tensor, factor: Factor, step: NewtonStep
-) -> tuple[Tensor, Factor] | None:
+    op: LmiOperator, y: Tensor, factor: Factor, step: NewtonStep, run: Progress, stage: Stage
+) -> tuple[Tensor, Factor] | Trouble:
     """Shorten the Newton step until S stays positive definite and the barrier falls."""
-    length = min(1.0, 4.0 / (1.0 + step.decrement))
+    longest = min(1.0, 4.0 / (1.0 + step.decrement))
     value = barrier(y, factor, step.mu)
-    for _ in range(40):
+
+    def move(length: float) -> tuple[Tensor, Factor] | None:
         trial = y + length * step.dy
         found = factorize(op.slack(trial))
-        if found is not None and barrier(trial, found, step.mu) < value:
-            return trial, found
-        length *= _SHRINK
-    return None
+        falls = found is not None and barrier(trial, found, step.mu) < value
+        return (trial, found) if found is not None and falls else None
+
+    return run.shortened(stage, longest, SHRINK, LEAST_SHARE * longest, move)
 
 
 def barrier(y: Tensor, factor: Factor, mu: float) -> float:
@@ -163,6 +176,7 @@ class SchurSolver:
         return torch.cholesky_solve(rhs[:, None], self._factor)[:, 0]
 
 
+@phase("factorisation")
 def schur_solver(matrix: Tensor) -> SchurSolver | None:
     """Factor the Schur complement; a little of the diagonal is added where rounding needs it.
 

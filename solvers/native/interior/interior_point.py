@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -41,7 +40,8 @@ from torch import Tensor
 from ...config import SolverConfig
 from ...dissipation import any_known
 from ...lmi import implied_bound
-from ...problem import CertifyProblem, Multiplier, Slopes
+from ...phases import phase
+from ...problem import CertifyProblem, Multiplier
 from ...solution import CertifyClaim, Status
 from ..large.without_schur import SAFE_THETA, certify_large, large_starts, pairs_possible
 from ..lmi.block_cholesky import (
@@ -53,6 +53,7 @@ from ..lmi.block_cholesky import (
     inverse,
     symmetrised,
 )
+from ..lmi.checkpoints import Action, Stage, Trouble
 from ..lmi.closed_forms import Start, best_start, forward_starts, theta_start
 from ..lmi.costs import Costs
 from ..lmi.eliminated_operator import operator_of
@@ -60,6 +61,7 @@ from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
 from ..lmi.primal_dual_pair import Direction, Pair, advance, proven_gap, relative_gap
 from ..lmi.progress import Progress
 from ..lmi.step_length import cliques_step, slack_step
+from ..lmi.variables import all_free, fixed, spread
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .warm_start import usable, warm_centre
 
@@ -69,15 +71,6 @@ _ROUGH = 0.05
 # With more blocks than this Z is multiplied through its factors, not as a dense matrix.
 _FEW_BLOCKS = 3
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
-# A neuron whose slope is known to this accuracy is linear.  Its best multiplier is infinite.  Where
-# it is not substituted (``eliminated_operator.py``) it is held at this multiple of its natural
-# scale, which costs about the inverse of the bound.
-_KNOWN = 1e-7
-_STIFF = 1e7
-# A neuron whose row and column together weigh less than this share of the largest of its layer: its
-# multiplier may be anything between the share and its inverse, so it is held at its natural scale.
-# Weight decay leaves such neurons; the centre of so long an interval is beyond double precision.
-_NEGLIGIBLE = 1e-12
 # Factors that move a closed form inside.
 _ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.  What linear
@@ -127,22 +120,23 @@ def certify(
     run, costs, ranges = Progress(config), Costs.of(problem), spread(problem)
     if warm is not None and costs.dense_is_best(run, pairs=False):
         found = _from_warm(problem, warm, run, config)
-        if found is not None:
+        if not isinstance(found, Trouble):
             return _claim(*found, run, config)
+        run.checkpoint(Stage.WARM, found)
     first = None
     if run.limit() is not None:  # what a pass takes here says what the rest will take
         first = run.timed("passes", partial(theta_start, ranges, SAFE_THETA))
-    if costs.dense_is_best(run, pairs=_all_free(problem) and pairs_possible(problem)):
+    if costs.dense_is_best(run, pairs=all_free(problem) and pairs_possible(problem)):
         starts = forward_starts(ranges)
         op, outset = _started(problem, [best_start(ranges), *starts], warm, run), None
         pair = _from_cold(op, starts, run, config) if op is not None else None
         if op is not None and pair is not None:
             return _claim(op, pair, run, config)
     else:
+        run.checkpoint(Stage.COLD, Trouble.TOO_LARGE)
         starts = large_starts(ranges, run, first)
         op = _started(problem, starts, warm, run)
-        carrying = any_known(problem.slopes)
-        outset = 2.0 * _as_y(op, cautious(starts, carrying)) if op is not None else None
+        outset = 2.0 * _as_y(op, cautious(op, starts)[0]) if op is not None else None
     if op is None or run.best is None:
         return _NO_START
     return certify_large(op, op.multiplier(run.best), outset, run, config)
@@ -159,7 +153,7 @@ def _started(
     found = [s for s in starts if s is not None]
     if not found:
         return None
-    op = operator_of(problem, _fixed(problem, found[0].multiplier))
+    op = operator_of(problem, fixed(problem, found[0].multiplier))
     points = [room * _as_y(op, found[0]) for room in _ROOM]
     points.extend(_ROOM[-1] * _as_y(op, s) for s in found[1:])
     if warm is not None and usable(problem, warm):
@@ -176,73 +170,39 @@ def _keep_proven(op: LmiOperator, y: Tensor, run: Progress) -> bool:
     return lip < float("inf")
 
 
-def cautious(starts: Sequence[Start], carrying: bool) -> Start:
-    """The best closed form that is good to centre from; ``carrying``: there are linear neurons."""
-    most = _CAUTIOUS_CARRYING if carrying else _CAUTIOUS
-    return next((s for s in starts if s.theta <= most), starts[0])
+def cautious(op: LmiOperator, starts: Sequence[Start]) -> list[Start]:
+    """The best closed form that is good to centre from, and the most cautious one behind it."""
+    most = _CAUTIOUS_CARRYING if any_known(op.problem.slopes) else _CAUTIOUS
+    good = next((s for s in starts if s.theta <= most), starts[0])
+    safest = min(starts, key=lambda s: s.theta)
+    return [good] if safest is good else [good, safest]
 
 
 def _from_cold(
     op: LmiOperator, starts: Sequence[Start], run: Progress, config: SolverConfig
 ) -> Pair | None:
-    """Steps 1 to 3 from the best cautious closed form."""
-    start = cautious(starts, any_known(op.problem.slopes))
-    centred = centre(op, 2.0 * _as_y(op, start), run)
-    return follow(op, centred, run, config) if centred is not None else None
+    """Steps 1 to 3 from a cautious closed form; ``None`` where none leads to a pair."""
+    for start in cautious(op, starts):
+        centred = centre(op, 2.0 * _as_y(op, start), run)
+        found = centred if isinstance(centred, Trouble) else follow(op, centred, run, config)
+        if not isinstance(found, Trouble):
+            return found
+        if run.checkpoint(Stage.COLD, found) is not Action.OTHER_START:
+            return None
+    run.checkpoint(Stage.COLD, Trouble.NO_START)
+    return None
 
 
 def _from_warm(
     problem: CertifyProblem, warm: Multiplier, run: Progress, config: SolverConfig
-) -> tuple[LmiOperator, Pair] | None:
+) -> tuple[LmiOperator, Pair] | Trouble:
     """Steps 1 and 2 from the multiplier of a network nearby, then step 3."""
     if not usable(problem, warm):
-        return None
-    op = operator_of(problem, _fixed(problem, warm))
+        return Trouble.USELESS
+    op = operator_of(problem, fixed(problem, warm))
     centred = warm_centre(op, warm, run, config.tol)
-    pair = follow(op, centred, run, config) if centred is not None else None
-    return (op, pair) if pair is not None else None
-
-
-def spread(problem: CertifyProblem) -> CertifyProblem:
-    """The problem with slopes nearly known as ``a`` replaced by ``[min(a, 0), max(a, 0)]``.
-
-    There t has a scale.  Closed forms take linear neurons as they are.
-    """
-    slopes = []
-    for s, close in zip(problem.slopes, _known(problem), strict=True):
-        known = close & (s.alpha != s.beta)
-        low, high = s.alpha.clamp(max=0.0), s.beta.clamp(min=0.0)
-        slopes.append(Slopes(torch.where(known, low, s.alpha), torch.where(known, high, s.beta)))
-    return CertifyProblem(problem.weights, tuple(slopes))
-
-
-def _known(problem: CertifyProblem) -> list[Tensor]:
-    """Per hidden layer, the neurons whose slope is known: their best t is infinite."""
-    return [
-        s.beta - s.alpha <= _KNOWN * torch.maximum(s.alpha.abs(), s.beta.abs())
-        for s in problem.slopes
-    ]
-
-
-def _fixed(problem: CertifyProblem, natural: Multiplier) -> Tensor:
-    """Multipliers of the neurons of known slope and of negligible ones, 0 for the others."""
-    known, scale = torch.cat(_known(problem)), torch.cat(list(natural))
-    free = torch.where(_negligible(problem), scale, torch.zeros_like(scale))
-    return torch.where(known, _STIFF * scale, free)
-
-
-def _all_free(problem: CertifyProblem) -> bool:
-    """Whether every neuron's multiplier is a variable."""
-    return not bool((torch.cat(_known(problem)) | _negligible(problem)).any())
-
-
-def _negligible(problem: CertifyProblem) -> Tensor:
-    """The neurons, of all layers, that hear next to nothing or that next to nobody hears."""
-    masks = []
-    for into, out in pairwise(problem.weights):
-        share = torch.linalg.vector_norm(into, dim=1) * torch.linalg.vector_norm(out, dim=0)
-        masks.append(share <= _NEGLIGIBLE * share.max())
-    return torch.cat(masks)
+    pair = centred if isinstance(centred, Trouble) else follow(op, centred, run, config)
+    return pair if isinstance(pair, Trouble) else (op, pair)
 
 
 def _as_y(op: LmiOperator, start: Start) -> Tensor:
@@ -251,45 +211,46 @@ def _as_y(op: LmiOperator, start: Start) -> Tensor:
     return torch.cat([rho, op.restrict(torch.cat(start.multiplier))])
 
 
-def follow(op: LmiOperator, centred: Centre, run: Progress, config: SolverConfig) -> Pair | None:
+def follow(op: LmiOperator, centred: Centre, run: Progress, config: SolverConfig) -> Pair | Trouble:
     """Step 3: primal-dual steps until the proven gap is small."""
     cliques = factorize_cliques(centred.z)
     if cliques is None:
-        return None
+        return Trouble.NO_FACTOR
     pair = Pair(centred.y, op.slack(centred.y), centred.factor, centred.z, cliques)
     for _ in range(_MAX_STEPS):
         if relative_gap(pair) <= config.tol and proven_gap(op, pair) <= config.tol:
             return pair
-        if not run.may_go_on(steps=1):
-            return pair
-        moved = run.timed("steps", partial(_stepped, op, pair))
-        if moved is None:
+        possible = run.may_go_on(steps=1)
+        moved = run.timed("steps", partial(_stepped, op, pair, run)) if possible else Trouble.LIMIT
+        if isinstance(moved, Trouble):
+            run.checkpoint(Stage.DENSE, moved)
             return pair
         pair = moved
         run.count(pair.y)
+    run.checkpoint(Stage.DENSE, Trouble.SLOW)
     return pair
 
 
-def _stepped(op: LmiOperator, pair: Pair) -> Pair | None:
+def _stepped(op: LmiOperator, pair: Pair, run: Progress) -> Pair | Trouble:
     """One iteration; its N x N matrices are gone before the next one makes its own."""
     lin = linearise(op, pair)
-    if lin is None:
-        return None
+    if isinstance(lin, Trouble):
+        return lin
     way = direct(op, pair, lin)
     del lin
-    return advance(op, pair, way)
+    return advance(op, pair, way, run, Stage.DENSE)
 
 
-def linearise(op: LmiOperator, pair: Pair) -> Linearised | None:
-    """Step 3a; ``None`` where rounding leaves no Cholesky factor of H or no gap."""
+def linearise(op: LmiOperator, pair: Pair) -> Linearised | Trouble:
+    """Step 3a."""
     mu = pair.slack.inner(pair.z) / op.order
     if not mu > 0.0:  # the gap is lost in rounding
-        return None
+        return Trouble.ROUNDING
     p, z = inverse(pair.factor), completion(pair.z, pair.cliques)
     p_forms, z_forms = op.forms(p), op.forms(z)
     solve = schur_solver(schur_complement(z_forms, p_forms))
     if solve is None:
-        return None
+        return Trouble.NO_FACTOR
     g = op.adjoint(band_of(p, op.sizes))
     b = torch.zeros_like(g)
     b[0] = 1.0
@@ -317,6 +278,7 @@ def direct(op: LmiOperator, pair: Pair, lin: Linearised) -> Direction:
     return Direction(dy, op.direction(dy), dz)
 
 
+@phase("products")
 def _predicted(pair: Pair, z: Tensor, change: Tensor) -> Tensor:
     """``dZ = -Z - sym(Z dS P)``, dense."""
     if len(pair.z.diagonal) > _FEW_BLOCKS:
@@ -339,4 +301,4 @@ def _claim(op: LmiOperator, pair: Pair, run: Progress, config: SolverConfig) -> 
     else:
         status = Status.LIMIT if run.limited else Status.INACCURATE
     counts = f"{run.centring} centring and {run.iterations - run.centring} primal-dual steps"
-    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts)
+    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts, run.decisions())

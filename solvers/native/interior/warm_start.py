@@ -16,6 +16,7 @@ import torch
 from ...lmi import implied_bound
 from ...problem import CertifyProblem, Multiplier
 from ..lmi.block_cholesky import factorize
+from ..lmi.checkpoints import Trouble
 from ..lmi.lmi_operator import LmiOperator
 from ..lmi.progress import Progress
 from .centring import Centre, centre_at
@@ -35,18 +36,18 @@ def usable(problem: CertifyProblem, warm: Multiplier) -> bool:
     )
 
 
-def warm_centre(op: LmiOperator, warm: Multiplier, run: Progress, tol: float) -> Centre | None:
-    """A point near the central path at a small gap, or ``None`` where ``warm`` is of no use."""
+def warm_centre(op: LmiOperator, warm: Multiplier, run: Progress, tol: float) -> Centre | Trouble:
+    """A point near the central path at a small gap."""
     lip_sq, t = min(
         (_with_room(op, warm, growth) for growth in _GROWTH), key=lambda found: found[0]
     )
     if not 0.0 < lip_sq < float("inf"):
-        return None
+        return Trouble.USELESS
     gap = max(_GAP, tol)
     rho = t.new_tensor([lip_sq * (1.0 + gap)])
     y = torch.cat([rho, op.restrict(t)])
     if factorize(op.slack(y)) is None:
-        return None
+        return Trouble.NO_FACTOR
     run.keep(y)
     return centre_at(op, y, run, _SHARE * gap * lip_sq / op.order, MOST_STEPS)
 

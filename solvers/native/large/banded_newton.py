@@ -24,7 +24,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...phases import phase
 from ..lmi.block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques, inverse_band
+from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.lmi_operator import LmiOperator
 from ..lmi.progress import Progress
 from ..lmi.step_length import slack_step
@@ -39,7 +41,8 @@ _MAX_STEPS = 300
 # How well a direction solves its equation, and the products it may cost.
 _ACCURACY = 0.15
 _MAX_PRODUCTS = 60
-_SHRINK = 0.6
+# A step is shortened by this factor, down to this share of what was tried first.
+SHRINK, LEAST_SHARE = 0.6, 1e-9
 _SHORT_OF_BOUNDARY = 0.5
 _ROUGH = 0.1
 # Below these the dense equations are cheaper.
@@ -61,37 +64,51 @@ def approach(op: LmiOperator, y: Tensor, run: Progress) -> Tensor:
     Returns the last point reached; where the steps fail that is simply not yet the centre.
     """
     factor = factorize(op.slack(y))
+    if factor is None:
+        run.checkpoint(Stage.APPROACH, Trouble.NO_FACTOR)
+        return y
     for _ in range(_MAX_STEPS):
-        if factor is None or not run.may_go_on(approaches=1):
-            break
-        found = run.timed("approaches", partial(newton_direction, op, factor))
-        if found is None or found[1] < _NEAR:
-            break
-        moved = _damped(op, y, factor, *found)
+        moved = _nearer(op, y, factor, run)
         if moved is None:
-            break
+            return y
+        if isinstance(moved, Trouble):
+            run.checkpoint(Stage.APPROACH, moved)
+            return y
         y, factor = moved
         run.centring += 1
         run.count(y)
+    run.checkpoint(Stage.APPROACH, Trouble.SLOW)
     return y
 
 
-def newton_direction(op: LmiOperator, factor: Factor) -> tuple[Tensor, float] | None:
+def _nearer(
+    op: LmiOperator, y: Tensor, factor: Factor, run: Progress
+) -> tuple[Tensor, Factor] | Trouble | None:
+    """One step; ``None`` where there is no need of it."""
+    if not run.may_go_on(approaches=1):
+        return Trouble.LIMIT
+    found = run.timed("approaches", partial(newton_direction, op, factor))
+    if isinstance(found, Trouble):
+        return found
+    return None if found[1] < _NEAR else _damped(op, y, factor, *found, run)
+
+
+def newton_direction(op: LmiOperator, factor: Factor) -> tuple[Tensor, float] | Trouble:
     """``dt`` with ``H dt = g`` nearly, and the Newton decrement ``sqrt(g' dt)``."""
     band = inverse_band(factor)
     g = op.adjoint(band)[1:]
     inverse = markov(band)
     if inverse is None:
-        return None
+        return Trouble.NO_FACTOR
     near = hessian_band(op, inverse, inverse)
     cliques = factorize_cliques(near)
     if cliques is None or not bool(torch.isfinite(g).all()):
-        return None
+        return Trouble.NO_FACTOR
     dt = conjugate_gradients(
         hessian_product(op, factor, band), lambda r: solve_completed(near, cliques, r), g
     )
     squared = float(torch.dot(g, dt))
-    return (dt, squared**0.5) if 0.0 <= squared < float("inf") else None
+    return (dt, squared**0.5) if 0.0 <= squared < float("inf") else Trouble.ROUNDING
 
 
 def hessian_product(op: LmiOperator, factor: Factor, band: Band) -> Product:
@@ -133,6 +150,7 @@ def _eliminated(
     return dx, dgains
 
 
+@phase("products")
 def hessian_band(op: LmiOperator, z: Markov, p: Markov) -> Band:
     """``tr(A_i Z A_j P)`` for every layer with itself and with the next one."""
     by_v: list[Tensor] = op.into_v
@@ -188,6 +206,7 @@ def solve_completed(band: Band, cliques: Cliques, rhs: Tensor) -> Tensor:
     return torch.cat(out)
 
 
+@phase("iterative solves")
 def conjugate_gradients(
     product: Product,
     precondition: Product,
@@ -215,8 +234,8 @@ def conjugate_gradients(
 
 
 def _damped(
-    op: LmiOperator, y: Tensor, factor: Factor, dt: Tensor, decrement: float
-) -> tuple[Tensor, Factor] | None:
+    op: LmiOperator, y: Tensor, factor: Factor, dt: Tensor, decrement: float, run: Progress
+) -> tuple[Tensor, Factor] | Trouble:
     """Shorten the step until S stays positive definite and its determinant grows.
 
     Never more than half way to the boundary: from close to it every step back only doubles the
@@ -224,11 +243,11 @@ def _damped(
     """
     dy = torch.cat([dt.new_zeros(1), dt])
     longest = slack_step(factor, op.direction(dy), _ROUGH)
-    length = min(1.0, 4.0 / (1.0 + decrement), _SHORT_OF_BOUNDARY * longest)
-    value = factor.logdet
-    for _ in range(40):
+    most = min(1.0, 4.0 / (1.0 + decrement), _SHORT_OF_BOUNDARY * longest)
+
+    def move(length: float) -> tuple[Tensor, Factor] | None:
         found = factorize(op.slack(y + length * dy))
-        if found is not None and found.logdet > value:
-            return y + length * dy, found
-        length *= _SHRINK
-    return None
+        grown = found is not None and found.logdet > factor.logdet
+        return (y + length * dy, found) if found is not None and grown else None
+
+    return run.shortened(Stage.APPROACH, most, SHRINK, LEAST_SHARE * most, move)

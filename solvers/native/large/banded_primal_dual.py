@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..lmi.block_cholesky import Band, factorize, factorize_cliques, inverse_band
+from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.dual_repair import repaired_value
 from ..lmi.lmi_operator import LmiOperator
 from ..lmi.primal_dual_pair import Direction, Pair, advance, relative_gap
@@ -59,13 +60,13 @@ class System(NamedTuple):
     g: Tensor
 
 
-def solve_system(op: LmiOperator, z: Markov, p: Markov, accuracy: float) -> System | None:
+def solve_system(op: LmiOperator, z: Markov, p: Markov, accuracy: float) -> System | Trouble:
     """Steps 1 and 2 for both right sides."""
     near = bordered_band(op, z, p)
     cliques = factorize_cliques(near)
     g = op.adjoint(p.band)
     if cliques is None or not bool(torch.isfinite(g).all()):
-        return None
+        return Trouble.NO_FACTOR
     b = torch.zeros_like(g)
     b[0] = 1.0
 
@@ -96,22 +97,24 @@ def _first_rows(op: LmiOperator, band: Band) -> tuple[Tensor, Tensor]:
     return below - op.into_u[0] @ top, below - op.into_v[0] @ top
 
 
-def first_pair(op: LmiOperator, y: Tensor) -> Pair | None:
-    """The pair at a centred slack, ``None`` where it is not centred enough."""
+def first_pair(op: LmiOperator, y: Tensor) -> Pair | Trouble:
+    """The pair at a slack that is centred enough."""
     slack = op.slack(y)
     factor = factorize(slack)
     p = markov(inverse_band(factor)) if factor is not None else None
-    found = solve_system(op, p, p, _LOOSEST) if p is not None else None
-    if factor is None or p is None or found is None:
-        return None
+    if factor is None or p is None:
+        return Trouble.NO_FACTOR
+    found = solve_system(op, p, p, _LOOSEST)
+    if isinstance(found, Trouble):
+        return found
     inverse_mu = float(found.by_g[0] / found.by_b[0])
     dy = found.by_g - inverse_mu * found.by_b
     change = band_between(p, op.direction(dy), p)
     if not inverse_mu > 0.0:
-        return None
+        return Trouble.ROUNDING
     z = p.band.plus(-1.0, change).times(1.0 / inverse_mu)
     cliques = factorize_cliques(z)
-    return Pair(y, slack, factor, z, cliques) if cliques is not None else None
+    return Pair(y, slack, factor, z, cliques) if cliques is not None else Trouble.NO_FACTOR
 
 
 def follow_banded(op: LmiOperator, pair: Pair, run: Progress, tol: float) -> tuple[Pair, float]:
@@ -123,29 +126,35 @@ def follow_banded(op: LmiOperator, pair: Pair, run: Progress, tol: float) -> tup
     for _ in range(_MAX_STEPS):
         lower = max(lower, repaired_value(op.problem, pair.z))
         if float(pair.y[0]) - lower <= tol * float(pair.y[0]):
-            break
-        if not run.may_go_on(pairs=1):
-            break
-        way = run.timed("pairs", partial(banded_direction, op, pair))
-        moved = advance(op, pair, way) if way is not None else None
-        if moved is None:
-            break
+            return pair, lower
+        moved = _stepped(op, pair, run) if run.may_go_on(pairs=1) else Trouble.LIMIT
+        if isinstance(moved, Trouble):
+            run.checkpoint(Stage.BANDED, moved)
+            return pair, lower
         pair = moved
         run.count(pair.y)
+    run.checkpoint(Stage.BANDED, Trouble.SLOW)
     return pair, lower
 
 
-def banded_direction(op: LmiOperator, pair: Pair) -> Direction | None:
+def _stepped(op: LmiOperator, pair: Pair, run: Progress) -> Pair | Trouble:
+    way = run.timed("pairs", partial(banded_direction, op, pair))
+    return way if isinstance(way, Trouble) else advance(op, pair, way, run, Stage.BANDED)
+
+
+def banded_direction(op: LmiOperator, pair: Pair) -> Direction | Trouble:
     """Step 3."""
     gap = relative_gap(pair)
     mu = pair.slack.inner(pair.z) / op.order
     p, z = markov(inverse_band(pair.factor)), markov(pair.z, pair.cliques)
-    if p is None or z is None or not mu > 0.0:
-        return None
+    if p is None or z is None:
+        return Trouble.NO_FACTOR
+    if not mu > 0.0:
+        return Trouble.ROUNDING
     accuracy = min(_LOOSEST, max(_TIGHTEST, _SHARE_OF_GAP * gap))
     found = solve_system(op, z, p, accuracy)
-    if found is None:
-        return None
+    if isinstance(found, Trouble):
+        return found
     dz = _dual_change(op, found, 0.0, -found.by_b)
     ds = op.direction(-found.by_b)
     a_s = min(1.0, slack_step(pair.factor, ds, _ROUGH))

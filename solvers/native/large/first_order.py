@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...lmi import eliminate_output, lmi_blocks
+from ...phases import phase
 from ...problem import CertifyProblem, Multiplier
 from ...spectrum import top_eigenpair
 from ..lmi.block_cholesky import cholesky
@@ -71,6 +72,7 @@ def evaluate(problem: CertifyProblem, multiplier: Multiplier) -> Value | None:
     return Value(lip_sq, torch.cat(parts))
 
 
+@phase("first-order descent")
 def descend(
     problem: CertifyProblem,
     start: Multiplier,

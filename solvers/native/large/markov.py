@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...phases import phase
 from ..lmi.block_cholesky import Band, Cliques, factorize_cliques
 
 
@@ -65,6 +66,7 @@ def markov(band: Band, cliques: Cliques | None = None) -> Markov | None:
     return Markov(band, gains, [band.diagonal[0], *(r @ r.T for r in cliques.rest)])
 
 
+@phase("products")
 def band_between(z: Markov, middle: Band, p: Markov) -> Band:
     """The band of ``(Y + Y') / 2``, ``Y = Z D P``."""
     inner, rows, columns = _accumulated(z, middle, p)

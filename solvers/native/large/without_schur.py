@@ -28,6 +28,7 @@ from ...lmi import eliminate_output, implied_bound, lmi_blocks
 from ...problem import CertifyProblem, Multiplier
 from ...solution import CertifyClaim, Status
 from ..lmi.block_cholesky import Band, factorize, inverse_band
+from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.closed_forms import Start, searched_starts, theta_start
 from ..lmi.costs import Costs
 from ..lmi.dual_repair import reachable_band, repaired_value
@@ -106,7 +107,7 @@ def certify_large(
         status = Status.LIMIT
     pairs = run.iterations - run.centring - before - descents
     counts = f"{descents} first-order, {run.centring} centring and {pairs} primal-dual steps"
-    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts)
+    return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts, run.decisions())
 
 
 def pairs_possible(problem: CertifyProblem) -> bool:
@@ -118,10 +119,12 @@ def pairs_possible(problem: CertifyProblem) -> bool:
 def paired(op: LmiOperator, y: Tensor, run: Progress, config: SolverConfig) -> float | None:
     """Step 3: its lower bound; ``None`` where there was no time, or rounding left no pair."""
     y = approach(op, y, run)
-    if not run.may_go_on(pairs=1):
+    possible = run.may_go_on(pairs=1)
+    pair = run.timed("pairs", partial(first_pair, op, y)) if possible else Trouble.LIMIT
+    if isinstance(pair, Trouble):
+        run.checkpoint(Stage.BANDED, pair)
         return None
-    pair = run.timed("pairs", partial(first_pair, op, y))
-    return None if pair is None else follow_banded(op, pair, run, config.tol)[1]
+    return follow_banded(op, pair, run, config.tol)[1]
 
 
 def lower_bound(

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...phases import phase
+
 # Side of the tiles in which a dense matrix is transposed.
 _TILE = 512
 
@@ -97,6 +99,7 @@ class Factor:
         return 2.0 * sum(float(torch.diagonal(p).log().sum()) for p in self.pivots)
 
 
+@phase("factorisation")
 def factorize(band: Band) -> Factor | None:
     """Block Cholesky factor, from the first block on; ``None`` if not positive definite."""
     pivots: list[Tensor] = []
@@ -114,6 +117,7 @@ def factorize(band: Band) -> Factor | None:
     return Factor(pivots, below)
 
 
+@phase("factorisation")
 def inverse(factor: Factor) -> Tensor:
     """Dense ``P = S^{-1}``, from the last block row up.
 
@@ -135,6 +139,7 @@ def inverse(factor: Factor) -> Tensor:
     return dense
 
 
+@phase("factorisation")
 def inverse_band(factor: Factor) -> Band:
     """The block-tridiagonal part of ``S^{-1}`` alone, in O(D n^2)."""
     diagonal = [factor.inverses[-1].T @ factor.inverses[-1]]
@@ -164,6 +169,7 @@ class Cliques:
         return [(_triangular_inverse(p), _triangular_inverse(r)) for p, r in pairs]
 
 
+@phase("factorisation")
 def factorize_cliques(band: Band) -> Cliques | None:
     """Factors of all cliques; ``None`` where one is not positive definite."""
     pivots: list[Tensor] = []
@@ -183,6 +189,7 @@ def factorize_cliques(band: Band) -> Cliques | None:
     return Cliques(pivots, below, rest)
 
 
+@phase("factorisation")
 def completion(band: Band, cliques: Cliques) -> Tensor:
     """The dense positive definite matrix with this band and largest determinant."""
     at = block_slices([d.shape[0] for d in band.diagonal])
@@ -210,6 +217,7 @@ def band_of(dense: Tensor, sizes: Sequence[int]) -> Band:
     )
 
 
+@phase("products")
 def completion_times(cliques: Cliques, first: Tensor, right: Tensor) -> Tensor:
     """``Z @ right`` for the completed Z, block by block: ``Z = F N F'`` with F unit bidiagonal.
 
@@ -229,6 +237,7 @@ def completion_times(cliques: Cliques, first: Tensor, right: Tensor) -> Tensor:
     return out
 
 
+@phase("products")
 def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> Band:
     """Block-tridiagonal part of ``(left @ right + right' @ left') / 2``."""
     at = block_slices(sizes)
@@ -259,6 +268,7 @@ def symmetrised(matrix: Tensor) -> Tensor:
     return matrix
 
 
+@phase("factorisation")
 def _triangular_inverse(pivot: Tensor) -> Tensor:
     eye = torch.eye(pivot.shape[0], dtype=pivot.dtype, device=pivot.device)
     inverse: Tensor = torch.linalg.solve_triangular(pivot, eye, upper=False)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...dissipation import any_known
+from ...phases import phase
 from ...problem import CertifyProblem, Multiplier
 from ...spectrum import top_eigenvalue
 from .block_cholesky import cholesky
@@ -51,6 +52,7 @@ class Start(NamedTuple):
     theta: float
 
 
+@phase("closed forms")
 def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) -> Start | None:
     """The closed form above; ``balanced=False`` takes ``s = 1``.
 
@@ -162,6 +164,7 @@ def _vertex(points: Sequence[tuple[float, float]]) -> float | None:
     return at if a < at < c else None
 
 
+@phase("closed forms")
 def best_start(problem: CertifyProblem) -> Start | None:
     """The closed form with the least bound, on the chain or on its transpose, if there is one."""
     found = forward_starts(problem)[:1]

@@ -19,10 +19,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...phases import phase
 from ...problem import CertifyProblem
 from .block_cholesky import Band, factorize_cliques
 
 
+@phase("repair of the dual")
 def repaired_value(problem: CertifyProblem, band: Band) -> float:
     """``L^2`` of the repaired dual point; 0 where the band is not positive definite."""
     cliques = factorize_cliques(band)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...dissipation import any_known
+from ...phases import phase
 from ...problem import CertifyProblem, Multiplier, Slopes
 from .block_cholesky import Band, band_of, block_slices, cholesky
 from .lmi_operator import Forms, LmiOperator, Rows
@@ -194,6 +195,7 @@ class EliminatedOperator(LmiOperator):
         up = torch.addcmul(own, self.alpha[:, None], heard, value=-1.0) if self.has_alpha else own
         return Rows(up, torch.addcmul(own, self.beta[:, None], heard, value=-1.0))
 
+    @phase("products")
     def forms(self, p: Tensor) -> Forms:
         """Everything the Schur complement needs of P."""
         n, rows = self.sizes[0], self.rows(p)
@@ -203,6 +205,7 @@ class EliminatedOperator(LmiOperator):
         uu, vu, vv = (self.restrict(m).T for m in (by_u.up, by_v.up, by_v.vp))
         return Forms(uu, vu, vv, up[:, :n], vp[:, :n], p[:n, :n], rows)
 
+    @phase("products")
     def times(self, dy: Tensor, p: Tensor, rows: Rows) -> Tensor:
         """``dS P`` from the rows of P."""
         n, change = self.sizes[0], self._all(dy[1:], torch.zeros_like(self._held))[:, None]
@@ -214,6 +217,7 @@ class EliminatedOperator(LmiOperator):
         out[:n].add_(p[:n], alpha=float(dy[0]))
         return out
 
+    @phase("products")
     def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:
         """``A*`` of the symmetric part of ``left @ right``, with the rows of ``left``."""
         n, by = self.sizes[0], self.rows(right.T)
@@ -221,6 +225,7 @@ class EliminatedOperator(LmiOperator):
         trace = (left[:n] * right[:, :n].T).sum().reshape(1)
         return torch.cat([trace, self.restrict(both)])
 
+    @phase("repair of the dual")
     def repaired(self, z: Band) -> float:
         """The dual value of ``dual_repair.py``, every layer on all the variables before it."""
         scaled = _dense(z) / torch.diagonal(z.diagonal[0]).sum()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...lmi import eliminate_output, lmi_blocks
+from ...phases import phase
 from ...problem import CertifyProblem, Multiplier
 from .block_cholesky import Band, block_slices, tiles
 from .dual_repair import repaired_value
@@ -167,6 +168,7 @@ class LmiOperator:
             torch.addmm(m[:, at[k + 1]], m[:, at[k]], into[k].T, alpha=-1.0, out=out[:, c])
         return out
 
+    @phase("products")
     def forms(self, p: Tensor) -> Forms:
         """Everything the Schur complement needs of P, in O(D^2 n)."""
         n = self.sizes[0]
@@ -182,6 +184,7 @@ class LmiOperator:
     def _columns(self, m: Tensor) -> Tensor:
         return m if self.free is None else m[:, self.free]
 
+    @phase("products")
     def times(self, dy: Tensor, p: Tensor, rows: Rows) -> Tensor:
         """``dS P = drho E_0 P + U dT V'P + V dT U'P``, from the rows of P."""
         change = self._split(dy[1:], torch.zeros_like(self.fixed))
@@ -196,6 +199,7 @@ class LmiOperator:
                 out[at[k]].addmm_(self.into_u[k].T * dt, rows.vp[c], alpha=-1.0)
         return out
 
+    @phase("products")
     def adjoint_of_product(self, left: Tensor, rows: Rows, right: Tensor) -> Tensor:
         """``A*`` of the symmetric part of ``left @ right``, with the rows of ``left``.
 
@@ -215,6 +219,7 @@ class LmiOperator:
         return torch.cat([trace, self.restrict(torch.cat(parts))])
 
 
+@phase("products")
 def schur_complement(z: Forms, p: Forms) -> Tensor:
     """``tr(A_i Z A_j P)`` for all i, j, the input block first: order N + 1, symmetric."""
     n = z.vu.shape[0]

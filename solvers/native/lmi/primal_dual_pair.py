@@ -7,11 +7,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques
+from .checkpoints import Stage, Trouble
 from .lmi_operator import LmiOperator
+from .progress import Progress
 from .step_length import cliques_step, slack_step
 
 # Steps shorter than this in both matrices mean that rounding has the upper hand.
 _TOO_SHORT = 1e-4
+_SHRINK = 0.8
 
 
 class Pair(NamedTuple):
@@ -32,30 +35,33 @@ class Direction(NamedTuple):
     dz: Band
 
 
-def advance(op: LmiOperator, pair: Pair, way: Direction) -> Pair | None:
+def advance(
+    op: LmiOperator, pair: Pair, way: Direction, run: Progress, stage: Stage
+) -> Pair | Trouble:
     """Go ``0.9 + 0.09 a`` of the longest steps, shortened until both matrices have factors."""
+
+    def move_y(length: float) -> tuple[Tensor, Band, Factor] | None:
+        y = pair.y + length * way.dy
+        slack = op.slack(y)
+        factor = factorize(slack)
+        return None if factor is None else (y, slack, factor)
+
+    def move_z(length: float) -> tuple[Band, Cliques] | None:
+        z = pair.z.plus(length, way.dz)
+        cliques = factorize_cliques(z)
+        return None if cliques is None else (z, cliques)
+
     longest_s = slack_step(pair.factor, way.ds)
     longest_z = cliques_step(pair.cliques, way.dz)
     share = 0.9 + 0.09 * min(1.0, longest_s, longest_z)
     a_s, a_z = min(1.0, share * longest_s), min(1.0, share * longest_z)
-    while a_s > _TOO_SHORT:
-        y = pair.y + a_s * way.dy
-        slack = op.slack(y)
-        factor = factorize(slack)
-        if factor is not None:
-            break
-        a_s *= 0.8
-    else:
-        y, slack, factor, a_s = pair.y, pair.slack, pair.factor, 0.0
-    while a_z > _TOO_SHORT:
-        z = pair.z.plus(a_z, way.dz)
-        cliques = factorize_cliques(z)
-        if cliques is not None:
-            break
-        a_z *= 0.8
-    else:
-        z, cliques, a_z = pair.z, pair.cliques, 0.0
-    return Pair(y, slack, factor, z, cliques) if max(a_s, a_z) > 0.0 else None
+    primal = run.shortened(stage, a_s, _SHRINK, _TOO_SHORT, move_y)
+    dual = run.shortened(stage, a_z, _SHRINK, _TOO_SHORT, move_z)
+    if isinstance(primal, Trouble):
+        if isinstance(dual, Trouble):
+            return dual
+        primal = pair.y, pair.slack, pair.factor
+    return Pair(*primal, *((pair.z, pair.cliques) if isinstance(dual, Trouble) else dual))
 
 
 def relative_gap(pair: Pair) -> float:

@@ -15,11 +15,13 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from ...phases import phase
 from .block_cholesky import Band, Cliques, Factor, block_slices
 
 PRODUCTS = 30
 
 
+@phase("step length")
 def slack_step(factor: Factor, direction: Band, accuracy: float = 1e-2) -> float:
     """Largest a with ``S + a dS >= 0``, S given by its factor; ``inf`` if there is no limit."""
     inverses, below = factor.inverses, factor.below
@@ -43,6 +45,7 @@ def slack_step(factor: Factor, direction: Band, accuracy: float = 1e-2) -> float
     return _step(product, at[-1].stop, factor.pivots[0], accuracy)
 
 
+@phase("step length")
 def cliques_step(cliques: Cliques, direction: Band, accuracy: float = 1e-2) -> float:
     """Largest a for which every clique of ``Z + a dZ`` is positive semidefinite.
 
