@@ -30,6 +30,7 @@ BENCHMARKS = {
     "gradient_detection": "attacks told from clean inputs by the norm of the Jacobian",
     "gradient_theory": "the theory of gradient penalties in three pictures, and their cost",
     "certificates": "what each kind of certificate proves of networks trained without a bound",
+    "image_bounds": "bounds of convolutional and residual networks, frequency by frequency",
     "local_bounds": "local certificates and radii against pairwise ones and an attack",
     "finetune": "a trained network as the start under a bound, against training from scratch",
     "forgeries": "ten thousand forged certificates of every kind, none of them believed",

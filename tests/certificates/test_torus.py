@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import Certificate, CertificateError, certify, load_certificate, verify
+from admm_lip.certificates.torus import read
 from admm_lip.certificates.torus.proof import NotProven, covariances, gathered, largest
 from admm_lip.certificates.torus.read import NotShiftInvariant, torus_chain
 from admm_lip.certificates.torus.steps import (
@@ -215,14 +216,20 @@ def test_sampled_slopes_never_exceed_it(kind: str, seed: int) -> None:
     assert float(rise.max()) <= found.lip
 
 
-def test_a_network_without_a_head_ends_on_the_torus() -> None:
+@pytest.mark.parametrize(("large", "worse"), [(2**22, 1.2), (0, 1.6)])
+def test_what_is_linear_at_the_end_is_one_matrix_or_stays_on_the_torus(
+    monkeypatch: pytest.MonkeyPatch, large: int, worse: float
+) -> None:
+    monkeypatch.setattr(read, "_LARGE", large)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
     ).double()
+    assert (torus_chain(read_network(model, (2, 5, 5)), 1).head is None) == (large == 0)
     found = certify(model, (2, 5, 5), structure="torus")
     exact = certify(model, (2, 5, 5), structure="exact")
-    assert exact.lower_lip <= found.lip <= 1.2 * exact.lip
+    assert exact.lower_lip <= found.lip <= worse * exact.lip
+    assert found.lip <= found.norm_product
     verify(found, model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,9 @@ from ...networks.sorting import SORTS
 from .steps import Correlation, Pair, Pointwise, Step, TorusChain
 
 _U = 2.0**-53
+# Entries of a matrix behind the last activation beyond which it stays on the torus: there it is
+# cheap, but every place of the output counts as an infinite image has it.
+_LARGE = 2**22
 
 
 class NotShiftInvariant(CertificateError):
@@ -79,14 +83,39 @@ def torus_chain(network: Network, switch: int) -> TorusChain:
     done = 0
     while reading.waiting and not (done >= switch and len(reading.live) == 1):
         layer = reading.waiting[0]
-        if layer.kind in ACTIVATIONS or layer.kind in SORTS:
-            done += 1
+        done += _acts(layer)
         _read_next(reading, layer)
     if done < switch or len(reading.live) != 1:
         raise NotShiftInvariant(
             f"structure: no value alone leads on after {switch} activations; they are {done} here"
         )
+    if reading.waiting and not any(map(_acts, reading.waiting)) and _ends_large(reading):
+        reading = _to_the_end(reading)
     return _finished(reading)
+
+
+def _acts(layer: LayerSpec) -> bool:
+    return layer.kind in ACTIVATIONS or layer.kind in SORTS
+
+
+def _ends_large(reading: _Reading) -> bool:
+    """Whether what is left, one matrix, would be a large one."""
+    (name,) = reading.live
+    sizes = [math.prod(reading.shapes[n]) for n in (name, reading.network.output)]
+    return sizes[0] * sizes[1] > _LARGE
+
+
+def _to_the_end(reading: _Reading) -> _Reading:
+    """With the last linear layers on the torus as well, where they can stand there."""
+    further = copy.copy(reading)
+    further.waiting, further.steps = [*reading.waiting], [*reading.steps]
+    further.clean, further.least = {*reading.clean}, [*reading.least]
+    try:
+        while further.waiting:
+            _read_next(further, further.waiting[0])
+    except NotShiftInvariant:
+        return reading
+    return further
 
 
 def _read_next(reading: _Reading, layer: LayerSpec) -> None:

@@ -1,0 +1,202 @@
+"""Bounds of convolutional and residual networks: frequency by frequency, beside other bounds.
+
+    python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--epochs 2]
+
+Networks of random weights, networks that others trained without a bound (``sdp_crown`` in the data
+folder), and a residual network trained here for some epochs on CIFAR-10, its batch normalisation
+folded.  Each is certified with multipliers per channel up to a switch layer (``structure="torus"``)
+and checked again; where it is small enough, neuron by neuron as well (``structure="exact"``).
+Seconds are processor time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from admm_lip import SolverConfig, certify, verify
+from admm_lip.data import load_data
+from admm_lip.networks.chain import read_network
+
+from . import record
+
+Shape = tuple[int, ...]
+Case = tuple[nn.Module, Shape]
+# Seconds of one solve.
+LIMIT = 600.0
+SMALL = 2000
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut (He, Zhang, Ren and Sun, 2016)."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.first_norm = nn.BatchNorm2d(out)
+        self.second = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.second_norm = nn.BatchNorm2d(out)
+        plain = (channels, stride) == (out, 1)
+        self.shortcut: nn.Module = (
+            nn.Identity()
+            if plain
+            else nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        branch = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(self.second_norm(self.second(branch)) + self.shortcut(x))
+
+
+def resnet(depth: int) -> nn.Sequential:
+    """A CIFAR ResNet of ``depth = 6 n + 2`` layers, 16 to 64 channels."""
+    n = (depth - 2) // 6
+    blocks: list[nn.Module] = []
+    channels = 16
+    for out, stride in ((16, 1), (32, 2), (64, 2)):
+        for k in range(n):
+            blocks.append(Block(channels, out, stride if k == 0 else 1))
+            channels = out
+    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    return nn.Sequential(*stem, *blocks, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(64, 10))
+
+
+def small_random() -> Case:
+    """conv4s2-conv8s2-flatten128-16-10 on 16 x 16."""
+    layers = (nn.Conv2d(1, 4, 4, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 4, 2, 1), nn.ReLU())
+    head = (nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 10))
+    return nn.Sequential(*layers, *head), (1, 16, 16)
+
+
+def kernels(channels: int, hidden: int) -> Case:
+    """A chain of 3 x 3 kernels on 28 x 28, no activation after the last."""
+    layers: list[nn.Module] = []
+    for k in range(hidden):
+        layers += [nn.Conv2d(channels if k else 1, channels, 3, 1, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(channels, channels, 3, 1, 1)), (1, 28, 28)
+
+
+def deep_random() -> Case:
+    """3-32-64s2-64-128s2-pool-10 on 32 x 32, about 90,000 neurons."""
+    layers: list[nn.Module] = []
+    sizes = ((3, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2))
+    for channels, out, stride in sizes:
+        layers += [nn.Conv2d(channels, out, 3, stride, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(128, 10)), (3, 32, 32)
+
+
+def published(name: str, folder: Path) -> Case:
+    """A network of the SDP-CROWN comparison."""
+    stored = np.load(folder / "sdp_crown" / f"{name}.npz", allow_pickle=False)
+    weights = [torch.from_numpy(stored[key]) for key in stored.files]
+    convolutions = [w for w in weights if w.ndim == 4]
+    padding = 0 if name == "cifar10_convsmall" else 1
+    shape = (1, 28, 28) if name.startswith("mnist") else (3, 32, 32)
+    layers: list[nn.Module] = []
+    for w in convolutions:
+        layers += [nn.Conv2d(w.shape[1], w.shape[0], 4, 2, padding), nn.ReLU()]
+    (first, last) = (w for w in weights if w.ndim == 2)
+    layers += [nn.Flatten(), nn.Linear(first.shape[1], first.shape[0]), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(last.shape[1], last.shape[0]))
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), weights, strict=True):
+            parameter.copy_(value)
+    return model, shape
+
+
+def trained_resnet(depth: int, epochs: int, data_dir: str | None) -> Case:
+    """Trained without a bound, on the rows of CIFAR-10 at hand."""
+    x, y = load_data("cifar10", data_dir).train
+    model = resnet(depth)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    steps = epochs * (len(x) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=max(steps, 2))
+    images, order = x.view(-1, 3, 32, 32), torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=order).split(128)[: len(x) // 128]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval(), (3, 32, 32)
+
+
+def cases(options: argparse.Namespace) -> Mapping[str, Callable[[], Case]]:
+    """Every network by name."""
+    folder = Path(options.data_dir or ".")
+    names = ("mnist_convsmall", "cifar10_cnn_a", "cifar10_convsmall")
+    return {
+        "random conv4s2-conv8s2-16-10": small_random,
+        **{f"random, 3 kernels of {c} channels": lambda c=c: kernels(c, 2) for c in (8, 16, 32)},
+        "random, 9 kernels of 8 channels": lambda: kernels(8, 8),
+        "random 3-32-64s2-64-128s2-pool-10": deep_random,
+        **{name: lambda name=name: published(name, folder) for name in names},
+        **{
+            f"ResNet-{depth}, {options.epochs} epochs": lambda depth=depth: trained_resnet(
+                depth, options.epochs, options.data_dir
+            )
+            for depth in (8, 20)
+        },
+    }
+
+
+def row_of(name: str, case: Callable[[], Case]) -> dict[str, Any]:
+    """Bounds and seconds of one network."""
+    torch.manual_seed(0)
+    model, shape = case()
+    hidden = _neurons(model, shape)
+    solver = SolverConfig(time_limit=LIMIT)
+    begun = time.process_time()
+    found = certify(model, shape, structure="torus", solver=solver)
+    spent = time.process_time() - begun
+    begun = time.process_time()
+    verify(found, model)
+    row = {
+        "network": name,
+        "neurons": hidden,
+        "switch": found.switch,
+        "lip": found.lip,
+        "norm_product": found.norm_product,
+        "sampled": found.sampled_lower,
+        "cpu_seconds": spent,
+        "verify_cpu_seconds": time.process_time() - begun,
+    }
+    if hidden <= SMALL:
+        begun = time.process_time()
+        exact = certify(model, shape, structure="exact", solver=solver)
+        row |= {"exact_lip": exact.lip, "exact_norm_product": exact.norm_product}
+        row |= {"exact_lower": exact.lower_lip, "exact_cpu_seconds": time.process_time() - begun}
+    return row
+
+
+def _neurons(model: nn.Module, shape: Shape) -> int:
+    """Hidden neurons of the network as it is read."""
+    network = read_network(model.eval(), shape)
+    shapes = network.shapes()
+    return sum(math.prod(shapes[s.name]) for s in network.layers if s.kind == "relu")
+
+
+def main(argv: list[str]) -> None:
+    """Certify every network and write the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks image_bounds", description=__doc__)
+    parser.add_argument("--data-dir", default=None, help="folder of CIFAR-10 and sdp_crown")
+    parser.add_argument("--only", default=None, help="networks whose name contains this")
+    parser.add_argument("--epochs", type=int, default=2, help="of the residual networks")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = []
+    for name, case in cases(options).items():
+        if options.only is None or options.only in name:
+            rows.append(row_of(name, case))
+            print(rows[-1], flush=True)
+    if options.only is None:
+        record.save("image_bounds", {"epochs": options.epochs, "threads": 1}, rows)
