@@ -12,6 +12,7 @@ import sys
 BENCHMARKS = {
     "rounds": "the bound holds in every round: the paper's cases, both modes",
     "solver_times": "seconds and proven gaps of the solvers, against plain descent, SCS, Clarabel",
+    "solver_pairs": "processor seconds of the native solver against another version, in pairs",
     "warm_projection": "seconds of the projection on the anchors of consecutive training rounds",
     "solver_sweep": "seconds against width and depth: native, descent, Clarabel, SCS, two pictures",
     "mnist_bound": "MNIST 784-64-64-10 under bound 1: accuracy, certified accuracy, cost",

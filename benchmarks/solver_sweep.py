@@ -18,7 +18,8 @@ import torch
 
 from . import record
 from .pictures import Curve, Look, draw_panels
-from .solver_times import Row, Weights, certify_case, gaussian, load_blas
+from .random_networks import Weights, gaussian
+from .solver_times import Row, certify_case, load_blas
 from .tables import groups
 
 WIDTHS = (16, 32, 64, 128, 256, 384)

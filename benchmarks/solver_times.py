@@ -20,11 +20,9 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
@@ -41,18 +39,9 @@ from admm_lip.solvers import (
 )
 
 from . import descent, record
+from .random_networks import Weights, gaussian
 
-Weights = tuple[Tensor, ...]
 Row = dict[str, Any]
-
-
-def gaussian(*sizes: int, seed: int = 0) -> Weights:
-    """Signed Gaussian weights, each layer divided by the square root of its inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(m, n, generator=generator, dtype=torch.float64) / math.sqrt(n)
-        for n, m in pairwise(sizes)
-    )
 
 
 def one_label(weights: Weights) -> Weights:

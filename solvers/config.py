@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Any
+
+# Setting -> its kind of number (True is none), what is expected in words, and whether it holds.
+_NUMBERS: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = MappingProxyType(
+    {
+        "tol": (Real, "a number in (0, 1)", lambda v: 0.0 < v < 1.0),
+        "time_limit": (Real, "seconds > 0 or None", lambda v: v > 0.0),
+        "max_iterations": (Integral, "a whole number of at least 1 or None", lambda v: v >= 1),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -34,11 +47,11 @@ class SolverConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.tol < 1.0:
-            raise ValueError(f"tol: expected a number in (0, 1), got {self.tol!r}")
-        if self.time_limit is not None and not self.time_limit > 0.0:
-            raise ValueError(f"time_limit: expected seconds > 0 or None, got {self.time_limit!r}")
-        if self.max_iterations is not None and self.max_iterations < 1:
-            raise ValueError(f"max_iterations: expected at least 1, got {self.max_iterations!r}")
+        for name, (kind, expected, holds) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and expected.endswith("None"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
         # YAML and JSON hand over lists; the frozen config keeps a tuple.
         object.__setattr__(self, "fallback", tuple(self.fallback))

@@ -133,7 +133,13 @@ def test_structure_is_plain_only_without_any_part() -> None:
         ({"tol": 0.0}, r"tol: expected a number in \(0, 1\), got 0.0"),
         ({"tol": float("nan")}, r"tol: expected a number in \(0, 1\), got nan"),
         ({"time_limit": 0.0}, "time_limit: expected seconds > 0 or None, got 0.0"),
-        ({"max_iterations": 0}, "max_iterations: expected at least 1, got 0"),
+        ({"max_iterations": 0}, "max_iterations: expected a whole number of at least 1 or None"),
+        ({"max_iterations": True}, "max_iterations: expected .* got True"),
+        ({"max_iterations": 5.0}, "max_iterations: expected a whole number .* got 5.0"),
+        ({"time_limit": True}, "time_limit: expected seconds > 0 or None, got True"),
+        ({"time_limit": float("nan")}, "time_limit: expected .* got nan"),
+        ({"tol": "1e-6"}, r"tol: expected a number in \(0, 1\), got '1e-6'"),
+        ({"tol": None}, r"tol: expected a number in \(0, 1\), got None"),
     ],
 )
 def test_config_refuses(change: dict[str, Any], message: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from benchmarks.random_networks import gaussian, residual_chain
 from benchmarks.solver_sweep import curves, within
 from benchmarks.solver_times import CASES, chosen, merged
 
@@ -40,3 +43,18 @@ def test_one_curve_per_solver_and_number_of_threads() -> None:
     lines = curves(rows, "width")
     assert [line.label for line in lines] == ["native, 1 thread", "native, 2 threads", "SCS"]
     assert curves(rows, "depth") == []
+
+
+def test_the_residual_chain_carries_its_stream_past_the_activations() -> None:
+    depth, width = 3, 4
+    problem = residual_chain(depth, width, outputs=2)
+    drawn = gaussian(*[width] * (2 * depth + 2), 2)
+    x = torch.randn(width, generator=torch.Generator().manual_seed(1)).double()
+    y = drawn[0] @ x
+    for into, out in zip(drawn[1:-1:2], drawn[2:-1:2], strict=True):
+        y = y + out @ torch.relu(into @ y)
+    value = x
+    for w, s in zip(problem.weights, problem.slopes, strict=False):
+        heard = w @ value
+        value = torch.where(s.alpha == s.beta, s.alpha * heard, torch.relu(heard))
+    assert torch.allclose(problem.weights[-1] @ value, drawn[-1] @ y)
