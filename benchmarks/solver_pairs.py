@@ -85,7 +85,8 @@ def measured(folder: Path, case: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = module.SolverConfig("native", fallback=())
     module.solve_certify(chain(8, 8, 8)(), config)  # loads the libraries
-    problem, times = CASES[case](), []
+    problem = CASES[case]()
+    times: list[tuple[float, float]] = []
     while len(times) < _MOST_SOLVES and sum(cpu for cpu, _ in times) < _ENOUGH:
         begun, cpu = time.perf_counter(), time.process_time()
         found = module.solve_certify(problem, config)
