@@ -15,7 +15,7 @@ from ..errors import UnsupportedModule
 from ..networks.layers import Shape
 from .calls import Call
 from .graph import BATCH, Operator
-from .layering import Layers
+from .layering import Layers, Position
 
 Numbers = npt.NDArray[Any]
 _SELF = ("self",)
@@ -135,10 +135,44 @@ def _reduce(mean: bool) -> Callable[[Layers, Call], None]:
     return apply
 
 
+def _split(layers: Layers, call: Call) -> list[Position]:
+    (axis,) = sample_axes(call, "dim", layers.shape)
+    size, most = layers.shape[axis], call.integer("split_size")
+    if most < 1:
+        raise call.unexpected("split_size", "a number > 0")
+    sizes = [min(most, size - first) for first in range(0, size, most)]
+    return layers.split(call, sizes, axis)
+
+
+def _chunk(layers: Layers, call: Call) -> list[Position]:
+    (axis,) = sample_axes(call, "dim", layers.shape)
+    size, count = layers.shape[axis], call.integer("chunks")
+    if count < 1:
+        raise call.unexpected("chunks", "a number > 0")
+    most = -(-size // count)
+    return layers.split(call, [min(most, size - first) for first in range(0, size, most)], axis)
+
+
+def _split_sizes(layers: Layers, call: Call) -> list[Position]:
+    (axis,) = sample_axes(call, "dim", layers.shape)
+    return layers.split(call, call.integers("split_sizes"), axis)
+
+
+def _unbind(layers: Layers, call: Call) -> list[Position]:
+    (axis,) = sample_axes(call, "dim", layers.shape)
+    shape = [*layers.shape[:axis], *layers.shape[axis + 1 :]]
+    parts = layers.split(call, [1] * layers.shape[axis], axis)
+    return [layers.reshaped(call, part, shape) for part in parts]
+
+
 _REDUCE = {"keepdim": False, "dtype": None}
 _CHUNK = {"dim": 0, "start": None, "end": None, "step": 1}
 
 MOVES: Mapping[str, Operator] = {
+    "aten.split.Tensor": Operator(("self", "split_size"), _split, {"dim": 0}),
+    "aten.split_with_sizes.default": Operator(("self", "split_sizes"), _split_sizes, {"dim": 0}),
+    "aten.chunk.default": Operator(("self", "chunks"), _chunk, {"dim": 0}),
+    "aten.unbind.int": Operator(_SELF, _unbind, {"dim": 0}),
     "aten.permute.default": Operator(
         ("self", "dims"), _move(lambda x, call: x.transpose(call.integers("dims")))
     ),

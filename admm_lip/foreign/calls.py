@@ -28,7 +28,8 @@ class ChainValue:
 class Call:
     """A node's label (for messages), its name and parameters, the batch size if it is fixed.
 
-    ``number_type`` is the NumPy type that plain numbers are computed with.
+    ``number_type`` is the NumPy type that plain numbers are computed with, ``outputs`` how many
+    values the node makes.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Call:
     parameters: Mapping[str, Any]
     batch: int | None
     number_type: Any = np.float64
+    outputs: int = 1
 
     def __getitem__(self, key: str) -> Any:
         return self.parameters[key]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
 from ..networks.network import Network
+from ..networks.refusals import refuse_without_bound
 from .calls import Call, ChainValue
 from .layering import Layers, Position
 
@@ -123,14 +124,15 @@ class Operator:
     Attributes:
         inputs: names of the parameters that may be values, in the format's order; the first is
             the data.
-        apply: adds the operator to the layers.
+        apply: adds the operator to the layers; gives the places of its outputs where it has
+            several.
         defaults: parameters that may be missing, and what they are then.
         either: whether the data may also be the second input.
         join: adds the operator where several inputs are values.
     """
 
     inputs: tuple[str, ...]
-    apply: Callable[[Layers, Call], None]
+    apply: Callable[[Layers, Call], list[Position] | None]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     either: bool = False
     join: Callable[[Layers, Call, list[Position]], None] | None = None
@@ -213,19 +215,21 @@ class _Walk:
     def _extend(self, node: Node, values: list[str]) -> None:
         operator = self.operators.get(node.op)
         if operator is None:
+            refuse_without_bound(node.label, node.op.split("."))
             raise UnsupportedModule(
                 f"{node.label} is not supported; supported: {', '.join(sorted(self.operators))}"
             )
         if not values:
             raise UnsupportedModule(
-                f"{node.label}: does not depend on the input; fold constants before exporting"
+                f"{node.label}: does not depend on the input; fold constants before exporting, and "
+                "call model.eval() if it counts batches for a normalisation"
             )
         call = self._call(node, operator.defaults, operator.inputs)
         if len(values) > 1:
             self._join(node, operator, call, values)
         else:
             self._apply(node, operator, call, values[0])
-        self.values[node.outputs[0]] = self.layers.position()
+        self.values.setdefault(node.outputs[0], self.layers.position())
 
     def _apply(self, node: Node, operator: Operator, call: Call, value: str) -> None:
         allowed = operator.inputs[: 2 if operator.either else 1]
@@ -235,7 +239,9 @@ class _Walk:
                 "and constants elsewhere"
             )
         self.layers.go_to(self.values[value])
-        operator.apply(self.layers, call)
+        several = operator.apply(self.layers, call)
+        if several is not None:
+            self.values.update(zip(node.outputs, several, strict=False))
 
     def _join(self, node: Node, operator: Operator, call: Call, values: list[str]) -> None:
         if operator.join is None:
@@ -256,7 +262,14 @@ class _Walk:
             raise UnsupportedModule(f"{node.label}: {what}; it takes {sorted(known)}")
         given = {key: self._resolved(value) for key, value in node.parameters.items()}
         parameters = {**defaults, **given}
-        return Call(node.label, node.name or node.outputs[0], parameters, self.batch, self.number)
+        return Call(
+            node.label,
+            node.name or node.outputs[0],
+            parameters,
+            self.batch,
+            self.number,
+            len(node.outputs),
+        )
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, Ref):

@@ -6,9 +6,11 @@ function of the batch; it is tried on numbered samples, and must do the same to 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,6 +218,27 @@ class Layers:
             self.reshape(call, [*first.shape])
         else:
             self._affine("take", call, {}, {"index": first.astype(np.float64)})
+
+    def split(self, call: Call, sizes: Sequence[int], axis: int) -> list[Position]:
+        """Cut the value along an axis, counted without the batch, into parts of these sizes."""
+        if sum(sizes) != self.shape[axis] or min(sizes) < 1:
+            raise NetworkError(
+                f"{call.label}: parts of {[*sizes]} of axis {axis} of a value of shape "
+                f"{self.shape}, batch apart"
+            )
+        whole, ends = self.position(), [*itertools.accumulate(sizes)]
+        cuts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+        def cut(part: slice) -> None:
+            self.rearrange(
+                call, lambda x: np.moveaxis(np.moveaxis(x, 1 + axis, 0)[part], 0, 1 + axis)
+            )
+
+        return [self._moved(call, whole, partial(cut, part)) for part in cuts]
+
+    def reshaped(self, call: Call, place: Position, sizes: list[int]) -> Position:
+        """Where a value is in another shape."""
+        return self._moved(call, place, lambda: self.reshape(call, sizes))
 
     def pad(self, call: Call, widths: Sequence[tuple[int, int]]) -> None:
         """Add zeros before and after along every axis, the batch's first."""

@@ -16,7 +16,7 @@ from ..errors import NetworkError, UnsupportedModule
 from .aten_moves import sample_axes
 from .calls import Call
 from .graph import BATCH, Operator
-from .layering import Layers
+from .layering import Layers, Position
 
 Numbers = npt.NDArray[Any]
 
@@ -125,10 +125,20 @@ def _global_average(layers: Layers, call: Call) -> None:
     layers.total(call, range(1, len(layers.shape)), keep=True, mean=True)
 
 
+def _split(layers: Layers, call: Call) -> list[Position]:
+    (axis,) = sample_axes(call, "axis", layers.shape)
+    if call["split"] is not None:
+        return layers.split(call, call.integers("split"), axis)
+    most = -(-layers.shape[axis] // call.outputs)
+    sizes = [min(most, layers.shape[axis] - k * most) for k in range(call.outputs)]
+    return layers.split(call, sizes, axis)
+
+
 _REDUCE = {"axes": None, "keepdims": 1, "noop_with_empty_axes": 0}
 
 # Inputs of later opsets may be attributes of earlier ones; a name is a name.
 MOVES: Mapping[str, Operator] = {
+    "Split": Operator(("data", "split"), _split, {"split": None, "axis": 0, "num_outputs": None}),
     "Transpose": Operator(("data",), _transpose, {"perm": None}),
     "Gather": Operator(("data", "indices"), _gather, {"axis": 0}),
     "Slice": Operator(

@@ -12,6 +12,7 @@ from ..errors import NetworkError
 from ..networks.layers import Shape
 from ..networks.network import Network
 from ..networks.storage import load_files, load_network
+from .from_torch import read_module
 from .onnx_model import read_onnx
 from .pt2 import read_pt2
 
@@ -71,9 +72,7 @@ def network_of(
         return model
     if isinstance(model, str | os.PathLike):
         return open_network(Path(model), input_shape)
-    from ..networks.chain import read_network
-
-    return read_network(_module(model), input_shape)
+    return read_module(_module(model), input_shape)
 
 
 def _module(model: Any) -> nn.Module:

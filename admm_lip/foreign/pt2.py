@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Of the archive's schema; later ones may mean something else.
 _SCHEMA = 8
 _PREFIX = "torch.ops."
+# Of types and devices, in front of a cast; it makes no value.
+_CHECK = "torch.ops.aten._assert_tensor_metadata.default"
 _LITTLE = b"little"
 
 
@@ -97,7 +99,8 @@ def _graph(archive: Archive, given: Shape | None) -> Graph:
     user, constants = _inputs(module.get("signature"), archive, name)
     graph = module.get("graph")
     batch, shape = _input_shape(graph.get("tensor_values").get(user), user, given)
-    nodes = tuple(_node(entry) for entry in graph.get("nodes").items())
+    entries = graph.get("nodes").items()
+    nodes = tuple(_node(e) for e in entries if e.get("target").of(str) != _CHECK)
     return Graph(nodes, constants, user, shape, batch, _output(module.get("signature")))
 
 
@@ -166,11 +169,12 @@ def _node(entry: Fields) -> Node:
         if key in parameters:
             raise NetworkError(f"{item.where}: {key} is given twice")
         parameters[key] = _argument(item.get("arg"))
-    outputs = []
+    outputs: list[str] = []
     for output in entry.get("outputs").items():
         kind, held = output.union()
+        several = held.items() if kind == "as_tensors" else [held]
         key = "as_name" if kind == "as_sym_int" else "name"
-        outputs.append(held.get(key).of(str))
+        outputs.extend(one.get(key).of(str) for one in several)
     op = target.removeprefix(_PREFIX)
     return Node(op, outputs[0] if outputs else op, parameters, tuple(outputs))
 
@@ -202,6 +206,8 @@ _PLAIN = (
     "as_string",
     "as_memory_format",
     "as_scalar_type",
+    "as_layout",
+    "as_device",
 )
 
 

@@ -23,7 +23,6 @@ from .activations import ACTIVATIONS, as_computed
 from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
 from .constants import exact_array
-from .functional_calls import Add, Concatenate, Reshape
 from .layer_spec import CARRIED
 from .layers import AFFINE, array_keys
 from .live_check import check_live
@@ -31,10 +30,14 @@ from .module_state import evaluating
 from .network import LayerSpec, Network, SideBySide
 from .overrides import CALL_PATH, refuse_overrides, unwrapped
 from .readers import READERS, TORCHLIP_SORT, Reader
+from .refusals import refuse_without_bound
 from .scalar_math_torch import FORMULAS
 from .simplify import simplified
 from .sorting import HALF_ABS, SORTS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
+
+# Where the layers are defined that an error offers; the others are calls, read as modules.
+_NAMED = ("torch.nn.", f"{__package__}.sorting_torch", f"{__package__}.clipped")
 
 
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
@@ -62,15 +65,32 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
         >>> [spec.kind for spec in net.layers]
         ['linear', 'relu', 'linear']
     """
-    module = _readable(module)
+    module = readable(module)
     with evaluating(module):
-        chain = [part for step in trace.steps(module) for part in _parts(step)]
-        network = _network(chain, input_shape)
-        check_live(module, chain, network)
+        return check_recorded(module, *recorded(module, input_shape))
+
+
+def recorded(
+    module: nn.Module, input_shape: tuple[int, ...] | None
+) -> tuple[list[trace.Step], Network]:
+    """The layers that a module in evaluation mode says it applies, and what they are.
+
+    Raises:
+        UnsupportedModule: as :func:`read_network` does, which also runs the module.
+    """
+    chain = [part for step in trace.steps(module) for part in _parts(step)]
+    network = _network(chain, input_shape)
+    network.shapes()
+    return chain, network
+
+
+def check_recorded(module: nn.Module, chain: list[trace.Step], network: Network) -> Network:
+    """The network that a module says it is, once running it has shown the same."""
+    check_live(module, chain, network)
     return simplified(network)
 
 
-def _readable(module: nn.Module) -> nn.Module:
+def readable(module: nn.Module) -> nn.Module:
     """The module without wrappers, whose parts are modules that can be looked at."""
     module = unwrapped(module)
     refuse_overrides(module)
@@ -128,7 +148,10 @@ def reader_of(name: str, layer: nn.Module) -> Reader:
             if all(getattr(type(layer), m, None) is getattr(base, m, None) for m in same):
                 return READERS[base]
             break
-    supported = ", ".join(cls.__name__ for cls in READERS if cls not in (Add, Concatenate, Reshape))
+    refuse_without_bound(
+        f"{name} ({type(layer).__name__})", [cls.__name__ for cls in type(layer).__mro__]
+    )
+    supported = ", ".join(c.__name__ for c in READERS if c.__module__.startswith(_NAMED))
     raise UnsupportedModule(
         f"{name} ({type(layer).__name__}) is not supported; supported layers: {supported}"
     )
@@ -145,7 +168,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
         UnsupportedModule: by name, where the chain has another affine layer, two of them without
             an activation between, an activation first or last, a parametrized or a tied weight.
     """
-    module = _readable(module)
+    module = readable(module)
     with evaluating(module):
         chain = trace.path_of(module)
         layers = _linear_only(chain)

@@ -23,7 +23,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def fold_constants(graph: fx.Graph, root: nn.Module) -> None:
     """Compute every node that no input leads to; its value is kept with it."""
-    for node in graph.nodes:
+    for node in [*graph.nodes]:
         if node.op == "get_attr":
             node.meta[_CONSTANT] = _attribute(root, str(node.target))
         elif _hears_constants(node):
@@ -40,6 +40,11 @@ def _attribute(root: nn.Module, path: str) -> Any:
     value: Any = root
     for part in path.split("."):
         value = getattr(value, part)
+    if isinstance(value, fx.Proxy):
+        raise UnsupportedModule(
+            f"the attribute {path}: is set while the network runs, which is another function at "
+            "every call; take the change out of its forward"
+        )
     return value
 
 

@@ -41,11 +41,16 @@ def forward(network: Network, x: npt.ArrayLike) -> Array:
     network.shapes()
     value = np.asarray(x, dtype=np.float64)
     value = value.reshape(len(value), *(network.input_shape or ()))
-    values, sources = {INPUT: value}, network.sources()
+    return layer_outputs(network, value)[network.output]
+
+
+def layer_outputs(network: Network, x: Array) -> dict[str, Array]:
+    """What every layer gives, by name, of inputs ``(batch, *input_shape)``."""
+    values, sources = {INPUT: x}, network.sources()
     for spec in network.layers:
         given = [values[name] for name in sources[spec.name]]
-        value = values[spec.name] = apply_layer(network, spec, *given)
-    return value
+        values[spec.name] = apply_layer(network, spec, *given)
+    return values
 
 
 def apply_layer(network: Network, spec: LayerSpec, x: Array, *others: Array) -> Array:

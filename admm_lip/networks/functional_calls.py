@@ -17,6 +17,7 @@ from .activations import ACTIVATIONS
 from .affine_torch import Elementwise
 from .constants import constant_array, is_constant, works_in_place
 from .elementwise import arithmetic
+from .refusals import refuse_without_bound
 from .scalar_math_torch import FORMULAS
 
 
@@ -186,6 +187,7 @@ def module_of(node: fx.Node, dtype: torch.dtype) -> nn.Module:
     if key is F.dropout:
         return _dropout(node)
     if key not in FUNCTIONS:
+        refuse_without_bound(label_of(node), [getattr(key, "__name__", str(key))])
         raise UnsupportedModule(
             f"{label_of(node)} is not supported; supported calls: {', '.join(_supported_calls())}"
         )

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModule
 from .activation_row import LIBRARY
 from .activations import ACTIVATIONS
-from .forward import apply_layer
+from .forward import apply_layer, layer_outputs
 from .joins import JOINS
 from .layer_spec import neuron_slopes, scalar_parts
 from .layers import AFFINE, Array
@@ -70,12 +71,10 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
         NetworkError: where the network's shapes do not chain.
     """
     network.shapes()
-    dtype, device = dtype_of(module), _device(module)
+    dtype, device = place_of(module)
     precision = Precision.of(dtype, device)
     starts = [x.to(device, dtype) for x in _inputs(network.input_shape or ())]
-    # What overflows has an infinite bound, and is not compared.
-    quiet = np.errstate(over="ignore", invalid="ignore")
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), quiet:
+    with _quiet(device):
         flows, sources = {INPUT: starts}, network.sources()
         for step, spec in zip(chain, network.layers, strict=True):
             label = f"{step.name} ({type(step.module).__name__})"
@@ -92,9 +91,33 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
                 _compare_whole(label, network, values, _array(whole), precision)
 
 
-def _device(module: nn.Module) -> torch.device:
+def check_whole(module: nn.Module, network: Network) -> None:
+    """The same of a network that was read in another way than layer by layer.
+
+    Raises:
+        UnsupportedModule: where the module gives other numbers.
+    """
+    dtype, device = place_of(module)
+    precision, label = Precision.of(dtype, device), type(module).__name__
+    with _quiet(device):
+        for start in _inputs(network.input_shape or ()):
+            x = start.to(device, dtype)
+            values = layer_outputs(network, _array(x))
+            _compare_whole(label, network, values, _array(_run(label, module, x)), precision)
+
+
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
+    """What overflows has an infinite bound, and is not compared."""
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), quiet:
+        yield
+
+
+def place_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """The type and the device of what a module takes."""
     held = itertools.chain(module.parameters(), module.buffers(), (torch.zeros(()),))
-    return next(held).device
+    return dtype_of(module), next(held).device
 
 
 def _inputs(shape: tuple[int, ...]) -> list[Tensor]:

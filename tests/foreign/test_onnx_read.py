@@ -86,6 +86,13 @@ DENSE = {
         ("Mul", ["v1", "two"], {}),
         ("Gemm", ["v2", "W", "B"], {"transB": 1}),
     ],
+    "a softplus of another beta": [
+        ("Gemm", ["x", "W"], {"transB": 1}),
+        ("Mul", ["two", "v0"], {}),
+        ("Softplus", ["v1"], {}),
+        ("Div", ["v2", "two"], {}),
+        ("Sub", ["one", "v3"], {}),
+    ],
     "scaled in the middle": [
         ("Gemm", ["x", "W"], {"transB": 1}),
         ("Mul", ["v0", "B"], {}),
