@@ -177,7 +177,7 @@ class Running:
 
 _PRELOADED = (
     *(f"admm_lip.commands.{name}" for name in ("train", "project", "compare", "finish")),
-    *("admm_lip.commands.recipes", "admm_lip.training.train", "admm_lip.training.fit"),
+    *("admm_lip.commands.recipes", "admm_lip.training.train"),
     *(
         "admm_lip.training.project",
         "admm_lip.research.comparators",

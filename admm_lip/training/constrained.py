@@ -10,6 +10,7 @@ from torch import nn
 
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers
+from ..units import Units
 
 
 def trained_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -42,6 +43,17 @@ def check_asked(asked: Lipschitz) -> None:
             f"norm: training keeps an l2 constant, got {asked.norm!r}; train under l2, and certify "
             f"the result in {asked.norm}"
         )
+
+
+def units_once(asked: Lipschitz, units: Units | None) -> Units | None:
+    """The units of what is asked, or those given beside it.
+
+    Raises:
+        ValueError: where both are given.
+    """
+    if units is not None and asked.units is not None:
+        raise ValueError("units: expected once, got them in Lipschitz(units=...) and beside it")
+    return units or asked.units
 
 
 def check_master(dtype: torch.dtype) -> None:

@@ -86,7 +86,7 @@ def _bar(run: Run, at: Progress, show: bool) -> tqdm[Any]:
 
 def _stream(run: Run, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
     """Batches and their row numbers from optimizer step ``step`` to the end of the run."""
-    per_epoch = len(run.batches)
+    per_epoch = run.epoch_steps
     for epoch in range(step // per_epoch, run.config.epochs):
         seed, start = epoch_seed(run.config.seed, epoch), step - epoch * per_epoch
         for pair in zip(
@@ -153,7 +153,7 @@ def _autocast(run: Run) -> AbstractContextManager[object]:
 
 def _end_step(run: Run, at: Progress) -> bool:
     """Validation, the round's row and the callbacks, where they are due; whether a round ended."""
-    epoch_over = at.step % len(run.batches) == 0
+    epoch_over = at.step % run.epoch_steps == 0
     if epoch_over and run.validation is not None:
         at.noted = _validated(run, run.validation)
     done = run.constraint.state.iteration if run.constraint is not None else None
@@ -184,7 +184,7 @@ def _row(run: Run, at: Progress) -> Row:
         **run.method.report(run.model),
         **at.noted,
         "step": at.step,
-        "epoch": at.step / len(run.batches),
+        "epoch": at.step / run.epoch_steps,
         "seconds": at.seconds,
     }
 
@@ -208,7 +208,7 @@ def _validated(run: Run, batches: Batches) -> Row:
 
 def _moment(run: Run, at: Progress) -> Moment:
     row = at.history[-1] if at.history else {}
-    return Moment(run.model, row, at.step, at.step / len(run.batches), run.constraint)
+    return Moment(run.model, row, at.step, at.step / run.epoch_steps, run.constraint)
 
 
 def _ended_by(run: Run, at: Progress) -> str | None:

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..certificates.certificate import AnyCertificate, Certificate
+from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
-from ..certificates.functionals import certify_functionals
-from ..certificates.radii import radii_of
 from ..errors import CertificateError
+from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
 from ..networks.frame import Frame
 from ..networks.overrides import unwrapped
@@ -44,14 +43,15 @@ from ..solvers import (
 )
 from ..units import Units
 from .admm_state import Matrices
+from .constrained import check_asked, units_once
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
+from .judging import Judge, Judged, Pair
 from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
 from .precision import master_dtype, stored_dtype
 from .signals import EXIT_CODES
 from .start import CAST_MARGIN
 
-Pair = tuple[Tensor, Tensor]
 _TRIALS = 30
 # Trials of T are compared at this tolerance; the last projection has the caller's.
 _TRIAL_TOL = 1e-4
@@ -59,63 +59,6 @@ _GROWTH, _SHRINK = 1.6, 0.35
 # Corrections of the projection's bound, and the slack in the certified one that ends them.
 _ATTEMPTS = 5
 _SLACK = 2e-3
-# Most outputs whose pairs are certified for a report.
-_PAIRED = 16
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A classifier on labelled data.
-
-    Attributes:
-        samples: rows measured.
-        accuracy: share classified correctly.
-        certified: share that is right and certified at ``radius``.
-        radius: l2, in input units.
-        kind: of the certificate that the radii were read from.
-    """
-
-    samples: int
-    accuracy: float
-    certified: float
-    radius: float
-    kind: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Judge:
-    """What classifiers are judged on.
-
-    Attributes:
-        given: the classifier that went in.
-        pair: inputs and labels, drawn when they are first needed.
-        radius: at which accuracy is certified.
-        solver: of the certificate of many outputs.
-        progress: show a bar.
-    """
-
-    given: nn.Module
-    pair: Callable[[], Pair]
-    radius: float
-    solver: SolverConfig
-    progress: bool
-
-    def judged(self, model: nn.Module) -> Judged:
-        """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs."""
-        x, y = self.pair()
-        model = copy.deepcopy(model).to(master_dtype(stored_dtype(model)))  # the same function
-        certificate: AnyCertificate
-        if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
-            certificate = certify_functionals(model, kind="pairwise", progress=self.progress)
-        else:
-            certificate = certify_global(model, solver=self.solver)
-        radii = radii_of(model, x, y, certificate)
-        with torch.no_grad():
-            outputs = model(x)
-        right = outputs.gather(1, y[:, None])[:, 0] == outputs.amax(dim=1)
-        certified = float((right.cpu() & (radii.cpu() > self.radius)).double().mean())
-        accuracy = float(right.double().mean())
-        return Judged(len(y), accuracy, certified, self.radius, certificate.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +78,7 @@ class Projection:
     certificate: Certificate
     distance: float
     stopped: str = "finished"
-    _judge: _Judge | None = field(default=None, repr=False)
+    _judge: Judge | None = field(default=None, repr=False)
 
     @cached_property
     def before(self) -> Judged | None:
@@ -153,7 +96,7 @@ class Projection:
 
 def project(
     model: nn.Module,
-    bound: float,
+    bound: float | Lipschitz,
     *,
     units: Units | None = None,
     solver: str | SolverConfig = "auto",
@@ -176,7 +119,7 @@ def project(
 
     Args:
         model: Linear layers and activations in turn, read by ``chain.linear_layers``.
-        bound: the l2 Lipschitz constant to keep, in the model's own units.
+        bound: the l2 Lipschitz constant to keep, in the model's own units; or a ``Lipschitz``.
         units: of a user's rows, where the model takes and gives standardised numbers: the bound is
             then one of the raw function (:class:`admm_lip.Units`).  Not with ``finetune``: train
             from the given network under ``train(units=...)`` instead.
@@ -206,7 +149,7 @@ def project(
         >>> p.certificate.lip <= 1.0, round(p.distance, 4)
         (True, 2.0)
     """
-    bound = BOUND.read("bound", bound)
+    bound, units = _asked(bound, units)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
@@ -215,14 +158,25 @@ def project(
     if finetune is None:
         if (config, judge, run_dir, resume) != (None, None, None, False):
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
-        return _projected(model, float(bound), chosen, units)
+        return _projected(model, bound, chosen, units)
     if units is not None:
         raise ValueError(
             "units: go with a projection alone; to train in them, give train(units=...) the network"
         )
     epochs = COUNT.read("epochs", epochs)
-    job = _Job(float(bound), epochs, config or FinetuneConfig(), chosen, progress, run_dir, resume)
+    job = _Job(bound, epochs, config or FinetuneConfig(), chosen, progress, run_dir, resume)
     return _finetuned(model, finetune, judge, job)
+
+
+def _asked(bound: float | Lipschitz, units: Units | None) -> tuple[float, Units | None]:
+    """A bound, and the units that it is meant in."""
+    if isinstance(bound, Lipschitz):
+        check_asked(bound)
+        if bound.bound is None:
+            raise ValueError(f"bound: a projection needs one, got mu={bound.mu:g}")
+        units = units_once(bound, units)
+        bound = bound.bound
+    return float(BOUND.read("bound", bound)), units
 
 
 @dataclass(frozen=True)
@@ -265,7 +219,7 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
     asked = None if regression else _pair(given, data, judge, job.config)
     if asked is None or result.stopped in EXIT_CODES:
         return found
-    judging = _Judge(teacher, asked, job.config.eps, job.solver, job.progress)
+    judging = Judge(teacher, asked, job.config.eps, job.solver, job.progress)
     return replace(found, _judge=judging)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,10 +55,15 @@ class Run:
     validation: Batches | None = None
     callbacks: tuple[Callback, ...] = ()
 
-    @property
+    @cached_property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.batches)
+
+    @cached_property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.config.epochs * len(self.batches)
+        return self.config.epochs * self.epoch_steps
 
     @property
     def lip(self) -> float:
@@ -66,7 +72,7 @@ class Run:
             return self.config.lip or 1.0
         return float(self.constraint.state.target_sq**0.5)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.model.parameters()).device

@@ -21,7 +21,6 @@ from ..certificates.certifier import certify_global
 from ..data.labels import Classes
 from ..errors import TrainingFailed
 from ..lipschitz import Lipschitz
-from ..networks.chain import linear_layers
 from ..networks.overrides import unwrapped
 from ..units import Units
 from .admm_state import AdmmState, read_weights
@@ -29,7 +28,7 @@ from .batches import Batches, TensorBatches, as_batches
 from .callbacks import Callback, Row
 from .centring import mean_input
 from .config import TrainConfig
-from .constrained import check_asked, trained_layers
+from .constrained import check_asked, trained_layers, units_once
 from .constraint import Constraint
 from .keeper import Keeper, held
 from .loop import run_steps
@@ -161,8 +160,8 @@ def train(
         copied = copy.deepcopy(given)
         stored = stored_dtype(copied)
         copied.to(master_dtype(stored))
-        if asked is not None:
-            trained_layers(copied)  # refuses, by name, before data are read
+        # Refused, by name, before data are read.
+        layers = [] if asked is None else list(trained_layers(copied).values())
         chosen = config.loss if loss is None else loss
         like: dict[str, Any] = {
             "batch_size": config.batch_size,
@@ -172,7 +171,9 @@ def train(
         }
         batches = as_batches(data, **like, steps=steps, classes=classes)
         torch.manual_seed(config.seed)  # the caller's random state stays as it was
-        run = _set_up(copied, batches, config, chosen, method or Method(), asked, stored, earlier)
+        run = _set_up(
+            copied, batches, config, chosen, method or Method(), asked, stored, earlier, layers
+        )
         measured = _validation(validation, batches, like)
         run = replace(run, validation=measured, callbacks=tuple(callbacks))
         keeper = Keeper(run, folder)
@@ -189,9 +190,7 @@ def _settings(
     if not isinstance(config, Lipschitz):
         return config, units
     check_asked(config)
-    if units is not None and config.units is not None:
-        raise ValueError("units: expected once, got them in Lipschitz(units=...) and beside it")
-    return TrainConfig(bound=config.bound, mu=config.mu), units or config.units
+    return TrainConfig(bound=config.bound, mu=config.mu), units_once(config, units)
 
 
 def _check_method(method: Method | None, asked: Lipschitz | None, units: Units | None) -> None:
@@ -228,24 +227,24 @@ def _set_up(
     asked: Lipschitz | None,
     stored: torch.dtype,
     earlier: TrainResult | None,
+    layers: list[nn.Linear],
 ) -> Run:
     """Check everything once, before the first step."""
     inputs, targets = _first_batch(batches)
     length = 1.0
     if asked is not None and asked.units is not None:
-        weights = read_weights([layer.weight for layer in linear_layers(model)])
+        weights = read_weights([layer.weight for layer in layers])
         length = Metric.of(asked.units, weights).length
     own = resolve_loss(loss, targets, config.eps / length, config.temperature)
     constraint = None
     if asked is not None:
-        layer = linear_layers(model)[0]
-        centred = config.centre and layer.bias is not None
+        centred = config.centre and layers[0].bias is not None
         constraint = _constraint(
             model,
             asked,
             config,
             earlier,
-            mean=mean_input(batches, inputs, layer.in_features) if centred else None,
+            mean=mean_input(batches, inputs, layers[0].in_features) if centred else None,
             loss_scale=loss_scale(config, length, _variance(targets)),
             regression=targets.is_floating_point(),
             dtype=stored,

@@ -14,6 +14,7 @@ from admm_lip import certified_radii, certify, project, verify
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import SolverConfig
+from admm_lip.training import judging
 from admm_lip.training.batches import TensorBatches
 from admm_lip.training.finetune import FinetuneConfig, Taught, labelled, step_size
 from admm_lip.training.losses import SPARE, margin_loss
@@ -69,13 +70,13 @@ def test_nothing_is_judged_before_somebody_asks(
     trained: nn.Module, digits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[nn.Module] = []
-    real = module.radii_of
+    real = judging.radii_of
 
     def watched(model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         asked.append(model)
         return real(model, *arguments, **keywords)
 
-    monkeypatch.setattr(module, "radii_of", watched)
+    monkeypatch.setattr(judging, "radii_of", watched)
     config = FinetuneConfig(eps=0.1, ridges=(), even=False)
     found = project(trained, 1.0, finetune=digits.train, epochs=1, config=config, progress=False)
     assert asked == []

@@ -1,7 +1,7 @@
 """Training methods other than ADMM, by name, each from its paper's formulas.
 
 A method is a frozen dataclass with hooks around one training loop
-(:func:`admm_lip.training.fit.fit`); its fields are its settings.
+(:func:`admm_lip.train` without ``bound`` and ``mu``); its fields are its settings.
 
 Example:
     >>> from admm_lip.research.comparators import METHODS
