@@ -40,6 +40,7 @@ from ..units import Units
 from .certificate import Certificate
 from .claim_matrices import Matrices, measured
 from .document import LayerSlopes, chain_slopes
+from .last_layer import bounded, split
 from .layer_scales import LayerScales
 from .least_proven import Candidate, Claim, Search
 from .norm_product import Norm, norm_product, product_multiplier, spectral_norm
@@ -119,12 +120,15 @@ def certify_global(
     config = order.config(1e-6)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
-    if wants_torus(structure or "auto", network, norm, units):
+    inner, last = split(network)
+    asked = structure or "auto"
+    # A constant behind the last layer is multiplied neuron by neuron only.
+    if (last is None or asked != "auto") and wants_torus(asked, network, norm, units):
         made = certified_on_torus(network, config, deadline)
         found = sampled_quotient(network, deadline)
         return _on_torus(network, made, order, requested, found)
-    chain = network.chain()
-    matrices = measured(chain, order.norm, order.units)
+    chain = inner.chain()
+    matrices = bounded(measured(chain, order.norm, order.units), last, order.units)
     if is_constant(chain):
         proven = constant(matrices)
     else:
@@ -132,7 +136,7 @@ def certify_global(
         names = names_of(chain, matrices)
         proven = prove(Task(matrices, matrices, norms, names), config, deadline, multiplier)
     lip, found = proven.candidate.lip, 0.0
-    if lip > 0.0:
+    if lip > 0.0 and last is None:
         seen = matrices.weights[-len(chain.weights) :]
         found = sampled_slope(network, chain, seen, norm=order.norm, deadline=deadline)
     return Certificate(

@@ -249,6 +249,13 @@ def _scaled(matrices: Matrices, inputs: Array, outputs: Array) -> Matrices:
     return _exchanged(matrices, -1, last, rounding, float(outputs.max()))
 
 
+def outputs_times(matrices: Matrices, factor: float) -> Matrices:
+    """The chain of the outputs times a number."""
+    last = factor * matrices.weights[-1]
+    rounding = _product_error(factor, matrices.weights[-1], last)
+    return _exchanged(matrices, -1, last, rounding, factor)
+
+
 def _exchanged(
     matrices: Matrices, layer: int, weight: Array, rounding: Array, growth: float
 ) -> Matrices:

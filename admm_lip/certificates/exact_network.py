@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..errors import UnsupportedModule
 from ..networks.activations import ACTIVATIONS
 from ..networks.index_maps import ZERO
+from ..networks.layer_spec import scalar_parts
 from ..networks.layers import RESHAPES, Array, Shape, Window
 from ..networks.network import LayerSpec, Network, reshaped
 from ..networks.sorting import HALF_ABS, SORTS
@@ -97,11 +98,19 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
             activations.append(LayerSpec(HALF_ABS, spec.name, {}))
             weights.append(identity(size) if current is None else current)
             current = _rotation_back(spec.kind, shape) if spec.kind in SORTS else None
-        elif spec.kind in ACTIVATIONS and set(ACTIVATIONS[spec.kind].slopes(spec.options)) != {1.0}:
-            activations.append(spec)
+        elif spec.kind in ACTIVATIONS:
+            (scalar, _), *others = scalar_parts(spec, network.arrays, shape)
+            if others:
+                raise UnsupportedModule(
+                    f"{spec.name}: the exact check does not handle {spec.kind} with several "
+                    "slopes; verify the certificate without --exact"
+                )
+            if set(ACTIVATIONS[scalar.kind].slopes(scalar.options)) == {1.0}:
+                continue
+            activations.append(scalar)
             weights.append(identity(size) if current is None else current)
             current = None
-        elif spec.kind not in ACTIVATIONS:
+        else:
             raise UnsupportedModule(
                 f"{spec.name}: the exact check does not handle {spec.kind}; verify the certificate "
                 "without --exact"

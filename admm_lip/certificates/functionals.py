@@ -31,6 +31,7 @@ from .certificate import FunctionalBound, FunctionalCertificate
 from .certifier import Order, Proven, Task, constant, names_of, prove, stated
 from .claim_matrices import Matrices, functional, functionals_of, measured, scales_of
 from .document import chain_slopes
+from .last_layer import check_functionals, split
 from .norm_product import spectral_norm
 from .proof import is_constant_functional
 from .sampled_functionals import sampled_functionals
@@ -58,11 +59,13 @@ def certify_functionals(
     config = order.config(TOL)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
-    chain = network.chain()
+    inner, last = split(network)
+    chain = inner.chain()
     rows = functionals_of(kind, directions, chain.widths[-1])
     # Each functional scales its own outputs: one of a small unit keeps its relative accuracy.
     matrices = measured(chain, order.norm, order.units and order.units.of_inputs())
     scales = scales_of(order.units, chain.widths[0], chain.widths[-1])[1]
+    check_functionals(last, rows, scales)
     wanted = [
         functional(matrices, row, scales)
         if not is_constant_functional(chain, row, scales)
@@ -71,7 +74,7 @@ def certify_functionals(
     ]
     proofs = _proofs(matrices, wanted, names_of(chain, matrices), config, deadline, progress)
     seen = matrices.weights[-len(chain.weights) :]
-    sampled = sampled_functionals(network, chain, seen, rows * scales, order.norm, deadline)
+    sampled = sampled_functionals(inner, chain, seen, rows * scales, order.norm, deadline)
     bounds = tuple(
         FunctionalBound(
             direction=tuple(row.tolist()),

@@ -18,6 +18,7 @@ from ..errors import CertificateError, NetworkError, UnsupportedModule
 from ..foreign.open import network_of
 from ..networks.layers import Shape
 from ..networks.network import Chain, Network
+from ..networks.vector_functions import VectorFunction
 from .certificate import (
     AnyCertificate,
     Certificate,
@@ -26,6 +27,7 @@ from .certificate import (
 )
 from .claim_matrices import Matrices, functional, measured, scales_of
 from .document import LayerSlopes, chain_slopes
+from .last_layer import bounded, check_functionals, split
 from .norm_product import Norm, norm_product, spectral_norm
 from .proof import is_constant, is_constant_functional, unproven
 from .torus.check import proven_on_torus, slopes_on_torus, torus_product
@@ -62,12 +64,14 @@ def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) 
     if isinstance(certificate, Certificate) and certificate.switch:
         _check_on_torus(certificate, network)
         return
-    chain = network.chain()
+    inner, last = split(network)
+    chain = inner.chain()
     _check_slopes(certificate.slopes, chain_slopes(chain))
     if isinstance(certificate, FunctionalCertificate):
-        _check_functionals(certificate, chain)
+        _check_functionals(certificate, chain, last)
         return
     matrices = measured(chain, certificate.norm, certificate.units)
+    matrices = bounded(matrices, last, certificate.units)
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     _check_bound("", certificate, matrices, norms, is_constant(chain))
 
@@ -183,12 +187,15 @@ def _check_beside(name: str, bound: Certificate | FunctionalBound, product: floa
             raise CertificateError(f"{name}{less}: expected at most {more}, {high!r}, got {low!r}")
 
 
-def _check_functionals(certificate: FunctionalCertificate, chain: Chain) -> None:
+def _check_functionals(
+    certificate: FunctionalCertificate, chain: Chain, last: VectorFunction | None
+) -> None:
     """Prove each bound, its outputs in their own units."""
     check_outputs(certificate, chain.widths[-1])
     units = certificate.units
     _, scales = scales_of(units, chain.widths[0], chain.widths[-1])
     matrices = measured(chain, certificate.norm, units and units.of_inputs())
+    check_functionals(last, [bound.direction for bound in certificate.bounds], scales)
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     for k, bound in enumerate(certificate.bounds):
         row = np.array(bound.direction)

@@ -66,6 +66,26 @@ def _avg_pool(layers: Layers, call: Call) -> None:
     layers.avg_pool(call, options)
 
 
+def _max_pool(layers: Layers, call: Call) -> None:
+    call.need("ceil_mode", False)
+    options = {
+        "kernel_size": _sizes(layers, call, "kernel_size", 1),
+        "stride": _sizes(layers, call, "stride" if call["stride"] else "kernel_size", 1),
+        "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
+        "dilation": _sizes(layers, call, "dilation", 1),
+    }
+    layers.max_pool(call, options)
+
+
+def _softmax(kind: str) -> Callable[[Layers, Call], None]:
+    def apply(layers: Layers, call: Call) -> None:
+        call.need("dim", 1, -1)
+        call.need("dtype", None)
+        layers.vector_function(call, kind, {})
+
+    return apply
+
+
 def _adaptive_pool(layers: Layers, call: Call) -> None:
     """To one number per channel, or by windows that do not overlap."""
     wanted, sizes = call.integers("output_size"), layers.shape[1:]
@@ -194,6 +214,13 @@ _POOL = {
     "ceil_mode": False,
     "count_include_pad": True,
 }
+_MAX_POOL = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": [0],
+    "dilation": [1],
+    "ceil_mode": False,
+}
 _COPY = {"non_blocking": False, "copy": False, "memory_format": None}
 _PLACE = {"dtype": None, "layout": None, "device": None, "pin_memory": None}
 
@@ -221,6 +248,10 @@ OPERATORS: Mapping[str, Operator] = {
     "aten.avg_pool2d.default": Operator(_SELF, _avg_pool, {**_POOL, "divisor_override": None}),
     "aten.adaptive_avg_pool1d.default": Operator(("self", "output_size"), _adaptive_pool),
     "aten.adaptive_avg_pool2d.default": Operator(("self", "output_size"), _adaptive_pool),
+    "aten.max_pool1d.default": Operator(_SELF, _max_pool, _MAX_POOL),
+    "aten.max_pool2d.default": Operator(_SELF, _max_pool, _MAX_POOL),
+    "aten.softmax.int": Operator(("self", "dim"), _softmax("softmax"), {"dtype": None}),
+    "aten.log_softmax.int": Operator(("self", "dim"), _softmax("log_softmax"), {"dtype": None}),
     "aten.batch_norm.default": Operator(
         ("input", "weight", "bias", "running_mean", "running_var"),
         _batch_norm,

@@ -24,7 +24,7 @@ from .layering import Layers, Position
 Constant = npt.NDArray[Any]
 # A shape that a file computes holds this where the batch stands.
 BATCH = -1
-_MAX_NODES = 10_000
+MAX_NODES = 10_000
 
 
 class Ref(NamedTuple):
@@ -158,8 +158,8 @@ def read_graph(
             tables, or values combined in another way than by a sum or end to end.
         NetworkError: for a graph that is damaged.
     """
-    if len(graph.nodes) > _MAX_NODES:
-        raise UnsupportedModule(f"{len(graph.nodes)} nodes; at most {_MAX_NODES} are read")
+    if len(graph.nodes) > MAX_NODES:
+        raise UnsupportedModule(f"{len(graph.nodes)} nodes; at most {MAX_NODES} are read")
     walk = _Walk(graph, operators, folds)
     for node in graph.nodes:
         walk.step(node)
@@ -185,7 +185,7 @@ class _Walk:
         self.operators, self.folds = operators, folds
         self.batch = graph.batch
         self.constants = dict(graph.constants)
-        self.number = _number_type(graph.constants.values())
+        self.number = number_type(graph.constants.values())
         self.layers = Layers(graph.shape)
         self.values = {graph.input: self.layers.position()}
         self.names = {graph.input, *graph.constants}
@@ -216,9 +216,8 @@ class _Walk:
         operator = self.operators.get(node.op)
         if operator is None:
             refuse_without_bound(node.label, node.op.split("."))
-            raise UnsupportedModule(
-                f"{node.label} is not supported; supported: {', '.join(sorted(self.operators))}"
-            )
+            known = ", ".join(sorted(op for op in self.operators if " " not in op))
+            raise UnsupportedModule(f"{node.label} is not supported; supported: {known}")
         if not values:
             raise UnsupportedModule(
                 f"{node.label}: does not depend on the input; fold constants before exporting, and "
@@ -280,7 +279,7 @@ class _Walk:
         return value
 
 
-def _number_type(constants: Iterable[Constant]) -> Any:
+def number_type(constants: Iterable[Constant]) -> Any:
     """The type that a plain number has in the computation: float32 beside floats no wider."""
     floats = [c.dtype for c in constants if np.issubdtype(c.dtype, np.floating)]
     narrow = floats and all(dtype.itemsize <= 4 for dtype in floats)

@@ -25,6 +25,7 @@ from ..networks.layer_spec import INPUT, heard, plainly_wired
 from ..networks.layers import AFFINE, Shape, check_size
 from ..networks.network import LayerSpec, Network
 from ..networks.simplify import simplified
+from ..networks.vector_functions import VECTOR_FUNCTIONS
 from .calls import Call
 
 Numbers = npt.NDArray[Any]
@@ -131,6 +132,20 @@ class Layers:
                 f"{call.label}: an input of shape {self.shape} is not supported; only images are"
             )
         self._spatial("avg_pool2d", call, options, {})
+
+    def max_pool(self, call: Call, options: Mapping[str, Any]) -> None:
+        """Add a max pool, of an image or a sequence."""
+        sequence = len(self.shape) == 2
+        if sequence:
+            self.reshape(call, [self.shape[0], 1, self.shape[1]])
+        self.vector_function(call, "max_pool2d", options)
+        if sequence:
+            self.reshape(call, [self.shape[0], self.shape[2]])
+
+    def vector_function(self, call: Call, kind: str, options: Mapping[str, Any]) -> None:
+        """Add a row of ``vector_functions.py``."""
+        spec = self._add(kind, call, options, {})
+        self.shape = VECTOR_FUNCTIONS[kind].shape(call.label, spec.options, self.shape)
 
     def _spatial(
         self,

@@ -17,9 +17,9 @@ from ..networks.index_maps import ZERO
 from ..networks.layer_spec import INPUT, sources_of
 from ..networks.layers import Shape, array_keys
 from ..networks.network import LayerSpec, Network
-from .graph import read_graph
 from .onnx_file import OPSET, OnnxModel, OnnxNode, parse, parse_bytes, serialise
 from .onnx_operators import FOLDS, INPUTS, OPERATORS
+from .written_out import ONNX, read
 
 
 def read_onnx(path: str | os.PathLike[str], input_shape: Shape | None = None) -> Network:
@@ -60,7 +60,7 @@ def write_onnx(network: Network, path: Path, metadata: Mapping[str, str]) -> Non
 
 
 def _network(model: OnnxModel, input_shape: Shape | None) -> Network:
-    return read_graph(model.graph(INPUTS, input_shape), OPERATORS, FOLDS)
+    return read(model.graph(INPUTS, input_shape), OPERATORS, FOLDS, ONNX)
 
 
 def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
@@ -190,6 +190,17 @@ def _pool(spec: LayerSpec) -> _Written:
     return _Written("AveragePool", attributes)
 
 
+def _max_pool(spec: LayerSpec) -> _Written:
+    options = spec.options
+    attributes = {
+        "kernel_shape": list(options["kernel_size"]),
+        "strides": list(options["stride"]),
+        "pads": _pads(spec),
+        "dilations": list(options["dilation"]),
+    }
+    return _Written("MaxPool", attributes)
+
+
 def _pads(spec: LayerSpec) -> list[int]:
     top, bottom, left, right = spec.options["padding"]
     return [top, left, bottom, right]
@@ -230,6 +241,9 @@ _WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
     "linear": _plain("Gemm", transB=1),
     "conv2d": _conv,
     "avg_pool2d": _pool,
+    "max_pool2d": _max_pool,
+    "softmax": _plain("Softmax", axis=1),
+    "log_softmax": _plain("LogSoftmax", axis=1),
     "flatten": _plain("Flatten", axis=1),
     "identity": _plain("Identity"),
     **{

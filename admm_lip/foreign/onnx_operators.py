@@ -17,6 +17,7 @@ from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
 from .layering import Layers, Position
 from .onnx_moves import MOVES
+from .written_out import ONNX_INPUTS
 
 Array = npt.NDArray[Any]
 
@@ -131,6 +132,22 @@ def _average_pool(layers: Layers, call: Call) -> None:
     layers.avg_pool(call, {**window, "count_include_pad": counted, "divisor_override": None})
 
 
+def _max_pool(layers: Layers, call: Call) -> None:
+    call.need("ceil_mode", 0)
+    call.need("storage_order", 0)
+    layers.max_pool(call, _window(layers, call, call.integers("kernel_shape")))
+
+
+def _softmax(kind: str) -> Callable[[Layers, Call], None]:
+    """Along the outputs of a vector."""
+
+    def apply(layers: Layers, call: Call) -> None:
+        call.need("axis", 1, -1)
+        layers.vector_function(call, kind, {})
+
+    return apply
+
+
 def _window(layers: Layers, call: Call, kernel: list[int]) -> dict[str, list[int]]:
     """How a kernel slides, as of an image; a sequence is one of one row.
 
@@ -217,6 +234,13 @@ OPERATORS: Mapping[str, Operator] = {
     "Conv": Operator(
         ("X", "W", "B"), _conv, {**_WINDOW, "B": None, "group": 1, "kernel_shape": None}
     ),
+    "MaxPool": Operator(
+        ("X",),
+        _max_pool,
+        {**_WINDOW, "kernel_shape": None, "ceil_mode": 0, "storage_order": 0},
+    ),
+    "Softmax": Operator(("input",), _softmax("softmax"), {"axis": -1}),
+    "LogSoftmax": Operator(("input",), _softmax("log_softmax"), {"axis": -1}),
     "AveragePool": Operator(
         ("X",),
         _average_pool,
@@ -302,6 +326,7 @@ FOLDS: Mapping[str, Fold] = {
 
 # Names of every operator's inputs, in order.
 INPUTS = {
+    **ONNX_INPUTS,
     **{op: fold.inputs for op, fold in FOLDS.items()},
     **{op: row.inputs for op, row in OPERATORS.items()},
 }

@@ -19,8 +19,9 @@ from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
 from ..networks.network import Network
 from .aten_operators import FOLDS, OPERATORS
-from .graph import Graph, Node, Ref, input_shape, read_graph
+from .graph import Graph, Node, Ref, input_shape
 from .pt2_archive import Archive, Array, Fields, Payloads
+from .written_out import ATEN, read
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -68,7 +69,7 @@ def read_pt2(path: str | os.PathLike[str], input_shape: Shape | None = None) -> 
 def _read(file: Any, label: str, given: Shape | None) -> Network:
     try:
         with zipfile.ZipFile(file) as archive:
-            return read_graph(_graph(Archive(archive, file), given), OPERATORS, FOLDS)
+            return read(_graph(Archive(archive, file), given), OPERATORS, FOLDS, ATEN)
     except NetworkError as error:
         raise type(error)(f"{label}: {error}") from None
     except _DAMAGED as error:

@@ -35,6 +35,7 @@ from .scalar_math_torch import FORMULAS
 from .simplify import simplified
 from .sorting import HALF_ABS, SORTS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
+from .vector_functions import VECTOR_FUNCTIONS
 
 # Where the layers are defined that an error offers; the others are calls, read as modules.
 _NAMED = ("torch.nn.", f"{__package__}.sorting_torch", f"{__package__}.clipped")
@@ -193,6 +194,11 @@ def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
                 f"{name} ({type(layer).__name__}): its slopes would be trained, but a bound holds "
                 "for the slopes it was proven with; freeze them (layer.requires_grad_(False))"
             )
+        if kind in VECTOR_FUNCTIONS:
+            raise UnsupportedModule(
+                f"{name} ({type(layer).__name__}): is certified, but neither trained nor "
+                "projected; leave a final softmax to the loss"
+            )
         if kind in AFFINE and kind != "linear":
             raise UnsupportedModule(
                 f"{name} ({type(layer).__name__}): only networks whose affine layers are all "
@@ -329,6 +335,13 @@ def _build_pool(network: Network, spec: LayerSpec) -> nn.Module:
     )
 
 
+def _build_max_pool(network: Network, spec: LayerSpec) -> nn.Module:
+    options = spec.options
+    kernel = tuple(options["kernel_size"])
+    padding, dilation = _torch_padding(spec, kernel), tuple(options["dilation"])
+    return nn.MaxPool2d(kernel, tuple(options["stride"]), padding, dilation)
+
+
 def _clipped(
     cls: type[ClippedReLU] | type[PairClip], key: str, factor: int
 ) -> Callable[[Network, LayerSpec], nn.Module]:
@@ -369,6 +382,9 @@ _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
     "linear": _build_linear,
     "conv2d": _build_conv,
     "avg_pool2d": _build_pool,
+    "max_pool2d": _build_max_pool,
+    "softmax": lambda network, spec: nn.Softmax(1),
+    "log_softmax": lambda network, spec: nn.LogSoftmax(1),
     "elementwise": lambda network, spec: Elementwise(_own_arrays(network, spec)),
     "take": lambda network, spec: Take(network.arrays[f"{spec.name}.index"]),
     "sum": lambda network, spec: Sum(**spec.options),

@@ -77,7 +77,7 @@ def _parts(
 
 # Layers that leave no trace in a path, and those that go by the shape that they see.
 _SILENT = ("flatten", "identity")
-_BY_SHAPE = ("elementwise", "take", "sum", *PAIRED)
+_BY_SHAPE = ("elementwise", "take", "sum", "max_pool2d", *PAIRED)
 
 
 def _path_wiring(layers: Sequence[LayerSpec], shapes: Shapes) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from .layers import AFFINE, Array
 from .network import LayerSpec, Network, reshaped
 from .scalar_math import NUMPY
 from .sorting import PAIRED, paired_value
+from .vector_functions import VECTOR_FUNCTIONS
 
 
 def forward(network: Network, x: npt.ArrayLike) -> Array:
@@ -63,6 +64,8 @@ def apply_layer(network: Network, spec: LayerSpec, x: Array, *others: Array) -> 
         if spec.kind in ACTIVATIONS:
             options = values_of(spec.kind, spec.options, network.arrays, spec.name, x.shape[1:])
             return np.asarray(ACTIVATIONS[spec.kind].value(NUMPY, options, x))
+        if spec.kind in VECTOR_FUNCTIONS:
+            return VECTOR_FUNCTIONS[spec.kind].apply(spec.options, x)
         if spec.kind in PAIRED:
             return paired_value(spec.kind, x)
     return x.reshape(len(x), *reshaped(spec, x.shape[1:]))

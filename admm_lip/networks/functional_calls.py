@@ -25,7 +25,7 @@ from .scalar_math_torch import FORMULAS
 class Function:
     """A function call that equals a module: its parameters in order, and defaults of its own."""
 
-    module: type[nn.Module]
+    module: Callable[..., nn.Module]
     parameters: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -38,6 +38,7 @@ _POOL = (
     "count_include_pad",
     "divisor_override",
 )
+_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
 _FLATTEN = Function(nn.Flatten, ("start_dim", "end_dim"), {"start_dim": 0})
 
 
@@ -60,15 +61,34 @@ _ACTIVATIONS = {
     for spelling in row.spellings
     for name in spelling.calls
 }
+
+
+def _softmax(cls: type[nn.Module]) -> Function:
+    """``F.softmax`` has a parameter more, which says nothing."""
+
+    def module(dim: int, _stacklevel: int = 3, dtype: None = None) -> nn.Module:
+        if dtype is not None:
+            raise UnsupportedModule(f"softmax with dtype={dtype}: only that of its input is read")
+        return cls(dim)
+
+    return Function(module, ("dim", "_stacklevel", "dtype"))
+
+
 # Calls that are read as modules; strings are methods of a tensor.
 FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
     **_ACTIVATIONS,
     F.avg_pool2d: Function(nn.AvgPool2d, _POOL),
+    F.max_pool2d: Function(nn.MaxPool2d, _MAX_POOL),
+    torch.max_pool2d: Function(nn.MaxPool2d, _MAX_POOL),
+    **dict.fromkeys((torch.softmax, F.softmax, "softmax"), _softmax(nn.Softmax)),
+    **dict.fromkeys((torch.log_softmax, F.log_softmax, "log_softmax"), _softmax(nn.LogSoftmax)),
     torch.flatten: _FLATTEN,
     "flatten": _FLATTEN,
 }
+# Key under which a node keeps the module that it stands for.
+LAYER = "layer"
 # Calls of elementwise arithmetic between a value and a constant, and what they do.
-_ARITHMETIC: dict[Callable[..., Any] | str, str] = {
+ARITHMETIC: dict[Callable[..., Any] | str, str] = {
     call: operation
     for operation, calls in {
         "add": (operator.add, operator.iadd, torch.add, "add", "add_"),
@@ -122,13 +142,13 @@ def _is_value(argument: Any) -> bool:
 
 def is_join(node: fx.Node) -> bool:
     """Whether a call adds values or puts them one after the other."""
-    adds = _ARITHMETIC.get(node.target) == "add"
+    adds = ARITHMETIC.get(node.target) == "add"
     return node.target in _CONCATENATIONS or (adds and all(map(_is_value, node.args)))
 
 
 def _arithmetic(node: fx.Node, dtype: torch.dtype) -> nn.Module:
     """A value with a constant: ``x - mean``, ``x / self.std``, ``2 * x``, ``1 - x``, ``-x``."""
-    operation, arguments = _ARITHMETIC[node.target], list(node.args)
+    operation, arguments = ARITHMETIC[node.target], list(node.args)
     wanted = 1 if operation == "neg" else 2
     if len(arguments) != wanted or node.kwargs:
         raise UnsupportedModule(
@@ -177,12 +197,15 @@ def module_of(node: fx.Node, dtype: torch.dtype) -> nn.Module:
     Raises:
         UnsupportedModule: naming the call, where it equals none.
     """
+    if LAYER in node.meta:
+        found: nn.Module = node.meta[LAYER]
+        return found
     if node.op == "call_method" and node.target in _VIEWS:
         return _view(node)
     if is_join(node):
         return _joined(node)
     key = node.target
-    if key in _ARITHMETIC:
+    if key in ARITHMETIC:
         return _arithmetic(node, dtype)
     if key is F.dropout:
         return _dropout(node)
@@ -251,7 +274,7 @@ def _view(node: fx.Node) -> Reshape:
 
 
 def _supported_calls() -> list[str]:
-    calls = (*FUNCTIONS, *_ARITHMETIC, *_CONCATENATIONS)
+    calls = (*FUNCTIONS, *ARITHMETIC, *_CONCATENATIONS)
     names = {f if isinstance(f, str) else f.__name__ for f in calls}
     return sorted(names | {"dropout", *_VIEWS})
 

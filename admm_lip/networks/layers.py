@@ -27,6 +27,7 @@ from .convolution import Window as Window
 from .convolution import conv_matrix as conv_matrix
 from .elementwise import ELEMENTWISE
 from .index_maps import SUM, TAKE
+from .vector_functions import VECTOR_FUNCTIONS
 
 
 def _linear_shape(name: str, options: Options, arrays: Mapping[str, Array], shape: Shape) -> Shape:
@@ -74,7 +75,7 @@ RESHAPES: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "reshape": {"shape": lambda v: isinstance(v, list | tuple) and all(map(is_int(1), v))},
 }
 
-KINDS = (*AFFINE, *RESHAPES, *ACTIVATIONS)
+KINDS = (*AFFINE, *RESHAPES, *ACTIVATIONS, *VECTOR_FUNCTIONS)
 
 
 def array_keys(kind: str) -> tuple[str, ...]:
@@ -85,7 +86,8 @@ def array_keys(kind: str) -> tuple[str, ...]:
 
 def check_options(kind: str, name: str, options: Options) -> None:
     """Raise :class:`UnsupportedModule` unless an affine or reshaping kind takes ``options``."""
-    schema = AFFINE[kind].options if kind in AFFINE else RESHAPES[kind]
+    row = AFFINE.get(kind) or VECTOR_FUNCTIONS.get(kind)
+    schema = RESHAPES[kind] if row is None else row.options
     if set(options) != set(schema):
         raise UnsupportedModule(
             f"{name}: {kind} takes the options {sorted(schema)}, got {sorted(options)}"

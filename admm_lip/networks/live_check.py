@@ -33,6 +33,7 @@ from .layers import AFFINE, Array
 from .network import INPUT, LayerSpec, Network
 from .sorting import SORTS
 from .trace import Step, dtype_of
+from .vector_functions import VECTOR_FUNCTIONS
 
 # Sizes of batches and scales of the normal inputs in them.
 _BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
@@ -239,6 +240,9 @@ def _rounding(
         unit = (precision.unit + 2.0**-53) * row.condition(spec.options)
         evaluated = LIBRARY * unit * (1.0 + np.abs(x) + np.abs(out))
         return np.asarray(steepest * error + evaluated + row.jump(spec.options))
+    if spec.kind in VECTOR_FUNCTIONS:
+        unit = precision.unit + 2.0**-53
+        return VECTOR_FUNCTIONS[spec.kind].moved(spec.options, x, error, unit)
     if spec.kind in SORTS:
         pairs = error.reshape(len(error), error.shape[1] // 2, 2, -1).max(axis=2, keepdims=True)
         return np.repeat(pairs, 2, axis=2).reshape(error.shape)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..errors import NetworkError
+from ..errors import NetworkError, UnsupportedModule
 from .activations import ACTIVATIONS
 from .joins import JOINS, dense, stacked
 from .layer_spec import (
@@ -42,6 +42,7 @@ from .layer_spec import (
     sources_of,
 )
 from .layers import AFFINE, AffineMap, Array, Shape, check_size
+from .max_pooling import expanded
 from .sorting import (
     HALF_ABS,
     PAIRED,
@@ -52,6 +53,7 @@ from .sorting import (
     rotated,
     rotation_back,
 )
+from .vector_functions import VECTOR_FUNCTIONS
 
 _SLACK = 1.01
 _UNIT_ROUNDOFF = 2.0**-53
@@ -136,6 +138,13 @@ def lowered(
         arrays: of the network.
         shapes: of the input and of every layer's output.
     """
+    for spec in layers:
+        if spec.kind in VECTOR_FUNCTIONS and spec.kind != "max_pool2d":
+            raise UnsupportedModule(
+                f"{spec.name} ({spec.kind}): is supported as the last layer only, and there for a "
+                "global certificate; leave it out (it does not change the class)"
+            )
+    layers, arrays, shapes = expanded(layers, arrays, shapes)
     work = _Lowering(arrays, shapes)
     sources = sources_of(layers)
     output = layers[-1].name if layers else INPUT

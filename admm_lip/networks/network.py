@@ -32,6 +32,7 @@ from .lowering import Chain as Chain
 from .lowering import lowered
 from .lowering import merged as merged
 from .sorting import PAIRED, check_even
+from .vector_functions import VECTOR_FUNCTIONS
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -122,6 +123,8 @@ class Network:
             return JOINS[spec.kind].shape(spec.name, given)
         if spec.kind in ACTIVATIONS:
             check_arrays(spec.kind, spec.name, self.arrays, given[0])
+        elif spec.kind in VECTOR_FUNCTIONS:
+            return VECTOR_FUNCTIONS[spec.kind].shape(spec.name, spec.options, given[0])
         elif spec.kind in PAIRED:
             check_even(spec.name, spec.kind, given[0])
         else:

@@ -76,6 +76,24 @@ def _pool_options(pool: nn.AvgPool2d) -> dict[str, Any]:
     }
 
 
+def _max_pool_options(pool: nn.MaxPool2d) -> dict[str, Any]:
+    if pool.ceil_mode or pool.return_indices:
+        raise ValueError("ceil_mode=True and return_indices=True are not handled")
+    rows, columns = _pair(pool.padding)
+    return {
+        "kernel_size": _pair(pool.kernel_size),
+        "stride": _pair(pool.stride or pool.kernel_size),
+        "padding": [rows, rows, columns, columns],
+        "dilation": _pair(pool.dilation),
+    }
+
+
+def _softmax_options(softmax: Any) -> dict[str, Any]:
+    if softmax.dim not in (1, -1):
+        raise ValueError(f"dim={softmax.dim}; only 1, the outputs of a vector, is handled")
+    return {}
+
+
 def _flatten_options(flatten: nn.Flatten) -> dict[str, Any]:
     if (flatten.start_dim, flatten.end_dim) != (1, -1):
         raise ValueError(
@@ -156,6 +174,9 @@ READERS: Mapping[type[nn.Module], Reader] = {
     Take: Reader("take"),
     Sum: Reader("sum", lambda m: {"axes": list(m.axes), "keep": m.keep}),
     Shaped: Reader("reshape", lambda m: {"shape": list(m.shape)}),
+    nn.MaxPool2d: Reader("max_pool2d", _max_pool_options),
+    nn.Softmax: Reader("softmax", _softmax_options),
+    nn.LogSoftmax: Reader("log_softmax", _softmax_options),
     nn.Flatten: Reader("flatten", _flatten_options),
     Reshape: Reader("flatten", _attributes("size")),
     nn.Identity: Reader("identity"),

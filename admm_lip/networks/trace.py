@@ -31,6 +31,7 @@ from .layer_spec import INPUT
 from .overrides import refuse_overrides, unwrapped
 from .scalar_math_torch import Formula
 from .sorting_torch import HalfAbs, MaxMin
+from .written_out_torch import gather
 
 
 class Step(NamedTuple):
@@ -86,8 +87,9 @@ def steps(module: nn.Module) -> list[Step]:
         return [Step(type(module).__name__.lower(), module)]
     graph = _traced(tracer, module)
     fold_constants(graph, module)
-    nodes = _values(graph)
     dtype = dtype_of(module)
+    gather(graph, module, dtype)
+    nodes = _values(graph)
     found = [_step(module, node, dtype) for node in nodes]
     _refuse_sharing(found)
     for node, step in zip(nodes, found, strict=True):

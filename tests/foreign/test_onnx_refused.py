@@ -61,9 +61,9 @@ IMAGE = ("b", 2, 3, 3)
     ("nodes", "shape", "match"),
     [
         (
-            [("Softmax", ["x"], {})],
+            [("Hardmax", ["x"], {})],
             ("b", 4),
-            r"node n0 \(Softmax\) is not supported; supported: Abs, Add",
+            r"node n0 \(Hardmax\) is not supported; supported: Abs, Add",
         ),
         ([("Transpose", ["x"], {})], ("b", 4), r"node n0 \(Transpose\): .* changes the batch"),
         ([("Transpose", ["x"], {})], (2, 2), r"node n0 \(Transpose\): mixes the samples"),

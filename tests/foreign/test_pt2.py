@@ -143,7 +143,11 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("model", "inputs", "match"),
     [
-        (nn.Softmax(1), 1, r"node softmax \(aten.softmax.int\) is not supported; supported: aten"),
+        (
+            nn.Hardshrink(),
+            1,
+            r"node hardshrink \(aten.hardshrink.default\) is not supported",
+        ),
         (Product(), 1, r"node mul \(aten.mul.Tensor\): combines x and relu; values can be added"),
         (Twice(), 1, "expected one output, got 2"),
         (Pair(), 2, r"expected one input, got \['x', 'y'\]"),

@@ -140,7 +140,7 @@ class ControlFlow(Base):
 
 class Softmax(Base):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.a(x), dim=1)
+        return torch.softmax(self.a(x), dim=0)
 
 
 class View(Base):
@@ -176,7 +176,7 @@ class Doubled(nn.Linear):
         (Scaled(), r"the function truediv\(\): divides a constant by a value, which is not affine"),
         (Product(), r"the function mul\(\): combines 2 values"),
         (ControlFlow(), "ControlFlow: its forward cannot be read as a chain of layers"),
-        (Softmax(), r"the function softmax\(\) is not supported"),
+        (Softmax(), "dim=0; only 1, the outputs of a vector"),
         (View(), r"the method \.view\(\): only a flatten is supported"),
         (TwoInputs(), r"the input x and the input y: expected one input"),
         (FlattenBatch(), r"flatten \(Flatten\): start_dim=0, end_dim=-1; only 1 and -1"),
