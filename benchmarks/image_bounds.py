@@ -15,6 +15,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,10 @@ def trained_resnet(depth: int, epochs: int, data_dir: str | None) -> Case:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=max(steps, 2))
     images, order = x.view(-1, 3, 32, 32), torch.Generator().manual_seed(0)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=order).split(128)[: len(x) // 128]:
+        for rows in torch.split(torch.randperm(len(x), generator=order), 128)[: len(x) // 128]:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[rows]), y[rows]).backward()
+            loss = nn.functional.cross_entropy(model(images[rows]), y[rows])
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     return model.eval(), (3, 32, 32)
@@ -134,19 +136,16 @@ def cases(options: argparse.Namespace) -> Mapping[str, Callable[[], Case]]:
     """Every network by name."""
     folder = Path(options.data_dir or ".")
     names = ("mnist_convsmall", "cifar10_cnn_a", "cifar10_convsmall")
-    return {
-        "random conv4s2-conv8s2-16-10": small_random,
-        **{f"random, 3 kernels of {c} channels": lambda c=c: kernels(c, 2) for c in (8, 16, 32)},
-        "random, 9 kernels of 8 channels": lambda: kernels(8, 8),
-        "random 3-32-64s2-64-128s2-pool-10": deep_random,
-        **{name: lambda name=name: published(name, folder) for name in names},
-        **{
-            f"ResNet-{depth}, {options.epochs} epochs": lambda depth=depth: trained_resnet(
-                depth, options.epochs, options.data_dir
-            )
-            for depth in (8, 20)
-        },
-    }
+    found: dict[str, Callable[[], Case]] = {"random conv4s2-conv8s2-16-10": small_random}
+    for channels, hidden in ((8, 2), (16, 2), (32, 2), (8, 8)):
+        label = f"random, {hidden + 1} kernels of {channels} channels"
+        found[label] = partial(kernels, channels, hidden)
+    found["random 3-32-64s2-64-128s2-pool-10"] = deep_random
+    found |= {name: partial(published, name, folder) for name in names}
+    for depth in (8, 20):
+        trained = partial(trained_resnet, depth, options.epochs, options.data_dir)
+        found[f"ResNet-{depth}, {options.epochs} epochs"] = trained
+    return found
 
 
 def row_of(name: str, case: Callable[[], Case]) -> dict[str, Any]:
