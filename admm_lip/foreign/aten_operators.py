@@ -6,6 +6,7 @@ Names and parameters are those of ATen; what is missing from a node has ATen's d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,10 @@ def _both(
 
 _NOTHING = Operator(_SELF, _nothing, {"memory_format": None})
 
-OPERATORS: Mapping[str, Operator] = {
+# What may give its data itself, or a view of it; a pad and a sum only look as if they did.
+_VIEWS = ("dropout", "alpha_dropout", "alias", "clone", "contiguous", "detach", "to", "_to_copy")
+
+_OPERATORS: Mapping[str, Operator] = {
     **MOVES,
     "aten.linear.default": Operator(("input", "weight", "bias"), _linear, {"bias": None}),
     "aten.conv1d.default": Operator(_CONV, _conv, _WINDOW),
@@ -277,6 +281,11 @@ OPERATORS: Mapping[str, Operator] = {
     "aten.contiguous.default": _NOTHING,
     "aten.detach.default": _NOTHING,
     **aten_activations(),
+}
+
+OPERATORS: Mapping[str, Operator] = {
+    op: replace(row, view=op in MOVES or op.split(".")[1].removeprefix("feature_") in _VIEWS)
+    for op, row in _OPERATORS.items()
 }
 
 

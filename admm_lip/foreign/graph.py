@@ -7,6 +7,7 @@ of the ones before, or joining several.  Nodes that do not lead to the output ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -128,6 +129,7 @@ class Operator:
             several.
         defaults: parameters that may be missing, and what they are then.
         either: whether the data may also be the second input.
+        view: whether what it gives may share memory with its data.
         join: adds the operator where several inputs are values.
     """
 
@@ -135,6 +137,7 @@ class Operator:
     apply: Callable[[Layers, Call], list[Position] | None]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     either: bool = False
+    view: bool = False
     join: Callable[[Layers, Call, list[Position]], None] | None = None
 
 
@@ -185,6 +188,8 @@ class _Walk:
         self.operators, self.folds = operators, folds
         self.batch = graph.batch
         self.constants = dict(graph.constants)
+        self.uses = Counter([graph.output, *(n for node in graph.nodes for n in node.refs())])
+        self.makers = {name: node for node in graph.nodes for name in node.outputs}
         self.number = number_type(graph.constants.values())
         self.layers = Layers(graph.shape)
         self.values = {graph.input: self.layers.position()}
@@ -224,6 +229,8 @@ class _Walk:
                 "call model.eval() if it counts batches for a normalisation"
             )
         call = self._call(node, operator.defaults, operator.inputs)
+        if _works_in_place(node.op):
+            self._refuse_overwriting(node, next(node.refs()))
         if len(values) > 1:
             self._join(node, operator, call, values)
         else:
@@ -241,6 +248,20 @@ class _Walk:
         several = operator.apply(self.layers, call)
         if several is not None:
             self.values.update(zip(node.outputs, several, strict=False))
+
+    def _refuse_overwriting(self, node: Node, value: str) -> None:
+        """An in-place step changes its data, and what that may be a view of: nobody may use it."""
+        while True:
+            if self.uses[value] > 1 or value not in self.values:
+                raise UnsupportedModule(
+                    f"{node.label}: works in place on what {value!r} may share its memory with, "
+                    "which is used elsewhere as well; use the form that is not in place"
+                )
+            maker = self.makers.get(value)
+            row = None if maker is None else self.operators.get(maker.op)
+            if maker is None or row is None or not row.view:
+                return
+            value = next(name for name in maker.refs() if name in self.values)
 
     def _join(self, node: Node, operator: Operator, call: Call, values: list[str]) -> None:
         if operator.join is None:
@@ -277,6 +298,11 @@ class _Walk:
         if isinstance(value, list | tuple):
             return [self._resolved(item) for item in value]
         return value
+
+
+def _works_in_place(op: str) -> bool:
+    """Whether ATen's operator overwrites its data: ``aten.relu_.default``."""
+    return op.startswith("aten.") and op.split(".")[1].endswith("_")
 
 
 def number_type(constants: Iterable[Constant]) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from admm_lip import certify, export_onnx, verify
 from admm_lip.errors import NetworkError, UnsupportedModule
-from admm_lip.foreign import open_network
+from admm_lip.foreign import open_network, read_exported
+from admm_lip.foreign.open import network_of
 from admm_lip.local import certify_local
 from admm_lip.networks.activations import ACTIVATIONS
 from admm_lip.networks.chain import build_layer, build_module, linear_layers, read_network
@@ -310,9 +311,40 @@ class Overwriting(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["module", "view", "sum", "product"])
-def test_what_overwrites_or_multiplies_values_is_refused(way: str) -> None:
+def test_what_overwrites_or_multiplies_values_is_refused_or_read_as_it_runs(way: str) -> None:
+    """``torch.fx`` refuses it; what ``torch.export`` records is compared with what runs."""
+    torch.manual_seed(0)
+    model = Overwriting(way)
     with pytest.raises(UnsupportedModule):
-        certify(Overwriting(way))
+        read_network(model)
+    try:
+        network = network_of(model)
+    except UnsupportedModule:
+        assert way != "module"
+        return
+    x = torch.randn(7, 3)
+    with torch.no_grad():
+        np.testing.assert_allclose(forward(network, x.numpy()), model(x), rtol=1e-5, atol=1e-5)
+
+
+class OverwritingAView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y.view(-1, 3).mul_(5.0)
+        z = y.unsqueeze(1).relu_()
+        return y + z.squeeze(1)
+
+
+def test_a_program_that_overwrites_a_view_is_refused() -> None:
+    program = torch.export.export(OverwritingAView(), (torch.zeros(2, 3),))
+    with pytest.raises(UnsupportedModule, match=r"mul_.*works in place on what .* used elsewhere"):
+        read_exported(program)
+    with pytest.raises(UnsupportedModule):
+        certify(OverwritingAView())
 
 
 def test_nodes_that_lead_nowhere_are_left_out_of_a_file(tmp_path: Path) -> None:
