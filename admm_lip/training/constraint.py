@@ -314,7 +314,7 @@ class Constraint:
         skipped = getattr(optimizer, "found_inf", None)  # of a fused step under a GradScaler
         if skipped is not None and bool(skipped):
             return
-        self.state = replace(self.state, steps=self.state.steps + 1)
+        self.state = self.state.stepped()
         if self.state.steps >= self.round_steps:
             self.close_round()
 
