@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .local.certify import certify_local as certify_local
     from .local.config import LocalConfig as LocalConfig
     from .local.result import LocalCertificate as LocalCertificate
-    from .local_training.certified import certify_samples as certify_samples
+    from .local.certify import certify_samples as certify_samples
     from .predictions import Predictions as Predictions
     from .predictions import predict as predict
     from .solvers.config import SolverConfig as SolverConfig
@@ -53,7 +53,7 @@ _HOMES = {
     "certified_radii": "api",
     "certify": "api",
     "certify_local": "local.certify",
-    "certify_samples": "local_training.certified",
+    "certify_samples": "local.certify",
     "export_onnx": "certificates.in_onnx",
     "falsify": "evaluation.falsify",
     "load_certificate": "certificates.certificate",

@@ -8,7 +8,7 @@ rays with points along them.  One success and the cell fails, naming the row.  T
 * ``robust``: a class that a local certificate proves on a ball of given radius;
 * ``radius``: the largest such ball found;
 * ``slope``: a Lipschitz bound on a ball, held against the steepest Jacobians met on it;
-* ``samples``: what ``certify_samples`` certifies.
+* ``samples``: what ``certify_local`` certifies by masked norms.
 
 That the search can fail is measured with planted false claims: on some rows the nearest attack is
 sought, and 1.05 times its distance is claimed as a radius (a slope over 1.05 as a bound); another
@@ -40,7 +40,6 @@ from admm_lip.evaluation.falsify import (
 )
 from admm_lip.local import LocalConfig, certify_local, local_radii
 from admm_lip.local.result import LocalCertificate
-from admm_lip.local_training.certified import certify_samples
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU
 from admm_lip.networks.models import ACTIVATIONS
 
@@ -177,8 +176,8 @@ def _certified_samples(cell: Cell, model: nn.Module) -> Claims:
     ends = _BOX if cell.get("box") else None
 
     def certified(rows: slice, eps: float) -> Tensor:
-        options: Any = {"data_range": ends, "progress": False, "batch_size": 500}
-        return certify_samples(model, x[rows], y[rows], eps, **options).certified
+        config = LocalConfig("masked", box=ends, decide=True)
+        return certify_local(model, x[rows], eps, y[rows], config=config).robust
 
     eps = _typical(lambda r: certified(slice(_FIRST), r))
     return Claims(x, y, torch.where(certified(slice(None), eps), eps, 0.0).double())

@@ -24,7 +24,7 @@ from admm_lip.data import DataSet, load_data
 from admm_lip.evaluation.attacks import AttackConfig
 from admm_lip.evaluation.falsify import SoundnessError
 from admm_lip.evaluation.per_sample import robust_samples
-from admm_lip.local_training import LocalReport, certify_samples
+from admm_lip.local import LocalCertificate, LocalConfig, certify_local
 from admm_lip.networks.convnets import CONVNETS, build_convnet
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.local import LocalLipschitz
@@ -118,48 +118,45 @@ def judged(model: nn.Module, pair: Pair, cell: Cell) -> Row:
     """
     (x, y), eps, some = pair, cell["eps"], cell["statistics"]
     begun = time.process_time()
-    reports = {name: _report(model, pair, eps, **how) for name, how in _BOUNDS.items()}
+    reports = {name: _report(model, pair, eps, level) for name, level in _BOUNDS.items()}
     seconds = time.process_time() - begun
     try:
         robust = _checked(model, pair, cell, reports)
     except SoundnessError as error:
         raise SystemExit(f"a certificate is wrong, nothing is recorded: {error}") from error
-    full = _report(model, (x[:some], y[:some]), eps, everything=True)
+    full = _report(model, (x[:some], y[:some]), eps, "masked", decide=False).to_record()
     return {
         "clean": _percent(reports["local"].correct),
         "pgd": _percent(robust),
-        **{f"certified_{name}": _percent(found.certified) for name, found in reports.items()},
-        "varying": full.mean_varying,
-        "ratio": full.mean_ratio,
+        **{f"certified_{name}": _percent(found.robust) for name, found in reports.items()},
+        "varying": full["varying"],
+        "ratio": full["ratio"],
         "certify_cpu_seconds": seconds,
         **_by_sdp(model, pair, cell, reports["local"]),
     }
 
 
-# name -> how certify_samples is asked
-_BOUNDS: dict[str, dict[str, Any]] = {
-    "global": {"bound": "global"},
-    "plain_local": {"running_radius": False},
-    "local": {},
-}
+# name -> level of the local bounds
+_BOUNDS = {"global": "product", "local": "masked"}
 
 
-def _report(model: nn.Module, pair: Pair, eps: float, **how: Any) -> LocalReport:
-    return certify_samples(model, *pair, eps, progress=False, **how)
+def _report(model: nn.Module, pair: Pair, eps: float, level: str, decide: bool = True) -> LocalCertificate:
+    (x, y), config = pair, LocalConfig(level, decide=decide)
+    return certify_local(model, x, eps, y, config=config)
 
 
-def _checked(model: nn.Module, pair: Pair, cell: Cell, reports: dict[str, LocalReport]) -> Tensor:
+def _checked(model: nn.Module, pair: Pair, cell: Cell, reports: dict[str, LocalCertificate]) -> Tensor:
     """Which samples are robust, after all claims were compared with each other and attacked."""
-    wider = reports["local"].certified
+    wider = reports["local"].robust
     for name, found in reports.items():
-        if bool((found.certified & ~found.correct).any()):
+        if bool((found.robust & ~found.correct).any()):
             raise SoundnessError(f"{name}: a sample is certified and not correct")
-        if bool((found.certified & ~wider).any()):
+        if bool((found.robust & ~wider).any()):
             raise SoundnessError(f"{name}: a sample is certified that the tightest bound leaves")
     return robust_samples(model, *pair, cell["eps"], wider, AttackConfig(**cell["attack"]))
 
 
-def _by_sdp(model: nn.Module, pair: Pair, cell: Cell, report: LocalReport) -> Row:
+def _by_sdp(model: nn.Module, pair: Pair, cell: Cell, report: LocalCertificate) -> Row:
     """Shares of the first rows by the local LMI, beside the local bound's on the same rows."""
     rows = cell["sdp_rows"]
     if not rows:
@@ -174,7 +171,7 @@ def _by_sdp(model: nn.Module, pair: Pair, cell: Cell, report: LocalReport) -> Ro
         raise SystemExit(f"a certificate is wrong, nothing is recorded: {error}") from error
     return {
         "sdp_certified": _percent(certified),
-        "sdp_beside_local": _percent(report.certified[:rows]),
+        "sdp_beside_local": _percent(report.robust[:rows]),
         "sdp_cpu_seconds": seconds / rows,
     }
 

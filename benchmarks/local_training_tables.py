@@ -18,7 +18,6 @@ _SHARES = {
     "clean": "clean",
     "pgd": "PGD",
     "certified_global": "global",
-    "certified_plain_local": "local, plain",
     "certified_local": "local",
 }
 _STYLE = {
@@ -156,11 +155,6 @@ HYPOTHESES = (
         "its gain over the global one is larger after training with it",
         Side(_gain, _LOCAL),
         Side(_gain, _GLOBAL),
-    ),
-    Hypothesis(
-        "the running radius certifies more than the plain one",
-        Side(_column("certified_local"), _LOCAL),
-        Side(_column("certified_plain_local"), _LOCAL),
     ),
     Hypothesis(
         "clipped ReLU certifies more than ReLU, local training",

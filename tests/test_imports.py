@@ -119,7 +119,7 @@ FLOORS = (
     ("networks",),
     ("foreign", "records"),
     ("certificates",),
-    ("local", "local_training"),
+    ("local",),
     ("training",),
     ("evaluation", "predictions"),
     ("research",),

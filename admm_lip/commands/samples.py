@@ -13,8 +13,9 @@ from ..data import DataSet
 from ..evaluation.attacks import AttackConfig
 from ..evaluation.evaluate import EvaluateConfig
 from ..evaluation.per_sample import robust_samples
-from ..local_training import LocalReport, certify_samples
-from ..local_training.report import LEVELS
+from ..local.certify import certify_local
+from ..local.config import LocalConfig
+from ..local.result import LocalCertificate
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_json, write_rows
 from ..research.comparators.local import LocalLipschitz
@@ -46,24 +47,19 @@ def finish_samples(
     rows = _rows(job.data, job.evaluate)
     x, y = job.data.test[0][rows], job.data.test[1][rows]
     begun = time.perf_counter()
-    report = certify_samples(
-        model,
-        x,
-        y,
-        job.train.eps,
-        bound=method.bound,
-        running_radius=method.running_radius,
-        data_range=method.data_range,
-        progress=sys.stderr.isatty(),
-    )
+    level = "masked" if method.bound == "local" else "product"
+    config = LocalConfig(level, box=method.data_range, decide=True)
+    report = certify_local(model, x, job.train.eps, y, config=config, progress=sys.stderr.isatty())
     seconds = time.perf_counter() - begun
-    robust = robust_samples(model, x, y, job.train.eps, report.certified, _attack(job, method))
+    robust = robust_samples(model, x, y, job.train.eps, report.robust, _attack(job, method))
     write_rows(folder.samples, _verdicts(rows, y, report, robust))
     summary = {
         **about,
         "data": job.data.name,
         "network": _described(job),
         "samples": {
+            "eps": job.train.eps,
+            "bound": method.bound,
             **report.to_record(),
             "attacked_accuracy": float(robust.double().mean()),
             "seconds": seconds,
@@ -91,20 +87,19 @@ def _attack(job: Job, method: LocalLipschitz) -> AttackConfig:
     )
 
 
-def _verdicts(rows: Tensor, y: Tensor, report: LocalReport, robust: Tensor) -> Verdicts:
+def _verdicts(rows: Tensor, y: Tensor, report: LocalCertificate, robust: Tensor) -> Verdicts:
     columns = {
         "row": rows,
         "label": y,
         "predicted": report.predicted,
         "correct": report.correct,
-        "certified": report.certified,
+        "certified": report.robust,
         "robust": robust,
-        "margin": report.margin,
-        "decided": report.level,
+        "margin": report.least_margin,
     }
-    names, lists = list(columns), [values.tolist() for values in columns.values()]
-    rows_of = [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
-    return [row | {"decided": LEVELS[row["decided"]]} for row in rows_of]
+    lists = [*(values.tolist() for values in columns.values()), report.decided]
+    names = [*columns, "decided"]
+    return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _described(job: Job) -> str:

@@ -1,7 +1,8 @@
 """Local bounds: what a network provably does on a ball around one input.
 
 ``certify_local`` bounds slopes and margins on balls of given radii, ``local_radii`` finds the
-largest radius at which a class is proven, ``verify_local`` checks either result anew.
+largest radius at which a class is proven, ``verify_local`` checks either result anew.  The same
+layers, forward bounds and norms train networks for such bounds (``training_loss.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from .certify import certify_local as certify_local
+    from .certify import certify_samples as certify_samples
     from .check import verify_local as verify_local
     from .config import LocalConfig as LocalConfig
     from .radii import local_radii as local_radii
@@ -23,6 +25,7 @@ __getattr__, __dir__ = lazily(
         "LocalCertificate": "result",
         "LocalConfig": "config",
         "certify_local": "certify",
+        "certify_samples": "certify",
         "local_radii": "radii",
         "verify_local": "check",
     },

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..certificates.certificate import AnyCertificate
 from ..certificates.claim_matrices import scales_of, units_given
@@ -25,75 +26,12 @@ from ..data.arrays import as_numbers
 from ..errors import CertificateError
 from ..foreign.open import network_of
 from ..networks.network import Network
-from .bounds import Bounds, preactivation_bounds
-from .config import BY_NAME
+from .ball_proofs import Outcome, Prepared, Task, prove
 from .config import LocalConfig as LocalConfig
-from .curves import Range
-from .known import Known, known_of
-from .levels import GLOBAL, LEVELS, NONE, Found, Wanted, local_lips, nothing
-from .linear import center_values, margin_bounds
-from .region import Box, Region
+from .config import check_inside
+from .global_bounds import global_bounds
+from .input_region import Box
 from .result import LocalCertificate
-from .tensors import Net, chunks, net_of
-
-# Samples bounded together; a batch also has at most this many entries in its largest tensor.
-_SAMPLES = 256
-_ENTRIES = 2**22
-# A target that every bound exceeds by far.
-_UNASKED = 1e-300
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A network and samples, checked; everything is float64 on the CPU.
-
-    Attributes:
-        functionals: ``(batch, m, p, n_out)``.
-        items: which of them are asked for, ``(batch, m)``.
-        known: bounds and multipliers for all inputs, or ``None``.
-        input_scale: of every feature, or ``None``.
-    """
-
-    network: Network
-    net: Net
-    points: Tensor
-    labels: Tensor | None
-    functionals: Tensor
-    items: Tensor
-    known: Known | None
-    config: LocalConfig
-    input_scale: tuple[float, ...] | None
-
-    def part(self, rows: Tensor) -> Task:
-        """The task of some of the samples."""
-        return replace(
-            self,
-            points=self.points[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            functionals=self.functionals[rows],
-            items=self.items[rows],
-        )
-
-    def batches(self) -> list[Tensor]:
-        """Rows to be handled together."""
-        widths = [len(a.bias) for a in self.net.maps]
-        entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
-        return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // entries))
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What was proven of a batch at its radii.
-
-    Attributes:
-        found: Lipschitz bounds.
-        margin: lower bounds of the functionals on the balls, by lines, ``(batch, m)``.
-        center: lower bounds at the samples themselves.
-    """
-
-    found: Found
-    margin: Tensor
-    center: Tensor
 
 
 def certify_local(
@@ -106,6 +44,7 @@ def certify_local(
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
     classes: Sequence[Any] | None = None,
+    progress: bool = False,
 ) -> LocalCertificate:
     """Prove what a network does on the ball around each input (of l2, unless ``config`` says).
 
@@ -125,6 +64,7 @@ def certify_local(
         config: effort and input box.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
+        progress: whether to show a bar.
 
     Returns:
         A :class:`LocalCertificate`, every number of it proven through rounding.
@@ -148,7 +88,8 @@ def certify_local(
     radii = radii_of(radius, len(task.points))
     begun = time.monotonic()
     outcomes = []
-    for done, rows in enumerate(task.batches()):
+    batches = tqdm(task.batches(), desc="certify", unit="batch", disable=not progress)
+    for done, rows in enumerate(batches):
         share = _deadline(task.config, begun, (done + 1) * len(rows))
         outcomes.append(prove(task.part(rows), radii[rows], deadline=share))
     return assembled(task, radii, outcomes)
@@ -157,11 +98,11 @@ def certify_local(
 def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertificate:
     """One certificate of all batches."""
     empty = torch.zeros(0, task.items.shape[1], dtype=torch.float64)
-    hidden = sum(len(a.bias) for a in task.net.maps[:-1])
-    found, box = [o.found for o in outcomes], task.config.box
+    hidden = sum(task.prepared.widths[:-1]) if task.config.by_lines else 0
+    found, box, prepared = [o.found for o in outcomes], task.config.box, task.prepared
     return LocalCertificate(
-        digest=task.network.digest(),
-        input_shape=task.network.input_shape or (),
+        digest=prepared.network.digest(),
+        input_shape=prepared.network.input_shape or (),
         box=None if box is None else (float(box[0]), float(box[1])),
         x=task.points,
         radius=radii,
@@ -171,106 +112,11 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
         roots=torch.cat([f.roots for f in found] or [empty[:, :, None].expand(-1, -1, hidden)]),
         margin=torch.cat([o.margin for o in outcomes] or [empty]),
         center=torch.cat([o.center for o in outcomes] or [empty]),
+        varying=None if task.config.by_lines else _joined([o.varying for o in outcomes]),
+        ratio=None if task.config.by_lines else _joined([o.ratio for o in outcomes]),
         norm=task.config.norm,
-        input_scale=task.input_scale,
+        input_scale=prepared.input_scale,
     )
-
-
-def prove(
-    task: Task,
-    radii: Tensor,
-    *,
-    decide: bool = False,
-    lines_only: bool = False,
-    deadline: float = math.inf,
-) -> Outcome:
-    """Bounds of a batch at the given radii.
-
-    Args:
-        task: the batch.
-        radii: ``(batch,)``.
-        decide: only what the class needs: nothing is bounded where lines already prove it.
-        lines_only: no Lipschitz bounds but those known for all inputs.
-        deadline: see :class:`Wanted`.
-    """
-    net, (region, everywhere) = task.net, ball_region(task, radii)
-    bounds = preactivation_bounds(net, region)
-    centred = task.labels is not None
-    slopes = [layer.anchored if centred else layer.slopes for layer in bounds.layers]
-    flat = task.functionals[:, :, 0] if centred else task.functionals[:, 0]
-    center, margin = _claims(net, bounds, flat)
-    if centred:
-        margin = torch.where(everywhere, -math.inf, margin)
-        asked = (margin <= 0.0) & (center > 0.0) & (region.radius > 0.0)[:, None]
-        goal = center / region.radius[:, None] * (1.0 - 1e-8)
-        # What lines decide, or nothing can, gets a bound but no Newton steps.
-        target = torch.where(asked, goal, _UNASKED)
-    else:
-        center = margin = torch.zeros_like(task.items, dtype=torch.float64)
-        asked, target = task.items, torch.zeros_like(center)
-    if lines_only:
-        found = nothing(net, task.items)
-    else:
-        wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
-        found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
-    found = _on_balls(found, everywhere)
-    if task.known is not None:
-        found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
-    return Outcome(_finite(found, slopes), margin, center)
-
-
-def ball_region(task: Task, radii: Tensor) -> tuple[Region, Tensor]:
-    """The balls, and which of them are the whole space, ``(batch, 1)``.
-
-    Those are bounded at their samples alone: nothing but a bound for all inputs holds there.
-    """
-    everywhere = torch.isposinf(radii)
-    region = Region(task.points, torch.where(everywhere, 0.0, radii), task.config.box)
-    return region, everywhere[:, None]
-
-
-def _on_balls(found: Found, everywhere: Tensor) -> Found:
-    """Bounds of balls, none where the ball is the whole space."""
-    return Found(
-        torch.where(everywhere, math.inf, found.lip),
-        torch.where(everywhere, NONE, found.level).to(torch.int8),
-        torch.where(everywhere[:, :, None], 0.0, found.roots),
-    )
-
-
-def _claims(net: Net, bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower bounds at the samples and on their balls, low enough for another order of summation."""
-    center = center_values(net, bounds, rows, doubt=2.0)
-    spare = (center_values(net, bounds, rows) - center) + 1e-9 * center.abs()
-    margin = margin_bounds(net, bounds, rows)
-    margin = margin - spare - 1e-9 * margin.abs()
-    known = torch.isfinite(margin) & torch.isfinite(center)
-    return torch.where(known, center, -math.inf), torch.where(known, margin, -math.inf)
-
-
-def _wanted(task: Task, items: Tensor, target: Tensor, deadline: float) -> Wanted:
-    level = BY_NAME[task.config.level]
-    known = None if task.known is None else task.known.multipliers(task.labels, len(items))
-    return Wanted(task.functionals, items, target, level, deadline, known)
-
-
-def _capped(found: Found, lips: Tensor, items: Tensor) -> Found:
-    """No bound above the one for all inputs."""
-    use = items & (lips < found.lip)
-    return Found(
-        torch.where(use, lips, found.lip),
-        torch.where(use, GLOBAL, found.level).to(torch.int8),
-        torch.where(use[:, :, None], 0.0, found.roots),
-    )
-
-
-def _finite(found: Found, slopes: list[Range]) -> Found:
-    """Samples whose bounds overflowed prove nothing."""
-    bad = torch.isnan(found.lip)
-    for s in slopes:
-        bad |= ~(torch.isfinite(s.low) & torch.isfinite(s.high)).all(dim=1, keepdim=True)
-    level = torch.where(bad, NONE, found.level).to(torch.int8)
-    return Found(torch.where(bad, math.inf, found.lip), level, found.roots)
 
 
 def _deadline(config: LocalConfig, begun: float, samples: int) -> float:
@@ -293,19 +139,41 @@ def task_of(
         shape = tuple(x.shape[1:])
     network = network_of(model, shape)
     config = config or LocalConfig()
-    units, chain = units_given(None, config.input_scale), network.chain()
-    scales, _ = scales_of(units, chain.widths[0], chain.widths[-1])
+    outputs = size_out(network)
+    units = units_given(None, config.input_scale)
+    scales, _ = scales_of(units, network.size_in, outputs)
     scale = None if units is None else tuple(scales.tolist())
     if certificate is not None:
         check_measure(certificate, network, config.norm, scale)
-    net = net_of(chain, config.norm, scale)
     points = points_of(x, network.input_shape or ()).contiguous()
-    check_points(points, config.box)
-    outputs = len(net.maps[-1].bias)
+    checkpoints_of(points, config.box)
     labels = None if y is None else labels_of(y, len(points), outputs, classes)
     functionals, items = functionals_for(labels, len(points), outputs)
-    known = None if certificate is None else known_of(certificate, outputs)
-    return Task(network, net, points, labels, functionals, items, known, config, scale)
+    known = None if certificate is None else global_bounds(certificate, outputs)
+    return Task(prepared_of(network, config, scale), points, labels, functionals, items, known)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def size_out(network: Network) -> int:
+    """Number of outputs."""
+    return math.prod(network.shapes()[network.output])
+
+
+def prepared_of(network: Network, config: LocalConfig, scale: tuple[float, ...] | None) -> Prepared:
+    """The network for the way that the level says.
+
+    Raises:
+        CertificateError: where that way cannot measure distances so.
+    """
+    if not config.by_lines and (config.norm != "l2" or scale is not None):
+        raise CertificateError(
+            f"level: {config.level} measures l2 in the units of the model's input; expected level "
+            f"norms or a dearer one for norm {config.norm!r} or an input_scale"
+        )
+    return Prepared(network, config, scale)
 
 
 def check_measure(
@@ -349,13 +217,7 @@ def check_points(points: Tensor, box: Box | None) -> None:
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0, 0])
         raise ValueError(f"x: expected finite inputs, got a NaN or infinity in row {row}")
-    if box is not None and len(points):
-        low, high = float(points.min()), float(points.max())
-        if low < box[0] or high > box[1]:
-            raise ValueError(
-                f"x: expected inputs inside the box [{box[0]:g}, {box[1]:g}], got values from "
-                f"{low:g} to {high:g}"
-            )
+    check_inside(points, box)
 
 
 def radii_of(radius: Any, count: int) -> Tensor:
@@ -372,4 +234,35 @@ def radii_of(radius: Any, count: int) -> Tensor:
     return radii
 
 
-__all__ = ["LEVELS", "LocalConfig", "certify_local"]
+def certify_samples(
+    model: nn.Module | Network,
+    x: Any,
+    y: Any,
+    eps: float,
+    *,
+    classes: Sequence[Any] | None = None,
+    bound: str = "local",
+    running_radius: bool = True,
+    data_range: Box | None = None,
+    box: bool = True,
+    everything: bool = False,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> LocalCertificate:
+    """The old name of ``certify(model, x, kind="local", radius=eps, y=y, config=...)``.
+
+    ``bound="local"`` is ``LocalConfig(level="masked")``, ``bound="global"`` is ``level="product"``,
+    ``data_range`` is ``box`` and ``everything=False`` is ``decide=True``; ``running_radius``,
+    ``box`` and ``batch_size`` say nothing any more: the tighter is used always.
+    """
+    levels = {"local": "masked", "global": "product"}
+    if bound not in levels:
+        raise ValueError(f"bound: expected one of {', '.join(levels)}, got {bound!r}")
+    warnings.warn(
+        'certify_samples: use certify(model, x, kind="local", radius=eps, y=y, '
+        f'config=admm_lip.local.LocalConfig(level="{levels[bound]}", box=data_range))',
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    config = LocalConfig(levels[bound], box=data_range, decide=not everything)
+    return certify_local(model, x, eps, y, config=config, classes=classes, progress=progress)

@@ -12,16 +12,26 @@ from ..certificates.certificate import AnyCertificate
 from ..certificates.verify import certified_network
 from ..certificates.verify import check as check_global
 from ..errors import CertificateError
+from ..networks.lowering import is_activation
 from ..networks.network import Network
-from .bounds import preactivation_bounds
-from .certify import LocalConfig, Task, ball_region, check_measure, functionals_for
-from .curves import Range
-from .gain import proves, reduce, with_outputs
-from .known import known_of
-from .levels import CLOSED, GLOBAL, LEVELS, NORMS, gathered, masked_norms
-from .linear import center_values, margin_bounds
+from .backward_lines import center_values
+from .ball_proofs import Seen, Task
+from .certify import check_measure, functionals_for, prepared_of, size_out
+from .config import LocalConfig
+from .global_bounds import global_bounds
+from .input_region import chunks
+from .lipschitz_levels import (
+    CLOSED,
+    GLOBAL,
+    MASKED,
+    NORMS,
+    OPTIMISED,
+    PRODUCT,
+    gathered,
+    norm_products,
+)
+from .reduced_inequality import proves, reduce, with_outputs
 from .result import LocalCertificate
-from .tensors import chunks, net_of
 
 _GROUP = 32
 
@@ -54,9 +64,19 @@ def verify_local(
 
 
 def _task(found: LocalCertificate, network: Network, certificate: AnyCertificate | None) -> Task:
-    net = net_of(network.chain(), found.norm, found.input_scale)
-    outputs, hidden = len(net.maps[-1].bias), sum(len(a.bias) for a in net.maps[:-1])
+    by_norms = bool(((found.level == PRODUCT) | (found.level == MASKED)).any())
+    by_lines = bool(((found.level >= NORMS) & (found.level <= OPTIMISED)).any())
+    if by_norms and (by_lines or found.roots.shape[2]):
+        raise CertificateError(
+            "level: expected levels product and masked alone, without roots, or none of them"
+        )
+    acting = any(map(is_activation, network.layers))
+    unstated = acting and not (by_lines or found.roots.shape[2])
+    level = "masked" if by_norms or unstated else "closed"
+    config = LocalConfig(level, box=found.box, norm=found.norm)
+    prepared, outputs = prepared_of(network, config, found.input_scale), size_out(network)
     labels, count = found.labels, len(found.x)
+    hidden = sum(prepared.widths[:-1]) if config.by_lines else 0
     expected = (count, 1 if labels is None else outputs, hidden)
     if found.roots.shape != expected:
         raise CertificateError(
@@ -66,25 +86,21 @@ def _task(found: LocalCertificate, network: Network, certificate: AnyCertificate
     functionals, items = functionals_for(labels, count, outputs)
     if certificate is not None:
         check_measure(certificate, network, found.norm, found.input_scale)
-    known = None if certificate is None else known_of(certificate, outputs)
-    config, scale = LocalConfig(box=found.box, norm=found.norm), found.input_scale
-    return Task(network, net, found.x, labels, functionals, items, known, config, scale)
+    known = None if certificate is None else global_bounds(certificate, outputs)
+    return Task(prepared, found.x, labels, functionals, items, known)
 
 
 def _check_group(task: Task, found: LocalCertificate, rows: Tensor) -> None:
-    net = task.net
-    region, everywhere = ball_region(task, found.radius[rows])
-    bounds = preactivation_bounds(net, region)
+    lip, everywhere = found.lip[rows], torch.isposinf(found.radius[rows])[:, None]
+    proven = _by_lines if task.config.by_lines else _by_norms
+    held, center, margin = proven(task, found, rows)
     if task.labels is not None:
-        flat = task.functionals[:, :, 0]
-        lower = torch.where(everywhere, -math.inf, margin_bounds(net, bounds, flat))
-        for name, proven in (("center", center_values(net, bounds, flat)), ("margin", lower)):
+        margin = torch.where(everywhere, -math.inf, margin)
+        for name, lower in (("center", center), ("margin", margin)):
             claim = getattr(found, name)[rows]
-            _demand(name, torch.isneginf(claim) | (claim <= proven), rows)
-    slopes = [s.anchored if task.labels is not None else s.slopes for s in bounds.layers]
-    lip = found.lip[rows]
-    held = _proven(task, found, rows, slopes) & ~everywhere
-    _demand("lip", torch.isposinf(lip) | held | _proven_everywhere(task, found, rows), rows)
+            _demand(name, torch.isneginf(claim) | (claim <= lower), rows)
+    held = (held & ~everywhere) | _proven_everywhere(task, found, rows)
+    _demand("lip", torch.isposinf(lip) | held, rows)
 
 
 def _proven_everywhere(task: Task, found: LocalCertificate, rows: Tensor) -> Tensor:
@@ -100,21 +116,52 @@ def _proven_everywhere(task: Task, found: LocalCertificate, rows: Tensor) -> Ten
     return by_global & (task.known.lips(task.labels, len(rows)) <= lip)
 
 
-def _proven(task: Task, found: LocalCertificate, rows: Tensor, slopes: list[Range]) -> Tensor:
-    """Which bounds hold, each by the means that its level names."""
-    net, lip, level = task.net, found.lip[rows], found.level[rows]
+# Which bounds hold, each by the means that its level names, and lower bounds of the functionals at
+# the samples and on their balls.
+_Proven = tuple[Tensor, Tensor, Tensor]
+
+
+def _by_norms(task: Task, found: LocalCertificate, rows: Tensor) -> _Proven:
+    norms, level, lip = task.prepared.norms, found.level[rows], found.lip[rows]
+    radius, f = found.radius[rows], task.functionals
+    radius = torch.where(torch.isposinf(radius), 0.0, radius)
+    center = torch.zeros_like(lip)
+    if task.labels is not None:
+        at = norms.at_samples(task.points)
+        center = center_values(norms.layers[-1], at, f[:, :, 0])
+    held, margin = torch.zeros_like(lip, dtype=torch.bool), torch.full_like(lip, -math.inf)
+    unnamed = (level != PRODUCT) & (level != MASKED)
+    for number, means in ((PRODUCT, norms.by_box), (MASKED, norms.by_masked)):
+        own = level == number
+        whole = unnamed.all(dim=1) & (number == PRODUCT)
+        some = (own.any(dim=1) | (level == GLOBAL).any(dim=1) | whole).nonzero()[:, 0]
+        if len(some):
+            best = means(task.points[some], radius[some], f[some])
+            held[some] |= own[some] & (best.lip <= lip[some])
+            higher = (own | unnamed)[some] & (best.margin > margin[some])
+            margin[some] = torch.where(higher, best.margin, margin[some])
+    return held, center, margin
+
+
+def _by_lines(task: Task, found: LocalCertificate, rows: Tensor) -> _Proven:
+    net, lip, level = task.prepared.curved, found.lip[rows], found.level[rows]
+    seen, centred = Seen.of(task, found.radius[rows]), task.labels is not None
+    slopes = seen.slopes(centred)
+    center = margin = torch.zeros_like(lip)
+    if centred:
+        flat = task.functionals[:, :, 0]
+        center, margin = seen.center(flat), seen.margin(flat)
     held = torch.zeros_like(lip, dtype=torch.bool)
     if bool((level == NORMS).any()):
-        norms = masked_norms(net, slopes, task.functionals)
-        held |= (level == NORMS) & (norms <= lip)
-    items = ((level >= CLOSED) & (level < len(LEVELS))).nonzero()
+        held |= (level == NORMS) & (norm_products(net, slopes, task.functionals) <= lip)
+    items = ((level >= CLOSED) & (level <= OPTIMISED)).nonzero()
     if len(items) and slopes:
         reduced = reduce(net, slopes)
         local, functional = items[:, 0], items[:, 1]
         gain = with_outputs(net, reduced, local, task.functionals[local, functional])
         roots = gathered(net, reduced, local, found.roots[rows][local, functional])
         held[local, functional] = proves(gain, roots, lip[local, functional])
-    return held
+    return held, center, margin
 
 
 def _demand(name: str, good: Tensor, rows: Tensor) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..certificates.norms import NORMS
 
-# The levels of ``levels.py``, from cheap to dear, and those that may be asked for.
-LEVELS = ("none", "global", "norms", "closed", "implied", "optimised")
-BY_NAME: Mapping[str, int] = {
-    name: k for k, name in enumerate(LEVELS) if k >= LEVELS.index("norms")
-}
+# How a bound was found, as files number it.
+LEVELS = ("none", "global", "norms", "closed", "implied", "optimised", "product", "masked")
+# What may be asked for, from cheap to dear; the first two pass no lines back to the input.
+ASKED = ("product", "masked", "norms", "closed", "implied", "optimised")
+BY_NAME: Mapping[str, int] = {name: LEVELS.index(name) for name in ASKED}
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,12 @@ class LocalConfig:
     """How far a local bound is driven.
 
     Args:
-        level: the dearest means allowed, from cheap to dear ``norms``, ``closed``, ``implied`` or
-            ``optimised``.
+        level: the dearest means allowed, from cheap to dear ``product``, ``masked``, ``norms``,
+            ``closed``, ``implied`` or ``optimised``.  The first two (the layers' own norms, and
+            those of what can move on the ball, with intervals) cost a few passes a batch; the
+            others also take linear bounds of every neuron back to the input.
+        decide: with labels, for ``product`` and ``masked``: leave a sample where the cheaper of
+            the two proves its class, or an estimate says that the dearer cannot.
         seconds: per sample, after which nothing dearer is begun; ``None``: no limit.
         box: lowest and highest value of admissible inputs, 0 and 1 for pictures: only perturbed
             inputs between them count; ``None``: every input.
@@ -43,17 +47,47 @@ class LocalConfig:
     tol: float = 0.01
     norm: str = "l2"
     input_scale: Any = None
+    decide: bool = False
+
+    @property
+    def by_lines(self) -> bool:
+        """Whether linear bounds are taken back to the input."""
+        return self.level not in ASKED[:2]
 
     def __post_init__(self) -> None:
         if self.level not in BY_NAME:
             raise ValueError(f"level: expected one of {', '.join(BY_NAME)}, got {self.level!r}")
         if self.seconds is not None and not 0.0 <= self.seconds < math.inf:
             raise ValueError(f"seconds: expected a finite number >= 0, got {self.seconds!r}")
-        if self.box is not None and not -math.inf < self.box[0] < self.box[1] < math.inf:
-            raise ValueError(f"box: expected two finite ends, the lower first, got {self.box!r}")
+        if self.box is not None:
+            check_box("box", self.box)
         if self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1, got {self.rounds!r}")
         if self.norm not in NORMS:
             raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
         if not 0.0 < self.tol < 1.0:
             raise ValueError(f"tol: expected a number in (0, 1), got {self.tol!r}")
+
+
+def check_box(name: str, ends: Any) -> tuple[float, float]:
+    """Least and greatest admissible value of every input feature, as two floats.
+
+    Raises:
+        ValueError: unless it is two finite ends, the lower first.
+    """
+    found = tuple(float(end) for end in ends)
+    if len(found) != 2 or not -math.inf < found[0] < found[1] < math.inf:
+        raise ValueError(f"{name}: expected two finite ends, the lower first, got {ends!r}")
+    return found[0], found[1]
+
+
+def check_inside(x: Any, box: tuple[float, float] | None, name: str = "box") -> None:
+    """Raise ``ValueError`` where a tensor of inputs leaves the stated box."""
+    if box is None or not len(x):
+        return
+    low, high = float(x.min()), float(x.max())
+    if not box[0] <= low <= high <= box[1]:
+        raise ValueError(
+            f"x: expected inputs inside the {name} [{box[0]:g}, {box[1]:g}], got values from "
+            f"{low:g} to {high:g}; state the range of the data as they are fed to the network"
+        )

@@ -59,8 +59,8 @@ def parts_of(spec: LayerSpec | SideBySide, size: int) -> list[tuple[slice, Layer
     runs = scalar_runs(spec, size)
     for _, one in runs:
         if ACTIVATIONS[one.kind].curve is None:
-            hint = "use admm_lip.local_training.certify_samples"
-            raise UnsupportedModule(f"{one.name}: no local bounds here for {one.kind}; {hint}")
+            hint = "use LocalConfig(level='masked')"
+            raise UnsupportedModule(f"{one.name}: no lines bound {one.kind} on a ball; {hint}")
     return runs
 
 

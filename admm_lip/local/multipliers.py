@@ -1,6 +1,6 @@
-"""Multipliers of the reduced inequality (``gain.py``): closed form, from a global one, optimised.
+"""Multipliers of the reduced inequality: in closed form, from a global one, optimised.
 
-What these functions return is never trusted: ``gain.proves`` decides.  Multipliers are handed on
+What these functions return is never trusted: ``reduced_inequality.proves`` decides.  Multipliers are handed on
 as their square roots.
 
 * :func:`closed_form`: backwards, each layer's ``t`` dominates what the layers behind it ask of it.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .gain import Gain, Reduced, least_lip
+from .reduced_inequality import Gain, Reduced, least_lip
 
 # How far the closed form stands above the least that dominates.
 THETAS = (4.0, 12.0)

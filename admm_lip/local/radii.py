@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from ..certificates.certificate import AnyCertificate
 from ..certificates.radii import radii_of
 from ..networks.network import Network
 from ..rounding import lengths
-from .certify import LocalConfig, Outcome, Task, assembled, prove, task_of
+from .ball_proofs import Outcome, Task, prove
+from .certify import assembled, task_of
+from .config import LocalConfig
 from .result import LocalCertificate, kept
 
 # How much the radius grows from one success to the next while nothing has failed.
@@ -69,10 +72,11 @@ def local_radii(
         >>> [round(r, 2) for r in local_radii(model, x, y).radius.tolist()]
         [1.41, 0.0]
     """
+    config = replace(config or LocalConfig(), decide=False)
     task = task_of(model, x, y, certificate, config, input_shape, classes)
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:
-        floor = radii_of(task.network, x, y, certificate, classes=classes).cpu()
+        floor = radii_of(task.prepared.network, x, y, certificate, classes=classes).cpu()
     begun = time.monotonic()
     found: list[Outcome] = []
     radii = torch.zeros_like(floor)
@@ -87,29 +91,38 @@ def local_radii(
 def search(task: Task, floor: Tensor, deadline: float) -> Tensor:
     """Proven radii of a batch, by lines alone, then by all means; ``floor`` is proven already."""
     zero = torch.zeros_like(floor)
-    at_x = prove(task, zero, lines_only=True)
+    at_x = prove(task, zero, cheaply=True)
     right = holds(task, at_x, zero) & torch.isfinite(floor)
-    proven = torch.where(right, floor, zero)
+    proven = torch.where(right, torch.maximum(floor, _by_own_norms(task, at_x)), zero)
     guess = torch.where(proven > 0.0, proven * _GROWTH, _CAUTION * first_guess(task, at_x))
-    proven = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, lines_only=True)
+    proven = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, cheaply=True)
     first = torch.where(proven > 0.0, proven * _LATER_GROWTH, guess)
-    proven = _bracket(task, proven, torch.where(right, first, 0.0), deadline, lines_only=False)
+    proven = _bracket(task, proven, torch.where(right, first, 0.0), deadline, cheaply=False)
     return torch.where(torch.isfinite(floor), proven, floor)
 
 
+def _by_own_norms(task: Task, at_x: Outcome) -> Tensor:
+    """Radii that the layers' own norms prove at no cost, on the way that has them; else 0."""
+    if task.config.by_lines:
+        return torch.zeros(len(task.points), dtype=torch.float64)
+    lip = task.prepared.norms.by_product(task.functionals).lip
+    radii = at_x.center / lip * (1.0 - 1e-7)
+    return torch.where(task.items, radii, math.inf).amin(dim=1).clamp(min=0.0, max=1e300)
+
+
 def _bracket(
-    task: Task, proven: Tensor, guess: Tensor, deadline: float, *, lines_only: bool
+    task: Task, proven: Tensor, guess: Tensor, deadline: float, *, cheaply: bool
 ) -> Tensor:
     """Grow while proofs succeed, then halve between proven and failed; a guess of 0 is left."""
     failed = torch.full_like(proven, math.inf)
-    growth = _GROWTH if lines_only else _LATER_GROWTH
+    growth = _GROWTH if cheaply else _LATER_GROWTH
     active = guess > 0.0
     for _ in range(task.config.rounds):
         rows = active.nonzero()[:, 0]
         if not len(rows) or time.monotonic() >= deadline:
             break
         tried, part = guess[rows], task.part(rows)
-        outcome = prove(part, tried, decide=True, lines_only=lines_only, deadline=deadline)
+        outcome = prove(part, tried, decide=True, cheaply=cheaply, deadline=deadline)
         good = holds(part, outcome, tried)
         proven[rows] = torch.where(good, tried.maximum(proven[rows]), proven[rows])
         failed[rows] = torch.where(good, failed[rows], tried)
@@ -127,7 +140,7 @@ def holds(task: Task, outcome: Outcome, radii: Tensor) -> Tensor:
 def first_guess(task: Task, at_x: Outcome) -> Tensor:
     """The distance to the boundary by the slope that linear bounds see on a small ball."""
     small = 1e-4 * (1.0 + lengths(task.points))
-    near = prove(task, small, lines_only=True)
+    near = prove(task, small, cheaply=True)
     slope = (at_x.center - near.margin).clamp(min=1e-300) / small[:, None]
     distance = torch.where(task.items, at_x.center / slope, math.inf)
     return distance.amin(dim=1).clamp(min=0.0).minimum(1e16 * small)

@@ -29,8 +29,8 @@ from ..errors import CertificateError, NetworkError
 from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.storage import safetensors_header
-from .levels import LEVELS
-from .region import Box
+from .config import ASKED, LEVELS
+from .input_region import Box
 
 FORMAT = 2
 _MAX_FILE = 8 * 2**30
@@ -39,28 +39,39 @@ _LARGEST = sys.float_info.max
 
 
 class Column(NamedTuple):
-    """What a tensor of the record is: dtype, its name in files, axes, least and greatest value."""
+    """What a tensor of the record is: dtype, its name in files, axes, least and greatest value.
+
+    ``given``: whether it is always there; ``gaps``: whether a NaN says that there is no number.
+    """
 
     dtype: torch.dtype
     code: str
     axes: tuple[str, ...]
     least: float
     most: float
+    given: bool = True
+    gaps: bool = False
 
 
 def _floats(axes: str, least: float, most: float) -> Column:
     return Column(torch.float64, "F64", tuple(axes.split()), least, most)
 
 
+def _shares() -> Column:
+    return _floats("input", 0.0, 1.0)._replace(given=False, gaps=True)
+
+
 _TENSORS = {
     "x": _floats("input feature", -_LARGEST, _LARGEST),
     "radius": _floats("input", 0.0, math.inf),
-    "labels": Column(torch.int64, "I64", ("input",), -1.0, _LARGEST),
+    "labels": Column(torch.int64, "I64", ("input",), -1.0, _LARGEST, given=False),
     "lip": _floats("input functional", 0.0, math.inf),
     "level": Column(torch.int8, "I8", ("input", "functional"), 0.0, len(LEVELS) - 1.0),
     "roots": _floats("input functional neuron", 0.0, _LARGEST),
     "margin": _floats("input functional", -math.inf, _LARGEST),
     "center": _floats("input functional", -math.inf, _LARGEST),
+    "varying": _shares(),
+    "ratio": _shares(),
 }
 
 
@@ -81,14 +92,18 @@ class LocalCertificate:
         lip: proven bounds, ``(batch, m)``.  Without labels (m = 1): of the Lipschitz constant of
             all outputs on the ball.  With labels: of ``|g(x') - g(x)| / |x' - x|`` for x' in the
             ball and ``g = f_y - f_j``, j = 0, 1, ...; ``inf`` for j = y and where none was sought.
-        level: how each bound was found: an index of ``levels.LEVELS``.
-        roots: square roots of the multipliers that prove them, ``(batch, m, hidden neurons)``.
-        margin: with labels, proven lower bounds of ``f_y - f_j`` on the ball by linear bounds;
-            zeros without.
+        level: how each bound was found: an index of ``config.LEVELS``.
+        roots: square roots of the multipliers that prove them, ``(batch, m, hidden neurons)``; of
+            0 neurons where the levels are ``product`` and ``masked``.
+        margin: with labels, proven lower bounds of ``f_y - f_j`` on the ball by linear bounds, or
+            by norms and the box of the last features; zeros without.
         center: with labels, proven lower bounds of ``f_y - f_j`` at x; zeros without.
         norm: of the balls: ``"l2"`` or ``"linf"``.
         input_scale: per feature, where radii are in raw units and the model takes
             ``raw / input_scale``; ``None`` where they are in those of ``x``.
+        varying: share of hidden units that can move on the ball, ``(batch,)``, and
+        ratio: local over global bound up to the last layer; NaN where not computed, ``None`` where
+            never; not proven.
 
     Raises:
         CertificateError: naming the field, for a value of the wrong type, shape or range.
@@ -107,6 +122,8 @@ class LocalCertificate:
     center: Tensor
     norm: str = "l2"
     input_scale: tuple[float, ...] | None = None
+    varying: Tensor | None = None
+    ratio: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = sizes_of("input_shape", self.input_shape)
@@ -123,7 +140,7 @@ class LocalCertificate:
         """Raise :class:`CertificateError` unless the tensors, which can be changed, still fit."""
         sizes = {"feature": math.prod(self.input_shape)}
         for name, column in _TENSORS.items():
-            if name != "labels" or self.labels is not None:
+            if column.given or getattr(self, name) is not None:
                 _check_tensor(name, getattr(self, name), column, sizes)
         self._check_labels(sizes["functional"])
         if self.box is not None and len(self.x):
@@ -151,8 +168,11 @@ class LocalCertificate:
         what = "without labels" if self.labels is None else "with labels"
         return (
             f"<local certificate ({self.norm}) of {len(self.x)} inputs {what}: lip, margin and "
-            "center; not proven: level>"
+            "center; not proven: level, varying, ratio>"
         )
+
+    def __len__(self) -> int:
+        return len(self.x)
 
     @property
     def kind(self) -> str:
@@ -166,13 +186,67 @@ class LocalCertificate:
         Raises:
             CertificateError: without labels.
         """
-        if self.labels is None:
-            raise CertificateError("robust: certified without labels; give y to certify_local")
         held = kept(self.center, self.margin, self.lip, self.radius)
-        own = torch.zeros_like(held)
-        if held.shape[1] > 1:
-            own = torch.arange(held.shape[1]) == self.labels[:, None]
-        return (held | own).all(dim=1)
+        return (held | self._own("robust")).all(dim=1)
+
+    @property
+    def correct(self) -> Tensor:
+        """Boolean ``(batch,)``: the class is right at the input, strictly and beyond rounding."""
+        return ((self.center > 0.0) | self._own("correct")).all(dim=1)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The class at the input, as its lower bounds show it; of one output 0 or 1, int64."""
+        own = self._own("predicted")
+        if own.shape[1] > 1:
+            return self.center.argmin(dim=1)
+        return (self.center[:, 0] > 0.0).eq(self.labels == 1).to(torch.int64)
+
+    @property
+    def least_margin(self) -> Tensor:
+        """Proven lower bound of ``f_y - max f_j`` on the ball, ``(batch,)``.
+
+        Greater than 0 exactly where :attr:`robust`.
+        """
+        reach = _reach(self.lip, self.radius)
+        by_slope = torch.where(torch.isfinite(reach), self.center - reach, -math.inf)
+        by_slope = torch.where(self.center > 0.0, by_slope, self.center)
+        margin = torch.where(self.center > 0.0, torch.maximum(by_slope, self.margin), by_slope)
+        return torch.where(self._own("least_margin"), math.inf, margin).amin(dim=1)
+
+    @property
+    def decided(self) -> list[str]:
+        """How each input was decided: ``"wrong"``, ``"open"``, or the dearest level needed."""
+        order = torch.tensor([ASKED.index(n) + 2 if n in ASKED else 1 for n in LEVELS])
+        needed = torch.where(self._own("decided"), 0, order[self.level.long()]).amax(dim=1)
+        needed = torch.where(self.robust, needed, torch.where(self.correct, -1, -2))
+        names = {-2: "wrong", -1: "open", 1: "global"}
+        return [names.get(k) or ASKED[k - 2] for k in needed.tolist()]
+
+    def to_record(self) -> dict[str, float]:
+        """Means and counts, ready for JSON; what was not computed is left out."""
+        means = {
+            "varying": None if self.varying is None else float(self.varying.nanmean()),
+            "ratio": None if self.ratio is None else float(self.ratio.nanmean()),
+        }
+        decided = self.decided
+        return {
+            "rows": len(self),
+            "clean_accuracy": _mean(self.correct),
+            "certified_accuracy": _mean(self.robust),
+            **{
+                name: value for name, value in means.items() if value is not None and value == value
+            },
+            **{f"decided_{name}": decided.count(name) for name in sorted(set(decided))},
+        }
+
+    def _own(self, asked: str) -> Tensor:
+        """Which functionals are ``f_y - f_y``, ``(batch, m)``."""
+        if self.labels is None:
+            raise CertificateError(f"{asked}: certified without labels; give y to certify_local")
+        if self.center.shape[1] == 1:
+            return torch.zeros_like(self.center, dtype=torch.bool)
+        return torch.arange(self.center.shape[1]) == self.labels[:, None]
 
     @property
     def levels(self) -> list[list[str]]:
@@ -220,9 +294,18 @@ def kept(center: Tensor, margin: Tensor, lip: Tensor, radius: Tensor) -> Tensor:
 
     A bound below 0 or NaN keeps nothing.
     """
-    still = (radius[:, None] == 0.0) | (lip == 0.0)  # where one of them is infinite, too
-    reach = torch.where(still, 0.0, lip * radius[:, None]) * (1.0 + 1e-15)
+    reach = _reach(lip, radius)
     return (center > 0.0) & ((margin > 0.0) | ((lip >= 0.0) & (reach < center)))
+
+
+def _reach(lip: Tensor, radius: Tensor) -> Tensor:
+    """``lip radius``, rounded up."""
+    still = (radius[:, None] == 0.0) | (lip == 0.0)  # where one of them is infinite, too
+    return torch.where(still, 0.0, lip * radius[:, None]) * (1.0 + 1e-15)
+
+
+def _mean(flags: Tensor) -> float:
+    return float(flags.double().mean()) if len(flags) else 0.0
 
 
 def _box_of(box: Any) -> Box | None:
@@ -250,6 +333,7 @@ def _check_tensor(name: str, tensor: Any, column: Column, sizes: dict[str, int])
         if sizes.setdefault(axis, size) != size:
             raise CertificateError(f"{name}: expected {sizes[axis]} per {axis}, got {size}")
     good = (tensor >= column.least) & (tensor <= column.most)
+    good |= tensor.isnan() if column.gaps else False
     if not bool(good.all()):
         raise CertificateError(
             f"{name}: expected {_RANGES[column.least, column.most]}, got {tensor[~good][0].item()}"
@@ -262,6 +346,7 @@ _RANGES = {
     (0.0, _LARGEST): "finite numbers >= 0",
     (0.0, math.inf): "numbers >= 0",
     (-math.inf, _LARGEST): "numbers below infinity",
+    (0.0, 1.0): "shares from 0 to 1, or NaN",
     (-1.0, _LARGEST): "classes, or +1 and -1",
     (0.0, len(LEVELS) - 1.0): f"indices of {LEVELS}",
 }
@@ -274,7 +359,7 @@ def _read(path: Path) -> LocalCertificate:
     except NetworkError as error:
         raise CertificateError(f"truncated or damaged ({error})") from None
     about = _about(header.pop("__metadata__", None))
-    names = set(_TENSORS) - ({"labels"} - set(header))
+    names = {name for name, column in _TENSORS.items() if column.given or name in header}
     if set(header) != names:
         raise CertificateError(f"expected the tensors {sorted(names)}, got {sorted(header)}")
     for name, entry in header.items():

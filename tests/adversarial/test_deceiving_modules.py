@@ -19,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 from admm_lip import certify, verify
 from admm_lip.errors import UnsupportedModule
 from admm_lip.foreign.open import network_of
-from admm_lip.local import certify_local
-from admm_lip.local_training.certified import certify_samples
+from admm_lip.local import LocalConfig, certify_local
 from admm_lip.networks.chain import build_module, read_network
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU
 from admm_lip.networks.forward import forward
@@ -391,7 +390,7 @@ def test_every_door_runs_the_module() -> None:
         lambda: certify(model, kind="pairwise", progress=False),
         lambda: verify(honest, model),
         lambda: certify_local(model, x, radius=0.1),
-        lambda: certify_samples(model, x, y, 0.1, progress=False),
+        lambda: certify_local(model, x, 0.1, y, config=LocalConfig("masked")),
     ]
     for door in doors:
         with pytest.raises(UnsupportedModule, match="Model: running it gives something else"):

@@ -18,7 +18,6 @@ from admm_lip.certificates.document import checksum
 from admm_lip.errors import NetworkError
 from admm_lip.local import LocalCertificate, certify_local, check, local_radii, verify_local
 from admm_lip.local.result import kept
-from admm_lip.local_training.report import LocalReport
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.storage import load_network, save_network
 from admm_lip.records import RunFolderError, read_json
@@ -264,18 +263,3 @@ class TestFilesThatReadInTwoWays:
     def test_depth_is_refused(self, text: str) -> None:
         with pytest.raises(CertificateError, match=r"nested too deep|not a certificate"):
             Certificate.from_json(text)
-
-
-def test_a_report_certifies_only_what_its_margins_say() -> None:
-    yes, no = torch.tensor([True]), torch.tensor([False])
-    number, one = torch.tensor([0.5], dtype=torch.float64), torch.tensor([1])
-    fields: dict[str, Any] = {
-        **{"eps": 0.1, "bound": "local", "predicted": one, "correct": yes, "certified": yes},
-        **{"margin": number, "level": one * 2, "varying": number, "ratio": number},
-    }
-    LocalReport(**fields)
-    for change in ({"correct": no}, {"margin": -number}, {"margin": number * math.nan}):
-        with pytest.raises(CertificateError, match=r"certified|margin"):
-            LocalReport(**{**fields, **change})
-    with pytest.raises(CertificateError, match="eps: expected a finite number >= 0"):
-        LocalReport(**{**fields, "eps": math.inf})

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from admm_lip import TrainConfig, certified_radii, certify, certify_samples, falsify, project, train
+from admm_lip import TrainConfig, certified_radii, certify, falsify, project, train
 from admm_lip.evaluation.attacks import AttackConfig, gradient_free, pgd
-from admm_lip.local import certify_local, local_radii
+from admm_lip.local import LocalConfig, certify_local, local_radii
 from admm_lip.research.comparators import METHODS
 from admm_lip.training.finetune import FinetuneConfig
 
@@ -112,8 +112,8 @@ ENTRIES: dict[str, Callable[..., Tensor]] = {
     "certified_radii": radii,
     "certify_local": margins,
     "local_radii": lambda x, y, **more: local_radii(NET, x, y, certificate=PROOF, **more).radius,
-    "certify_samples": lambda x, y, **more: (
-        certify_samples(NET, x, y, 0.1, progress=False, **more).margin
+    "certify_local, masked": lambda x, y, **more: (
+        certify_local(NET, x, 0.1, y, config=LocalConfig("masked"), **more).margin
     ),
     "falsify": nearest,
     "pgd": lambda x, y: attack(pgd, x, y),

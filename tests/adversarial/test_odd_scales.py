@@ -25,7 +25,6 @@ from admm_lip.errors import CertificateError
 from admm_lip.evaluation.attacks import AttackConfig, pgd, rays
 from admm_lip.evaluation.falsify import FACTORS, distance_between, nearest_attacks
 from admm_lip.local import LocalConfig, certify_local, local_radii, verify_local
-from admm_lip.local_training import certify_samples
 from admm_lip.rounding import lengths, proven_norms, upper_product
 
 WIDTHS = (3, 6, 6, 3)
@@ -124,8 +123,9 @@ def check_nothing_false(scales: Scales, norm: str = "l2") -> None:
     if norm == "l2":
         for row, eps in enumerate(radii.tolist()):
             one = slice(row, row + 1)
-            report = certify_samples(twin, scaled[one], y[one], eps, progress=False)
-            assert not bool(report.certified.any())
+            report = certify_local(twin, scaled[one], eps, y[one], config=LocalConfig("masked"))
+            assert not bool(report.robust.any())
+            verify_local(report, twin)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -205,10 +205,11 @@ def test_one_neuron_a_layer() -> None:
     x, y = torch.ones(1, 1).double(), torch.tensor([0])
     assert model(x).argmax(1).item() == 0
     assert model(x - 2.0).argmax(1).item() == 1
-    assert not bool(certify_samples(model, x, y, 3.0, progress=False).certified.any())
+    masked = LocalConfig("masked")
+    assert not bool(certify_local(model, x, 3.0, y, config=masked).robust.any())
     # The class changes at x = .6; all of the way there is certified, and no more.
-    assert bool(certify_samples(model, x, y, 0.3999, progress=False).certified.all())
-    assert not bool(certify_samples(model, x, y, 0.4001, progress=False).certified.any())
+    assert bool(certify_local(model, x, 0.3999, y, config=masked).robust.all())
+    assert not bool(certify_local(model, x, 0.4001, y, config=masked).robust.any())
 
 
 magnitudes = st.floats(allow_nan=False, allow_infinity=False, width=64)

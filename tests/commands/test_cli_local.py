@@ -18,7 +18,7 @@ from admm_lip.commands.recipes import radius_of
 from admm_lip.commands.train import _RECIPES, parser
 from admm_lip.data import load_data
 from admm_lip.evaluation.falsify import SoundnessError
-from admm_lip.local_training import certify_samples
+from admm_lip.local import LocalConfig, certify_local
 from admm_lip.networks.chain import build_module
 from admm_lip.networks.storage import load_network
 from admm_lip.research.comparators import METHODS
@@ -55,13 +55,13 @@ def test_the_verdicts_are_those_of_the_network_on_disk(trained):
     picked = [row["row"] for row in rows]
     x, y = data.test[0][picked], data.test[1][picked]
     model = build_module(load_network(trained))
-    report = certify_samples(model, x, y, 0.2, progress=False)
-    assert report.certified.tolist() == [row["certified"] for row in rows]
+    report = certify_local(model, x, 0.2, y, config=LocalConfig("masked", decide=True))
+    assert report.robust.tolist() == [row["certified"] for row in rows]
     assert y.tolist() == [row["label"] for row in rows]
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["network"] == "2C2F x 0.25, clipped_relu"
-    assert summary["samples"]["certified_accuracy"] == report.certified_accuracy
-    assert 0.0 < report.certified_accuracy <= summary["samples"]["attacked_accuracy"]
+    assert summary["samples"]["certified_accuracy"] == float(report.robust.double().mean())
+    assert 0.0 < summary["samples"]["certified_accuracy"] <= summary["samples"]["attacked_accuracy"]
 
 
 def test_history_settings_and_pictures(trained):
@@ -122,11 +122,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(trained, capsys):
 
 def test_a_broken_certificate_fails_the_run(monkeypatch, capsys):
     def lying(*arguments, **keywords):
-        report = certify_samples(*arguments, **keywords)
-        report.certified.fill_(True)  # behind the record's own checks
+        report = certify_local(*arguments, **keywords)
+        report.margin.fill_(1.0)  # behind the record's own checks
+        report.center.fill_(1.0)
         return report
 
-    monkeypatch.setattr(module, "certify_samples", lying)
+    monkeypatch.setattr(module, "certify_local", lying)
     assert cli.main(["train", "--run-dir", "run", *QUICK, "--eps", "3"]) == 2
     assert "certified at radius 3, but" in capsys.readouterr().err
     assert not Path("run/samples.jsonl").exists()

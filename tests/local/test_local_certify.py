@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from admm_lip import CertificateError, certify
 from admm_lip.local import LocalCertificate, LocalConfig, certify_local, verify_local
-from admm_lip.local.bounds import preactivation_bounds
-from admm_lip.local.linear import margin_bounds
-from admm_lip.local.region import Region
-from admm_lip.local.tensors import net_of
+from admm_lip.local.ball_proofs import Prepared, Seen, Task
+from admm_lip.local.certify import functionals_for
 from admm_lip.networks.chain import read_network
 from admm_lip.rounding import proven_norms
 
@@ -44,26 +42,26 @@ def test_pre_activations_and_margins_stay_within_their_bounds(
     activation: str, box: tuple[float, float] | None
 ) -> None:
     model = network(activation, (4, 8, 6, 6, 3))
-    net = net_of(read_network(model).chain())
     x = samples().clamp(-2.5, 2.5)
     radius = torch.logspace(-3, 0.5, len(x), dtype=torch.float64)
-    bounds = preactivation_bounds(net, Region(x, radius, box))
+    prepared = Prepared(read_network(model), LocalConfig(box=box), None)
+    seen = Seen.of(Task(prepared, x, None, *functionals_for(None, len(x), 3), None), radius)
     rows = torch.eye(3).double()[:, None] - torch.eye(3).double()
     rows = rows.reshape(-1, 3).expand(len(x), -1, -1)
-    lower = margin_bounds(net, bounds, rows)
+    lower = seen.margin(rows)
     for cloud in inside(x, radius, 60):
         if box is not None:
             cloud = cloud.clamp(*box)  # moves towards x, which is inside
         value = cloud
-        for affine, layer, spec in zip(net.maps, bounds.layers, net.activations, strict=False):
-            value = value @ affine.weight.T + affine.bias
+        for layer, bounds in zip(prepared.curved.layers, seen.forward.layers, strict=False):
+            value = layer.affine(value)
             noise = 1e-12 * (1.0 + value.abs())
-            assert bool((value >= layer.interval.low - noise).all())
-            assert bool((value <= layer.interval.high + noise).all())
+            assert bool((value >= bounds.interval.low - noise).all())
+            assert bool((value <= bounds.interval.high + noise).all())
             half = value.shape[1] // 2
             value = (
                 torch.cat([value[:, :half], value[:, half:].abs()], dim=1)
-                if spec.kind == "half_abs"
+                if layer.activation.spec.kind == "half_abs"
                 else ACTIVATIONS[activation]()(value)
             )
         logits = model(cloud).detach()
@@ -331,7 +329,7 @@ def test_bad_input_is_named(x: Any, radius: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"level": "best"}, "level: expected one of norms, closed, implied, optimised, got 'best'"),
+        ({"level": "best"}, "level: expected one of product, masked, norms, .*, got 'best'"),
         ({"seconds": -1.0}, "seconds: expected a finite number >= 0, got -1.0"),
         ({"box": (1.0, 0.0)}, "box: expected two finite ends, the lower first"),
         ({"rounds": 0}, "rounds: expected at least 1"),

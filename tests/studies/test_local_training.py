@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from admm_lip.local_training import LocalReport, certify_samples
+from admm_lip.local import LocalCertificate, certify_local
 from benchmarks import local_training, study
 from benchmarks.local_training_tables import by_sdp, costs, draw, other_scale, tabulate, verdicts
 
@@ -36,16 +36,16 @@ def test_shares_are_in_the_order_that_soundness_demands(rows: list[study.Row]) -
         chain = ("certified_global", "certified_local", "pgd", "clean")
         values = [row[key] for key in chain]
         assert values == sorted(values)
-        assert row["certified_plain_local"] <= row["certified_local"]
 
 
 def test_a_false_certificate_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lying(*arguments: object, **keywords: object) -> LocalReport:
-        report = certify_samples(*arguments, **keywords)  # type: ignore[arg-type]
-        report.certified.fill_(True)  # behind the record's own checks
+    def lying(*arguments: object, **keywords: object) -> LocalCertificate:
+        report = certify_local(*arguments, **keywords)  # type: ignore[arg-type]
+        report.margin.fill_(1.0)  # behind the record's own checks
+        report.center.fill_(1.0)
         return report
 
-    monkeypatch.setattr(local_training, "certify_samples", lying)
+    monkeypatch.setattr(local_training, "certify_local", lying)
     settings = study.read_settings("local_training", quick=True)
     cell = {**local_training.cells(settings)[0], "eps": 3.0}
     with pytest.raises(SystemExit, match="a certificate is wrong, nothing is recorded"):
@@ -53,12 +53,11 @@ def test_a_false_certificate_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def made(bound: str, certified: float, seed: int, width: float = 0.25) -> study.Row:
-    shares = dict.fromkeys(("certified_global", "certified_plain_local"), 1.0)
     return {
         **{"kind": "network", "data": "d", "net": "n", "activation": "relu", "surrogate": "bcp"},
         **{"width": width, "seed": seed, "bound": bound, "clean": 90.0, "pgd": 50.0},
         **{"eps": 1.0, "train_eps": 1.1},
-        **{"certified_local": certified, "certified_global": certified, **shares},
+        **{"certified_local": certified, "certified_global": certified, "plain": 1.0},
         "certified_local": certified,
     }
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ...local_training.objective import Measured, Plan, robust_loss
-from ...local_training.ranges import check_inside, check_range
-from ...local_training.stages import Stage, read_stages
-from ...local_training.surrogates import LOSSES
-from ...local_training.warm_starts import WarmStarts
+from ...local.config import check_box, check_inside
+from ...local.layers import Layer, live_layers
+from ...local.surrogates import LOSSES
+from ...local.training_loss import Measured, Plan, robust_loss
+from ...local.warm_starts import WarmStarts
 from ...networks.clipped import keep_thresholds
 from ...training.losses import PlainLoss
 from ...training.method import Method, check_at_least, require_classes
@@ -33,18 +33,18 @@ class LocalModel(nn.Module):
         self.rows: Tensor | None = None
         self.restored: dict[str, Tensor] | None = None
         self.measured: list[Measured] = []
-        self._read: tuple[tuple[int, ...], tuple[Stage, ...], WarmStarts] | None = None
+        self._read: tuple[tuple[int, ...], tuple[Layer, ...], WarmStarts] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's outputs."""
         outputs: Tensor = self.network(x)
         return outputs
 
-    def parts(self, shape: tuple[int, ...]) -> tuple[tuple[Stage, ...], WarmStarts]:
-        """The stages for inputs of this shape, and their warm starts; read once."""
+    def parts(self, shape: tuple[int, ...]) -> tuple[tuple[Layer, ...], WarmStarts]:
+        """The layers for inputs of this shape, and their warm starts; read once."""
         if self._read is None or self._read[0] != shape:
-            stages = read_stages(self.network, shape)
-            self._read = shape, stages, WarmStarts([stage.operator for stage in stages])
+            layers = live_layers(self.network, shape)
+            self._read = shape, layers, WarmStarts([layer.operator for layer in layers])
         if self.restored is not None:
             self._read[2].restore(self.restored)
             self.restored = None
@@ -113,7 +113,7 @@ class LocalLipschitz(Method):
                 )
         if self.data_range is not None:
             # YAML hands over lists.
-            object.__setattr__(self, "data_range", check_range(self.data_range))
+            object.__setattr__(self, "data_range", check_box("data_range", self.data_range))
 
     @property
     def plan(self) -> Plan:
@@ -148,13 +148,13 @@ class LocalLipschitz(Method):
         """The surrogate's loss; plain cross-entropy while the radius is 0."""
         require_classes(targets)
         own = _own(model)
-        stages, warm = own.parts(tuple(inputs.shape[1:]))
-        check_inside(inputs, self.data_range)
+        layers, warm = own.parts(tuple(inputs.shape[1:]))
+        check_inside(inputs, self.data_range, "data_range")
         eps, kappa = self.schedule(progress)
         if eps == 0.0:
             return functional.cross_entropy(model(inputs), targets)
         value, measured = robust_loss(
-            stages, warm, own.rows, (inputs, targets), eps, kappa, self.plan
+            layers, warm, own.rows, (inputs, targets), eps, kappa, self.plan
         )
         own.measured.append(measured)
         return value

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from admm_lip import TrainConfig, train
 from admm_lip.data import load_data
 from admm_lip.errors import UnsupportedModule
-from admm_lip.local import LocalConfig
-from admm_lip.local_training import certify_samples
+from admm_lip.local import LocalConfig, certify_local, local_radii, verify_local
 from admm_lip.research.comparators import METHODS
 from admm_lip.research.comparators.local import LocalLipschitz
 
@@ -112,7 +111,8 @@ def test_it_trains_a_convolutional_chain(activation: str, sparsity: float) -> No
     last = result.history[-1]
     assert 0.0 < last["varying"] <= 1.0
     assert 0.0 < last["local_ratio"] <= 1.1
-    assert certify_samples(result.model, x, y, 0.01, progress=False).clean_accuracy > 0.7
+    found = certify_local(result.model, x, 0.01, y, config=LocalConfig("masked", decide=True))
+    assert float(found.correct.double().mean()) > 0.7
 
 
 def test_training_for_a_bound_certifies_more_than_plain_training() -> None:
@@ -124,14 +124,14 @@ def test_training_for_a_bound_certifies_more_than_plain_training() -> None:
         config = TrainConfig(epochs=15, batch_size=64, lr=5e-3)
         model = mlp("clipped_relu", (64, 32, 32, 10), theta=1.0)
         result = train(model, data.train, config, method=method, progress=False)
-        certified[name] = certify_samples(result.model, x, y, 0.3, progress=False)
-    assert certified["local"].certified_accuracy > certified["nominal"].certified_accuracy + 0.2
-    assert certified["local"].clean_accuracy > 0.8
+        config_ = LocalConfig("masked", decide=True)
+        certified[name] = certify_local(result.model, x, 0.3, y, config=config_).to_record()
+    shares = [certified[name]["certified_accuracy"] for name in ("local", "nominal")]
+    assert shares[0] > shares[1] + 0.2
+    assert certified["local"]["clean_accuracy"] > 0.8
 
 
 def test_local_certificates_of_lipsdp_take_the_trained_network() -> None:
-    from admm_lip.local import local_radii
-
     data = load_data("digits")
     config = TrainConfig(epochs=8, batch_size=64, lr=5e-3)
     method = LocalLipschitz(eps=0.3)
@@ -139,17 +139,19 @@ def test_local_certificates_of_lipsdp_take_the_trained_network() -> None:
         mlp("relu", (64, 16, 16, 10)), data.train, config, method=method, progress=False
     ).model
     x, y = (part[:40] for part in data.test)
-    norms = certify_samples(model, x, y, 0.3, progress=False).certified
+    norms = certify_local(model, x, 0.3, y, config=LocalConfig("masked")).robust
     radii = local_radii(model, x, y, config=LocalConfig(rounds=6)).radius
     assert int((radii >= 0.3).sum()) >= int(norms.sum()) > 0
 
 
-def test_lipsdp_local_certificates_refuse_thresholds_by_name() -> None:
-    from admm_lip.local import local_radii
-
-    x, y = batch()
-    with pytest.raises(UnsupportedModule, match=r"1: .* clipped_relu; use .*certify_samples"):
-        local_radii(mlp("clipped_relu"), x, y)
+def test_thresholds_are_bounded_by_norms_and_refused_by_lines() -> None:
+    (x, y), model = batch(), mlp("clipped_relu")
+    with pytest.raises(UnsupportedModule, match=r"1: no lines .* clipped_relu.*level='masked'"):
+        local_radii(model, x, y)
+    y = model.double()(x).argmax(1)
+    found = local_radii(model, x, y, config=LocalConfig("masked"))
+    assert bool((found.radius > 0.0).all())
+    verify_local(found, model)
 
 
 def test_warm_starts_survive_a_checkpoint_and_nothing_else_does() -> None:
@@ -208,7 +210,7 @@ def test_inputs_outside_the_stated_range_are_refused() -> None:
     method = LocalLipschitz(data_range=(0.0, 1.0))
     model = method.prepare(mlp("relu").double())
     x, y = batch()
-    with pytest.raises(ValueError, match=r"x: expected inputs in the stated data_range"):
+    with pytest.raises(ValueError, match=r"x: expected inputs inside the data_range"):
         value(method, model, (x + 0.5, y))
 
 

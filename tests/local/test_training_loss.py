@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from admm_lip.local_training.boxes import Box
-from admm_lip.local_training.sparsity import sparsity_loss
-from admm_lip.local_training.stages import read_stages
-from admm_lip.local_training.surrogates import (
+from admm_lip.local.curves import Range
+from admm_lip.local.layers import live_layers
+from admm_lip.local.surrogates import (
     extra_logit,
     pair_norms,
     pair_rows,
@@ -111,9 +110,11 @@ def test_surrogates_by_hand() -> None:
 def test_the_sparsity_loss_by_hand() -> None:
     def loss(act: nn.Module) -> float:
         model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2))
-        box = Box(torch.tensor([[-1.0, 0.5]]), torch.tensor([[1.0, 3.0]]))
+        box = Range(torch.tensor([[-1.0, 0.5]]), torch.tensor([[1.0, 3.0]]))
         with torch.no_grad():
-            return float(sparsity_loss(read_stages(model, (2,))[0], box))
+            activation = live_layers(model, (2,))[0].activation
+            assert activation is not None
+            return float(activation.sparsity(box))
 
     assert loss(nn.ReLU()) == pytest.approx((1.0 + 3.0) / 2)
     assert loss(ClippedReLU((2,), 2.0)) == pytest.approx(2.0 + 0.1 * (3.0 + 1.5) / 2)

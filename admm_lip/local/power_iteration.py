@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .boxes import Masks
 from .operators import Operator
 
 _TINY = 1e-30
@@ -44,8 +43,7 @@ class _Value(torch.autograd.Function):
 
 def keeps_input_side(operator: Operator) -> bool:
     """Whether the vector kept between steps lies on the side of the inputs."""
-    size_in = torch.Size(operator.shape_in).numel()
-    return size_in <= torch.Size(operator.shape_out).numel()
+    return operator.size_in <= operator.size_out
 
 
 def vector_shape(operator: Operator) -> tuple[int, ...]:
@@ -54,41 +52,61 @@ def vector_shape(operator: Operator) -> tuple[int, ...]:
 
 
 def masked_norms(
-    operator: Operator, masks: Masks, start: Tensor, iterations: int
+    operator: Operator,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    start: Tensor,
+    iterations: int,
+    *,
+    marks: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Norms of ``R W C`` from below, and the vectors to start from next time.
 
     Args:
         operator: the layer.
-        masks: ``rows`` of this layer and ``columns`` of the layer before, ``(batch, *)``.
+        rows: R, ``(batch, size_out)``, ``None`` for 1.
+        columns: C, ``(batch, size_in)``.
         start: ``(batch, *vector_shape(operator))``; a batch of 1 without masks is the layer itself.
         iterations: rounds, at least 1.
+        marks: whether R and C are 0 and 1; other scales have no gradient here.
 
     Returns:
         ``(batch,)``, differentiable in the weight, and vectors of norm 1 like ``start`` (0 where
         the norm is 0).
     """
-    columns = None if masks.columns is None else masks.columns.reshape(-1, *operator.shape_in)
-    rows = None if masks.rows is None else masks.rows.reshape(-1, *operator.shape_out)
+    columns = None if columns is None else columns.reshape(-1, *operator.shape_in)
+    rows = None if rows is None else rows.reshape(-1, *operator.shape_out)
+    # Marks need not be set twice.
+    r, c = (None, None) if marks else (rows, columns)
     with torch.no_grad():
         if keeps_input_side(operator):
-            v = _masked(start, columns)
+            v = _masked(start, columns) if marks else start
             for _ in range(iterations):
-                u = _masked(operator.forward(v), rows)
-                v = _masked(operator.adjoint(u), columns)
+                u = _masked(operator.forward(_masked(v, c)), rows)
+                v = _masked(operator.adjoint(_masked(u, r)), columns)
                 sigma, v, u = _normalised(v, u)
             kept = v
         else:
-            u = _masked(start, rows)
+            u = _masked(start, rows) if marks else start
             for _ in range(iterations):
-                v = _masked(operator.adjoint(u), columns)
-                u = _masked(operator.forward(v), rows)
+                v = _masked(operator.adjoint(_masked(u, r)), columns)
+                u = _masked(operator.forward(_masked(v, c)), rows)
                 sigma, u, v = _normalised(u, v)
             kept = u
     if operator.weight is None or not torch.is_grad_enabled():
         return sigma, kept
     value: Tensor = _Value.apply(operator.weight, operator, sigma, v, u)  # type: ignore[no-untyped-call]
     return value, kept
+
+
+def start_vector(operator: Operator, iterations: int) -> Tensor:
+    """A vector of the layer itself, ``(1, *vector_shape(operator))``."""
+    generator, shape = torch.Generator().manual_seed(0), (1, *vector_shape(operator))
+    weight = operator.weight
+    like = torch.zeros(()) if weight is None else weight.detach()
+    start = torch.randn(shape, generator=generator).to(like)
+    with torch.no_grad():
+        return masked_norms(operator, None, None, start, iterations)[1]
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

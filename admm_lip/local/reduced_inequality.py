@@ -12,7 +12,7 @@ With ``T = diag(t) > 0`` the quadratic constraints ``t_i (a_i^2 - w_i^2) >= 0`` 
     |df|^2 <= s^2 |d|^2        if        || diag(T^1/2, I) [P Q; G H] diag(s I, T^1/2)^-1 || <= 1,
 
 which is LipSDP with per-neuron slopes, its multiplier being ``t_i / (2 r_i^2)``.  The input enters
-through ``W_0 W_0'`` only, so that ``W_0`` is replaced by the factor F of ``tensors.py``.
+through ``W_0 W_0'`` only, so that ``W_0`` is replaced by the factor F of ``input_region.py``.
 
 **Proof through rounding.**  m and r are chosen as floating-point numbers.  The coefficients are
 computed, column j with an error of norm at most ``error_j``.  The scales are floating-point
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from ..rounding import SLACK, TINY, U, gamma, lengths
+from .curved_layers import CurvedNet
 from .curves import Range
-from .tensors import Net
 
 # Multipliers' roots and bounds that a proof accepts.
 _RANGE = (2.0**-400, 2.0**400)
@@ -98,7 +98,7 @@ def middle_radius(slopes: Range) -> tuple[Tensor, Tensor]:
     return middle, torch.where(known, 0.0, radius * (1.0 + 4.0 * U) + TINY)
 
 
-def reduce(net: Net, slopes: Sequence[Range]) -> Reduced:
+def reduce(net: CurvedNet, slopes: Sequence[Range]) -> Reduced:
     """Eliminate what is constant or linear, for a batch of samples with a slope range per neuron.
 
     Args:
@@ -107,9 +107,9 @@ def reduce(net: Net, slopes: Sequence[Range]) -> Reduced:
     """
     parts = [middle_radius(s) for s in slopes]
     counts = [int((r > 0.0).sum(dim=1).max()) for _, r in parts]
-    batch, q, total = len(parts[0][0]), net.factor.shape[1], sum(counts)
-    coefficients = torch.zeros(batch, len(net.factor), q + total, dtype=torch.float64)
-    coefficients[:, :, :q] = net.factor
+    batch, q, total = len(parts[0][0]), net.ball.factor.shape[1], sum(counts)
+    coefficients = torch.zeros(batch, len(net.ball.factor), q + total, dtype=torch.float64)
+    coefficients[:, :, :q] = net.ball.factor
     error = torch.zeros(batch, q + total, dtype=torch.float64)
     rows, errors, index, radii = [], torch.zeros_like(error), [], []
     start = q
@@ -129,10 +129,10 @@ def reduce(net: Net, slopes: Sequence[Range]) -> Reduced:
         error = error * middle.abs().amax(dim=1, keepdim=True) + 2.0 * U * size + TINY
         start += count
         if k + 1 < len(parts):
-            affine = net.maps[k + 1]
-            coefficients = affine.weight @ coefficients
-            grown = affine.gamma * affine.frobenius + affine.error
-            error = SLACK * (affine.norm * error + grown * size) + TINY
+            layer = net.layers[k + 1]
+            coefficients = layer.columns_through(coefficients)
+            grown = layer.gamma * layer.frobenius + layer.error
+            error = SLACK * (layer.norm * error + grown * size) + TINY
     opened = torch.cat(radii, dim=1) > 0.0
     return Reduced(
         torch.cat(rows, dim=1),
@@ -146,7 +146,7 @@ def reduce(net: Net, slopes: Sequence[Range]) -> Reduced:
     )
 
 
-def with_outputs(net: Net, reduced: Reduced, samples: Tensor, rows: Tensor) -> Gain:
+def with_outputs(net: CurvedNet, reduced: Reduced, samples: Tensor, rows: Tensor) -> Gain:
     """The items of some samples and functionals of the outputs.
 
     Args:
@@ -155,10 +155,10 @@ def with_outputs(net: Net, reduced: Reduced, samples: Tensor, rows: Tensor) -> G
         samples: ``(items,)``, the sample of each item.
         rows: ``(items, p, n_out)``: functionals with entries 0 and +-1.
     """
-    last = net.maps[-1]
-    weight = rows @ last.weight
+    last = net.layers[-1]
+    weight = last.rows_back(rows)
     norms = lengths(weight, dim=(1, 2))
-    lost = 4.0 * U * lengths(rows.abs() @ last.size, dim=(1, 2))
+    lost = 4.0 * U * lengths(last.rows_back(rows.abs(), absolute=True), dim=(1, 2))
     lost = lost + lengths(rows, dim=(1, 2)) * last.error
     inner = reduced.last[samples]
     size = lengths(inner, dim=1)

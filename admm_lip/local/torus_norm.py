@@ -16,51 +16,42 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..rounding import SLACK, TINY, lengths, proven_norms
-from .operators import Shape
+from .operators import Convolution
 
 # Relative error of an entry of S, far above the rounding of the sines and of the sum.
 _ROUNDING = 1e-12
 _ENTRIES = 2**24
 
 
-def torus_norm(layer: nn.Conv2d, shape_in: Shape, padding: tuple[int, int]) -> float:
-    """An upper bound of the norm of a convolution, proven.
-
-    Args:
-        layer: the convolution, in float64.
-        shape_in: ``(channels, height, width)``.
-        padding: rows and columns of zeros on each side.
+def torus_norm(operator: Convolution) -> float:
+    """An upper bound of the norm of a convolution in float64, proven.
 
     Returns:
         inf where a weight is not finite.
     """
-    weight = layer.weight.detach()
+    weight = operator.own_entries().detach()
     if not bool(torch.isfinite(weight).all()):
         return math.inf
-    spread, counts = _phases(layer, weight, shape_in[1:], padding)
-    groups = spread.view(layer.groups, -1, *spread.shape[1:])
+    spread, counts = _phases(operator, weight)
+    groups = spread.view(operator.options["groups"], -1, *spread.shape[1:])
     return max(_largest(group, counts) for group in groups)
 
 
-def _phases(
-    layer: nn.Conv2d, weight: Tensor, sizes: Shape, padding: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
+def _phases(operator: Convolution, weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """``w[o, (c, r), m1, m2]``, and the number of frequencies per direction."""
+    (rows, columns), dilation, _ = operator.window
     out, channels, *kernel = weight.shape
-    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, kernel, strict=True)]
-    taps = [-(-r // s) for r, s in zip(reach, layer.stride, strict=True)]
-    whole = [t * s for t, s in zip(taps, layer.stride, strict=True)]
-    wide = weight.new_zeros((out, channels, *whole))
-    wide[:, :, : reach[0] : layer.dilation[0], : reach[1] : layer.dilation[1]] = weight
-    rows, columns = layer.stride
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    taps = [-(-r // s) for r, s in zip(reach, (rows, columns), strict=True)]
+    wide = weight.new_zeros((out, channels, taps[0] * rows, taps[1] * columns))
+    wide[:, :, : reach[0] : dilation[0], : reach[1] : dilation[1]] = weight
     split = wide.view(out, channels, taps[0], rows, taps[1], columns).permute(0, 1, 3, 5, 2, 4)
-    counts = [
-        max(t, -(-(n + 2 * p) // s))
-        for t, n, p, s in zip(taps, sizes, padding, layer.stride, strict=True)
-    ]
+    top, bottom, left, right = operator.sides
+    padded = operator.shape_in[1] + top + bottom, operator.shape_in[2] + left + right
+    counts = [max(t, -(-n // s)) for t, n, s in zip(taps, padded, (rows, columns), strict=True)]
     return split.reshape(out, channels * rows * columns, *taps), (counts[0], counts[1])
 
 

@@ -9,11 +9,10 @@ import torch
 from clipped_nets import convnet
 from torch import Tensor, nn
 
-from admm_lip.local import local_radii
-from admm_lip.local_training import LocalReport, certify_samples
-from admm_lip.local_training.objective import Plan, robust_loss
-from admm_lip.local_training.stages import read_stages
-from admm_lip.local_training.warm_starts import WarmStarts
+from admm_lip.local import LocalCertificate, LocalConfig, certify_local, local_radii
+from admm_lip.local.layers import live_layers
+from admm_lip.local.training_loss import Plan, robust_loss
+from admm_lip.local.warm_starts import WarmStarts
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels last": lambda x: x.to(memory_format=torch.channels_last),
@@ -21,7 +20,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every second": lambda x: torch.stack([x, -x], dim=-1)[..., 0],
     "transposed pixels": lambda x: x.mT.contiguous().mT,
 }
-COLUMNS = ("predicted", "correct", "certified", "margin", "level", "varying", "ratio")
+COLUMNS = ("center", "robust", "margin", "lip", "level", "varying", "ratio")
 EPS = 0.05
 
 
@@ -39,13 +38,13 @@ def net(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     )
 
 
-def report(model: nn.Module, x: Tensor) -> LocalReport:
+def report(model: nn.Module, x: Tensor) -> LocalCertificate:
     y = model(x.to(next(model.parameters()))).argmax(1)
-    return certify_samples(model, x, y, EPS, everything=True, progress=False)
+    return certify_local(model, x, EPS, y, config=LocalConfig("masked"))
 
 
-def check_same(one: LocalReport, other: LocalReport) -> None:
-    assert bool(one.certified.any())
+def check_same(one: LocalCertificate, other: LocalCertificate) -> None:
+    assert bool(one.robust.any())
     for name in COLUMNS:
         torch.testing.assert_close(
             getattr(one, name), getattr(other, name), rtol=0.0, atol=0.0, equal_nan=True
@@ -93,12 +92,12 @@ def test_local_radii_in_any_layout(layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_training_loss_in_any_layout(layout: str) -> None:
     model, x = net(), pictures()
-    stages = read_stages(model, (2, 6, 6))
+    layers = live_layers(model, (2, 6, 6))
     plan = Plan("bcp", True, 2, True, 0.1, (0.0, 1.0), True)
     batch = torch.zeros(len(x), dtype=torch.int64)
     losses = [
         robust_loss(
-            stages, WarmStarts([s.operator for s in stages]), None, (v, batch), EPS, 0.5, plan
+            layers, WarmStarts([s.operator for s in layers]), None, (v, batch), EPS, 0.5, plan
         )[0]
         for v in (x, LAYOUTS[layout](x))
     ]

@@ -7,7 +7,6 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from admm_lip.local_training.operators import Operator
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU
 from admm_lip.networks.sorting_torch import MaxMin
 
@@ -53,14 +52,6 @@ def _scaled(model: nn.Sequential) -> nn.Sequential:
             assert module.bias is not None
             module.bias.data += 0.3 * torch.randn_like(module.bias)
     return model
-
-
-def dense(operator: Operator) -> Tensor:
-    """The matrix of an operator, column by column, float64."""
-    size = torch.Size(operator.shape_in).numel()
-    eye = torch.eye(size, dtype=torch.float64).view(size, *operator.shape_in)
-    with torch.no_grad():
-        return operator.forward(eye).flatten(1).T.contiguous()
 
 
 def cloud(x: Tensor, radius: float, count: int, seed: int = 0) -> Tensor:

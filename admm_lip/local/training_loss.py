@@ -9,14 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .boxes import Masks, Range
-from .norms import masked_norms
-from .passage import Norm, Passage, Settings, passage
-from .stages import Stage
+from .forward_bounds import Arithmetic, Ball, Forward, Norm, forward, input_box
+from .input_region import Box
+from .layers import Layer
+from .power_iteration import masked_norms
 from .surrogates import LOSSES, pair_norms, pair_rows, support
 from .warm_starts import WarmStarts
 
-_NO_MASKS = Masks(None, None)
 # For the layers themselves, whose batch of one costs next to nothing.
 _WHOLE_ITERATIONS = 4
 
@@ -30,15 +29,14 @@ class Plan:
     iterations: int
     running_radius: bool
     sparsity: float
-    data_range: Range | None
+    data_range: Box | None
     box_gradient: bool
 
     @property
-    def settings(self) -> Settings:
-        """How boxes are made: not at all where nothing asks for them."""
-        return Settings(
-            data_range=self.data_range,
-            boxes=self.local or self.surrogate == "bcp" or self.sparsity > 0.0,
+    def arithmetic(self) -> Arithmetic:
+        """How intervals are made: not at all where nothing asks for them."""
+        return Arithmetic(
+            intervals=self.local or self.surrogate == "bcp" or self.sparsity > 0.0,
             differentiable=self.box_gradient or self.sparsity > 0.0,
             sparsity=self.sparsity > 0.0,
         )
@@ -52,7 +50,7 @@ class Measured(NamedTuple):
 
 
 def robust_loss(
-    stages: Sequence[Stage],
+    layers: Sequence[Layer],
     warm: WarmStarts,
     rows: Tensor | None,
     batch: tuple[Tensor, Tensor],
@@ -63,7 +61,7 @@ def robust_loss(
     """The surrogate's mean loss of a batch.
 
     Args:
-        stages: the network.
+        layers: the network.
         warm: where its power iterations start; updated.
         rows: the samples' numbers in the data set, or ``None``.
         batch: inputs and integer labels.
@@ -72,61 +70,72 @@ def robust_loss(
         plan: see :class:`Plan`.
     """
     x, labels = batch
-    estimates = _Estimates(warm, rows, len(x), plan)
-    found = passage(stages, x, eps, estimates, plan.settings)
-    last = stages[-1]
-    logits = last.affine(found.center.low)
+    estimates = _Estimates(layers, warm, rows, len(x), plan)
+    radius = x.new_full((len(x),), eps)
+    ball = Ball(radius, input_box(x, radius, plan.data_range, rounding=False))
+    found = forward(layers, x, ball, estimates, plan.arithmetic)
+    last = layers[-1]
+    logits = last.affine(found.value)
     shift = _SHIFTS[plan.surrogate](last, found, labels, eps, estimates)
     loss = LOSSES[plan.surrogate](logits, labels, shift, kappa)
-    if plan.sparsity > 0.0:
-        loss = loss + plan.sparsity * found.sparsity
+    if found.sparsity:
+        loss = loss + plan.sparsity * torch.stack(found.sparsity).mean()
     return loss, _measured(found, estimates)
 
 
 class _Estimates:
-    """Norms by power iteration, as a :data:`~.passage.NormOf`; remembers the layers' own."""
+    """Norms by power iteration, as a :data:`~.forward_bounds.NormOf`; remembers the layers' own."""
 
-    def __init__(self, warm: WarmStarts, rows: Tensor | None, count: int, plan: Plan) -> None:
-        self.warm, self.rows, self.count, self.plan = warm, rows, count, plan
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        warm: WarmStarts,
+        rows: Tensor | None,
+        count: int,
+        plan: Plan,
+    ) -> None:
+        self.layers, self.warm, self.rows, self.count, self.plan = layers, warm, rows, count, plan
         self.whole: list[Tensor] = []
 
-    def __call__(self, k: int, stage: Stage, masks: Masks) -> Norm:
-        operator, warm = stage.operator, self.warm
-        masked = self.plan.local and not (masks.rows is None and masks.columns is None)
+    def __call__(self, k: int, rows: Tensor | None, columns: Tensor | None) -> Norm:
+        operator, warm, iterations = self.layers[k].operator, self.warm, self.plan.iterations
+        masked = self.plan.local and not (rows is None and columns is None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not masked):
             own, warm.whole[k] = masked_norms(
-                operator, _NO_MASKS, warm.whole[k], max(_WHOLE_ITERATIONS, self.plan.iterations)
+                operator, None, None, warm.whole[k], max(_WHOLE_ITERATIONS, iterations)
             )
         self.whole.append(own.detach())
         if not masked:
             return Norm(own, own.detach())
         start = warm.starts(k, self.rows, self.count)
-        norm, vectors = masked_norms(operator, masks, start, self.plan.iterations)
+        norm, vectors = masked_norms(operator, rows, columns, start, iterations)
         warm.keep(k, self.rows, vectors)
         return Norm(norm, norm.detach() if self.plan.running_radius else own.detach())
 
 
-def _box_shift(last: Stage, found: Passage, labels: Tensor, eps: float, _: _Estimates) -> Tensor:
+def _box_shift(
+    last: Layer, found: Forward, labels: Tensor, eps: float, other: _Estimates
+) -> Tensor:
     """The worst case over ball and box."""
-    assert found.box is not None and last.operator.weight is not None
-    center = found.center.low
-    if not found.box.low.requires_grad:
-        center = center.detach()
+    if found.box is None:
+        return _pair_shift(last, found, labels, eps, other)
+    assert last.operator.weight is not None
+    center = found.value if found.box.low.requires_grad else found.value.detach()
     radius = (eps * found.lip).expand(len(center))
     rows = pair_rows(last.operator.weight, labels)
     return support(rows, radius, found.box.low - center, found.box.high - center)
 
 
-def _pair_shift(last: Stage, found: Passage, labels: Tensor, eps: float, _: _Estimates) -> Tensor:
+def _pair_shift(last: Layer, found: Forward, labels: Tensor, eps: float, _: _Estimates) -> Tensor:
     assert last.operator.weight is not None
     norms = pair_norms(pair_rows(last.operator.weight, labels), found.columns)
     return eps * found.lip[:, None] * norms
 
 
 def _logit_shift(
-    last: Stage, found: Passage, labels: Tensor, eps: float, norm_of: _Estimates
+    last: Layer, found: Forward, labels: Tensor, eps: float, norm_of: _Estimates
 ) -> Tensor:
-    norm = norm_of(len(found.factors), last, Masks(None, found.columns)).factor
+    norm = norm_of(len(found.factors), None, found.columns).factor
     shift: Tensor = found.lip * norm * (2.0**0.5 * eps)
     return shift[:, None].expand(len(labels), last.operator.shape_out[0])
 
@@ -134,9 +143,9 @@ def _logit_shift(
 _SHIFTS = {"bcp": _box_shift, "gloro": _pair_shift, "lmt": _logit_shift}
 
 
-def _measured(found: Passage, estimates: _Estimates) -> Measured:
+def _measured(found: Forward, estimates: _Estimates) -> Measured:
     with torch.no_grad():
         hidden = len(found.factors)
         whole = torch.stack(estimates.whole[:hidden]).prod() if hidden else found.moved.new_ones(())
         ratio = float((found.lip / whole.clamp_min(1e-30)).mean())
-        return Measured(float((found.varying / max(found.units, 1)).mean()), ratio)
+        return Measured(float(found.varying.mean()), ratio)

@@ -14,12 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .boxes import Masks
-from .norms import masked_norms, vector_shape
 from .operators import Operator
+from .power_iteration import start_vector, vector_shape
 
 _WARM_UP = 20
-_NO_MASKS = Masks(None, None)
 
 
 class WarmStarts:
@@ -33,14 +31,7 @@ class WarmStarts:
         self.shapes = [vector_shape(op) for op in operators]
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
         self.table = torch.zeros((0, sum(self.sizes)), dtype=torch.float16)
-        generator = torch.Generator().manual_seed(0)
-        self.whole = []
-        for operator, shape in zip(operators, self.shapes, strict=True):
-            weight = operator.weight
-            like = torch.zeros(()) if weight is None else weight.detach()
-            start = torch.randn((1, *shape), generator=generator).to(like)
-            with torch.no_grad():
-                self.whole.append(masked_norms(operator, _NO_MASKS, start, _WARM_UP)[1])
+        self.whole = [start_vector(operator, _WARM_UP) for operator in operators]
 
     def starts(self, layer: int, rows: Tensor | None, count: int) -> Tensor:
         """Vectors ``(count, *shape)`` of a layer for some samples.

@@ -18,7 +18,7 @@ Multiplier = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class GlobalBounds:
     """Bounds and multipliers for all inputs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Known:
         return tuple(t.expand(count, m, -1) for t in self.global_multiplier)
 
 
-def known_of(certificate: AnyCertificate, outputs: int) -> Known:
+def global_bounds(certificate: AnyCertificate, outputs: int) -> GlobalBounds:
     """Read a certificate of kind global, pairwise or per_output.
 
     Raises:
@@ -63,15 +63,15 @@ def known_of(certificate: AnyCertificate, outputs: int) -> Known:
     return read(certificate, outputs)
 
 
-def _of_global(certificate: Any, outputs: int) -> Known:
+def _of_global(certificate: Any, outputs: int) -> GlobalBounds:
     factor = math.sqrt(2.0) * (1.0 + 1e-15) if outputs > 1 else 1.0
     pairs = torch.full((outputs, outputs), certificate.lip * factor, dtype=torch.float64)
-    return Known(
+    return GlobalBounds(
         certificate.lip, pairs, _tensors(_hidden(certificate, certificate.multiplier)), None
     )
 
 
-def _of_pairs(certificate: Any, outputs: int) -> Known:
+def _of_pairs(certificate: Any, outputs: int) -> GlobalBounds:
     pairs = torch.from_numpy(certificate.pair_lips())
     given = [_hidden(certificate, b.multiplier) for b in certificate.bounds]
     upper = np.triu_indices(outputs, 1)
@@ -82,13 +82,13 @@ def _of_pairs(certificate: Any, outputs: int) -> Known:
         table[upper] = rows
         table[upper[::-1]] = rows
         tables.append(table)
-    return Known(math.inf, pairs, None, tuple(tables))
+    return GlobalBounds(math.inf, pairs, None, tuple(tables))
 
 
-def _of_outputs(certificate: Any, outputs: int) -> Known:
+def _of_outputs(certificate: Any, outputs: int) -> GlobalBounds:
     lips = torch.from_numpy(certificate.lips)
     pairs = (lips[:, None] + lips) * (1.0 + 1e-15) if outputs > 1 else lips[:, None]
-    return Known(math.inf, pairs, None, None)
+    return GlobalBounds(math.inf, pairs, None, None)
 
 
 def _hidden(certificate: Any, multiplier: Sequence[Any]) -> Sequence[Any]:
@@ -100,7 +100,7 @@ def _tensors(multiplier: Sequence[Any]) -> Multiplier:
     return tuple(torch.tensor(t, dtype=torch.float64) for t in multiplier)
 
 
-_READ: Mapping[str, Callable[[Any, int], Known]] = {
+_READ: Mapping[str, Callable[[Any, int], GlobalBounds]] = {
     "global": _of_global,
     "pairwise": _of_pairs,
     "per_output": _of_outputs,

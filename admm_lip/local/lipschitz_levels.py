@@ -21,17 +21,23 @@ import torch
 from torch import Tensor
 
 from ..rounding import SLACK, TINY, U, lengths, proven_norms, upper_product
+from .activations import largest
 from .config import LEVELS as LEVELS
+from .curved_layers import CurvedNet
 from .curves import Range
-from .gain import Gain, Reduced, proven_lip, reduce, with_outputs
+from .forward_bounds import scaled_norm
+from .input_region import chunks
 from .multipliers import THETAS, best_of, closed_form, from_global, improved
-from .tensors import Net, chunks
+from .operators import Dense
+from .reduced_inequality import Gain, Reduced, proven_lip, reduce, with_outputs
 
-NONE, GLOBAL, NORMS, CLOSED, IMPLIED, OPTIMISED = range(len(LEVELS))
+NONE, GLOBAL, NORMS, CLOSED, IMPLIED, OPTIMISED, PRODUCT, MASKED = range(len(LEVELS))
 
 # Entries of the largest batch of matrices at a time, and samples with equal padding at most.
 _ENTRIES = 2**23
 _GROUP = 64
+# Entries of the coefficients of such samples.
+_HELD = 2**25
 # A bound further above its target than this factor is not worth optimising.
 _WORTH = 1.3
 
@@ -76,7 +82,7 @@ class Found:
     roots: Tensor
 
 
-def local_lips(net: Net, slopes: Sequence[Range], wanted: Wanted) -> Found:
+def local_lips(net: CurvedNet, slopes: Sequence[Range], wanted: Wanted) -> Found:
     """Bounds of every functional on the ball of each sample.
 
     Args:
@@ -99,46 +105,53 @@ def local_lips(net: Net, slopes: Sequence[Range], wanted: Wanted) -> Found:
     return found
 
 
-def nothing(net: Net, items: Tensor) -> Found:
-    """No bound of anything, at no cost."""
-    hidden = sum(len(a.bias) for a in net.maps[:-1])
+def nothing(items: Tensor, hidden: int) -> Found:
+    """No bound of anything, at no cost; ``hidden`` is the number of neurons."""
     lip = torch.full(items.shape, math.inf, dtype=torch.float64)
     roots = torch.zeros(*items.shape, hidden, dtype=torch.float64)
     return Found(lip, torch.full(items.shape, NONE, dtype=torch.int8), roots)
 
 
 def _raise_all(
-    net: Net, slopes: Sequence[Range], wanted: Wanted, items: Tensor, found: Found
+    net: CurvedNet, slopes: Sequence[Range], wanted: Wanted, items: Tensor, found: Found
 ) -> None:
     """Levels 2 to 4 for some items, samples with equally many open neurons together."""
     opened = torch.stack([(s.high > s.low).sum(dim=1) for s in slopes]).sum(dim=0)
     samples = items.any(dim=1).nonzero()[:, 0]
-    for group in chunks(samples[torch.argsort(opened[samples])], _GROUP):
+    widest = max(net.hidden) * (net.ball.factor.shape[1] + int(opened.max()))
+    for group in chunks(samples[torch.argsort(opened[samples])], min(_GROUP, _HELD // widest)):
         if time.monotonic() >= wanted.deadline:
             break
         _raise_level(net, slopes, wanted, group, items[group], found)
 
 
-def masked_norms(net: Net, slopes: Sequence[Range], rows: Tensor) -> Tensor:
+def norm_products(net: CurvedNet, slopes: Sequence[Range], rows: Tensor) -> Tensor:
     """The product of level 1, proven; ``(batch, m)`` for ``rows`` ``(batch, m, p, n_out)``."""
-    last = net.maps[-1]
-    weight = rows @ last.weight
+    last, ball = net.layers[-1], net.ball
+    weight = last.rows_back(rows.flatten(0, 1)).view(*rows.shape[:3], -1)
     lost = lengths(rows, dim=(2, 3)) * (last.error + 4.0 * U * last.frobenius)
     if not slopes:
-        if net.ball.norm != "l2" or net.ball.scale is not None:
-            weight = rows @ net.factor
-            lost = lengths(rows, dim=(2, 3)) * (4.0 * U * lengths(net.factor, dim=(0, 1)))
+        if ball.norm != "l2" or ball.scale is not None:
+            weight = rows @ ball.factor
+            lost = lengths(rows, dim=(2, 3)) * (4.0 * U * lengths(ball.factor, dim=(0, 1)))
         affine: Tensor = (_norms(weight) + lost) * SLACK + TINY
         return affine
-    halves = [torch.maximum(s.low.abs(), s.high.abs()).sqrt() * (1.0 + 1e-15) for s in slopes]
-    top = [h.amax(dim=1) for h in halves]
-    product = proven_norms(halves[0][:, :, None] * net.factor) * SLACK
+    halves = [largest(s).sqrt() * (1.0 + 1e-15) for s in slopes]
+    product = _first_norm(net, halves[0])
     for k in range(1, len(slopes)):
-        middle = halves[k][:, :, None] * net.maps[k].weight * halves[k - 1][:, None]
-        norms = proven_norms(middle) * (1.0 + 1e-12) + net.maps[k].error * top[k] * top[k - 1]
+        norms = scaled_norm(net.layers[k], halves[k], halves[k - 1])
         product = upper_product(product, norms + TINY, SLACK)
-    outer = _norms(weight * halves[-1][:, None, None]) * (1.0 + 1e-12) + lost * top[-1][:, None]
+    top = halves[-1].amax(dim=1)
+    outer = _norms(weight * halves[-1][:, None, None]) * (1.0 + 1e-12) + lost * top[:, None]
     return upper_product(outer + TINY, product[:, None], SLACK)
+
+
+def _first_norm(net: CurvedNet, rows: Tensor) -> Tensor:
+    """``||R W_0||`` over the unit ball, for every sample's row scales."""
+    fitted = net.ball.fitted
+    if isinstance(fitted.operator, Dense) or net.ball.stretch != 1.0:
+        return proven_norms(rows[:, :, None] * net.ball.factor) * SLACK
+    return scaled_norm(fitted, rows, None)
 
 
 def _norms(matrices: Tensor) -> Tensor:
@@ -148,17 +161,17 @@ def _norms(matrices: Tensor) -> Tensor:
     return proven_norms(matrices)
 
 
-def _by_norms(net: Net, slopes: Sequence[Range], wanted: Wanted) -> Found:
+def _by_norms(net: CurvedNet, slopes: Sequence[Range], wanted: Wanted) -> Found:
     # High enough a claim for a check that sums in another order.
-    norms = masked_norms(net, slopes, wanted.rows) * (1.0 + 1e-8)
+    norms = norm_products(net, slopes, wanted.rows) * (1.0 + 1e-8)
     lip = torch.where(wanted.items, norms, math.inf)
     level = torch.where(torch.isfinite(lip), NORMS, NONE).to(torch.int8)
-    hidden = sum(len(a.bias) for a in net.maps[:-1])
+    hidden = sum(net.hidden)
     return Found(lip, level, torch.zeros(*lip.shape, hidden, dtype=torch.float64))
 
 
 def _raise_level(
-    net: Net,
+    net: CurvedNet,
     slopes: Sequence[Range],
     wanted: Wanted,
     group: Tensor,
@@ -202,9 +215,9 @@ def _climb(
     return roots, proven_lip(gain, roots), level
 
 
-def scattered(net: Net, reduced: Reduced, local: Tensor, roots: Tensor) -> Tensor:
+def scattered(net: CurvedNet, reduced: Reduced, local: Tensor, roots: Tensor) -> Tensor:
     """Roots of the slots put at their neurons, ``(items, hidden neurons)``, 0 elsewhere."""
-    widths = [len(a.bias) for a in net.maps[:-1]]
+    widths = net.hidden
     dense, start, slot = torch.zeros(len(local), sum(widths), dtype=torch.float64), 0, 0
     for width, index, radius in zip(widths, reduced.index, reduced.radius, strict=True):
         count = index.shape[1]
@@ -214,15 +227,12 @@ def scattered(net: Net, reduced: Reduced, local: Tensor, roots: Tensor) -> Tenso
     return dense
 
 
-def gathered(net: Net, reduced: Reduced, local: Tensor, dense: Tensor) -> Tensor:
+def gathered(net: CurvedNet, reduced: Reduced, local: Tensor, dense: Tensor) -> Tensor:
     """The inverse of :func:`scattered`; padding gets 1, a missing root stays 0."""
-    widths = [len(a.bias) for a in net.maps[:-1]]
+    widths = net.hidden
     parts, start = [], 0
     for width, index, radius in zip(widths, reduced.index, reduced.radius, strict=True):
         picked = dense[:, start : start + width].gather(1, index[local])
         parts.append(torch.where(radius[local] > 0.0, picked, 1.0))
         start += width
     return torch.cat(parts, dim=1)
-
-
-# Highest level by name, as a configuration states it.

@@ -1,0 +1,360 @@
+"""What is proven of a batch of samples on their balls: by lines and multipliers, or by norms.
+
+Two ways, of which the level that is asked for chooses one:
+
+* **by lines** (``norms`` and dearer): linear bounds of every neuron taken back to the input give
+  margins and slope ranges, these give Lipschitz bounds (``lipschitz_levels.py``);
+* **by norms** (``product`` and ``masked``): intervals and the norms of what can move on the ball
+  (``norm_margins.py``), a few passes a batch whatever the size of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..networks.network import Network
+from .backward_lines import BackwardLines, center_values
+from .config import BY_NAME, LocalConfig
+from .curved_layers import CurvedNet, curved_layers
+from .curves import Range
+from .forward_bounds import Arithmetic, Forward, by_rows, forward
+from .global_bounds import GlobalBounds
+from .input_region import Region, chunks, unit_ball
+from .layers import is_monotone, stored_layers
+from .lipschitz_levels import GLOBAL, MASKED, NONE, PRODUCT, Found, Wanted, local_lips, nothing
+from .norm_margins import NormBounds, NormMargins
+from .result import kept
+
+# Samples bounded together; a batch also has at most this many entries in its largest tensor.
+_SAMPLES = 256
+_ENTRIES = 2**22
+# A target that every bound exceeds by far.
+_UNASKED = 1e-300
+# Claims are this much below what was found: a check sums in another order.
+_SPARE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network for all samples: its layers in the form that each way takes, made when asked for.
+
+    Attributes:
+        network: the network.
+        config: norm, box and level.
+        input_scale: of every feature, or ``None``.
+    """
+
+    network: Network
+    config: LocalConfig
+    input_scale: tuple[float, ...] | None
+
+    @cached_property
+    def curved(self) -> CurvedNet:
+        """For the way by lines."""
+        layers, given = curved_layers(self.network), self.input_scale
+        scale = None if given is None else torch.tensor(given, dtype=torch.float64)
+        return CurvedNet(layers, unit_ball(layers[0], self.config.norm, scale))
+
+    @cached_property
+    def norms(self) -> NormMargins:
+        """For the way by norms."""
+        read = stored_layers if is_monotone(self.network) else curved_layers
+        return NormMargins(read(self.network), self.config.box)
+
+    @property
+    def widths(self) -> list[int]:
+        """Greatest number of entries between two layers, of each layer."""
+        net = self.curved.layers if self.config.by_lines else self.norms.layers
+        return [layer.operator.size_out for layer in net]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network and samples, checked; everything is float64 on the CPU.
+
+    Attributes:
+        prepared: the network.
+        functionals: ``(batch, m, p, n_out)``.
+        items: which of them are asked for, ``(batch, m)``.
+        known: bounds and multipliers for all inputs, or ``None``.
+    """
+
+    prepared: Prepared
+    points: Tensor
+    labels: Tensor | None
+    functionals: Tensor
+    items: Tensor
+    known: GlobalBounds | None
+
+    @property
+    def config(self) -> LocalConfig:
+        """Norm, box and level."""
+        return self.prepared.config
+
+    def part(self, rows: Tensor) -> Task:
+        """The task of some of the samples."""
+        return replace(
+            self,
+            points=self.points[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            functionals=self.functionals[rows],
+            items=self.items[rows],
+        )
+
+    def batches(self) -> list[Tensor]:
+        """Rows to be handled together."""
+        if not self.config.by_lines:
+            most = max(*self.prepared.widths, self.points.shape[1])
+            return chunks(torch.arange(len(self.points)), min(_SAMPLES, 4 * _ENTRIES // most))
+        widths = self.prepared.widths
+        entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
+        return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // entries))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What was proven of a batch at its radii.
+
+    Attributes:
+        found: Lipschitz bounds.
+        margin: lower bounds of the functionals on the balls, ``(batch, m)``.
+        center: lower bounds at the samples themselves.
+        varying: share of hidden units that can move, ``(batch,)``; NaN where not computed.
+        ratio: hidden layers' factor over that of their own norms, ``(batch,)``; NaN likewise.
+    """
+
+    found: Found
+    margin: Tensor
+    center: Tensor
+    varying: Tensor
+    ratio: Tensor
+
+
+def prove(
+    task: Task,
+    radii: Tensor,
+    *,
+    decide: bool = False,
+    cheaply: bool = False,
+    deadline: float = math.inf,
+) -> Outcome:
+    """Bounds of a batch at the given radii.
+
+    Args:
+        task: the batch.
+        radii: ``(batch,)``.
+        decide: only what the class needs: nothing is bounded where something cheaper proves it.
+        cheaply: by lines, no Lipschitz bounds but those known for all inputs; by norms, no masked
+            ones.
+        deadline: see :class:`Wanted`.
+    """
+    if task.config.by_lines:
+        outcome = _by_lines(task, radii, decide, cheaply, deadline)
+    else:
+        outcome = _by_norms(task, radii, decide or task.config.decide, cheaply)
+    everywhere = torch.isposinf(radii)[:, None]
+    found, margin = _on_balls(outcome.found, everywhere), outcome.margin
+    if task.labels is not None:
+        margin = torch.where(everywhere, -math.inf, margin)
+    if task.known is not None:
+        found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
+    return replace(outcome, found=found, margin=margin)
+
+
+def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: float) -> Outcome:
+    net, centred = task.prepared.curved, task.labels is not None
+    seen = Seen.of(task, radii)
+    slopes = seen.slopes(centred)
+    if centred:
+        center, margin = _claims(task, seen)
+        margin, radius = torch.where(seen.everywhere, -math.inf, margin), seen.lines.region.radius
+        asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
+        goal = center / radius[:, None] * (1.0 - 1e-8)
+        # What lines decide, or nothing can, gets a bound but no Newton steps.
+        target = torch.where(asked, goal, _UNASKED)
+    else:
+        center = margin = torch.zeros_like(task.items, dtype=torch.float64)
+        asked, target = task.items, torch.zeros_like(center)
+    if cheaply:
+        found = nothing(task.items, sum(net.hidden))
+    else:
+        wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
+        found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
+    nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
+    return Outcome(_finite(found, slopes), margin, center, nan, nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The way by lines: what is known of all hidden layers on a batch's balls.
+
+    Attributes:
+        lines: the lines, and the balls; those that are the whole space are bounded at their
+            samples alone, as nothing but a bound for all inputs holds there.
+        forward: the pass forward.
+        everywhere: which balls are the whole space, ``(batch, 1)``.
+    """
+
+    lines: BackwardLines
+    forward: Forward
+    everywhere: Tensor
+
+    @staticmethod
+    def of(task: Task, radii: Tensor) -> Seen:
+        """Of a batch at the given radii."""
+        net, everywhere = task.prepared.curved, torch.isposinf(radii)
+        radii = torch.where(everywhere, 0.0, radii)
+        lines = BackwardLines(net.layers, Region(net.ball, task.points, radii, task.config.box))
+        norms = by_rows(net.layers, (net.ball.rows, net.ball.reach))
+        arithmetic = Arithmetic(rounding=True)
+        found = forward(net.layers, task.points, lines.ball, norms, arithmetic, lines.range)
+        return Seen(lines, found, everywhere[:, None])
+
+    def slopes(self, centred: bool) -> list[Range]:
+        """Of every hidden layer, from the sample to its ball or between any points of it."""
+        curves = [layer.response.curve for layer in self.forward.layers]
+        return [c.anchored if centred else c.slopes for c in curves if c is not None]
+
+    def center(self, rows: Tensor, doubt: float = 1.0) -> Tensor:
+        """Lower bounds of functionals at the samples."""
+        return center_values(self.lines.layers[-1], self.forward, rows, doubt)
+
+    def margin(self, rows: Tensor) -> Tensor:
+        """Lower bounds of functionals on the balls."""
+        return self.lines.functionals(self.forward, rows)
+
+
+def _on_balls(found: Found, everywhere: Tensor) -> Found:
+    """Bounds of balls, none where the ball is the whole space."""
+    return Found(
+        torch.where(everywhere, math.inf, found.lip),
+        torch.where(everywhere, NONE, found.level).to(torch.int8),
+        torch.where(everywhere[:, :, None], 0.0, found.roots),
+    )
+
+
+def _claims(task: Task, seen: Seen) -> tuple[Tensor, Tensor]:
+    """Lower bounds at the samples and on their balls, low enough for another order of summation."""
+    rows = task.functionals[:, :, 0]
+    center, margin = seen.center(rows, doubt=2.0), seen.margin(rows)
+    spare = seen.center(rows) - center
+    return _lowered(center, margin, spare)
+
+
+def _lowered(center: Tensor, margin: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """Claims of which nothing overflowed."""
+    margin = margin - (spare + _SPARE * center.abs()) - _SPARE * margin.abs()
+    known = torch.isfinite(margin) & torch.isfinite(center)
+    return torch.where(known, center, -math.inf), torch.where(known, margin, -math.inf)
+
+
+def _wanted(task: Task, items: Tensor, target: Tensor, deadline: float) -> Wanted:
+    level = BY_NAME[task.config.level]
+    known = None if task.known is None else task.known.multipliers(task.labels, len(items))
+    return Wanted(task.functionals, items, target, level, deadline, known)
+
+
+def _capped(found: Found, lips: Tensor, items: Tensor) -> Found:
+    """No bound above the one for all inputs."""
+    use = items & (lips < found.lip)
+    return Found(
+        torch.where(use, lips, found.lip),
+        torch.where(use, GLOBAL, found.level).to(torch.int8),
+        torch.where(use[:, :, None], 0.0, found.roots),
+    )
+
+
+def _finite(found: Found, slopes: list[Range]) -> Found:
+    """Samples whose bounds overflowed prove nothing."""
+    bad = torch.isnan(found.lip)
+    for s in slopes:
+        bad |= ~(torch.isfinite(s.low) & torch.isfinite(s.high)).all(dim=1, keepdim=True)
+    level = torch.where(bad, NONE, found.level).to(torch.int8)
+    return Found(torch.where(bad, math.inf, found.lip), level, found.roots)
+
+
+def _by_norms(task: Task, radii: Tensor, decide: bool, cheaply: bool) -> Outcome:
+    """The cheaper means for all samples, the dearer for those that are left."""
+    work = _Work.begun(task, torch.where(torch.isposinf(radii), 0.0, radii))
+    work.improve(work.left(decide), work.norms.by_box, PRODUCT)
+    if not cheaply and BY_NAME[task.config.level] == MASKED:
+        rows = work.left(decide)
+        if decide and task.labels is not None and len(rows):
+            seen = work.norms.estimated(*work.part(rows))
+            rows = rows[((seen > 0.0) | ~task.items[rows]).all(dim=1)]
+        work.improve(rows, work.norms.by_masked, MASKED)
+    return work.outcome()
+
+
+@dataclass(eq=False)
+class _Work:
+    """The way by norms: the best of what was found so far."""
+
+    task: Task
+    norms: NormMargins
+    radii: Tensor
+    center: Tensor
+    best: NormBounds
+    level: Tensor
+
+    @staticmethod
+    def begun(task: Task, radii: Tensor) -> _Work:
+        """By the layers' own norms."""
+        norms, centred = task.prepared.norms, task.labels is not None
+        best = norms.by_product(task.functionals)
+        center = torch.zeros_like(best.lip)
+        if centred:
+            at = norms.at_samples(task.points)
+            center = center_values(norms.layers[-1], at, task.functionals[:, :, 0], doubt=2.0)
+            center = torch.where(torch.isfinite(center), center, -math.inf)
+        level = torch.full(best.lip.shape, PRODUCT, dtype=torch.int8)
+        return _Work(task, norms, radii, center, best, level)
+
+    def left(self, decide: bool) -> Tensor:
+        """The samples of which more is to be found: of the right class, and not yet proven."""
+        if self.task.labels is None:
+            return torch.arange(len(self.radii))
+        right = ((self.center > 0.0) | ~self.task.items).all(dim=1)
+        held = kept(self.center, self.best.margin, self.best.lip, self.radii)
+        done = (held | ~self.task.items).all(dim=1) & decide
+        return (right & ~done).nonzero()[:, 0]
+
+    def part(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points, radii and functionals of some samples."""
+        return self.task.points[rows], self.radii[rows], self.task.functionals[rows]
+
+    def improve(
+        self, rows: Tensor, means: Callable[[Tensor, Tensor, Tensor], NormBounds], level: int
+    ) -> None:
+        """The better of what was found and of what the means find."""
+        if not len(rows):
+            return
+        found, best = means(*self.part(rows)), self.best
+        margin = found.margin
+        if self.task.labels is not None:
+            margin = _lowered(self.center[rows], margin, torch.zeros_like(margin))[1]
+        if level > PRODUCT:
+            # The claims of an item are all by its level's means.
+            better = (found.lip < best.lip[rows]) | (margin > best.margin[rows])
+            self.level[rows] = torch.where(better, level, self.level[rows]).to(torch.int8)
+            margin = torch.where(better, margin, best.margin[rows])
+        best.lip[rows] = torch.minimum(found.lip, best.lip[rows])
+        best.margin[rows] = margin
+        best.ratio[rows], best.varying[rows] = found.ratio, found.varying
+
+    def outcome(self) -> Outcome:
+        """As bounds and claims."""
+        lip = torch.where(self.task.items, self.best.lip * (1.0 + 1e-8), math.inf)
+        lip = torch.where(torch.isnan(lip), math.inf, lip)
+        level = torch.where(torch.isfinite(lip), self.level, NONE).to(torch.int8)
+        margin = self.best.margin if self.task.labels is not None else torch.zeros_like(lip)
+        roots = torch.zeros(*lip.shape, 0, dtype=torch.float64)
+        ratio = torch.where(self.best.varying.isnan(), math.nan, self.best.ratio)
+        found = Found(lip, level, roots)
+        return Outcome(found, margin, self.center, self.best.varying, ratio)

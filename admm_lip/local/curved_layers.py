@@ -1,0 +1,199 @@
+"""A stored network as layers whose activations are scalar curves, one a neuron.
+
+Sorting pairs is a curve between two rotations (``networks/sorting.py``), which the kernels and
+matrices beside it take in; affine layers in a row that end in a matrix become one matrix, row by
+row through their adjoints.  Nothing is unrolled.  What is no such path, a network with skips or
+with two convolutions in a row, goes through its chain of dense matrices (``networks/lowering.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..networks.activations import ACTIVATIONS
+from ..networks.layers import AFFINE, AffineMap, Array, Shape, stored_errors
+from ..networks.lowering import is_activation
+from ..networks.network import Chain, LayerSpec, Network, SideBySide
+from ..networks.sorting import HALF_ABS, SORTS, RotationBack, after_rotation_back, rotated
+from ..rounding import SLACK, TINY, gamma, lengths
+from .activations import Curved
+from .curves import parts_of
+from .input_region import UnitBall
+from .layers import Layer, operator_error, stored
+from .operators import Convolution, Dense, Stored, operator_of
+
+
+@dataclass(frozen=True, eq=False)
+class CurvedNet:
+    """Layers with curved activations, and the ball that distances are measured by."""
+
+    layers: tuple[Layer, ...]
+    ball: UnitBall
+
+    @property
+    def hidden(self) -> list[int]:
+        """Neurons of each hidden layer."""
+        return [layer.operator.size_out for layer in self.layers[:-1]]
+
+
+def curved_layers(network: Network) -> tuple[Layer, ...]:
+    """The layers of a stored network, float64.
+
+    Raises:
+        UnsupportedModule: by name, for an activation without a curve.
+    """
+    found = _path(network)
+    return _of_chain(network.chain()) if found is None else found
+
+
+def _of_chain(chain: Chain) -> tuple[Layer, ...]:
+    """One dense layer for each matrix."""
+    activations = [*chain.activations, None]
+    columns = chain.names, chain.weights, chain.biases, activations, chain.errors, chain.bias_errors
+    return tuple(
+        Layer(" and ".join(names), _dense(weight, bias), _curved(spec, len(bias)), error, off)
+        for names, weight, bias, spec, error, off in zip(*columns, strict=True)
+    )
+
+
+def _curved(spec: LayerSpec | SideBySide | None, size: int) -> Curved | None:
+    if spec is None:
+        return None
+    parts_of(spec, size)  # refuses what has no curve
+    return Curved(spec)
+
+
+def _dense(weight: Array, bias: Array) -> Dense:
+    layer = Stored(torch.from_numpy(weight), torch.from_numpy(bias))
+    return Dense(layer, {}, weight.shape[1:], weight.shape[:1])
+
+
+def _path(network: Network) -> tuple[Layer, ...] | None:
+    """The layers of a path; ``None`` where the chain of matrices has to be formed."""
+    if not network.is_path:
+        return None
+    shapes = list(network.shapes().values())  # the input's first
+    layers: list[Layer] = []
+    group: list[Layer] = []
+    sort: RotationBack | None = None
+    for spec, before, after in zip(network.layers, shapes, shapes[1:], strict=False):
+        if spec.kind in AFFINE:
+            group.append(_affine(network, spec, before))
+        elif is_activation(spec) and not _changes_nothing(spec):
+            layer = _merged(group, sort)
+            turned = layer if layer is None or spec.kind not in SORTS else _rows_rotated(layer)
+            if turned is None:
+                return None
+            size = math.prod(after)
+            plain = spec.kind not in SORTS
+            curve = spec if plain else LayerSpec(HALF_ABS, spec.name, {})
+            sort = None if plain else _rotation(spec, after)
+            layers.append(replace(turned, activation=_curved(curve, size)))
+            group = []
+    last = _merged(group, sort)
+    return None if last is None else (*layers, last)
+
+
+def _affine(network: Network, spec: LayerSpec, shape: Shape) -> Layer:
+    """One affine layer as it is stored."""
+    operator = operator_of(spec.kind, spec.name, stored(network, spec), spec.options, shape)
+    error, bias_error = stored_errors(spec.name, network.arrays)
+    return Layer(spec.name, operator, None, operator_error(operator, error), bias_error)
+
+
+def _changes_nothing(spec: LayerSpec) -> bool:
+    """Whether an activation is the identity."""
+    if spec.kind not in ACTIVATIONS:
+        return False
+    alpha, beta = ACTIVATIONS[spec.kind].slopes(spec.options)
+    return alpha == beta == 1.0
+
+
+def _rotation(spec: LayerSpec, shape: Shape) -> RotationBack:
+    """What follows the sums and folded differences; only its shape and order are used."""
+    none = np.zeros(0)
+    return RotationBack(none, none, 0.0, shape, descending=SORTS[spec.kind].descending)
+
+
+def _merged(group: Sequence[Layer], sort: RotationBack | None) -> Layer | None:
+    """The affine layers of a group as one, after a rotation; ``None`` where they are not."""
+    if not group:
+        return None
+    layer = group[-1]
+    for first in reversed(group[:-1]):
+        if not isinstance(layer.operator, Dense):
+            return None
+        layer = _after(layer, first)
+    return layer if sort is None else _columns_rotated(layer, sort)
+
+
+def _after(second: Layer, first: Layer) -> Layer:
+    """A matrix after another layer, with the errors of ``lowering.merged``."""
+    weight = first.rows_back(second.operator.own_entries())
+    bias = torch.zeros(len(weight), dtype=torch.float64) if second.bias is None else second.bias
+    left, right = second.frobenius, first.frobenius
+    terms = gamma(first.operator.terms_back)
+    error = terms * left * right + second.error * right + left * first.error
+    length, off = 0.0, first.operator.size_out**0.5 * first.bias_error
+    if first.bias is not None:
+        length = float(lengths(first.bias))
+        bias = bias + second.operator.own_entries() @ first.bias
+    size = left * length + float(bias.abs().max())
+    inner = 2.0 * gamma(second.operator.terms)
+    bias_error = inner * size + second.bias_error + second.error * (length + off) + left * off
+    return Layer(
+        f"{first.name} and {second.name}",
+        Dense(Stored(weight, bias), {}, (weight.shape[1],), (len(weight),)),
+        None,
+        error * SLACK + TINY,
+        bias_error * SLACK + TINY,
+    )
+
+
+def _rows_rotated(layer: Layer) -> Layer | None:
+    """A layer, then the sums and differences of pairs of its outputs (features or channels)."""
+    operator = layer.operator
+    if not isinstance(operator, Dense | Convolution) or operator.options.get("groups", 1) > 1:
+        return None
+    weight, places = operator.own_entries().numpy(), _places(layer)
+    bias = np.zeros(len(weight)) if operator.bias is None else operator.bias.numpy().ravel()
+    kernel = weight.reshape(len(weight), -1)
+    turned = rotated(AffineMap(kernel, bias, layer.error / places, bias.shape, layer.bias_error))
+    new = Stored(
+        torch.from_numpy(turned.matrix.reshape(weight.shape)), torch.from_numpy(turned.bias)
+    )
+    return _with(layer, new, turned.error * places, turned.bias_error)
+
+
+def _columns_rotated(layer: Layer, sort: RotationBack) -> Layer | None:
+    """A layer of what comes out of a sort, as one of the sums and folded differences."""
+    operator = layer.operator
+    if not isinstance(operator, Dense | Convolution) or operator.options.get("groups", 1) > 1:
+        return None
+    weight, places = operator.own_entries().numpy(), _places(layer)
+    if weight.ndim == 4 and len(sort.shape) != 3:
+        return None
+    shape = sort.shape[:1] if weight.ndim == 4 else sort.shape
+    inputs_last = np.moveaxis(weight, 1, -1)
+    rows = inputs_last.reshape(-1, weight.shape[1])
+    second = AffineMap(rows, np.zeros(1), layer.error / places, rows.shape[:1])
+    turned = after_rotation_back(second, replace(sort, shape=shape))
+    back = np.moveaxis(turned.matrix.reshape(inputs_last.shape), -1, 1)
+    new = replace(operator.layer, weight=torch.from_numpy(np.ascontiguousarray(back)))
+    return _with(layer, new, turned.error * places, layer.bias_error)
+
+
+def _places(layer: Layer) -> float:
+    """What an error of the kernel is multiplied by in the matrix."""
+    return operator_error(layer.operator, 1.0)
+
+
+def _with(layer: Layer, arrays: Stored, error: float, bias_error: float) -> Layer:
+    operator = layer.operator
+    made = type(operator)(arrays, operator.options, operator.shape_in, operator.shape_out)  # type: ignore[call-arg]
+    return replace(layer, operator=made, error=error * SLACK, bias_error=bias_error)
