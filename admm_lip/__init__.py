@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .foreign.open import open_network as open_network
     from .lipschitz import Lipschitz as Lipschitz
     from .local.certify import certify_local as certify_local
+    from .local.certify import certify_samples as certify_samples
     from .local.config import LocalConfig as LocalConfig
     from .local.result import LocalCertificate as LocalCertificate
-    from .local.certify import certify_samples as certify_samples
     from .predictions import Predictions as Predictions
     from .predictions import predict as predict
     from .solvers.config import SolverConfig as SolverConfig

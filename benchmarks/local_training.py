@@ -5,9 +5,9 @@
 Small versions of the networks of Y. Huang et al. (NeurIPS 2021), few epochs: directions are
 hypotheses here, written down in the settings beforehand, and a direction is claimed only where its
 sign is the same for all seeds and widths.  Every network is certified on the same test pictures by
-its global bound, by the local bound with the layers' own norms in the boxes (as in the paper) and
-with the running local radius; the perceptrons by the local LMI as well.  Per sample, certified must
-imply correct must imply robust under attack: a violation ends the program and nothing is recorded.
+its global bound and by the local one; the perceptrons by the local LMI as well.  Per sample,
+certified must imply correct must imply robust under attack: a violation ends the program and
+nothing is recorded.
 """
 
 from __future__ import annotations
@@ -140,12 +140,16 @@ def judged(model: nn.Module, pair: Pair, cell: Cell) -> Row:
 _BOUNDS = {"global": "product", "local": "masked"}
 
 
-def _report(model: nn.Module, pair: Pair, eps: float, level: str, decide: bool = True) -> LocalCertificate:
+def _report(
+    model: nn.Module, pair: Pair, eps: float, level: str, decide: bool = True
+) -> LocalCertificate:
     (x, y), config = pair, LocalConfig(level, decide=decide)
     return certify_local(model, x, eps, y, config=config)
 
 
-def _checked(model: nn.Module, pair: Pair, cell: Cell, reports: dict[str, LocalCertificate]) -> Tensor:
+def _checked(
+    model: nn.Module, pair: Pair, cell: Cell, reports: dict[str, LocalCertificate]
+) -> Tensor:
     """Which samples are robust, after all claims were compared with each other and attacked."""
     wider = reports["local"].robust
     for name, found in reports.items():

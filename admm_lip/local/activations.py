@@ -31,7 +31,7 @@ from .curves import (
     value_range,
     value_with_error,
 )
-from .operators import Shape
+from .linear_operator import Shape
 
 # Weight on leaving by the upper threshold of a clipped ReLU rather than by 0, in the sparsity loss.
 _UPPER = 0.1

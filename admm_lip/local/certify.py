@@ -146,7 +146,7 @@ def task_of(
     if certificate is not None:
         check_measure(certificate, network, config.norm, scale)
     points = points_of(x, network.input_shape or ()).contiguous()
-    checkpoints_of(points, config.box)
+    check_points(points, config.box)
     labels = None if y is None else labels_of(y, len(points), outputs, classes)
     functionals, items = functionals_for(labels, len(points), outputs)
     known = None if certificate is None else global_bounds(certificate, outputs)

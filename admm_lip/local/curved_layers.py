@@ -22,10 +22,12 @@ from ..networks.network import Chain, LayerSpec, Network, SideBySide
 from ..networks.sorting import HALF_ABS, SORTS, RotationBack, after_rotation_back, rotated
 from ..rounding import SLACK, TINY, gamma, lengths
 from .activations import Curved
+from .convolutions import Convolution
 from .curves import parts_of
 from .input_region import UnitBall
 from .layers import Layer, operator_error, stored
-from .operators import Convolution, Dense, Stored, operator_of
+from .linear_operator import Stored
+from .operators import Dense, operator_of
 
 
 @dataclass(frozen=True, eq=False)

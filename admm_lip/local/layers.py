@@ -22,7 +22,8 @@ from ..networks.layers import AFFINE, stored_errors
 from ..networks.network import LayerSpec, Network
 from ..rounding import SLACK, TINY, gamma, lengths
 from .activations import MONOTONE, Activation, Monotone
-from .operators import OPERATORS, Operator, Shape, Stored, as_they_are, operator_of
+from .linear_operator import Operator, Shape, Stored, as_they_are
+from .operators import OPERATORS, operator_of
 from .proven_norms import ScaledNorms, scaled_norms
 
 

@@ -1,7 +1,7 @@
 """Multipliers of the reduced inequality: in closed form, from a global one, optimised.
 
-What these functions return is never trusted: ``reduced_inequality.proves`` decides.  Multipliers are handed on
-as their square roots.
+What these functions return is never trusted: ``reduced_inequality.proves`` decides.  Multipliers
+are handed on as their square roots.
 
 * :func:`closed_form`: backwards, each layer's ``t`` dominates what the layers behind it ask of it.
 * :func:`from_global`: ``t_i`` of LipSDP for all inputs, narrowed to the local slopes.

@@ -136,7 +136,9 @@ class NormMargins:
                 len(next(m for m in (rows, columns, [0]) if m is not None)),
             )
             start = start.expand(count, *start.shape[1:])
-            found, _ = masked_norms(self.layers[k].operator, rows, columns, start, _ITERATIONS, marks=False)
+            found, _ = masked_norms(
+                self.layers[k].operator, rows, columns, start, _ITERATIONS, marks=False
+            )
             return Norm(found, found)
 
         return norm

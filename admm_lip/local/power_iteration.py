@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .operators import Operator
+from .linear_operator import Operator
 
 _TINY = 1e-30
 

@@ -27,7 +27,9 @@ from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 from ..rounding import SLACK, TINY, gamma, proven_norms
-from .operators import Convolution, Dense, Operator, ScaledInputs, Shape
+from .convolutions import Convolution
+from .linear_operator import Operator, Shape
+from .operators import Dense, ScaledInputs
 from .torus_norm import torus_norm
 
 Array = npt.NDArray[np.float64]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..rounding import SLACK, TINY, lengths, proven_norms
-from .operators import Convolution
+from .convolutions import Convolution
 
 # Relative error of an entry of S, far above the rounding of the sines and of the sum.
 _ROUNDING = 1e-12

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .operators import Operator
+from .linear_operator import Operator
 from .power_iteration import start_vector, vector_shape
 
 _WARM_UP = 20

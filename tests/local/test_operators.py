@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from admm_lip.errors import UnsupportedModule
 from admm_lip.local import proven_norms
-from admm_lip.local.operators import OPERATORS, Operator, ScaledInputs, Stored, operator_of
+from admm_lip.local.linear_operator import Operator, Stored
+from admm_lip.local.operators import OPERATORS, ScaledInputs, operator_of
 from admm_lip.local.power_iteration import masked_norms, vector_shape
 from admm_lip.local.proven_norms import scaled_norms
 from admm_lip.local.torus_norm import torus_norm
