@@ -33,6 +33,7 @@ BENCHMARKS = {
     "certificates": "what each kind of certificate proves of networks trained without a bound",
     "image_bounds": "bounds of convolutional and residual networks, frequency by frequency",
     "local_bounds": "local certificates and radii against pairwise ones and an attack",
+    "balls_paired": "bounds on balls and their seconds, against an older checkout, case by case",
     "finetune": "a trained network as the start under a bound, against training from scratch",
     "forgeries": "ten thousand forged certificates of every kind, none of them believed",
     "falsification": "attacks on thousands of certified radii of every kind of certificate",

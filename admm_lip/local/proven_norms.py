@@ -42,7 +42,7 @@ _ENTRIES = 2**33
 _TOGETHER = 2**15
 _BATCH = 2**22
 # Relative excess over the eigenvalue found that a proof is tried with.
-_EXCESS = (1e-6, 1e-4, 1e-2, 1e-1)
+_EXCESS = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1)
 # Scaling rounds every entry twice.
 _SCALED = 1.0 + 1e-12
 
@@ -147,7 +147,9 @@ class _SparseNorms(ScaledNorms):
         if rows is not None:
             r = rows.numpy()[self.rows]
             kept = np.flatnonzero(r)
-            part = sp.csr_array(sp.diags_array(r[kept]) @ part[kept])
+            part = part[kept]
+            if not (r[kept] == 1.0).all():
+                part = sp.csr_array(sp.diags_array(r[kept]) @ part)
             most *= float(r.max(initial=0.0))
         if columns is not None:
             c = columns.numpy()[self.columns]
