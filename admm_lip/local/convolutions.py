@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..networks.activations import Options
-from ..networks.layers import AFFINE, Window, conv_matrix
+from ..networks.layers import Window, conv_matrix
 from .linear_operator import Entries, Operator, Shape
 
 
 class Convolution(Operator):
     """``nn.Conv2d`` with zero padding on every side."""
+
+    kind = "conv2d"
 
     def __init__(self, layer: Any, options: Options, shape_in: Shape, shape_out: Shape) -> None:
         out, per_group, *kernel = layer.weight.shape
@@ -90,6 +92,8 @@ class Convolution(Operator):
 class AveragePool(Operator):
     """``nn.AvgPool2d``: sums over windows, each divided by its own count."""
 
+    kind = "avg_pool2d"
+
     def __init__(self, layer: Any, options: Options, shape_in: Shape, shape_out: Shape) -> None:
         kernel = tuple(options["kernel_size"])
         super().__init__(layer, options, shape_in, shape_out, *[math.prod(kernel)] * 2)
@@ -129,10 +133,6 @@ class AveragePool(Operator):
         missing = rows + top + bottom - spread.shape[2], columns + left + right - spread.shape[3]
         spread = functional.pad(spread, (0, missing[1], 0, missing[0]))
         return spread[:, :, top : top + rows, left : left + columns]
-
-    def matrix(self, limit: int) -> tuple[Any, float]:
-        found = AFFINE["avg_pool2d"].build("pool", self.options, {}, self.shape_in)
-        return found.matrix, found.error
 
 
 def _interleaved(phases: Tensor, shape: Shape, step: int, padding: tuple[int, int]) -> Tensor:

@@ -16,18 +16,20 @@ import numpy as np
 import torch
 
 from ..networks.activations import ACTIVATIONS
+from ..networks.layer_spec import scalar_parts
 from ..networks.layers import AFFINE, AffineMap, Array, Shape, stored_errors
 from ..networks.lowering import is_activation
 from ..networks.network import Chain, LayerSpec, Network, SideBySide
-from ..networks.sorting import HALF_ABS, SORTS, RotationBack, after_rotation_back, rotated
+from ..networks.sorting import HALF_ABS, PAIRED, SORTS, RotationBack, after_rotation_back, rotated
 from ..rounding import SLACK, TINY, gamma, lengths
 from .activations import Curved
 from .convolutions import Convolution
 from .curves import parts_of
+from .elementwise_operators import Elementwise
 from .input_region import UnitBall
 from .layers import Layer, operator_error, stored
 from .linear_operator import Stored
-from .operators import Dense, operator_of
+from .operators import OPERATORS, Dense, ScaledInputs, operator_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +87,27 @@ def _path(network: Network) -> tuple[Layer, ...] | None:
     sort: RotationBack | None = None
     for spec, before, after in zip(network.layers, shapes, shapes[1:], strict=False):
         if spec.kind in AFFINE:
+            if spec.kind not in OPERATORS:
+                return None
             group.append(_affine(network, spec, before))
         elif is_activation(spec) and not _changes_nothing(spec):
             layer = _merged(group, sort)
             turned = layer if layer is None or spec.kind not in SORTS else _rows_rotated(layer)
             if turned is None:
                 return None
-            size = math.prod(after)
-            plain = spec.kind not in SORTS
-            curve = spec if plain else LayerSpec(HALF_ABS, spec.name, {})
-            sort = None if plain else _rotation(spec, after)
-            layers.append(replace(turned, activation=_curved(curve, size)))
+            sort = _rotation(spec, after) if spec.kind in SORTS else None
+            layers.append(replace(turned, activation=_activation(network, spec, after)))
             group = []
     last = _merged(group, sort)
     return None if last is None else (*layers, last)
+
+
+def _activation(network: Network, spec: LayerSpec, shape: Shape) -> Curved | None:
+    size = math.prod(shape)
+    if spec.kind in PAIRED:
+        return _curved(LayerSpec(HALF_ABS, spec.name, {}), size)
+    parts = scalar_parts(spec, network.arrays, shape)
+    return _curved(parts[0][0] if len(parts) == 1 else SideBySide(parts), size)
 
 
 def _affine(network: Network, spec: LayerSpec, shape: Shape) -> Layer:
@@ -128,9 +137,12 @@ def _merged(group: Sequence[Layer], sort: RotationBack | None) -> Layer | None:
         return None
     layer = group[-1]
     for first in reversed(group[:-1]):
-        if not isinstance(layer.operator, Dense):
+        if isinstance(first.operator, Elementwise):
+            layer = _after_factors(layer, first)
+        elif isinstance(layer.operator, Dense):
+            layer = _after(layer, first)
+        else:
             return None
-        layer = _after(layer, first)
     return layer if sort is None else _columns_rotated(layer, sort)
 
 
@@ -154,6 +166,23 @@ def _after(second: Layer, first: Layer) -> Layer:
         None,
         error * SLACK + TINY,
         bias_error * SLACK + TINY,
+    )
+
+
+def _after_factors(second: Layer, first: Layer) -> Layer:
+    """A layer after one that multiplies every entry and shifts it."""
+    factors = first.operator.own_entries()
+    shift = torch.zeros_like(factors) if first.operator.bias is None else first.operator.bias
+    shift = shift.expand(first.operator.shape_in).flatten()[None]
+    bias, off = second.affine_with_error(shift, torch.full_like(shift, first.bias_error))
+    most = float(factors.abs().max()) + first.error
+    error = second.frobenius * first.error + second.error * most
+    return Layer(
+        f"{first.name} and {second.name}",
+        ScaledInputs(second.operator, factors, bias.view(second.operator.shape_out)),
+        None,
+        error * SLACK + TINY,
+        float(off.max()),
     )
 
 

@@ -108,7 +108,7 @@ def _in_units(first: Layer, scale: Tensor | None) -> Layer:
     """The first layer for inputs in other units; every entry is rounded twice."""
     if scale is None:
         return first
-    scaled = replace(first, operator=ScaledInputs(first.operator, scale))
+    scaled = replace(first, operator=ScaledInputs(first.operator, 1.0 / scale))
     rounding = 4.0 * U * float(lengths(scaled.operator.row_lengths().flatten())) + TINY
     return replace(scaled, error=(rounding + first.error / float(scale.min())) * SLACK)
 

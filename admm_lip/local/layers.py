@@ -26,6 +26,9 @@ from .linear_operator import Operator, Shape, Stored, as_they_are
 from .operators import OPERATORS, operator_of
 from .proven_norms import ScaledNorms, scaled_norms
 
+# Affine layers that a network in training may have.
+_TRAINED = ("linear", "conv2d", "avg_pool2d")
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -134,6 +137,8 @@ def live_layers(model: nn.Module, input_shape: Shape) -> tuple[Layer, ...]:
     reading = _Reading(tuple(input_shape))
     for name, layer, _ in trace.path_of(model):
         reader = reader_of(name, layer)
+        if reader.kind in OPERATORS and reader.kind not in _TRAINED:
+            raise _unsupported(name, layer)
         random = reader.kind == "identity" and layer.training and getattr(layer, "p", 0.0) > 0.0
         if random:
             raise _unsupported(name, layer)
@@ -168,7 +173,7 @@ def stored(network: Network, spec: LayerSpec) -> Stored:
     """The arrays of an affine layer, float64."""
     found = {
         key: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
-        for key in ("weight", "bias")
+        for key in ("weight", "bias", "index")
         if (array := network.arrays.get(f"{spec.name}.{key}")) is not None
     }
     return Stored(**found)
@@ -246,7 +251,11 @@ class _Reading:
 
 def operator_error(operator: Operator, error: float) -> float:
     """The Frobenius norm of what an error of the layer's own array makes of its matrix."""
-    places = operator.size_out / operator.shape_out[0]  # a kernel stands once for every place
+    if operator.weight is None:
+        return error
+    # A kernel stands once for every place, a factor for every entry that it multiplies.
+    each = operator.weight.numel() if operator.kind == "elementwise" else operator.shape_out[0]
+    places = operator.size_out / each
     return float(error * places**0.5 * (1.0 + 1e-9))
 
 

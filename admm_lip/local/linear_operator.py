@@ -14,13 +14,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..networks.activations import Options
+from ..networks.layers import AFFINE
 from ..rounding import SLACK, SQUARED_AWAY, unit_scale
 
 Shape = tuple[int, ...]
@@ -34,6 +35,7 @@ class Stored:
 
     weight: Tensor | None = None
     bias: Tensor | None = None
+    index: Tensor | None = None
 
 
 class _Product(torch.autograd.Function):
@@ -73,6 +75,8 @@ class Operator(ABC):
         terms: greatest number of products in one output entry of ``W x``.
         terms_back: the same for ``W' u``.
     """
+
+    kind: ClassVar[str]
 
     def __init__(
         self,
@@ -128,9 +132,8 @@ class Operator(ABC):
         return self._kept[function]
 
     def own_entries(self) -> Tensor:
-        """The weight."""
-        assert self.weight is not None
-        return self.weight
+        """The weight, or a 1 where there is none."""
+        return torch.ones(1, dtype=torch.float64) if self.weight is None else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """``W x``."""
@@ -170,7 +173,7 @@ class Operator(ABC):
             columns: ``(batch, *shape_in)``, 1 for the columns that count and 0 for the others.
         """
         mask = self._ones(self.shape_in) if columns is None else columns
-        squares = self.product(mask, self._unit_squares).clamp(min=0.0)
+        squares = self.product(mask, self.unit_squares).clamp(min=0.0)
         return (squares.sqrt() * SLACK + SQUARED_AWAY) / self.row_scale().view(-1, *self._tail())
 
     def column_lengths(self) -> Tensor:
@@ -181,7 +184,10 @@ class Operator(ABC):
 
     def row_scale(self) -> Tensor:
         """A power of two for every first index of the outputs, which brings its entries near 1."""
-        return unit_scale(self.own_entries().flatten(1).abs().amax(dim=1))
+        entries = self.own_entries()
+        if entries.ndim < 2:
+            return torch.ones_like(entries[:1])
+        return unit_scale(entries.flatten(1).abs().amax(dim=1))
 
     def dense(self) -> Tensor:
         """The matrix ``(size_out, size_in)``, every entry as the operator has it."""
@@ -191,9 +197,17 @@ class Operator(ABC):
 
     def matrix(self, limit: int) -> tuple[Any, float]:
         """The matrix as SciPy's sparse array, float64, and the Frobenius norm of its error."""
-        raise NotImplementedError
+        keys = ("weight", "bias", "index")
+        arrays = {
+            f"layer.{key}": value.detach().cpu().numpy()
+            for key in keys
+            if (value := getattr(self.layer, key, None)) is not None
+        }
+        found = AFFINE[self.kind].build("layer", self.options, arrays, self.shape_in)
+        return found.matrix, found.error
 
-    def _unit_squares(self, weight: Tensor) -> Tensor:
+    def unit_squares(self, weight: Tensor) -> Tensor:
+        """Squares of the own weight's entries, scaled by :meth:`row_scale`."""
         scale = self.row_scale()
         return (weight * scale.view(-1, *([1] * (weight.ndim - 1)))).square()
 

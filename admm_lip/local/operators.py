@@ -15,11 +15,14 @@ from ..networks.activations import Options
 from ..networks.layers import AFFINE
 from ..rounding import SLACK, SQUARED_AWAY, unit_scale
 from .convolutions import AveragePool, Convolution
+from .elementwise_operators import Elementwise, Sum, Take
 from .linear_operator import Entries, Operator, Shape
 
 
 class Dense(Operator):
     """A matrix: ``nn.Linear``."""
+
+    kind = "linear"
 
     def __init__(self, layer: Any, options: Options, shape_in: Shape, shape_out: Shape) -> None:
         super().__init__(layer, options, shape_in, shape_out, *reversed(layer.weight.shape))
@@ -42,56 +45,65 @@ class Dense(Operator):
 
 
 class ScaledInputs(Operator):
-    """``W diag(1 / s)``: a layer whose inputs are given in other units.
+    """``W diag(c)``: a layer behind factors of its inputs, or whose inputs are in other units.
 
     Args:
         inner: the layer, of stored arrays.
-        scale: s, of every input, positive float64.
+        factors: c, of every input, float64, flat or of its shape.
+        bias: of the whole, where it is not that of the layer.
     """
 
-    def __init__(self, inner: Operator, scale: Tensor) -> None:
+    def __init__(self, inner: Operator, factors: Tensor, bias: Tensor | None = None) -> None:
+        factors = factors.reshape(inner.shape_in)
+        if isinstance(inner, ScaledInputs):
+            factors, bias, inner = factors * inner.factors, inner.bias, inner.inner
         super().__init__(
             *(inner.layer, inner.options, inner.shape_in, inner.shape_out),
             *(inner.terms + 2, inner.terms_back + 2),
         )
-        self.inner, self.scale = inner, (1.0 / scale).view(inner.shape_in)
+        self.inner: Operator = inner
+        self.factors: Tensor = factors
+        self._bias = bias
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.inner.bias if self._bias is None else self._bias
 
     def own_entries(self) -> Tensor:
         return self.inner.own_entries()
 
     def product(self, x: Tensor, entries: Entries) -> Tensor:
-        return self.inner.product(x * entries(self.scale), entries)
+        return self.inner.product(x * entries(self.factors), entries)
 
     def transposed(self, u: Tensor, entries: Entries) -> Tensor:
-        return self.inner.transposed(u, entries) * entries(self.scale)
+        return self.inner.transposed(u, entries) * entries(self.factors)
 
     def row_lengths(self, columns: Tensor | None = None) -> Tensor:
-        near_one = unit_scale(self.scale.max())
-        inner = (self.scale * near_one).square().expand(1, *self.shape_in)
+        near_one = unit_scale(self.factors.abs().max())
+        inner = (self.factors * near_one).square().expand(1, *self.shape_in)
         squares = self.inner.product(
-            inner if columns is None else inner * columns, self.inner._unit_squares
+            inner if columns is None else inner * columns, self.inner.unit_squares
         )
         lengths = squares.clamp(min=0.0).sqrt() * SLACK + SQUARED_AWAY
         return lengths / near_one / self.inner.row_scale().view(-1, *self._tail())
 
     def column_lengths(self) -> Tensor:
-        return self.inner.column_lengths() * self.scale
+        return self.inner.column_lengths() * self.factors.abs()
 
     def dense(self) -> Tensor:
-        return self.inner.dense() * self.scale.flatten()
+        return self.inner.dense() * self.factors.flatten()
 
     def matrix(self, limit: int) -> tuple[Any, float]:
         matrix, error = self.inner.matrix(limit)
-        return matrix * self.scale.flatten().numpy(), error * float(self.scale.max()) * SLACK
+        factors = self.factors.flatten().numpy()
+        return matrix * factors, error * float(abs(factors).max()) * SLACK
 
 
 Maker = Callable[[Any, Options, Shape, Shape], Operator]
 
 # From the neutral kind of a layer to its operator.
 OPERATORS: Mapping[str, Maker] = {
-    "linear": Dense,
-    "conv2d": Convolution,
-    "avg_pool2d": AveragePool,
+    cls.kind: cls for cls in (Dense, Convolution, AveragePool, Elementwise, Take, Sum)
 }
 
 
@@ -115,9 +127,11 @@ def operator_of(kind: str, name: str, layer: Any, options: Options, shape_in: Sh
         )
     # The row looks at the sizes of arrays only.
     arrays = {
-        f"{name}.{key}": np.broadcast_to(np.zeros(1), tuple(value.shape))
+        f"{name}.{key}": np.broadcast_to(np.zeros(()), tuple(value.shape))
         for key in ("weight", "bias")
         if (value := getattr(layer, key, None)) is not None
     }
+    if (index := getattr(layer, "index", None)) is not None:
+        arrays[f"{name}.index"] = index.cpu().numpy()
     shape_out = AFFINE[kind].shape(name, options, arrays, shape_in)
     return OPERATORS[kind](layer, options, shape_in, shape_out)

@@ -116,9 +116,10 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 def _normalised(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``||new|| / ||old||``, and both at norm 1; zeros where either vanishes."""
     length, before = _length(new), _length(old)
-    sigma = torch.where(before > _TINY, length / before.clamp_min(_TINY), 0.0)
+    lengths = length.flatten(), before.flatten()
+    sigma = torch.where(lengths[1] > _TINY, lengths[0] / lengths[1].clamp_min(_TINY), 0.0)
     scaled = new / length.clamp_min(_TINY), old / before.clamp_min(_TINY)
-    return sigma.flatten(), *scaled
+    return sigma, *scaled
 
 
 def _length(x: Tensor) -> Tensor:

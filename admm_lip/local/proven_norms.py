@@ -172,7 +172,7 @@ def scaled_norms(operator: Operator) -> ScaledNorms:
 def _on_torus(operator: Operator) -> float:
     """The torus' bound of a convolution, inf for other operators."""
     if isinstance(operator, ScaledInputs):
-        return _on_torus(operator.inner) * float(operator.scale.max()) * SLACK
+        return _on_torus(operator.inner) * float(operator.factors.abs().max()) * SLACK
     return torus_norm(operator) if isinstance(operator, Convolution) else math.inf
 
 
@@ -237,4 +237,5 @@ def _is_definite(lower: Array, shift: float) -> bool:
 
 def _by_pixel_row(shape: Shape) -> npt.NDArray[np.intp]:
     """Where the entries of (row, channel, column) order stand in (channel, row, column) order."""
-    return np.arange(math.prod(shape)).reshape(shape).transpose(1, 0, 2).ravel()
+    places = np.arange(math.prod(shape)).reshape(shape)
+    return places.transpose(1, 0, 2).ravel() if len(shape) == 3 else places.ravel()

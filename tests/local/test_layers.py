@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from clipped_nets import convnet, mlp
+from clipped_nets import cloud, convnet, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip.errors import NetworkError, UnsupportedModule
+from admm_lip.local import LocalConfig, certify_local, verify_local
+from admm_lip.local.curved_layers import curved_layers
 from admm_lip.local.layers import live_layers
 from admm_lip.local.power_iteration import vector_shape
 from admm_lip.local.warm_starts import WarmStarts
+from admm_lip.networks.affine_torch import Elementwise
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.network import Network
+from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
 
 
 @settings(max_examples=10)
@@ -72,3 +79,54 @@ def test_shapes_that_do_not_chain_are_refused() -> None:
     wrong = convnet("clipped_relu")
     with pytest.raises(NetworkError, match="1: ClippedReLU"):
         live_layers(wrong, (1, 10, 10))
+
+
+PATHS: dict[str, tuple[list[nn.Module], tuple[int, ...]]] = {
+    "convolutions": (
+        [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, 2), nn.Tanh(), nn.Flatten()],
+        (2, 6, 6),
+    ),
+    "sorted channels": (
+        [nn.Conv2d(1, 4, 3), MaxMin(), nn.Conv2d(4, 2, 2), GroupSort2(), nn.Flatten()],
+        (1, 5, 5),
+    ),
+    "a pool before a matrix": (
+        [nn.Conv2d(1, 4, 3), MaxMin(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 4), MaxMin()],
+        (1, 6, 5),
+    ),
+    "constants in front": (
+        [
+            Elementwise({"weight": np.full((2, 1, 1), 1.7), "bias": np.array([[[0.3]], [[2.0]]])}),
+            *(nn.Conv2d(2, 3, 3, padding=1), nn.PReLU(3), nn.Flatten()),
+        ],
+        (2, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_are_layered_as_their_chain_without_unrolling(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    modules, shape = PATHS[name]
+    size = nn.Sequential(*modules).double()(torch.zeros(1, *shape).double()).shape[1]
+    model = nn.Sequential(*modules, nn.Linear(size, 2)).double()
+    network = read_network(model, shape)
+    chain = network.chain()
+    monkeypatch.setattr(Network, "chain", None)  # the matrices must not be asked for
+    layers = curved_layers(network)
+    assert len(layers) == len(chain.weights)
+    for layer, weight, bias in zip(layers, chain.weights, chain.biases, strict=True):
+        torch.testing.assert_close(layer.operator.dense(), torch.from_numpy(weight))
+        own = torch.zeros(len(bias)).double() if layer.bias is None else layer.bias
+        torch.testing.assert_close(own, torch.from_numpy(bias))
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)).double()
+    y = model(x).argmax(1)
+    for level in ("masked", "norms"):
+        found = certify_local(network, x, 0.05, y, config=LocalConfig(level))
+        verify_local(found, network)
+        for points in cloud(x, 0.05, 20):
+            near = model(points).detach()
+            gap = near.gather(1, y[:, None]) - near
+            assert bool((gap >= found.margin - 1e-12).all())

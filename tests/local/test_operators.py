@@ -21,6 +21,7 @@ from admm_lip.local.operators import OPERATORS, ScaledInputs, operator_of
 from admm_lip.local.power_iteration import masked_norms, vector_shape
 from admm_lip.local.proven_norms import scaled_norms
 from admm_lip.local.torus_norm import torus_norm
+from admm_lip.networks.affine_torch import Elementwise, Sum, Take
 from admm_lip.networks.chain import reader_of
 from admm_lip.networks.layers import AFFINE
 
@@ -40,7 +41,7 @@ def read(case: Case, form: str) -> Operator:
     reader = reader_of("layer", module)
     options, layer = reader.options(module), module
     if form == "stored":
-        arrays = {k: v.detach().clone() for k, v in module.named_parameters()}
+        arrays = {k: v.detach().clone() for k, v in held(module) if k != "error"}
         layer = Stored(**arrays)  # type: ignore[assignment]
     return operator_of(reader.kind, "layer", layer, options, shape)
 
@@ -49,9 +50,14 @@ def oracle(case: Case) -> Tensor:
     """The matrix, float64."""
     module, shape = case
     reader = reader_of("layer", module)
-    arrays = {f"layer.{k}": v.detach().double().numpy() for k, v in module.named_parameters()}
+    arrays = {f"layer.{k}": v.detach().double().numpy() for k, v in held(module)}
     matrix = AFFINE[reader.kind].build("layer", reader.options(module), arrays, shape).matrix
     return torch.from_numpy(np.asarray(getattr(matrix, "toarray", lambda: matrix)()))
+
+
+def held(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Its parameters and buffers."""
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -146,8 +152,7 @@ class Operators:
     def test_channels_last_float32_and_no_samples(self, case: Case, form: str) -> None:
         op, matrix = read(case, form), oracle(case).float()
         x, u = draw(3, *op.shape_in).float(), draw(3, *op.shape_out, seed=1).float()
-        if x.ndim == 4:
-            x, u = (v.to(memory_format=torch.channels_last) for v in (x, u))
+        x, u = (v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for v in (x, u))
         double = list(case.module.parameters())
         for parameter in double:
             parameter.data = parameter.data.float()
@@ -169,7 +174,7 @@ class Operators:
     def test_gradients_are_those_of_differences(self, case: Case, form: str) -> None:
         op = read(case, "live")
         x = draw(2, *op.shape_in).requires_grad_(True)
-        learned = [x] if op.weight is None else [x, op.weight]
+        learned = [x, *case.module.parameters()][:2]
         u = draw(2, *op.shape_out, seed=1)
         found = torch.autograd.grad((op.trained(x) * u).sum(), learned)
         for one, gradient in zip(learned, found, strict=True):
@@ -214,16 +219,16 @@ class Operators:
             rows, columns = masks_of(op, marks=marks)
             exact = torch.linalg.matrix_norm(masked(matrix, rows, columns), 2)
             few, _ = masked_norms(op, rows, columns, start, 2, marks=marks)
-            many, vectors = masked_norms(op, rows, columns, start, 1000, marks=marks)
+            many, vectors = masked_norms(op, rows, columns, start, 400, marks=marks)
             assert bool((few <= exact * (1 + 1e-12)).all())
-            torch.testing.assert_close(many.detach(), exact, rtol=1e-3, atol=1e-9)
+            torch.testing.assert_close(many.detach(), exact, rtol=3e-3, atol=1e-9)
             again, _ = masked_norms(op, rows, columns, vectors, 1, marks=marks)
-            torch.testing.assert_close(again.detach(), exact, rtol=1e-3, atol=1e-9)
+            torch.testing.assert_close(again.detach(), exact, rtol=3e-3, atol=1e-9)
 
     def test_in_other_units(self, case: Case, form: str) -> None:
         op, matrix = read(case, "stored"), oracle(case)
         scale = torch.rand(op.size_in, generator=torch.Generator().manual_seed(0)).double() + 0.1
-        scaled, dense = ScaledInputs(op, scale), matrix / scale
+        scaled, dense = ScaledInputs(op, 1.0 / scale), matrix / scale
         x, u = draw(3, *op.shape_in), draw(3, *op.shape_out, seed=1)
         with torch.no_grad():
             torch.testing.assert_close(scaled.forward(x).flatten(1), x.flatten(1) @ dense.T)
@@ -278,6 +283,34 @@ class TestAveragePool(Operators):
         "counted": Case(nn.AvgPool2d(3, 2, 1), (2, 5, 5)),
         "divided": Case(nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
         "overlapping": Case(nn.AvgPool2d((3, 2), (1, 3)), (1, 7, 6)),
+    }
+
+
+class TestElementwise(Operators):
+    cases: ClassVar = {
+        "factors": Case(Elementwise({"weight": np.array([2.0, -0.5, 0.0])}), (3,)),
+        "per channel": Case(
+            Elementwise({"weight": np.array([[[2.0]], [[-3.0]]]), "bias": np.ones((2, 1, 1))}),
+            (2, 3, 4),
+        ),
+        "shift": Case(Elementwise({"bias": np.array([1.0, 2.0])}), (2,)),
+        "one number": Case(Elementwise({"weight": np.array(3.0)}), (2, 2, 2)),
+    }
+
+
+class TestTake(Operators):
+    cases: ClassVar = {
+        "permuted": Case(Take(np.array([2, 0, 1])), (3,)),
+        "repeated": Case(Take(np.array([[0, 0], [-1, 3]])), (4,)),
+        "picture": Case(Take(np.arange(8).reshape(2, 2, 2).transpose(2, 0, 1)), (2, 2, 2)),
+    }
+
+
+class TestSum(Operators):
+    rough = 3.0
+    cases: ClassVar = {
+        "pixels": Case(Sum([1, 2], keep=False), (2, 3, 4)),
+        "kept": Case(Sum([0], keep=True), (3, 2, 2)),
     }
 
 
