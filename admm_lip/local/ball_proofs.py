@@ -300,6 +300,7 @@ class _Work:
     norms: NormMargins
     radii: Tensor
     center: Tensor
+    spare: Tensor
     best: NormBounds
     level: Tensor
 
@@ -308,13 +309,14 @@ class _Work:
         """By the layers' own norms."""
         norms, centred = task.prepared.norms, task.labels is not None
         best = norms.by_product(task.functionals)
-        center = torch.zeros_like(best.lip)
+        center = spare = torch.zeros_like(best.lip)
         if centred:
-            at = norms.at_samples(task.points)
-            center = center_values(norms.layers[-1], at, task.functionals[:, :, 0], doubt=2.0)
+            at, rows = norms.at_samples(task.points), task.functionals[:, :, 0]
+            center = center_values(norms.layers[-1], at, rows, doubt=2.0)
+            spare = center_values(norms.layers[-1], at, rows) - center
             center = torch.where(torch.isfinite(center), center, -math.inf)
         level = torch.full(best.lip.shape, PRODUCT, dtype=torch.int8)
-        return _Work(task, norms, radii, center, best, level)
+        return _Work(task, norms, radii, center, spare, best, level)
 
     def left(self, decide: bool) -> Tensor:
         """The samples of which more is to be found: of the right class, and not yet proven."""
@@ -338,7 +340,7 @@ class _Work:
         found, best = means(*self.part(rows)), self.best
         margin = found.margin
         if self.task.labels is not None:
-            margin = _lowered(self.center[rows], margin, torch.zeros_like(margin))[1]
+            margin = _lowered(self.center[rows], margin, self.spare[rows])[1]
         if level > PRODUCT:
             # The claims of an item are all by its level's means.
             better = (found.lip < best.lip[rows]) | (margin > best.margin[rows])
@@ -353,7 +355,8 @@ class _Work:
         lip = torch.where(self.task.items, self.best.lip * (1.0 + 1e-8), math.inf)
         lip = torch.where(torch.isnan(lip), math.inf, lip)
         level = torch.where(torch.isfinite(lip), self.level, NONE).to(torch.int8)
-        margin = self.best.margin if self.task.labels is not None else torch.zeros_like(lip)
+        margin = torch.where(self.task.items, self.best.margin, -math.inf)
+        margin = margin if self.task.labels is not None else torch.zeros_like(lip)
         roots = torch.zeros(*lip.shape, 0, dtype=torch.float64)
         ratio = torch.where(self.best.varying.isnan(), math.nan, self.best.ratio)
         found = Found(lip, level, roots)
