@@ -13,6 +13,7 @@ nothing is recorded.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from functools import lru_cache
 from typing import Any
@@ -129,8 +130,8 @@ def judged(model: nn.Module, pair: Pair, cell: Cell) -> Row:
         "clean": _percent(reports["local"].correct),
         "pgd": _percent(robust),
         **{f"certified_{name}": _percent(found.robust) for name, found in reports.items()},
-        "varying": full["varying"],
-        "ratio": full["ratio"],
+        "varying": full.get("varying", math.nan),
+        "ratio": full.get("ratio", math.nan),
         "certify_cpu_seconds": seconds,
         **_by_sdp(model, pair, cell, reports["local"]),
     }
