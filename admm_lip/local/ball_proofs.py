@@ -354,7 +354,8 @@ class _Work:
         """As bounds and claims."""
         lip = torch.where(self.task.items, self.best.lip * (1.0 + 1e-8), math.inf)
         lip = torch.where(torch.isnan(lip), math.inf, lip)
-        level = torch.where(torch.isfinite(lip), self.level, NONE).to(torch.int8)
+        # A level names the means of the margin too, so it stays where a slope overflowed.
+        level = torch.where(self.task.items, self.level, NONE).to(torch.int8)
         margin = torch.where(self.task.items, self.best.margin, -math.inf)
         margin = margin if self.task.labels is not None else torch.zeros_like(lip)
         roots = torch.zeros(*lip.shape, 0, dtype=torch.float64)
