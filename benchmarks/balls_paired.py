@@ -86,6 +86,7 @@ def _samples(radius: float, count: int, everything: bool) -> Callable[[Path, str
 
     def run(folder: Path, name: str) -> Found:
         model, (x, y) = network(folder, name), pictures(folder, name, count)
+        right = (model(x).argmax(dim=1) == y).numpy()  # of the others there is no margin
         try:
             old = importlib.import_module("admm_lip.local_training.certified")
         except ImportError:
@@ -96,7 +97,7 @@ def _samples(radius: float, count: int, everything: bool) -> Callable[[Path, str
             return {
                 "seconds": seconds,
                 "held": found.robust.numpy(),
-                "margin": found.least_margin.numpy(),
+                "margin": np.where(right, found.least_margin.numpy(), np.nan),
             }
         report, seconds = timed(
             lambda: old.certify_samples(model, x, y, radius, everything=everything, progress=False)
@@ -104,7 +105,7 @@ def _samples(radius: float, count: int, everything: bool) -> Callable[[Path, str
         return {
             "seconds": seconds,
             "held": report.certified.numpy(),
-            "margin": report.margin.numpy(),
+            "margin": np.where(right, report.margin.numpy(), np.nan),
         }
 
     return run
