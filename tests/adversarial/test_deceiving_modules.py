@@ -233,6 +233,11 @@ class GrowingWeight(nn.Linear):
 
     looks = 1
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        # What initialises a layer has found another weight than the one it keeps.
+        nn.init.ones_(self._parameters["weight"])  # type: ignore[arg-type]
+
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             type(self).looks += 1
