@@ -50,7 +50,7 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
             found = recorded(module, input_shape)
         except NoBound:
             raise
-        except NetworkError as error:
+        except UnsupportedModule as error:  # where shapes do not fit, no other reader helps
             reason = error
         else:
             return check_recorded(module, *found)
@@ -59,7 +59,9 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
         return _read_exported(module, input_shape, reason)
 
 
-def _read_exported(module: nn.Module, input_shape: Shape | None, reason: NetworkError) -> Network:
+def _read_exported(
+    module: nn.Module, input_shape: Shape | None, reason: UnsupportedModule
+) -> Network:
     """What ``torch.export`` records; ``reason`` is why the layers could not be read."""
     from ..networks.live_check import check_whole
 
