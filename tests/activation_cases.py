@@ -87,4 +87,5 @@ def kinds_of_cases() -> set[str]:
     return {reader_of(name, make()).kind for name, make in CASES.items()}
 
 
-assert kinds_of_cases() == set(ACTIVATIONS), "every row of the table needs a case"
+_KNOWN = {kind for kind, row in ACTIVATIONS.items() if row.known}
+assert kinds_of_cases() == _KNOWN, "every row of the table needs a case"

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from .. import strict_json
 from ..errors import CertificateError, UnitsError
 from ..files import write_atomic
+from ..networks.activations import promises_in
 from ..networks.layers import Shape
 from ..networks.network import Chain
 from ..units import Units
@@ -94,13 +95,26 @@ class Document:
         """What each input feature is divided by in front of the model, ``None`` without units."""
         return None if self.units is None else self.units.input_scales(math.prod(self.input_shape))
 
+    @property
+    def promised(self) -> dict[str, tuple[float, float]]:
+        """By name, the slope ranges that a user promised (``admm_lip.register_activation``).
+
+        The bound is proven for every function that has them; that it has them is not.
+        """
+        found: dict[str, tuple[float, float]] = {}
+        for name, (alpha, beta) in (p for s in self.slopes for p in promises_in(s.activation)):
+            low, high = found.get(name, (alpha, beta))
+            found[name] = (max(low, alpha), min(high, beta))
+        return found
+
     def claims(self) -> str:
         """What is for a check to prove, in one line."""
         raise NotImplementedError
 
     def reported(self) -> dict[str, Any]:
         """What the maker says and no check proves, by field."""
-        return {name: getattr(self, name) for name in _TEXTS if name != "digest"}
+        said: dict[str, Any] = {name: getattr(self, name) for name in _TEXTS if name != "digest"}
+        return {**said, "promised": self.promised} if self.promised else said
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={value!r}" for name, value in self.reported().items())
@@ -228,7 +242,7 @@ def checksum(data: dict[str, Any]) -> str:
 def chain_slopes(chain: Chain) -> tuple[LayerSlopes, ...]:
     """The slope ranges of a chain as a certificate states them (one range per layer)."""
     return tuple(
-        LayerSlopes(spec.kind, float(slopes.alpha.min()), float(slopes.beta.max()))
+        LayerSlopes(spec.label, float(slopes.alpha.min()), float(slopes.beta.max()))
         for spec, slopes in zip(chain.activations, chain.slopes, strict=True)
     )
 

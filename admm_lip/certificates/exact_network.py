@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedModule
-from ..networks.activations import ACTIVATIONS
+from ..networks.activations import ACTIVATIONS, promised_only
 from ..networks.index_maps import ZERO
 from ..networks.layer_spec import scalar_parts
 from ..networks.layers import RESHAPES, Array, Shape, Window
@@ -99,6 +99,8 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
             weights.append(identity(size) if current is None else current)
             current = _rotation_back(spec.kind, shape) if spec.kind in SORTS else None
         elif spec.kind in ACTIVATIONS:
+            if not ACTIVATIONS[spec.kind].known:
+                raise promised_only(spec.options)
             (scalar, _), *others = scalar_parts(spec, network.arrays, shape)
             if others:
                 raise UnsupportedModule(

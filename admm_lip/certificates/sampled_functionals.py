@@ -58,7 +58,12 @@ def sampled_functionals(
         norm: of the inputs.
         deadline: ends the search early.
         seed: of the points.
+
+    Returns:
+        the norms, 0 where the values of an activation are not known.
     """
+    if not network.is_known:
+        return [0.0] * len(directions)
     deadline = deadline or Deadline(None)
     field = _Field(network, chain, measured, norm)
     rows = torch.from_numpy(directions)

@@ -55,7 +55,12 @@ def sampled_slope(
         norm: of the inputs; for ``"linf"`` the norm of J is the largest ``||J v||_2`` over the
             vectors of signs that a few steps of ``v = sign(J'J v)`` reach.
         deadline: ends the search early.
+
+    Returns:
+        the norm, 0 where the values of an activation are not known.
     """
+    if not network.is_known:
+        return 0.0
     deadline = deadline or Deadline(None)
     steepest = _STEEPEST[norm]
     weights = [torch.from_numpy(w) for w in chain.weights]
@@ -103,8 +108,10 @@ def sampled_quotient(network: Network, deadline: Deadline, seed: int = 0) -> flo
     """Largest ``||f(x) - f(y)|| / ||x - y||`` found, without a matrix of any layer.
 
     Directions are improved by ``v <- J'J v``, J the Jacobian that torch differentiates, where the
-    network is a path; else they are random.
+    network is a path; else they are random.  0 where the values of an activation are not known.
     """
+    if not network.is_known:
+        return 0.0
     shape, generator = network.input_shape or (), torch.Generator().manual_seed(seed)
     module = build_module(network).double().eval() if network.is_path else None
     best = 0.0

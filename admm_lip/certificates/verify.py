@@ -7,6 +7,7 @@ Nothing that the certificate says of its own making is believed.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ class Claim(Protocol):
         """Shape of one input."""
 
 
+_log = logging.getLogger("admm_lip")
+
 # What rounding may make of the figures beside the bound, relatively.
 _ROUNDING = 1e-6
 
@@ -61,6 +64,11 @@ def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) 
             the activations do not have.
     """
     network = certified_network(certificate, model)
+    for name, (alpha, beta) in certificate.promised.items():
+        _log.warning(
+            "%s: its slopes [%s, %s] are promised, not proven; the bound holds if it has them",
+            *(name, alpha, beta),
+        )
     if isinstance(certificate, Certificate) and certificate.switch:
         _check_on_torus(certificate, network)
         return

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
 from ..files import write_atomic
-from ..networks.activations import ACTIVATIONS
+from ..networks.activations import ACTIVATIONS, is_known, promised_only
 from ..networks.index_maps import ZERO
 from ..networks.layer_spec import INPUT, sources_of
 from ..networks.layers import Shape, array_keys
@@ -224,6 +224,8 @@ def _activation(spec: LayerSpec) -> _Written:
 
 
 def _refused(spec: LayerSpec) -> _Written:
+    if not is_known(spec.kind):
+        raise promised_only(spec.options)
     raise UnsupportedModule(
         f"{spec.name}: {spec.kind} is no operator of ONNX's opset {OPSET}; "
         f"can be written: {', '.join(k for k, w in _WRITERS.items() if w is not _refused)}"

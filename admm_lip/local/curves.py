@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModule
 from ..networks.activation_row import Curve, Knot
-from ..networks.activations import ACTIVATIONS, slope_range
+from ..networks.activations import ACTIVATIONS, promised_only, slope_range
 from ..networks.layer_spec import LayerSpec, SideBySide
 from ..networks.scalar_math_torch import TORCH, scalar_runs
 from ..rounding import TINY, U
@@ -58,6 +58,8 @@ def parts_of(spec: LayerSpec | SideBySide, size: int) -> list[tuple[slice, Layer
     """
     runs = scalar_runs(spec, size)
     for _, one in runs:
+        if not ACTIVATIONS[one.kind].known:
+            raise promised_only(one.options)
         if ACTIVATIONS[one.kind].curve is None:
             hint = "use LocalConfig(level='masked')"
             raise UnsupportedModule(f"{one.name}: no lines bound {one.kind} on a ball; {hint}")

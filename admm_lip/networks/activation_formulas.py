@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from ..errors import UnsupportedModule
 from .activation_row import Curve, Knot, Options, SlopeRange
 from .scalar_math import Math
 
@@ -240,3 +242,32 @@ def ends_of_pairs(arrays: Options, shape: tuple[int, ...]) -> dict[str, Any]:
     free = np.full_like(cap, math.inf)
     low, high = (np.stack(ends, axis=1) for ends in ((-free, floor), (cap, free)))
     return {"low": low.reshape(shape), "high": high.reshape(shape)}
+
+
+# Of a promised activation: what Python's qualified names are made of.
+PROMISED_NAME = re.compile(r"[\w.<>]{1,200}")
+
+
+def promise_problem(options: Options) -> str | None:
+    """What is wrong with a promised interval, or with the name that it is promised for."""
+    name = options["name"]
+    if not isinstance(name, str) or PROMISED_NAME.fullmatch(name) is None:
+        return "name: expected letters, digits, '_', '.', '<' and '>', at most 200"
+    if not options["alpha"] < options["beta"]:
+        return "interval: expected alpha < beta"
+    return None
+
+
+def promised_only(options: Options) -> UnsupportedModule:
+    """Why an activation that is known by its slopes alone is not evaluated."""
+    return UnsupportedModule(
+        f"{options['name']}: only its slopes [{options['alpha']}, {options['beta']}] are promised "
+        "(admm_lip.register_activation), the function itself is not known; bounds that hold for "
+        "all inputs can be certified and verified, but what evaluates it needs one of the "
+        "supported activations"
+    )
+
+
+def promised_value(m: Math, options: Options, z: Any) -> Any:
+    """Refused: there is no formula."""
+    raise promised_only(options)

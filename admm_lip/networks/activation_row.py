@@ -94,6 +94,7 @@ class Activation:
         roundings: how many evaluating ``phi`` takes, where they are all; then ``phi'`` takes none.
         condition: from the options, how much larger than usual the error of evaluating may be.
         jump: how far torch's own evaluation is from ``phi``, beside its rounding.
+        known: whether ``phi`` is; else its slopes alone are, by a user's promise.
     """
 
     slopes: Callable[[Options], SlopeRange]
@@ -114,6 +115,7 @@ class Activation:
     roundings: int | None = None
     condition: Callable[[Options], float] = lambda options: 1.0
     jump: Callable[[Options], float] = lambda options: 0.0
+    known: bool = True
 
     def evaluation_error(self, options: Options, z: Any, value: Any, unit: float = 2.0**-53) -> Any:
         """Bound on the error of evaluating ``phi`` at ``z`` exactly given, arrays or tensors."""

@@ -31,7 +31,7 @@ from collections.abc import Mapping
 
 from . import activation_formulas as F
 from .activation_row import Activation as Row
-from .activation_row import Curve, Knot, Spelling
+from .activation_row import Curve, Knot, SlopeRange, Spelling
 
 ACTIVATIONS: Mapping[str, Row] = {
     "relu": Row(
@@ -337,5 +337,13 @@ ACTIVATIONS: Mapping[str, Row] = {
         array_shapes=lambda shape: ([(shape[0] // 2, *shape[1:])], "one threshold per pair"),
         per_neuron=F.ends_of_pairs,
         roundings=0,
+    ),
+    # What a user says of a function of their own (``promises.py``).
+    "promised": Row(
+        lambda o: SlopeRange(float(o["alpha"]), float(o["beta"])),
+        F.promised_value,
+        {"name": "", "alpha": 0.0, "beta": 1.0},
+        problem=F.promise_problem,
+        known=False,
     ),
 }

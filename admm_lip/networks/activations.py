@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
+from .activation_formulas import PROMISED_NAME
+from .activation_formulas import promised_only as promised_only
 from .activation_row import Options as Options
 from .activation_row import SlopeRange as SlopeRange
 from .activation_table import ACTIVATIONS as ACTIVATIONS
+
+# The kind of activations that are known by a user's promise of their slopes.
+PROMISED = "promised"
+_NUMBER = r"(-?\d+(?:\.\d+)?(?:e[-+]\d+)?)"
+_LABEL = re.compile(rf"{PROMISED} ({PROMISED_NAME.pattern}) \[{_NUMBER}, {_NUMBER}\]")
+
+
+def is_known(kind: str) -> bool:
+    """Whether what a layer of this kind computes is known, not its slopes alone."""
+    return kind not in ACTIVATIONS or ACTIVATIONS[kind].known
+
+
+def label_of_kind(kind: str, options: Options) -> str:
+    """The kind as a certificate states it: of a promised activation also what is promised.
+
+    Example:
+        >>> label_of_kind("promised", {"name": "Bend", "alpha": 0, "beta": 1.25})
+        'promised Bend [0.0, 1.25]'
+    """
+    if is_known(kind):
+        return kind
+    alpha, beta = ACTIVATIONS[kind].slopes(options)
+    return f"{kind} {options['name']} [{alpha!r}, {beta!r}]"
+
+
+def promises_in(label: str) -> list[tuple[str, SlopeRange]]:
+    """The promises that such a text states, several where activations stand side by side.
+
+    Example:
+        >>> promises_in("relu + promised Bend [0.0, 1.25]")
+        [('Bend', SlopeRange(alpha=0.0, beta=1.25))]
+    """
+    return [(n, SlopeRange(float(low), float(high))) for n, low, high in _LABEL.findall(label)]
 
 
 def check_activation(kind: str, name: str, options: Options) -> None:
@@ -68,6 +104,8 @@ def as_computed(kind: str, options: Options, types: Collection[Any]) -> Options:
         {'negative_slope': 1.100000023841858}
     """
     if kind not in ACTIVATIONS or not types or any(np.dtype(t).itemsize > 4 for t in types):
+        return options
+    if not is_known(kind):  # no kernel computes with a promise
         return options
     with np.errstate(over="ignore"):
         return {k: v if isinstance(v, str) else float(np.float32(v)) for k, v in options.items()}

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import NetworkError, UnsupportedModule
 from . import trace
-from .activations import ACTIVATIONS, as_computed
+from .activations import ACTIVATIONS, as_computed, is_known, promised_only
 from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
 from .constants import exact_array
@@ -28,17 +28,15 @@ from .layers import AFFINE, array_keys
 from .live_check import check_live
 from .module_state import evaluating
 from .network import LayerSpec, Network, SideBySide
-from .overrides import CALL_PATH, refuse_overrides, unwrapped
-from .readers import READERS, TORCHLIP_SORT, Reader
-from .refusals import refuse_without_bound
+from .overrides import refuse_overrides, unwrapped
+from .promise_check import check_promises
+from .readers import READERS
+from .readers import reader_of as reader_of
 from .scalar_math_torch import FORMULAS
 from .simplify import simplified
 from .sorting import HALF_ABS, SORTS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 from .vector_functions import VECTOR_FUNCTIONS
-
-# Where the layers are defined that an error offers; the others are calls, read as modules.
-_NAMED = ("torch.nn.", f"{__package__}.sorting_torch", f"{__package__}.clipped")
 
 
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
@@ -87,6 +85,7 @@ def recorded(
 
 def check_recorded(module: nn.Module, chain: list[trace.Step], network: Network) -> Network:
     """The network that a module says it is, once running it has shown the same."""
+    check_promises(chain, network)
     check_live(module, chain, network)
     return simplified(network)
 
@@ -134,30 +133,6 @@ def _asked(name: str, layer: nn.Module, question: Callable[[Any], Any]) -> Any:
         raise UnsupportedModule(f"{name} ({type(layer).__name__}): {reason}") from None
 
 
-def reader_of(name: str, layer: nn.Module) -> Reader:
-    """The table's row for a layer: its class, or the nearest one whose computation it inherits."""
-    if parametrize.is_parametrized(layer) and layer.training:
-        raise UnsupportedModule(
-            f"{name}: is parametrized and in training mode, where reading a weight may change it; "
-            "call model.eval() first"
-        )
-    if trace.is_torchlip_sort(layer):
-        return TORCHLIP_SORT
-    for base in type(layer).__mro__:
-        if base in READERS:
-            same = ("forward", "_conv_forward", *CALL_PATH)
-            if all(getattr(type(layer), m, None) is getattr(base, m, None) for m in same):
-                return READERS[base]
-            break
-    refuse_without_bound(
-        f"{name} ({type(layer).__name__})", [cls.__name__ for cls in type(layer).__mro__]
-    )
-    supported = ", ".join(c.__name__ for c in READERS if c.__module__.startswith(_NAMED))
-    raise UnsupportedModule(
-        f"{name} ({type(layer).__name__}) is not supported; supported layers: {supported}"
-    )
-
-
 def linear_layers(module: nn.Module) -> list[nn.Linear]:
     """The ``nn.Linear`` modules of a chain Linear, activation, Linear, ..., Linear, in order.
 
@@ -183,7 +158,10 @@ def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
     """The ``nn.Linear`` modules, where no other affine layer and no parametrization is."""
     layers: list[nn.Linear] = []
     for name, layer, _ in chain:
-        kind = reader_of(name, layer).kind
+        reader = reader_of(name, layer)
+        kind = reader.kind
+        if not is_known(kind):
+            raise promised_only(reader.options(layer))
         if kind == "linear" and parametrize.is_parametrized(layer):
             raise UnsupportedModule(
                 f"{name}: its weight is parametrized; remove it with "
@@ -356,6 +334,8 @@ def _clipped(
 
 def _build_activation(network: Network, spec: LayerSpec) -> nn.Module:
     """Torch's own module, where one has these options in float32 or float64."""
+    if not is_known(spec.kind):
+        raise promised_only(spec.options)
     spelling = next(iter(ACTIVATIONS[spec.kind].spellings), None)
     if spelling is not None and spelling.module:
         cls = getattr(nn, spelling.module)

@@ -17,6 +17,7 @@ from .activations import ACTIVATIONS
 from .affine_torch import Elementwise
 from .constants import constant_array, is_constant, works_in_place
 from .elementwise import arithmetic
+from .promises import PromisedFunction, promise_of
 from .refusals import refuse_without_bound
 from .scalar_math_torch import FORMULAS
 
@@ -209,6 +210,9 @@ def module_of(node: fx.Node, dtype: torch.dtype) -> nn.Module:
         return _arithmetic(node, dtype)
     if key is F.dropout:
         return _dropout(node)
+    if not isinstance(key, str) and promise_of(key) is not None:
+        _options(node, ())
+        return PromisedFunction(key)
     if key not in FUNCTIONS:
         refuse_without_bound(label_of(node), [getattr(key, "__name__", str(key))])
         raise UnsupportedModule(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NetworkError, UnsupportedModule
-from .activations import ACTIVATIONS, Options, check_activation, values_of
+from .activations import ACTIVATIONS, Options, check_activation, label_of_kind, values_of
 from .joins import JOINS
 from .layers import KINDS, Array, Shape, check_options
 from .sorting import PAIRED
@@ -67,6 +67,11 @@ class LayerSpec:
             check = check_activation if self.kind in ACTIVATIONS else check_options
             check(self.kind, self.name, self.options)
 
+    @property
+    def label(self) -> str:
+        """The kind as a certificate states it."""
+        return label_of_kind(self.kind, self.options)
+
 
 @dataclass(frozen=True)
 class SideBySide:
@@ -78,6 +83,11 @@ class SideBySide:
     def kind(self) -> str:
         """The kinds, for a person."""
         return " + ".join(spec.kind for spec, _ in self.parts)
+
+    @property
+    def label(self) -> str:
+        """The kinds as a certificate states them."""
+        return " + ".join(spec.label for spec, _ in self.parts)
 
     @property
     def name(self) -> str:

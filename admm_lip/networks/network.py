@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import NetworkError
-from .activations import ACTIVATIONS, check_arrays
+from .activations import ACTIVATIONS, check_arrays, is_known
 from .digest import FORMAT, digest_of
 from .joins import JOINS
 from .layer_spec import INPUT as INPUT
@@ -89,6 +89,11 @@ class Network:
         before = [INPUT, *(spec.name for spec in self.layers[:-1])]
         found = self.sources().values()
         return all(given == (name,) for given, name in zip(found, before, strict=True))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its values are: no activation is known by its slopes alone."""
+        return all(is_known(spec.kind) for spec in self.layers)
 
     @property
     def output(self) -> str:

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
+from ..errors import UnsupportedModule
+from . import trace
 from .activation_row import Spelling
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, PROMISED
 from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
 from .constants import constant_array, exact_array
 from .elementwise import normalisation
 from .functional_calls import Add, Concatenate, Reshape
+from .overrides import CALL_PATH
+from .promises import promise_in
+from .refusals import refuse_without_bound
 from .scalar_math_torch import FORMULAS
 from .sorting import HALF_ABS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
@@ -194,3 +200,41 @@ READERS: Mapping[type[nn.Module], Reader] = {
     Add: Reader("add"),
     Concatenate: Reader("concatenate"),
 }
+
+# Where the layers are defined that an error offers; the others are calls, read as modules.
+_NAMED = ("torch.nn.", f"{__package__}.sorting_torch", f"{__package__}.clipped")
+
+
+def row_of(cls: type[nn.Module]) -> Reader | None:
+    """The table's row for a class, or for the nearest one whose computation it inherits."""
+    for base in cls.__mro__:
+        if base in READERS:
+            same = ("forward", "_conv_forward", *CALL_PATH)
+            if all(getattr(cls, m, None) is getattr(base, m, None) for m in same):
+                return READERS[base]
+            break
+    return None
+
+
+def reader_of(name: str, layer: nn.Module) -> Reader:
+    """The table's row for a layer: its class, or the nearest one whose computation it inherits."""
+    if parametrize.is_parametrized(layer) and layer.training:
+        raise UnsupportedModule(
+            f"{name}: is parametrized and in training mode, where reading a weight may change it; "
+            "call model.eval() first"
+        )
+    if trace.is_torchlip_sort(layer):
+        return TORCHLIP_SORT
+    promise = promise_in(layer)
+    if promise is not None:
+        return Reader(PROMISED, lambda _: promise.options)
+    row = row_of(type(layer))
+    if row is not None:
+        return row
+    refuse_without_bound(
+        f"{name} ({type(layer).__name__})", [cls.__name__ for cls in type(layer).__mro__]
+    )
+    supported = ", ".join(c.__name__ for c in READERS if c.__module__.startswith(_NAMED))
+    raise UnsupportedModule(
+        f"{name} ({type(layer).__name__}) is not supported; supported layers: {supported}"
+    )

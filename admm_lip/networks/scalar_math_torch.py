@@ -110,5 +110,5 @@ class Formula(nn.Module):
 FORMULAS = {
     kind: type(f"Formula_{kind}", (Formula,), {"kind": kind})
     for kind, row in ACTIVATIONS.items()
-    if not row.arrays
+    if row.known and not row.arrays
 }

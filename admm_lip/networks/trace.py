@@ -29,6 +29,7 @@ from .functional_calls import (
 )
 from .layer_spec import INPUT
 from .overrides import refuse_overrides, unwrapped
+from .promises import promise_of, promised_functions
 from .scalar_math_torch import Formula
 from .sorting_torch import HalfAbs, MaxMin
 from .written_out_torch import gather
@@ -64,7 +65,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if parametrize.is_parametrized(m) or isinstance(m, _OWN):
             return True
-        if is_torchlip_sort(m):
+        if is_torchlip_sort(m) or promise_of(type(m)) is not None:
             return True
         # The last two of the method resolution order are nn.Module and object.
         torch_owned = any(c.__module__.startswith("torch.nn") for c in type(m).__mro__[:-2])
@@ -82,7 +83,7 @@ def steps(module: nn.Module) -> list[Step]:
     """
     module = unwrapped(module)
     refuse_overrides(module)
-    tracer = _Tracer()
+    tracer = _Tracer(autowrap_functions=promised_functions())
     if tracer.is_leaf_module(module, ""):
         return [Step(type(module).__name__.lower(), module)]
     graph = _traced(tracer, module)

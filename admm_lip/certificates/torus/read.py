@@ -346,7 +346,7 @@ def _activation(reading: _Reading, layer: LayerSpec) -> None:
     ranges = neuron_slopes(scalar_parts(layer, reading.network.arrays, shape))
     alpha, beta = (np.asarray(v).reshape(len(rows), -1) for v in ranges)
     least, most = np.minimum(alpha.min(axis=1), 0.0), np.maximum(beta.max(axis=1), 0.0)
-    reading.steps.append(Pointwise(layer.kind, rows, least, most))
+    reading.steps.append(Pointwise(layer.label, rows, least, most))
     reading.clean.add(layer.name)
 
 

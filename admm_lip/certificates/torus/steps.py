@@ -46,7 +46,7 @@ class Pointwise:
     """An activation on some of the channels, with its slope range for each; the others pass.
 
     Attributes:
-        kind: of the activation.
+        kind: of the activation, as a certificate states it.
         rows: which channels, in the order of the multipliers.
         alpha: least slope, at most 0.
         beta: greatest slope, at least 0.
