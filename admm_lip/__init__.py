@@ -27,3 +27,46 @@ if TYPE_CHECKING:
     from .local.config import LocalConfig as LocalConfig
     from .local.result import LocalCertificate as LocalCertificate
     from .networks.registration import register_activation as register_activation
+    from .predictions import Predictions as Predictions
+    from .predictions import predict as predict
+    from .solvers.config import SolverConfig as SolverConfig
+    from .training.constraint import Constraint as Constraint
+    from .training.project import project as project
+    from .training.train import TrainConfig as TrainConfig
+    from .training.train import TrainResult as TrainResult
+    from .training.train import train as train
+    from .units import Units as Units
+
+# Public name -> the module that defines it.
+_HOMES = {
+    "Certificate": "certificates.certificate",
+    "CertificateError": "errors",
+    "Constraint": "training.constraint",
+    "FunctionalCertificate": "certificates.certificate",
+    "Lipschitz": "lipschitz",
+    "Predictions": "predictions",
+    "SolverConfig": "solvers.config",
+    "TrainConfig": "training.train",
+    "TrainResult": "training.train",
+    "Units": "units",
+    "LocalCertificate": "local.result",
+    "LocalConfig": "local.config",
+    "certified_radii": "api",
+    "certify": "api",
+    "certify_local": "local.certify",
+    "certify_samples": "local.certify",
+    "export_onnx": "certificates.in_onnx",
+    "falsify": "evaluation.falsify",
+    "load_certificate": "certificates.certificate",
+    "open_network": "foreign.open",
+    "predict": "predictions",
+    "project": "training.project",
+    "register_activation": "networks.registration",
+    "train": "training.train",
+    "verify": "api",
+}
+
+__all__ = sorted(_HOMES)
+
+
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -145,7 +145,6 @@ def test_no_room_imports_one_above_it() -> None:
     assert not upward, "\n".join(upward)
 
 
-@pytest.mark.xfail(reason="certificates.certifier and torus.certify import each other still")
 def test_no_files_import_each_other_in_a_circle() -> None:
     graph = {module: others - {FACE} for module, others in imports_of_files().items()}
     try:

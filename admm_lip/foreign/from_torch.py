@@ -39,7 +39,7 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
         ...         left, right = x.chunk(2, dim=1)
         ...         return torch.relu(left) - right
         >>> [spec.kind for spec in read_module(Halves(), (4,)).layers]
-        ['take', 'relu', 'take', 'elementwise', 'add']
+        ['take', 'take', 'relu', 'elementwise', 'add']
     """
     from ..networks.chain import check_recorded, readable, recorded
     from ..networks.module_state import evaluating
@@ -50,7 +50,7 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
             found = recorded(module, input_shape)
         except NoBound:
             raise
-        except UnsupportedModule as error:  # where shapes do not fit, no other reader helps
+        except NetworkError as error:
             reason = error
         else:
             return check_recorded(module, *found)
@@ -59,9 +59,7 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
         return _read_exported(module, input_shape, reason)
 
 
-def _read_exported(
-    module: nn.Module, input_shape: Shape | None, reason: UnsupportedModule
-) -> Network:
+def _read_exported(module: nn.Module, input_shape: Shape | None, reason: NetworkError) -> Network:
     """What ``torch.export`` records; ``reason`` is why the layers could not be read."""
     from ..networks.live_check import check_whole
 
@@ -75,7 +73,7 @@ def _read_exported(
     except NoBound:
         raise
     except NetworkError as second:
-        raise UnsupportedModule(f"{reason}; nor by torch.export ({second})") from reason
+        raise type(reason)(f"{reason}; nor by torch.export ({second})") from reason
     check_whole(module, network)
     return network
 

@@ -249,7 +249,7 @@ def certify_samples(
     batch_size: int = 64,
     progress: bool = True,
 ) -> LocalCertificate:
-    """The old name of ``certify(model, x, kind="local", radius=eps, y=y, config=...)``.
+    """The old name of ``certify_local(model, x, eps, y, config=...)``.
 
     ``bound="local"`` is ``LocalConfig(level="masked")``, ``bound="global"`` is ``level="product"``,
     ``data_range`` is ``box`` and ``everything=False`` is ``decide=True``; ``running_radius``,
@@ -259,8 +259,8 @@ def certify_samples(
     if bound not in levels:
         raise ValueError(f"bound: expected one of {', '.join(levels)}, got {bound!r}")
     warnings.warn(
-        'certify_samples: use certify(model, x, kind="local", radius=eps, y=y, '
-        f'config=admm_lip.local.LocalConfig(level="{levels[bound]}", box=data_range))',
+        "certify_samples: use certify_local(model, x, eps, y, "
+        f'config=LocalConfig(level="{levels[bound]}", box=data_range))',
         DeprecationWarning,
         stacklevel=2,
     )

@@ -14,7 +14,8 @@ from torch import nn
 
 from admm_lip import SolverConfig, certify, verify
 from admm_lip.certificates import certifier, least_proven
-from admm_lip.certificates.certifier import Task, names_of
+from admm_lip.certificates.certifier import names_of
+from admm_lip.certificates.chain_bound import Task
 from admm_lip.certificates.claim_matrices import Matrices
 from admm_lip.certificates.least_proven import (
     _INSIDE,

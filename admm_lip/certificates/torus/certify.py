@@ -22,6 +22,7 @@ from ...networks.layers import AFFINE, RESHAPES, Array
 from ...networks.network import Network
 from ...solvers.config import SolverConfig
 from ...solvers.deadline import Deadline
+from ..chain_bound import Task, prove
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_product
 from .proof import NotProven, covariances, gathered, largest
@@ -169,8 +170,6 @@ def _proven(
         if reason is not None:
             raise NotProven(reason)
         return OnTorus(lip, multiplier, switch, product, "")
-    from ..certifier import Task, prove
-
     head = head_matrices(chain.head)
     first = gathered(chain, multiplier, head.weights[0], head.errors[0])
     seen = replace(head, weights=(first, *head.weights[1:]), errors=(0.0, *head.errors[1:]))
