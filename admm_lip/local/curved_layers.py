@@ -17,7 +17,7 @@ import torch
 
 from ..networks.activations import ACTIVATIONS
 from ..networks.layer_spec import scalar_parts
-from ..networks.layers import AFFINE, AffineMap, Array, Shape, stored_errors
+from ..networks.layers import AFFINE, RESHAPES, AffineMap, Array, Shape, stored_errors
 from ..networks.lowering import is_activation
 from ..networks.network import Chain, LayerSpec, Network, SideBySide
 from ..networks.sorting import HALF_ABS, PAIRED, SORTS, RotationBack, after_rotation_back, rotated
@@ -98,6 +98,8 @@ def _path(network: Network) -> tuple[Layer, ...] | None:
             sort = _rotation(spec, after) if spec.kind in SORTS else None
             layers.append(replace(turned, activation=_activation(network, spec, after)))
             group = []
+        elif spec.kind not in RESHAPES and not _changes_nothing(spec):
+            return None  # what no layer of its own stands for
     last = _merged(group, sort)
     return None if last is None else (*layers, last)
 

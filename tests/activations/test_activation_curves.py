@@ -197,5 +197,5 @@ def test_a_clipped_activation_has_no_local_bounds() -> None:
     assert {kind for kind, row in ACTIVATIONS.items() if row.known and row.curve is None} == {
         *("prelu", "clipped_relu", "pair_clip")
     }
-    with pytest.raises(UnsupportedModule, match="no local bounds here for clipped_relu"):
+    with pytest.raises(UnsupportedModule, match="no lines bound clipped_relu on a ball"):
         parts_of(LayerSpec("clipped_relu", "a", {}), 3)
