@@ -88,9 +88,11 @@ def test_what_is_no_row_is_refused(form: Callable[[Tensor], Tensor], tmp_path: P
         open_network(tmp_path / "m.pt2")
 
 
-@given(
-    inner=st.floats(-4.0, 4.0), outer=st.floats(-4.0, 4.0), off=st.sampled_from([0.0, 1e-9, 1e-3])
-)
+# Of a size whose quotients are floats, in which the test states what was found.
+FACTORS = st.floats(-4.0, 4.0).filter(lambda v: v == 0.0 or abs(v) > 1e-6)
+
+
+@given(inner=FACTORS, outer=FACTORS, off=st.sampled_from([0.0, 1e-9, 1e-3]))
 def test_what_is_found_is_the_function_that_was_written(
     inner: float, outer: float, off: float
 ) -> None:
