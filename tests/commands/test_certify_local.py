@@ -70,7 +70,10 @@ def test_one_radius_states_the_share_that_is_certified(
         ([], "data: --kind local needs --data NAME"),
         (["--data", "digits", "--samples", "0"], "samples: expected at least 1, got 0"),
         (["--data", "digits", "--radius", "-1"], "radius: expected finite numbers >= 0, got -1"),
-        (["--data", "digits", "--local.level", "hard"], "level: expected one of product, masked, norms"),
+        (
+            ["--data", "digits", "--local.level", "hard"],
+            "level: expected one of product, masked, norms",
+        ),
     ],
 )
 def test_bad_options_are_one_message(

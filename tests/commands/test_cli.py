@@ -162,7 +162,7 @@ class TestOtherMethods:
             (["--convnet.name", "9C"], "convnet.name: expected one of 2C2F, 4C3F, 6C2F, 8C2F"),
             (["--convnet.name", "2C2F"], "only networks whose affine layers are all nn.Linear"),
             (["--convnet.name", "2C2F", "--data", "toy2d"], "2C2F takes pictures"),
-            (["--method", "local", "--model.activation", "tanh"], "1 (Tanh): local bounds handle"),
+            (["--method", "local", "--model.activation", "tanh"], "1 (Tanh): these bounds handle"),
         ],
     )
     def test_bad_methods_are_named(self, arguments, message, capsys):

@@ -287,7 +287,7 @@ def test_any_network_is_bounded_by_norms(kind: str, level: str) -> None:
 def test_the_old_name_warns_and_gives_the_same() -> None:
     model, x = mlp("relu"), inputs((5,), 0)
     y = model(x.float()).argmax(1)
-    with pytest.warns(DeprecationWarning, match=r'certify\(model, x, kind="local".*level="masked"'):
+    with pytest.warns(DeprecationWarning, match=r'certify_local\(model, x, eps, y.*level="masked"'):
         old = certify_samples(model, x, y, 0.05, data_range=(0.0, 1.0), progress=False)
     new = certified(model, x, y, 0.05, box=(0.0, 1.0))
     assert torch.equal(old.lip, new.lip)
