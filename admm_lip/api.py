@@ -40,10 +40,11 @@ class Kind(NamedTuple):
 
     Attributes:
         record: the class of its certificates.
-        prove: makes one: ``prove(model, input_shape, order, **options)``.
+        prove: makes one: ``prove(model, input_shape, norm=, units=, solver=, **options)``; a local
+            one has a door of its own.
         check: proves one again: ``check(certificate, model)``.
         radii: certified radii from one.
-        options: what ``certify`` takes for this kind and not for every other.
+        options: what is given for this kind and not for every other.
     """
 
     record: str
@@ -255,7 +256,8 @@ def verify(
     rounding, dropout off.
 
     Args:
-        certificate: the certificate, of any kind, or the path of its file.
+        certificate: the certificate, of any kind, or the path of its file (a local one ends in
+            ``.safetensors``).
         model: a torch module, a :class:`~admm_lip.networks.network.Network`, or the folder of a
             run.
 
@@ -271,7 +273,9 @@ def verify(
         >>> verify(certify(model), model)
     """
     if isinstance(certificate, str | Path):
-        certificate = load_certificate(certificate)
+        local = Path(certificate).suffix == ".safetensors"
+        load = _of(KINDS["local"].record).load if local else load_certificate
+        certificate = load(certificate)
     _of(_row_of(certificate).check)(certificate, model)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .settings import BOUND, check_settings
 from .units import Units
 
+# Of inputs; outputs are measured in l2.
 NORMS = ("l2", "linf")
 
 

@@ -27,9 +27,8 @@ from .last_layer import bounded, split
 from .norm_product import spectral_norm
 from .proof import is_constant
 from .sampled_slope import sampled_quotient, sampled_slope
-from .torus.certify import OnTorus, certified_on_torus, wants_torus
-from .torus.check import slopes_on_torus
-from .torus.read import torus_chain
+from .torus.certify import certified_on_torus, wants_torus
+from .torus.check import slopes_on_torus, torus_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +62,23 @@ def certify_global(
     config = order.config(1e-6)
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
-    inner, last = split(network)
-    asked = structure or "auto"
+    asked, last = structure or "auto", split(network)[1]
     # A constant behind the last layer is multiplied neuron by neuron only.
     if (last is None or asked != "auto") and wants_torus(asked, network, norm, units):
-        made = certified_on_torus(network, config, deadline)
-        found = sampled_quotient(network, deadline)
-        return _on_torus(network, made, order, requested, found)
+        return _on_torus(network, order, config, deadline, requested)
+    return _neuron_by_neuron(network, order, config, deadline, requested, multiplier)
+
+
+def _neuron_by_neuron(
+    network: Network,
+    order: Order,
+    config: SolverConfig,
+    deadline: Deadline,
+    requested: float | None,
+    multiplier: Sequence[Any] | None,
+) -> Certificate:
+    """The certificate of a chain of matrices, one multiplier per neuron."""
+    inner, last = split(network)
     chain = inner.chain()
     matrices = bounded(measured(chain, order.norm, order.units), last, order.units)
     if is_constant(chain):
@@ -95,22 +104,26 @@ def certify_global(
 
 
 def _on_torus(
-    network: Network, made: OnTorus, order: Order, requested: float | None, found: float
+    network: Network,
+    order: Order,
+    config: SolverConfig,
+    deadline: Deadline,
+    requested: float | None,
 ) -> Certificate:
-    """The certificate of a bound with multipliers per channel."""
-    lower = min(found, made.lip)
-    slopes = slopes_on_torus(torus_chain(network, made.switch))
+    """The certificate of an image network, its first multipliers per channel."""
+    made = certified_on_torus(network, config, deadline)
+    lower = min(sampled_quotient(network, deadline), made.lip)
     return Certificate(
         lip=made.lip,
         multiplier=tuple(tuple(t.tolist()) for t in made.multiplier),
         method="torus",
         requested=requested,
-        norm_product=made.product,
+        norm_product=torus_product(made.chain),
         sampled_lower=lower,
         lower_lip=lower,
         kind="global",
-        switch=made.switch,
-        **stated(network, slopes, order, {made.backend}),
+        switch=len(made.chain.activations),
+        **stated(network, slopes_on_torus(made.chain), order, {made.backend}),
     )
 
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import CertificateError, UnitsError
+from ..lipschitz import NORMS as NORMS
 from ..networks.layers import AFFINE, Array
 from ..networks.network import Chain, Network, Slopes
 from ..units import SCALES, Units
-from .norms import NORMS as NORMS
 
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.

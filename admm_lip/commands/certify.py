@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
-from ..certificates.norms import NORMS
+from ..lipschitz import NORMS
 from .hints import lines, verify
 from .in_units import RAW, STANDARDISED
 from .options import (

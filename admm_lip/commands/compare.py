@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RunFolderError, Terminated
 from .hints import typed
 from .options import Parser, UsageError, add_threads_option, parse, say, threads
-from .run_options import add_data_options, add_evaluate_options, add_train_options
+from .run_options import (
+    add_data_options,
+    add_evaluate_options,
+    add_folder_options,
+    add_train_options,
+)
 
 if TYPE_CHECKING:
     from ..records import RunFolder
@@ -52,21 +57,7 @@ def parser() -> Parser:
         help="Bounds to enforce (not given: those that the penalties arrive at).",
     )
     group.add_argument("--seeds", type=tuple[int, ...], default=(0,), help="One run for each.")
-    group.add_argument(
-        "--run-dir",
-        type=str | None,
-        metavar="FOLDER",
-        default=None,
-        help="Folder for the results (not given: runs/<data>-compare-<time>).",
-    )
-    group.add_argument("--overwrite", action="store_true", help="Replace an earlier comparison.")
-    group.add_argument(
-        "--resume",
-        type=str | None,
-        default=None,
-        help="Comparison to continue (not given: a new one).",
-        metavar="RUN",
-    )
+    add_folder_options(group, "runs/<data>-compare-<time>", "comparison")
     add_data_options(made)
     add_train_options(made, skip=("bound", "mu", "seed"))
     add_evaluate_options(made)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 def parser() -> Parser:
     """The options of the command."""
     from ..solvers.config import SolverConfig
+    from .run_options import add_folder_options
 
     made = Parser(
         "project",
@@ -78,21 +79,7 @@ def parser() -> Parser:
         help="Of a run on a table: whether the bound is one of standardised columns or of the "
         "file's own numbers (not given: as the run was trained).",
     )
-    made.add_argument(
-        "--run-dir",
-        type=str | None,
-        metavar="FOLDER",
-        default=None,
-        help="Folder for the result (not given: PATH-bound<L>).",
-    )
-    made.add_argument("--overwrite", action="store_true", help="Replace an earlier run there.")
-    made.add_argument(
-        "--resume",
-        type=str | None,
-        default=None,
-        help="Run folder to continue (not given: a new run).",
-        metavar="RUN",
-    )
+    add_folder_options(made, "PATH-bound<L>", "projection")
     _add_finetune_options(made)
     add_config(made, "solver", SolverConfig, "solver.")
     add_threads_option(made)

@@ -5,6 +5,8 @@ No torch is imported here: a command explains itself at once.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..data import TableOptions, data_names
 from ..evaluation.config import EvaluateConfig
 from ..networks.model_config import ConvnetConfig, ModelConfig
@@ -33,6 +35,31 @@ def add_data_options(parser: Parser) -> None:
         "(not given: $ADMM_LIP_DATA, else ./data).",
     )
     add_config(parser, "data: CSV files", TableOptions, "table.")
+
+
+def add_folder_options(group: Any, folder: str, work: str) -> None:
+    """Where the work of a command is kept, and how it is gone on with.
+
+    Args:
+        group: of the options.
+        folder: what it is when nobody says, for the help.
+        work: what one run of the command is called.
+    """
+    group.add_argument(
+        "--run-dir",
+        type=str | None,
+        metavar="FOLDER",
+        default=None,
+        help=f"Folder for the {work}, which must not exist yet (not given: {folder}).",
+    )
+    group.add_argument("--overwrite", action="store_true", help=f"Replace an earlier {work} there.")
+    group.add_argument(
+        "--resume",
+        type=str | None,
+        metavar="RUN",
+        default=None,
+        help=f"Folder of the {work} to continue (not given: a new one).",
+    )
 
 
 def add_units_option(parser: Parser) -> None:

@@ -18,6 +18,7 @@ from .run_options import (
     add_convnet_options,
     add_data_options,
     add_evaluate_options,
+    add_folder_options,
     add_train_options,
     add_units_option,
 )
@@ -73,21 +74,7 @@ def parser() -> Parser:
     )
     made.add_settings_file()
     group = made.group("where to")
-    group.add_argument(
-        "--run-dir",
-        type=str | None,
-        metavar="FOLDER",
-        default=None,
-        help="Folder for the run, which must not exist yet (not given: runs/<data>-<time>).",
-    )
-    group.add_argument("--overwrite", action="store_true", help="Replace an earlier run there.")
-    group.add_argument(
-        "--resume",
-        type=str | None,
-        default=None,
-        help="Run folder to continue (not given: a new run).",
-        metavar="RUN",
-    )
+    add_folder_options(group, "runs/<data>-<time>", "run")
     group.add_argument(
         "--recipe",
         type=str | None,

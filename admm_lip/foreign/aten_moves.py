@@ -166,7 +166,7 @@ def _unbind(layers: Layers, call: Call) -> list[Position]:
 
 
 _REDUCE = {"keepdim": False, "dtype": None}
-_CHUNK = {"dim": 0, "start": None, "end": None, "step": 1}
+_SLICE = {"dim": 0, "start": None, "end": None, "step": 1}
 
 MOVES: Mapping[str, Operator] = {
     "aten.split.Tensor": Operator(("self", "split_size"), _split, {"dim": 0}),
@@ -187,7 +187,7 @@ MOVES: Mapping[str, Operator] = {
         ("self", "dim", "index"),
         _move(lambda x, call: np.take(x, call.integer("index"), call.integer("dim"))),
     ),
-    "aten.slice.Tensor": Operator(_SELF, _move(_slice), _CHUNK),
+    "aten.slice.Tensor": Operator(_SELF, _move(_slice), _SLICE),
     "aten.narrow.default": Operator(("self", "dim", "start", "length"), _move(_narrow)),
     "aten.unsqueeze.default": Operator(
         ("self", "dim"), _move(lambda x, call: np.expand_dims(x, call.integer("dim")))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -123,7 +124,8 @@ class Layers:
             )
         self._types.add(weight.dtype)
         arrays = {"weight": weight if axes == 2 else weight[:, :, None], "bias": bias}
-        self._spatial("conv2d", call, options, arrays)
+        with self._as_image(call):
+            self._affine("conv2d", call, options, arrays)
 
     def avg_pool(self, call: Call, options: Mapping[str, Any]) -> None:
         """Add an average pool, ``options`` those of the kind ``avg_pool2d``."""
@@ -131,34 +133,26 @@ class Layers:
             raise UnsupportedModule(
                 f"{call.label}: an input of shape {self.shape} is not supported; only images are"
             )
-        self._spatial("avg_pool2d", call, options, {})
+        with self._as_image(call):
+            self._affine("avg_pool2d", call, options, {})
 
     def max_pool(self, call: Call, options: Mapping[str, Any]) -> None:
         """Add a max pool, of an image or a sequence."""
-        sequence = len(self.shape) == 2
-        if sequence:
-            self.reshape(call, [self.shape[0], 1, self.shape[1]])
-        self.vector_function(call, "max_pool2d", options)
-        if sequence:
-            self.reshape(call, [self.shape[0], self.shape[2]])
+        with self._as_image(call):
+            self.vector_function(call, "max_pool2d", options)
 
     def vector_function(self, call: Call, kind: str, options: Mapping[str, Any]) -> None:
         """Add a row of ``vector_functions.py``."""
         spec = self._add(kind, call, options, {})
         self.shape = VECTOR_FUNCTIONS[kind].shape(call.label, spec.options, self.shape)
 
-    def _spatial(
-        self,
-        kind: str,
-        call: Call,
-        options: Mapping[str, Any],
-        arrays: Mapping[str, Numbers | None],
-    ) -> None:
-        """Add a layer of images; a sequence is an image of one row."""
+    @contextmanager
+    def _as_image(self, call: Call) -> Iterator[None]:
+        """Within it a sequence is an image of one row."""
         sequence = len(self.shape) == 2
         if sequence:
             self.reshape(call, [self.shape[0], 1, self.shape[1]])
-        self._affine(kind, call, options, arrays)
+        yield
         if sequence:
             self.reshape(call, [self.shape[0], self.shape[2]])
 

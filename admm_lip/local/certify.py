@@ -85,7 +85,7 @@ def certify_local(
         [1.0, 0.0]
     """
     task = task_of(model, x, y, certificate, config, input_shape, classes)
-    radii = radii_of(radius, len(task.points))
+    radii = checked_radii(radius, len(task.points))
     begun = time.monotonic()
     outcomes = []
     batches = tqdm(task.batches(), desc="certify", unit="batch", disable=not progress)
@@ -220,7 +220,7 @@ def check_points(points: Tensor, box: Box | None) -> None:
     check_inside(points, box)
 
 
-def radii_of(radius: Any, count: int) -> Tensor:
+def checked_radii(radius: Any, count: int) -> Tensor:
     """One radius per sample, checked."""
     radii = torch.as_tensor(radius, dtype=torch.float64).detach().cpu()
     if radii.ndim > 1 or (radii.ndim == 1 and len(radii) != count):

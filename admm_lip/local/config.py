@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..certificates.norms import NORMS
+from ..lipschitz import NORMS
 
 # How a bound was found, as files number it.
 LEVELS = ("none", "global", "norms", "closed", "implied", "optimised", "product", "masked")

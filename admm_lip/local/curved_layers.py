@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..networks.activations import ACTIVATIONS
 from ..networks.layer_spec import scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, AffineMap, Array, Shape, stored_errors
-from ..networks.lowering import is_activation
+from ..networks.lowering import changes_nothing, is_activation
 from ..networks.network import Chain, LayerSpec, Network, SideBySide
 from ..networks.sorting import HALF_ABS, PAIRED, SORTS, RotationBack, after_rotation_back, rotated
 from ..rounding import SLACK, TINY, gamma, lengths
@@ -90,7 +89,7 @@ def _path(network: Network) -> tuple[Layer, ...] | None:
             if spec.kind not in OPERATORS:
                 return None
             group.append(_affine(network, spec, before))
-        elif is_activation(spec) and not _changes_nothing(spec):
+        elif is_activation(spec) and not changes_nothing(spec):
             layer = _merged(group, sort)
             turned = layer if layer is None or spec.kind not in SORTS else _rows_rotated(layer)
             if turned is None:
@@ -98,7 +97,7 @@ def _path(network: Network) -> tuple[Layer, ...] | None:
             sort = _rotation(spec, after) if spec.kind in SORTS else None
             layers.append(replace(turned, activation=_activation(network, spec, after)))
             group = []
-        elif spec.kind not in RESHAPES and not _changes_nothing(spec):
+        elif spec.kind not in RESHAPES and not changes_nothing(spec):
             return None  # what no layer of its own stands for
     last = _merged(group, sort)
     return None if last is None else (*layers, last)
@@ -117,14 +116,6 @@ def _affine(network: Network, spec: LayerSpec, shape: Shape) -> Layer:
     operator = operator_of(spec.kind, spec.name, stored(network, spec), spec.options, shape)
     error, bias_error = stored_errors(spec.name, network.arrays)
     return Layer(spec.name, operator, None, operator_error(operator, error), bias_error)
-
-
-def _changes_nothing(spec: LayerSpec) -> bool:
-    """Whether an activation is the identity."""
-    if spec.kind not in ACTIVATIONS:
-        return False
-    alpha, beta = ACTIVATIONS[spec.kind].slopes(spec.options)
-    return alpha == beta == 1.0
 
 
 def _rotation(spec: LayerSpec, shape: Shape) -> RotationBack:

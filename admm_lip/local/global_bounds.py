@@ -66,9 +66,11 @@ def global_bounds(certificate: AnyCertificate, outputs: int) -> GlobalBounds:
 def _of_global(certificate: Any, outputs: int) -> GlobalBounds:
     factor = math.sqrt(2.0) * (1.0 + 1e-15) if outputs > 1 else 1.0
     pairs = torch.full((outputs, outputs), certificate.lip * factor, dtype=torch.float64)
-    return GlobalBounds(
-        certificate.lip, pairs, _tensors(_hidden(certificate, certificate.multiplier)), None
-    )
+    # Multipliers per channel are none of neurons.
+    own = None
+    if not certificate.switch:
+        own = _tensors(_hidden(certificate, certificate.multiplier))
+    return GlobalBounds(certificate.lip, pairs, own, None)
 
 
 def _of_pairs(certificate: Any, outputs: int) -> GlobalBounds:

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..certificates.torus.steps import waves
 from ..rounding import SLACK, TINY, lengths, proven_norms
 from .convolutions import Convolution
 
@@ -57,21 +59,18 @@ def _phases(operator: Convolution, weight: Tensor) -> tuple[Tensor, tuple[int, i
 
 def _largest(kernel: Tensor, counts: tuple[int, int]) -> float:
     """The largest ``||S(f)||``; conjugate frequencies have the same norm."""
-    first, second = (_waves(n, m) for n, m in zip(counts, kernel.shape[2:], strict=True))
+    first, second = (
+        torch.from_numpy(waves(np.arange(n), np.arange(m), n))
+        for n, m in zip(counts, kernel.shape[2:], strict=True)
+    )
     off = _ROUNDING * lengths(kernel.abs().sum(dim=(2, 3)), dim=(0, 1))
     half = first[: counts[0] // 2 + 1]
     entries = 4 * counts[1] * kernel.shape[0] * kernel.shape[1]
     most = 0.0
-    for waves in torch.split(half, max(1, _ENTRIES // entries)):
-        symbols = torch.einsum("ocab,fa,gb->fgoc", kernel.to(waves.dtype), waves, second)
+    for part in torch.split(half, max(1, _ENTRIES // entries)):
+        symbols = torch.einsum("ocab,fa,gb->fgoc", kernel.to(part.dtype), part, second)
         real, imaginary = symbols.real.flatten(0, 1), symbols.imag.flatten(0, 1)
         upper, lower = torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)
         most = max(most, float(proven_norms(torch.cat([upper, lower], -2)).max()))
     # The real form holds every entry's error twice.
     return (most + 2.0 * float(off)) * SLACK + TINY
-
-
-def _waves(count: int, taps: int) -> Tensor:
-    """``exp(2 pi i f m / n)``, ``(n, taps)``."""
-    turns = torch.outer(torch.arange(count), torch.arange(taps)) % count
-    return torch.exp(2j * math.pi * turns.double() / count)

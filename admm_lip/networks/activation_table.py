@@ -21,7 +21,7 @@ Those that overshoot have the form ``phi(x) = x g(x)``.  Where ``g(x) + g(-x) = 
 * Mish, ``x tanh(log(1 + e^x))``: both roots of ``phi''``, near -2.2564 and 1.4906.
 
 Roots and extremes are proven by interval arithmetic on the formulas below
-(``tests/networks/test_slope_proofs.py``).
+(``tests/activations/test_slope_proofs.py``).
 """
 
 from __future__ import annotations

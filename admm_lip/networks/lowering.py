@@ -186,7 +186,7 @@ class _Lowering:
         elif spec.kind in JOINS:
             value = self._joined(spec, given)
         elif is_activation(spec):
-            if not _changes_nothing(spec):
+            if not changes_nothing(spec):
                 return False
             value = given[0]
         else:
@@ -301,7 +301,7 @@ def is_activation(spec: LayerSpec) -> bool:
     return spec.kind in ACTIVATIONS or spec.kind in PAIRED
 
 
-def _changes_nothing(spec: LayerSpec) -> bool:
+def changes_nothing(spec: LayerSpec) -> bool:
     """Whether an activation is the identity (LeakyReLU of slope 1)."""
     if spec.kind not in ACTIVATIONS:
         return False

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .constants import constant_array, is_constant
+from .constants import constant_array, is_constant, works_in_place
 from .expressions import NotWritten
 from .functional_calls import ARITHMETIC, LAYER
 from .scalar_math_torch import FORMULAS
@@ -117,17 +117,13 @@ def _scalar(node: fx.Node, root: nn.Module, dtype: torch.dtype) -> Scalar | None
     else:
         return other
     keywords = {k: v for k, v in node.kwargs.items() if not (k == "inplace" and v is False)}
-    in_place = str(node.target).endswith("_") or node.target in _IN_PLACE
-    if keywords or in_place:
+    if keywords or works_in_place(node):
         return other
     try:
         operands = [_operand(node, value, dtype) for value in node.args]
     except NotWritten:
         return other
     return Scalar(node.name, name, tuple(operands))
-
-
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def _operand(node: fx.Node, value: Any, dtype: torch.dtype) -> str | Fraction:

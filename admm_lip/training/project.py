@@ -8,7 +8,7 @@
    gains 1 to 5 percent.
 4. The weights are rounded to the model's dtype, and exactly those numbers are certified.
 
-Networks that sort pairs move in the frame of sums and differences (``frame.py``).
+Networks that sort pairs move in the frame of sums and differences (``pair_rotation.py``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from ..certificates.certifier import certify_global
 from ..errors import CertificateError
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
-from ..networks.frame import Frame
 from ..networks.overrides import unwrapped
 from ..settings import BOUND, COUNT
 from ..solvers import (
@@ -48,6 +47,7 @@ from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, s
 from .judging import Judge, Judged, Pair
 from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
+from .pair_rotation import Frame
 from .precision import master_dtype, stored_dtype
 from .signals import EXIT_CODES
 from .start import CAST_MARGIN

@@ -16,6 +16,7 @@ from torch import nn
 
 from admm_lip import Certificate, CertificateError, certify, load_certificate, verify
 from admm_lip.certificates.torus import read
+from admm_lip.certificates.torus.check import head_matrices
 from admm_lip.certificates.torus.proof import NotProven, covariances, gathered, largest
 from admm_lip.certificates.torus.read import NotShiftInvariant, torus_chain
 from admm_lip.certificates.torus.steps import (
@@ -178,6 +179,7 @@ def model_of(kind: str, seed: int) -> nn.Sequential:
         "leaky": [nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.LeakyReLU(0.1), nn.Identity()],
         "plain block": [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), Block(4, 4, 1), nn.AvgPool2d(2)],
         "strided block": [Block(2, 4, 2)],
+        "two in a row": [nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 4), nn.ReLU()],
         "max_min": [nn.Conv2d(2, 4, 3, padding=1), MaxMin(), nn.Conv2d(4, 4, 3, 2, 1), MaxMin()],
         "prelu": [nn.Conv2d(2, 4, 3, 2, 1), nn.PReLU(4), nn.Identity()],
     }
@@ -189,7 +191,17 @@ def model_of(kind: str, seed: int) -> nn.Sequential:
     return model.eval()
 
 
-KINDS = ("relu", "tanh", "gelu", "leaky", "plain block", "strided block", "max_min", "prelu")
+KINDS = (
+    "relu",
+    "tanh",
+    "gelu",
+    "leaky",
+    "plain block",
+    "strided block",
+    "two in a row",
+    "max_min",
+    "prelu",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,8 +268,8 @@ def test_the_head_gets_no_less_than_the_covariance() -> None:
     chain = torus_chain(network, 1)
     assert chain.head is not None
     t = [np.full(len(chain.activations[0].rows), 0.3)]
-    first = chain.head.chain().weights[0]
-    factor = gathered(chain, t, first, 0.0)
+    head = head_matrices(chain.head)
+    first, factor = head.weights[0], gathered(chain, t, head).weights[0]
     frequencies, _ = half_of(chain.last_grid)
     assert len(levels_of(chain, frequencies)) == len(chain.steps)
     total = np.zeros((len(first), len(first)))
@@ -288,6 +300,15 @@ def test_the_head_gets_no_less_than_the_covariance() -> None:
             "reads around the edge of what no activation has come before",
         ),
         ([nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.ReLU()], "counts fewer pixels"),
+        # What stands behind a padded kernel is not 0 outside its image, whatever the window is.
+        (
+            [nn.Conv2d(2, 3, 3, padding=1), nn.AvgPool2d(2, 2, 1), nn.ReLU()],
+            "1: reads around the edge",
+        ),
+        (
+            [nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1, padding=1), nn.ReLU()],
+            "1: reads around the edge",
+        ),
     ],
 )
 def test_what_cannot_stand_on_a_torus_is_named(layers: list[nn.Module], reason: str) -> None:

@@ -17,7 +17,7 @@ from test_functionals import stacked
 from torch import nn
 
 from admm_lip import SolverConfig, certify, verify
-from admm_lip.certificates import certifier
+from admm_lip.certificates import chain_bound
 from admm_lip.certificates.claim_matrices import Matrices, distance_of, measured
 from admm_lip.networks.network import Chain, LayerSpec, Network, Slopes
 from admm_lip.solvers.errors import SolveFailed
@@ -205,7 +205,7 @@ def test_a_failing_solver_leaves_what_closed_forms_prove(monkeypatch: pytest.Mon
     def fail(*arguments: Any) -> Any:
         raise SolveFailed("solver 'auto': no backend came to a usable answer")
 
-    monkeypatch.setattr(certifier, "solve_certify", fail)
+    monkeypatch.setattr(chain_bound, "solve_certify", fail)
     model = stacked(*oracles.random_net((3, 4, 2), 0).weights)
     certificate = certify(model)
     assert (certificate.method, certificate.solver) == ("closed_form", "")

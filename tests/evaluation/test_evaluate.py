@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from admm_lip import certified_radii, certify
+from admm_lip.certificates.radii import radii_of
 from admm_lip.data import DataSet, TableOptions, load_data
 from admm_lip.evaluation import evaluate as module
 from admm_lip.evaluation.attacks import AttackConfig
@@ -147,12 +148,12 @@ class TestSoundness:
 
     def test_evaluate_raises_on_a_wrong_certificate(self, digits, monkeypatch):
         model = build_mlp(64, 10, ModelConfig((16,)), seed=2)
-        honest = certified_radii
+        honest = radii_of
 
         def inflated(*args, **keywords):
             return 30.0 * honest(*args, **keywords)
 
-        monkeypatch.setattr(module, "certified_radii", inflated)
+        monkeypatch.setattr(module, "radii_of", inflated)
         with pytest.raises(SoundnessError, match=r"certified up to radius"):
             evaluate(model, digits, certify(model), QUICK)
 

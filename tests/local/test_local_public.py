@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,26 @@ def test_convolutions_take_their_shape_from_the_inputs() -> None:
 def test_arguments_that_do_not_go_together_are_named(settings: Any, message: str) -> None:
     with pytest.raises(CertificateError, match=message):
         certify(network("relu"), **settings)
+
+
+def test_a_local_certificate_is_verified_by_the_path_of_its_file(tmp_path: Path) -> None:
+    model = network("relu")
+    found = certify_local(model, torch.zeros(2, 4).double(), 0.1)
+    found.save(tmp_path / "local.safetensors")
+    verify(tmp_path / "local.safetensors", model)
+    with pytest.raises(CertificateError, match="digest"):
+        verify(tmp_path / "local.safetensors", network("relu", seed=7))
+
+
+def test_bounds_with_multipliers_per_channel_serve_local_ones() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)
+    ).double()
+    whole = certify(model, (1, 4, 4), structure="torus")
+    x = torch.randn(3, 1, 4, 4).double()
+    found = certify_local(model, x, 0.1, certificate=whole, config=LocalConfig(level="implied"))
+    assert bool((found.lip <= whole.lip).all())
 
 
 def test_radii_need_a_certificate_or_the_local_kind() -> None:

@@ -19,7 +19,6 @@ from admm_lip.commands.train import run as train_command
 from admm_lip.errors import UnsupportedModule
 from admm_lip.lipschitz import Lipschitz
 from admm_lip.networks.chain import read_network
-from admm_lip.networks.frame import Frame
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
 from admm_lip.training import constraint
@@ -34,6 +33,7 @@ from admm_lip.training.layer_norms import (
     spectral_norm,
     spectrum,
 )
+from admm_lip.training.pair_rotation import Frame
 from admm_lip.training.terms import LayerNorms, Terms
 
 SHAPES = ((6, 9), (4, 6), (3, 4))

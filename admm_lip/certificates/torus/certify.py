@@ -10,10 +10,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CertificateError
@@ -24,13 +23,11 @@ from ...solvers.config import SolverConfig
 from ...solvers.deadline import Deadline
 from ..chain_bound import Task, prove
 from ..norm_product import spectral_norm
-from .check import head_matrices, proven_on_torus, torus_product
+from .check import head_matrices, proven_on_torus
 from .proof import NotProven, covariances, gathered, largest
-from .read import NotShiftInvariant, torus_chain
+from .read import NotShiftInvariant, finished, stops
 from .search import search
 from .steps import TorusChain
-
-_log = logging.getLogger("admm_lip")
 
 # Neurons of a head up to which its multipliers are sought one by one.
 HEAD_NEURONS = 1000
@@ -49,17 +46,15 @@ class OnTorus:
     """A proven bound of an image network.
 
     Attributes:
+        chain: what is taken per channel, and what follows.
         lip: the bound.
-        multiplier: per channel of the first ``switch`` activations, then per neuron.
-        switch: how many activations are taken per channel.
-        product: of the norms of all layers, for comparison.
+        multiplier: per channel of the activations of ``chain``, then per neuron.
         backend: that solved the head, ``""`` where none did.
     """
 
+    chain: TorusChain
     lip: float
     multiplier: tuple[Array, ...]
-    switch: int
-    product: float
     backend: str
 
 
@@ -74,20 +69,16 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
     deepest = chains[-1]
     head = None if deepest.head is None else head_matrices(deepest.head)
     found, later = search(deepest, head, deadline)
-    best: OnTorus | None = None
-    reason = ""
+    best, reason = None, ""
     for chain in reversed(chains):
-        if best is not None and not _is_small(chain):
+        if best is not None and not (_is_small(chain) and deadline.has_time()):
             break
         try:
-            made = _proven(chain, found, later, config, deadline)
+            made = _proven(chain, found, later if chain is deepest else None, config, deadline)
         except (NotProven, CertificateError) as error:
             reason = str(error)
             continue
-        if best is None or made.lip < best.lip:
-            best = made
-        if not deadline.has_time():
-            break
+        best = made if best is None or made.lip < best.lip else best
     if best is None:
         raise CertificateError(f"structure: no bound could be proven on a torus: {reason}")
     return best
@@ -106,33 +97,35 @@ def wants_torus(structure: str, network: Network, norm: str, units: Any) -> bool
     plain = norm == "l2" and units is None
     if structure == "torus" and not plain:
         raise CertificateError("structure: 'torus' goes with norm 'l2' and no units")
-    if structure != "auto" or not plain or len(network.input_shape or ()) != 3:
+    if structure != "auto" or not plain:
         return structure == "torus"
+    return neurons_of(network) > EXACT_NEURONS and _stands_on_torus(network)
+
+
+def neurons_of(network: Network) -> int:
+    """Hidden neurons, one per entry of a layer that is not linear."""
     shapes = network.shapes()
-    neurons = sum(math.prod(shapes[s.name]) for s in network.layers if s.kind not in _LINEAR)
-    return neurons > EXACT_NEURONS and _stands_on_torus(network)
+    return sum(math.prod(shapes[s.name]) for s in network.layers if s.kind not in _LINEAR)
 
 
 def _stands_on_torus(network: Network) -> bool:
     try:
-        torus_chain(network, 1)
+        return next(stops(network), None) is not None
     except NotShiftInvariant:
         return False
-    return True
 
 
 def _chains(network: Network) -> list[TorusChain]:
-    """The network switched after its first activation, its second, and so on while it can be."""
+    """The network switched behind its first activation, its second, and so on while it can be."""
     found: list[TorusChain] = []
-    for switch in range(1, len(network.layers) + 1):
-        try:
-            chain = torus_chain(network, switch)
-        except NotShiftInvariant:
-            if not found:
-                raise
-            break
-        if not found or len(chain.activations) > len(found[-1].activations):
-            found.append(chain)
+    try:
+        for reading in stops(network):
+            found.append(finished(reading))
+    except NotShiftInvariant:
+        if not found:
+            raise
+    if not found:
+        raise NotShiftInvariant("structure: no single value leads on behind an activation")
     return found
 
 
@@ -140,47 +133,29 @@ def _is_small(chain: TorusChain) -> bool:
     """Whether the head can be solved neuron by neuron."""
     if chain.head is None:
         return True
-    shapes = chain.head.shapes()
-    neurons, entries, first = 0, 0, 0
-    for spec in chain.head.layers:
-        size = math.prod(shapes[spec.name])
-        if spec.kind in ("linear", "conv2d") and not first:
-            first = size
-            entries = size * math.prod(chain.image)
-        if spec.kind not in _LINEAR:
-            neurons += size
-    return neurons <= HEAD_NEURONS and entries <= _HEAD_ENTRIES
+    neurons = neurons_of(chain.head)
+    return neurons <= HEAD_NEURONS and neurons * math.prod(chain.image) <= _HEAD_ENTRIES
 
 
 def _proven(
     chain: TorusChain,
     found: Sequence[Array],
-    later: Sequence[Array],
+    later: Sequence[Array] | None,
     config: SolverConfig,
     deadline: Deadline,
 ) -> OnTorus:
-    """The bound of one switch layer."""
-    switch = len(chain.activations)
-    multiplier = tuple(found[:switch])
-    product = torus_product(chain)
+    """The bound of one switch layer; ``later`` is what is known of its head's multipliers."""
+    multiplier = tuple(found[: len(chain.activations)])
     if chain.head is None:
         squared = max(float(largest(p).max()) for _, _, p in covariances(chain, multiplier))
         lip = math.sqrt(squared) * (1.0 + _INFLATION)
         reason = proven_on_torus(chain, multiplier, lip)
         if reason is not None:
             raise NotProven(reason)
-        return OnTorus(lip, multiplier, switch, product, "")
-    head = head_matrices(chain.head)
-    first = gathered(chain, multiplier, head.weights[0], head.errors[0])
-    seen = replace(head, weights=(first, *head.weights[1:]), errors=(0.0, *head.errors[1:]))
+        return OnTorus(chain, lip, multiplier, "")
+    seen = gathered(chain, multiplier, head_matrices(chain.head))
     norms = [spectral_norm(w) for w in seen.weights]
     names = [f"(matrix {k} of the head)" for k in range(len(norms))]
-    known: Any = later if len(later) == len(head.slopes) and switch == len(found) else None
-    proven = prove(Task(seen, seen, norms, names), config, deadline, known)
-    return OnTorus(
-        proven.candidate.lip,
-        (*multiplier, *proven.candidate.multiplier),
-        switch,
-        product,
-        proven.backend,
-    )
+    proven = prove(Task(seen, seen, norms, names), config, deadline, later)
+    best = proven.candidate
+    return OnTorus(chain, best.lip, (*multiplier, *best.multiplier), proven.backend)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -40,11 +39,9 @@ def proven_on_torus(chain: TorusChain, multiplier: Sequence[Array], lip: float) 
             parts = (p for _, _, p in covariances(chain, multiplier))
             held = all(is_below(p, lip) for p in parts)
             return None if held else "the covariance at the output exceeds its square"
-        head = head_matrices(chain.head)
-        first = gathered(chain, multiplier[:switch], head.weights[0], head.errors[0])
+        seen = gathered(chain, multiplier[:switch], head_matrices(chain.head))
     except NotProven as error:
         return str(error)
-    seen = replace(head, weights=(first, *head.weights[1:]), errors=(0.0, *head.errors[1:]))
     return unproven(seen, list(multiplier[switch:]), lip)
 
 

@@ -23,15 +23,16 @@ Assumed as in ``proof.py`` of the dense case.  NumPy only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ...networks.layers import Array
+from ..claim_matrices import Matrices
 from ..definite import SLACK, U, gamma, inverse_root
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
 from .steps import (
-    WAVE_ERROR,
     Correlation,
     Index,
     Pair,
@@ -41,7 +42,6 @@ from .steps import (
     levels_of,
     symbol,
     symbol_error,
-    waves,
 )
 
 # Complex numbers in the largest batch of one step.
@@ -79,13 +79,7 @@ def _sizes(step: Correlation | Pointwise) -> tuple[int, ...]:
 def _after(chain: TorusChain, multipliers: Sequence[Array], last: Index) -> Any:
     """P after the last step at the frequencies ``last``."""
     levels = levels_of(chain, last)
-    p = (
-        np.tile(np.eye(chain.channels, dtype=complex), (len(levels[0][0]), 1, 1))
-        if levels
-        else None
-    )
-    if p is None:
-        return np.tile(np.eye(chain.channels, dtype=complex), (len(last), 1, 1))
+    p = np.tile(np.eye(chain.channels, dtype=complex), (len(levels[0][0]), 1, 1))
     left = list(multipliers)
     for step, (frequencies, grid) in zip(chain.steps, levels, strict=True):
         if isinstance(step, Correlation):
@@ -113,8 +107,7 @@ def _activated(p: Any, step: Pointwise, t: Array, k: int) -> Any:
     inner = _sizes_of(y) + 4.0
     y[:, range(len(t)), range(len(t))] -= (8.0 * U * SLACK) * inner[:, None]
     s, lost_s = _inverse(y, k)
-    least = np.ones(p.shape[1])
-    least[rows] = step.alpha
+    least = step.least(p.shape[1])
     h = gain(p, rows, t, least, step.beta - step.alpha) * scale
     size_h, size_s = _sizes_of(h), _sizes_of(s)
     loose = 8.0 * U * (size_h + _sizes_of(np.abs(p[:, :, rows]) * (t * scale)))
@@ -186,43 +179,34 @@ def is_below(p: Any, lip: float) -> bool:
     return _are_definite(y)
 
 
-def gathered(chain: TorusChain, multipliers: Sequence[Array], first: Array, error: float) -> Array:
-    """A triangular C with ``C C' >= G``, G the covariance of the head's first matrix.
+def gathered(chain: TorusChain, multipliers: Sequence[Array], head: Matrices) -> Matrices:
+    """The head's matrices, the first one replaced by a triangular C with ``C C' >= G``.
+
+    G is the covariance of what the first matrix gives.
 
     Args:
         chain: with a head.
         multipliers: per channel, of its activations.
-        first: the head's first matrix, ``(outputs, channels * rows * columns)``.
-        error: bound on the Frobenius norm of its distance from the exact one.
+        head: the matrices of what follows it.
 
     Raises:
         NotProven: for multipliers that prove nothing.
     """
-    outputs, (channels, rows, columns) = len(first), chain.image
-    grid, total, lost = chain.last_grid, np.zeros((outputs, outputs)), 0.0
-    count = grid[0] * grid[1]
-    seen = first.reshape(outputs * channels, rows * columns).astype(complex)
-    size = float(np.sqrt((np.abs(seen).sum(axis=1) ** 2).sum()))
-    taps = rows * columns
-    off = 1.01 * (2.1 * WAVE_ERROR + (2.0 * taps + 16.0) * U) * size / np.sqrt(count)
-    worst = 0.0
+    first = head.weights[0]
+    outputs, grid = len(first), chain.last_grid
+    seen = Correlation(first.reshape(outputs, *chain.image), error=head.errors[0])
+    count = float(grid[0] * grid[1])
+    total, lost, off = np.zeros((outputs, outputs)), 0.0, symbol_error(seen) / np.sqrt(count)
+    step = max(1, _ENTRIES // first.size)
     for frequencies, weights, p in covariances(chain, multipliers):
-        for k in range(0, len(weights), step := max(1, _ENTRIES // (outputs * channels + taps))):
-            part = slice(k, k + step)
-            down = waves(frequencies[part, 0], np.arange(rows), grid[0])
-            across = waves(frequencies[part, 1], np.arange(columns), grid[1])
-            taps_of = (down[:, :, None] * across[:, None, :]).reshape(-1, taps)
-            v = (seen @ taps_of.T).T.reshape(-1, outputs, channels) / np.sqrt(count)
-            sizes, size_p = _sizes_of(v), _sizes_of(p[part])
-            terms = v @ p[part] @ adjoint(v)
-            total += np.einsum("f,fij->ij", weights[part], terms.real)
-            rounding = gamma(16 * channels + 64 + 4 * count)
-            each = (2.0 * sizes * off + off**2 + rounding * sizes**2) * size_p
+        for part in (slice(k, k + step) for k in range(0, len(weights), step)):
+            v = symbol(seen, frequencies[part], grid) / np.sqrt(count)
+            total += np.einsum("f,fij->ij", weights[part], (v @ p[part] @ adjoint(v)).real)
+            size, rounding = _sizes_of(v), gamma(16 * chain.image[0] + 64 + 4 * int(count))
+            each = (2.0 * size * off + off**2 + rounding * size**2) * _sizes_of(p[part])
             lost += float(weights[part] @ each)
-            worst = max(worst, float(size_p.max()))
-    norm = float(np.linalg.norm(first)) * (1.0 + 1e-10)
-    lost = SLACK * (lost + (2.0 * norm * error + error**2) * worst)
-    return _factor(total, lost)
+    factor = _factor(total, SLACK * lost)
+    return replace(head, weights=(factor, *head.weights[1:]), errors=(0.0, *head.errors[1:]))
 
 
 def _factor(total: Array, lost: float) -> Array:

@@ -27,7 +27,7 @@ from ...networks.layers import Array
 from ...solvers.deadline import Deadline
 from ..claim_matrices import Matrices
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
-from .steps import Correlation, TorusChain, half_of, levels_of, symbol, waves
+from .steps import Correlation, Pointwise, TorusChain, half_of, levels_of, symbol
 
 # Weights of the barrier, one after the other, and the most steps at each.
 _WEIGHTS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -112,11 +112,7 @@ class _Barrier:
         """``L^2`` at these multipliers."""
         p = self.first
         for stage, own in zip(self.stages, t, strict=True):
-            p = stage.before(p)
-            s = torch.linalg.inv(slack(p, stage.rows, own))
-            p = through_activation(
-                p, gain(p, stage.rows, own, stage.least, stage.span), s, stage.least
-            )
+            p = _through(stage, stage.before(p), own)
         return float(torch.linalg.eigvalsh(self.end(p)).max())
 
 
@@ -151,46 +147,37 @@ def _stages(
     """The activations in turn, what follows the last, P at the input, the last one's weights."""
     last, counts = half_of(chain.last_grid)
     levels = levels_of(chain, last)
-    count = len(levels[0][0]) if levels else len(last)
-    first = torch.eye(chain.channels, dtype=torch.complex128).repeat(count, 1, 1)
+    first = torch.eye(chain.channels, dtype=torch.complex128).repeat(len(levels[0][0]), 1, 1)
     stages: list[_Stage] = []
     pending: list[Callable[[Tensor], Tensor]] = []
     width = chain.channels
-    end = torch.from_numpy(counts / counts.sum())
+    share = torch.from_numpy(counts / counts.sum())
     for step, (frequencies, grid) in zip(chain.steps, levels, strict=True):
         if isinstance(step, Correlation):
             pending.append(_correlation(step, frequencies, grid))
             width = step.kernel.shape[0]
             continue
-        share = torch.from_numpy(counts / counts.sum())
-        weights = share.repeat_interleave(len(frequencies) // len(last))
-        stages.append(
-            _stage(pending, step.rows, step.alpha, step.beta, width, weights / weights.sum())
-        )
+        folded = len(frequencies) // len(last)
+        weights = share.repeat_interleave(folded) / folded
+        stages.append(_stage(pending, step, width, weights))
         pending = []
     if head is not None:
         pending.append(_into_head(chain, head.weights[0], last, counts))
         one = torch.ones(1, dtype=torch.float64)
         for w, slopes in zip(head.weights[1:], head.slopes, strict=True):
-            rows = np.arange(len(slopes.alpha))
-            stages.append(_stage(pending, rows, slopes.alpha, slopes.beta, len(rows), one))
+            own = Pointwise("", np.arange(len(slopes.alpha)), slopes.alpha, slopes.beta)
+            stages.append(_stage(pending, own, len(own.rows), one))
             pending = [_matrix(w)]
-        end = one
-    return stages, _all_of(pending), first, end
+        share = one
+    return stages, _all_of(pending), first, share
 
 
 def _stage(
-    pending: Sequence[Callable[[Tensor], Tensor]],
-    rows: Any,
-    alpha: Array,
-    beta: Array,
-    width: int,
-    weights: Tensor,
+    pending: Sequence[Callable[[Tensor], Tensor]], step: Pointwise, width: int, weights: Tensor
 ) -> _Stage:
-    least = np.ones(width)
-    least[rows] = alpha
-    chosen, lowest, span = (torch.from_numpy(np.asarray(v)) for v in (rows, least, beta - alpha))
-    return _Stage(_all_of(pending), chosen, lowest, span, weights)
+    arrays = (step.rows, step.least(width), step.beta - step.alpha)
+    rows, least, span = (torch.from_numpy(np.asarray(v)) for v in arrays)
+    return _Stage(_all_of(pending), rows, least, span, weights)
 
 
 def _all_of(maps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
@@ -219,13 +206,9 @@ def _into_head(
     chain: TorusChain, first: Array, last: Any, counts: Array
 ) -> Callable[[Tensor], Tensor]:
     """``sum_f V(f) P(f) V(f)^H``, real."""
-    (channels, rows, columns), grid = chain.image, chain.last_grid
-    down = waves(last[:, 0], np.arange(rows), grid[0])
-    across = waves(last[:, 1], np.arange(columns), grid[1])
-    taps = (down[:, :, None] * across[:, None, :]).reshape(len(last), -1)
-    seen = first.reshape(len(first) * channels, -1).astype(complex) @ taps.T
-    scale = np.sqrt(counts / (grid[0] * grid[1]))
-    v = torch.from_numpy(np.ascontiguousarray((seen * scale).T)).reshape(len(last), -1, channels)
+    seen = symbol(Correlation(first.reshape(-1, *chain.image)), last, chain.last_grid)
+    scale = np.sqrt(counts / math.prod(chain.last_grid))
+    v = torch.from_numpy(seen * scale[:, None, None])
     # all frequencies side by side: one product
     flat = v.permute(1, 0, 2).reshape(len(first), -1)
 

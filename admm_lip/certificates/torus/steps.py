@@ -57,6 +57,12 @@ class Pointwise:
     alpha: Array
     beta: Array
 
+    def least(self, width: int) -> Array:
+        """The least slope of each of so many channels, 1 for those that pass."""
+        found = np.ones(width)
+        found[self.rows] = self.alpha
+        return found
+
 
 Step = Correlation | Pointwise
 

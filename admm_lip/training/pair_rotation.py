@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .network import Network
-from .sorting import SORTS
-
-Matrices = tuple[Tensor, ...]
+from ..networks.network import Network
+from ..networks.sorting import SORTS
+from .admm_state import Matrices
 
 
 @dataclass(frozen=True)
