@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedModule
+from ..networks.refusals import BY_BATCH, RANDOM
 from .activation_operators import aten_activations
 from .aten_moves import MOVES, sample_axes
 from .calls import Call, ChainValue
@@ -126,10 +127,7 @@ def _sizes(layers: Layers, call: Call, key: str, alone: int = 0) -> list[int]:
 
 def _batch_norm(layers: Layers, call: Call) -> None:
     if call["running_mean"] is None or call["running_var"] is None or call.flag("training"):
-        raise UnsupportedModule(
-            f"{call.label}: normalises by the batch that it is given, which is no function of one "
-            "input; call model.eval() before exporting, and use track_running_stats=True"
-        )
+        raise UnsupportedModule(f"{call.label}: {BY_BATCH}")
     keys = ("running_mean", "running_var", "weight", "bias")
     arrays = [None if call[key] is None else call.array(key) for key in keys]
     layers.normalise(call, arrays, float(call.number_type(call.number("eps"))))
@@ -198,10 +196,7 @@ def _nothing(layers: Layers, call: Call) -> None:
 
 def _dropout(layers: Layers, call: Call) -> None:
     if call.number("p") != 0.0 and call.flag("train"):
-        raise UnsupportedModule(
-            f"{call.label}: is in training mode, where the network is random; call model.eval() "
-            "before exporting"
-        )
+        raise UnsupportedModule(f"{call.label}: {RANDOM}")
 
 
 _SELF = ("self",)

@@ -25,7 +25,8 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
     was read.
 
     Args:
-        module: in any mode; it is read in evaluation mode, and left as it is.
+        module: read in the mode that it is in, and left as it is; what is random or normalises by
+            its batch there (dropout, batch normalisation) is refused until ``model.eval()``.
         input_shape: shape of one input without the batch; needed in front of convolutions, and
             where only ``torch.export`` can read a module that has no ``nn.Linear``.
 
@@ -42,10 +43,10 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
         ['take', 'take', 'relu', 'elementwise', 'add']
     """
     from ..networks.chain import check_recorded, readable, recorded
-    from ..networks.module_state import evaluating
+    from ..networks.module_state import untouched
 
     module = readable(module)
-    with evaluating(module):
+    with untouched(module):
         try:
             found = recorded(module, input_shape)
         except NoBound:
@@ -55,7 +56,7 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
         else:
             return check_recorded(module, *found)
     # What recording has changed is put back, and refused, before it is recorded again.
-    with evaluating(module):
+    with untouched(module):
         return _read_exported(module, input_shape, reason)
 
 
@@ -87,7 +88,7 @@ def _features(module: nn.Module) -> Shape | None:
 
 
 def _program(module: nn.Module, shape: Shape) -> ExportedProgram:
-    """The program of a module in evaluation mode, for any batch.
+    """The program of a module, for any batch.
 
     Raises:
         UnsupportedModule: with the first line of what ``torch.export`` says.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
+from ..networks.refusals import BY_BATCH, RANDOM
 from .activation_operators import onnx_activations
 from .aten_moves import sample_axes
 from .calls import Call, ChainValue
@@ -82,10 +83,7 @@ def _negate(layers: Layers, call: Call) -> None:
 
 def _batch_norm(layers: Layers, call: Call) -> None:
     if call.flag("training_mode"):
-        raise UnsupportedModule(
-            f"{call.label}: normalises by the batch that it is given, which is no function of one "
-            "input; export the network in evaluation mode"
-        )
+        raise UnsupportedModule(f"{call.label}: {BY_BATCH}")
     arrays = [call.array(key) for key in ("input_mean", "input_var", "scale", "B")]
     layers.normalise(call, arrays, call.number("epsilon"))
 
@@ -204,8 +202,8 @@ def _identity(layers: Layers, call: Call) -> None:
 
 
 def _dropout(layers: Layers, call: Call) -> None:
-    if call.number("ratio") != 0.0:
-        call.need("training_mode", 0)
+    if call.number("ratio") != 0.0 and call.flag("training_mode"):
+        raise UnsupportedModule(f"{call.label}: {RANDOM}")
 
 
 _WINDOW = {"auto_pad": "NOTSET", "dilations": None, "pads": None, "strides": None}

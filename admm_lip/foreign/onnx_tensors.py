@@ -36,6 +36,7 @@ _KINDS: Mapping[int, _Kind] = {
     1: _Kind(np.dtype("<f4"), "float_data"),
     6: _Kind(np.dtype("<i4"), "int32_data"),
     7: _Kind(np.dtype("<i8"), "int64_data"),
+    9: _Kind(np.dtype("?"), "int32_data"),
     10: _Kind(np.dtype("<f2"), "int32_data", bits=True),
     11: _Kind(np.dtype("<f8"), "double_data"),
     16: _Kind(np.dtype("<u2"), "int32_data", bits=True, bfloat16=True),
@@ -73,8 +74,8 @@ class Decoder:
         kind = _KINDS.get(tensor.data_type)
         if kind is None:
             raise UnsupportedModule(
-                f"{label}: expected float16, bfloat16, float32, float64, int32 or int64, got the "
-                f"ONNX type {_type_name(tensor)}"
+                f"{label}: expected float16, bfloat16, float32, float64, int32, int64 or bool, "
+                f"got the ONNX type {_type_name(tensor)}"
             )
         shape = tuple(int(n) for n in tensor.dims)
         size = math.prod(shape)

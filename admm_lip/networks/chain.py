@@ -26,7 +26,7 @@ from .constants import exact_array
 from .layer_spec import CARRIED
 from .layers import AFFINE, array_keys
 from .live_check import check_live
-from .module_state import evaluating
+from .module_state import evaluating, untouched
 from .network import LayerSpec, Network, SideBySide
 from .overrides import refuse_overrides, unwrapped
 from .promise_check import check_promises
@@ -40,10 +40,11 @@ from .vector_functions import VECTOR_FUNCTIONS
 
 
 def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> Network:
-    """Read the layers of a module as plain data, in evaluation mode; the module stays as it is.
+    """Read the layers of a module as plain data; the module stays as it is.
 
-    The module is run once on random inputs, and refused where torch computes something else than
-    what was read (``live_check.py``).
+    What is read is the function that the module computes in the mode that it is in: where a layer
+    is random or normalises by its batch, it is refused.  The module is run once on random inputs,
+    and refused where torch computes something else than what was read (``live_check.py``).
 
     Args:
         module: nested ``nn.Sequential``, or any module whose ``forward`` is made of supported
@@ -65,14 +66,14 @@ def read_network(module: nn.Module, input_shape: tuple[int, ...] | None = None) 
         ['linear', 'relu', 'linear']
     """
     module = readable(module)
-    with evaluating(module):
+    with untouched(module):
         return check_recorded(module, *recorded(module, input_shape))
 
 
 def recorded(
     module: nn.Module, input_shape: tuple[int, ...] | None
 ) -> tuple[list[trace.Step], Network]:
-    """The layers that a module in evaluation mode says it applies, and what they are.
+    """The layers that a module says it applies, and what they are.
 
     Raises:
         UnsupportedModule: as :func:`read_network` does, which also runs the module.
@@ -98,7 +99,7 @@ def readable(module: nn.Module) -> nn.Module:
 
 
 def _network(chain: list[trace.Step], input_shape: tuple[int, ...] | None) -> Network:
-    """What the layers of a module say, which is in evaluation mode."""
+    """What the layers of a module say."""
     specs, arrays = [], {}
     for name, layer, inputs in chain:
         reader = reader_of(name, layer)
@@ -145,7 +146,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
             an activation between, an activation first or last, a parametrized or a tied weight.
     """
     module = readable(module)
-    with evaluating(module):
+    with evaluating(module), untouched(module):
         chain = trace.path_of(module)
         layers = _linear_only(chain)
         network = _network(chain, None)

@@ -64,7 +64,7 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
     """Run ``module`` and refuse it where it computes something else than ``network``.
 
     Args:
-        module: in evaluation mode (``module_state.evaluating``).
+        module: to be run, within ``module_state.untouched``.
         chain: its layers in order.
         network: what was read, one layer for each of ``chain``.
 

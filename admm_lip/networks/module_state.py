@@ -1,4 +1,4 @@
-"""A module looked at in evaluation mode and left as it was found.
+"""A module run and left as it was found, and a module put into evaluation mode for a while.
 
 Reading runs a module's ``forward``, which is the user's code.  Code that keeps a count, or changes
 a weight or a buffer, computes another function at every call: it is put back and refused.
@@ -24,14 +24,35 @@ _DEPTH, _LENGTH = 4, 4096
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for all parts of ``module``, without gradients; then everything as it was.
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Code that may run ``module``, without gradients; then everything as it was.
 
-    The modes of all parts, torch's random state, weights, buffers and attributes are put back.
+    Torch's random state, weights, buffers and attributes are put back.
 
     Raises:
-        UnsupportedModule: by name, where what ran inside changed one of them, or where a class has
-            its own ``train``, so that only it knows what its evaluation mode is.
+        UnsupportedModule: by name, where what ran inside changed one of them.
+    """
+    kept = _Kept(module)
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+            yield
+    finally:
+        changed = kept.put_back()
+    if changed:
+        raise UnsupportedModule(
+            f"{', '.join(changed[:3])}: is changed by running the network, which is another "
+            "function at every call; take the change out of its forward"
+        )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for all parts of ``module``, as training ships it; then their modes again.
+
+    Raises:
+        UnsupportedModule: by name, where a class has its own ``train``, so that only it knows what
+            its evaluation mode is.
 
     Example:
         >>> layer = nn.Dropout()
@@ -48,22 +69,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                 f"{name or type(part).__name__}: is in training mode and has its own train() or "
                 "eval(); call model.eval() first"
             )
-    kept = _Kept(module)
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    for _, part in training:
+        part.training = False
     try:
-        for _, part in training:
-            part.training = False
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-            yield
+        yield
     finally:
         for _, part in training:
             part.training = True
-        changed = kept.put_back()
-    if changed:
-        raise UnsupportedModule(
-            f"{', '.join(changed[:3])}: is changed by running the network, which is another "
-            "function at every call; take the change out of its forward"
-        )
 
 
 class _Kept:

@@ -39,6 +39,16 @@ _REASONS: dict[str, tuple[str, ...]] = {
     ),
     _LOOKS_UP: ("Embedding", "EmbeddingBag", "embedding", "embedding_bag"),
 }
+# In training mode, which is read as it is: the function is the one that is called.
+BY_BATCH = (
+    "normalises by the batch that it is given, which is no function of one input; call "
+    "model.eval() first, and use track_running_stats=True"
+)
+RANDOM = (
+    "is in training mode, where it is random; call model.eval() first, and write a call as "
+    "F.dropout(x, p, training=self.training)"
+)
+
 _BY_NAME = {name: reason for reason, names in _REASONS.items() for name in names}
 
 

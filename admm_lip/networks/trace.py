@@ -75,7 +75,7 @@ class _Tracer(fx.Tracer):
 def steps(module: nn.Module) -> list[Step]:
     """The leaves of ``module`` in the order in which its ``forward`` applies them.
 
-    They are those of the mode that it is in; ``module_state.evaluating`` puts it into evaluation.
+    They are those of the mode that it is in.
 
     Raises:
         UnsupportedModule: by qualified name, for what is no supported layer, and for what makes

@@ -26,6 +26,7 @@ from ..certificates.certificate import Certificate
 from ..errors import TrainingFailed
 from ..lipschitz import Lipschitz
 from ..networks.chain import read_network
+from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..solvers import SolveFailed
 from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
@@ -127,7 +128,8 @@ class Constraint:
         if scratch:
             orthogonal_(layers, config.seed)
         weights = read_weights(self.parameters)
-        chain = read_network(self.model).chain()
+        with evaluating(self.model):  # as it is shipped
+            chain = read_network(self.model).chain()
         slopes = training_constraint(chain, self.parameters[0].device)
         metric = PLAIN if asked.units is None else Metric.of(asked.units, weights)
         self.terms = Terms(asked, slopes, config, metric)

@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from admm_lip import certify, verify
-from admm_lip.errors import UnsupportedModule
+from admm_lip.errors import CertificateError, UnsupportedModule
 from admm_lip.foreign.open import network_of
 from admm_lip.local import LocalConfig, certify_local
-from admm_lip.networks.chain import build_module, read_network
+from admm_lip.networks.chain import build_module, linear_layers, read_network
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU
 from admm_lip.networks.forward import forward
 from admm_lip.networks.network import LayerSpec, Network
@@ -158,7 +158,6 @@ FORWARDS = {
     "knows batches of one": (_knows_batch_one, r"Model: running it gives something else"),
     "knows large inputs": (_knows_large, r"Model: running it gives something else"),
     "is random": (_random, r"Model: running it gives something else"),
-    "branches on its mode": (_evaluation_branch, r"the function cumsum\(\) is not supported"),
     "gives another shape": (_other_shape, r"Model: running it gives something else.*shape \(6,\)"),
 }
 
@@ -192,14 +191,21 @@ def test_an_argument_left_at_its_default_is_part_of_what_is_called(body: Any) ->
         )
 
 
-def test_evaluation_is_what_is_read_of_a_model_in_training() -> None:
-    model = forwarding(
-        lambda self, x: self.honest(F.dropout(x, 0.5, training=self.training))
-    ).train()
-    with_dropout = nn.Sequential(nn.Dropout(), *plain()).train()
-    for m in (model, with_dropout):
-        assert read_network(m).digest() == read_network(copy.deepcopy(m).eval()).digest()
-        assert all(part.training for part in m.modules())
+def test_what_is_certified_is_what_the_mode_computes() -> None:
+    """A branch on the mode is another network in each, with a certificate of its own."""
+    model = forwarding(lambda self, x: self.honest(x) if self.training else self.honest(x) * 2.0)
+    certificate = certify(model.train())
+    verify(certificate, model)
+    with pytest.raises(CertificateError, match="another network"):
+        verify(certificate, model.eval())
+    assert certify(model).lip == pytest.approx(2.0 * certificate.lip, rel=1e-6)
+    with pytest.raises(UnsupportedModule, match=r"the function cumsum\(\) is not supported"):
+        certify(forwarding(_evaluation_branch).eval())
+
+
+def test_training_ships_the_evaluation_mode_which_a_class_of_its_own_hides() -> None:
+    with pytest.raises(UnsupportedModule, match="is in training mode and has its own train"):
+        linear_layers(OwnTrain(*plain()))
 
 
 def _instance(model: Any, name: str, attribute: str) -> nn.Module:
@@ -300,7 +306,6 @@ INSTANCES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "container with forward": (lambda: OwnForward(*plain()), r"the function cumsum\(\)"),
     "__getattribute__": (lambda: nn.Sequential(OwnAttributes(2, 2)), "own __getattribute__"),
     "growing weight": (lambda: nn.Sequential(GrowingWeight(2, 2)), "0 .*something else|changed"),
-    "own train": (lambda: OwnTrain(*plain()), "is in training mode and has its own train"),
     "weight of a subclass": (_subclassed, r"0\.weight: expected a plain dense tensor, got Doub"),
     "sparse weight": (lambda: _sparse(), r"0\.weight: expected a plain dense tensor"),
     "hook": (lambda: _hooked("register_forward_hook"), r"0 \(Linear\): has forward hooks"),
@@ -402,6 +407,7 @@ def test_every_door_runs_the_module() -> None:
             door()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_wrappers_that_compute_the_same_are_taken_off() -> None:
     model = plain()
     digest = read_network(model).digest()

@@ -84,7 +84,11 @@ IMAGE = ("b", 2, 3, 3)
         ([("Gemm", ["x", "W"], {"transA": 1})], ("b", 4), "transA=1 is not handled; only 0"),
         ([("Gemm", ["x", "W", "row"], {})], ("b", 4), r"a bias of shape \(2, 4\)"),
         ([("Relu", ["x"], {"slope": 1.0})], ("b", 4), r"\(Relu\): has the unknown \['slope'\]"),
-        ([("Dropout", ["x", "one", "yes"], {})], ("b", 4), "training_mode=1 is not handled"),
+        (
+            [("Dropout", ["x", "one", "yes"], {})],
+            ("b", 4),
+            "is in training mode, where it is random",
+        ),
         ([("Reshape", ["x", "batch"], {})], ("b", 4), r"shape \[4, 1\] does not keep the batch"),
         ([("Conv", ["x", "K1"], {})], ("b", 4, 9, 9), r"\(Conv\): a kernel of \[3\] on a value"),
         ([("Mul", ["x", "pixels"], {})], ("b", 2, 3), r"a constant of shape \(1, 2, 3, 3\) does"),
