@@ -62,15 +62,16 @@ def _narrow(x: Numbers, call: Call) -> Numbers:
 
 
 def _pad(layers: Layers, call: Call) -> None:
-    """By pairs, the last axis first; only zeros are linear."""
+    """By pairs, the last axis first: zeros, or the other end's entries."""
+    around = "mode" in call.parameters and call["mode"] == "circular"
     if "mode" in call.parameters:
-        call.need("mode", "constant")
+        call.need("mode", "constant", "circular")
     call.need("value", None, 0)
     flat = call.integers("pad")
     pairs = list(zip(flat[::2], flat[1::2], strict=False))[::-1]
     if len(flat) % 2 or len(pairs) > 1 + len(layers.shape):
         raise call.unexpected("pad", "two numbers for each axis")
-    layers.pad(call, [(0, 0)] * (1 + len(layers.shape) - len(pairs)) + pairs)
+    layers.pad(call, [(0, 0)] * (1 + len(layers.shape) - len(pairs)) + pairs, around)
 
 
 def _view(key: str) -> Callable[[Layers, Call], None]:

@@ -249,13 +249,28 @@ class Layers:
         """Where a value is in another shape."""
         return self._moved(call, place, lambda: self.reshape(call, sizes))
 
-    def pad(self, call: Call, widths: Sequence[tuple[int, int]]) -> None:
-        """Add zeros before and after along every axis, the batch's first."""
+    def pad(self, call: Call, widths: Sequence[tuple[int, int]], around: bool = False) -> None:
+        """Add zeros, or the other end's entries, before and after along every axis.
+
+        The batch's axis is the first.
+        """
+        if around:
+            self._pad_around(call, widths)
+            return
         grown = (
             n + max(a, 0) + max(b, 0) for n, (a, b) in zip(self.shape, widths[1:], strict=True)
         )
         check_size(call.label, math.prod(grown), 8)
         self.rearrange(call, lambda x: padded(x, widths))
+
+    def _pad_around(self, call: Call, widths: Sequence[tuple[int, int]]) -> None:
+        """Circular padding; torch and ONNX go around once at most."""
+        for n, ends in zip((0, *self.shape), widths, strict=True):
+            if not 0 <= min(ends) <= max(ends) <= n:
+                raise NetworkError(
+                    f"{call.label}: pads {list(ends)} around an axis of {n}; expected 0 to {n}"
+                )
+        self.rearrange(call, lambda x: np.pad(x, widths, mode="wrap"))
 
     def reshape(self, call: Call, sizes: list[int]) -> None:
         """Give the value the shape ``sizes``, -1 meaning "what remains"."""

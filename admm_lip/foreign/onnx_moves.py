@@ -49,8 +49,8 @@ def _slice(layers: Layers, call: Call) -> None:
 
 
 def _pad(layers: Layers, call: Call) -> None:
-    """By all starts, then all ends; only zeros are linear."""
-    call.need("mode", "constant")
+    """By all starts, then all ends: zeros, or the other end's entries."""
+    call.need("mode", "constant", "wrap")
     key = "value" if call["constant_value"] is None else "constant_value"
     call.need(key, 0, 0.0)
     pads, rank = call.integers("pads"), 1 + len(layers.shape)
@@ -60,7 +60,7 @@ def _pad(layers: Layers, call: Call) -> None:
     widths = [(0, 0)] * rank
     for k, axis in enumerate(axes):
         widths[axis] = (pads[k], pads[k + len(axes)])
-    layers.pad(call, widths)
+    layers.pad(call, widths, call["mode"] == "wrap")
 
 
 def _flatten(layers: Layers, call: Call) -> None:

@@ -18,7 +18,8 @@ from admm_lip import Certificate, CertificateError, certify, load_certificate, v
 from admm_lip.certificates.torus import read
 from admm_lip.certificates.torus.check import head_matrices
 from admm_lip.certificates.torus.proof import NotProven, covariances, gathered, largest
-from admm_lip.certificates.torus.read import NotShiftInvariant, torus_chain
+from admm_lip.certificates.torus.read import torus_chain
+from admm_lip.certificates.torus.reading import NotShiftInvariant
 from admm_lip.certificates.torus.steps import (
     Correlation,
     Pointwise,
@@ -28,6 +29,7 @@ from admm_lip.certificates.torus.steps import (
     symbol,
     symbol_error,
 )
+from admm_lip.foreign.from_torch import read_module
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.sorting_torch import MaxMin
 
@@ -108,11 +110,35 @@ LAYERS = (
 )
 
 
+def circular(*sizes: Any, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(*sizes, padding_mode="circular", **options)
+
+
+class Around(nn.Module):
+    """Circular along the columns only, as panoramas are; zeros above and below."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(nn.functional.pad(x, (1, 1, 0, 0), mode="circular"))
+
+
+CIRCULAR = (
+    circular(2, 3, 3, padding=1),
+    circular(2, 3, 4, padding=1, stride=2),
+    circular(2, 3, (2, 3), padding="same", dilation=(1, 2)),
+    Around(nn.Conv2d(2, 3, 3, padding=(1, 0))),
+    Around(nn.AvgPool2d(3, stride=(2, 1))),
+)
+
+
 def on_image(
     layer: nn.Module, shape: tuple[int, int, int], smaller: int = 0
 ) -> tuple[Array, Array]:
     """A layer's matrix, and that of its torus restricted to the images."""
-    network = read_network(nn.Sequential(layer, nn.ReLU()).double(), shape)
+    network = read_module(nn.Sequential(layer, nn.ReLU()).double(), shape)
     chain = torus_chain(network, 1)
     step = chain.steps[0]
     assert isinstance(step, Correlation)
@@ -120,7 +146,7 @@ def on_image(
     whole = periodic(step, grid).reshape(
         len(step.kernel), grid[0] // step.stride[0], grid[1] // step.stride[1], shape[0], *grid
     )
-    out = network.shapes()[network.layers[0].name]
+    out = network.shapes()[network.output]
     seen = whole[:, : out[1], : out[2], :, : shape[1], : shape[2]]
     return network.chain().weights[0], seen.reshape(math.prod(out), math.prod(shape))
 
@@ -133,6 +159,50 @@ def test_a_padded_layer_is_a_corner_of_its_torus(
 ) -> None:
     exact, seen = on_image(layer, shape)
     assert np.allclose(exact, seen, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=")
+@pytest.mark.parametrize("layer", CIRCULAR, ids=str)
+@pytest.mark.parametrize("shape", [(2, 6, 4)])
+def test_a_circular_layer_is_its_torus_or_a_corner_of_it(
+    layer: nn.Module, shape: tuple[int, int, int]
+) -> None:
+    exact, seen = on_image(layer, shape)
+    assert np.allclose(exact, seen, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layers", "switch", "reason"),
+    [
+        # The first needs the image's own torus, the second one with room around the image.
+        (
+            [circular(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)],
+            2,
+            "conv2d_1: circular padding needs",
+        ),
+        (
+            [nn.Conv2d(2, 3, 3, padding=1), circular(3, 3, 3, padding=1)],
+            2,
+            "conv2d_1: circular padding needs",
+        ),
+        # A stride of 2 does not divide 5 rows.
+        ([circular(2, 3, 3, padding=1, stride=2)], 1, "conv2d: circular padding needs"),
+        (
+            [circular(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3), circular(3, 3, 3, padding=1)],
+            3,
+            "conv2d_2: pads another image around",
+        ),
+        ([Around(nn.Conv2d(2, 3, 3, padding=1))], 1, "pads with zeros what is padded around"),
+        ([Around(nn.ReLU())], 1, "takes a value with its circular padding"),
+    ],
+)
+def test_circular_padding_goes_with_no_room_around_the_image(
+    layers: list[nn.Module], switch: int, reason: str
+) -> None:
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).double()
+    network = read_module(model, (2, 5, 6))
+    with pytest.raises(NotShiftInvariant, match=reason):
+        torus_chain(network, switch)
 
 
 def test_a_torus_that_is_too_small_is_another_operator() -> None:

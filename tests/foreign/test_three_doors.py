@@ -182,6 +182,19 @@ class Moved(nn.Module):
         return self.head(x[:, 0].reshape(x.size(0), -1)[:, 2:])
 
 
+class Panorama(nn.Module):
+    """Padded around, as what has no edge is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
+        self.second = nn.Conv2d(2, 2, (3, 2), stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(torch.relu(self.first(x)), (0, 2, 0, 0), mode="circular")
+        return self.second(x).flatten(1)
+
+
 class Broadcasting(nn.Module):
     """Values and constants whose shapes differ."""
 
@@ -241,6 +254,7 @@ CASES = {
     "actor": Case(Actor, (3,)),
     "sequence": Case(Sequence, (2, 9), digest=False),
     "moved": Case(Moved, (4, 5, 2), digest=False),
+    "panorama": Case(Panorama, (1, 4, 5)),
     "broadcasting": Case(Broadcasting, (3,)),
 }
 

@@ -25,7 +25,8 @@ from ..chain_bound import Task, prove
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus
 from .proof import NotProven, covariances, gathered, largest
-from .read import NotShiftInvariant, finished, stops
+from .read import finished, stops
+from .reading import NotShiftInvariant
 from .search import search
 from .steps import TorusChain
 
