@@ -33,7 +33,8 @@ def circular_widths(index: Any, shape: Shape) -> tuple[int, int, int, int] | Non
     """How far an index pads an image around: above, below, left and right; ``None`` if it is none.
 
     Example:
-        >>> circular_widths(np.pad(positions((1, 2, 3)), ((0, 0), (1, 0), (0, 2)), "wrap"), (1, 2, 3))
+        >>> around = np.pad(positions((1, 2, 3)), ((0, 0), (1, 0), (0, 2)), "wrap")
+        >>> circular_widths(around, (1, 2, 3))
         (1, 0, 0, 2)
     """
     if len(shape) != 3 or index.ndim != 3 or index.shape[0] != shape[0]:
