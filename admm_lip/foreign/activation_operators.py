@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,9 +26,8 @@ def aten_activations() -> dict[str, Operator]:
         for name in spelling.aten
     } | {
         "aten.prelu.default": Operator(("self", "weight"), _prelu("weight")),
-        "aten.clamp.default": Operator(("self",), _clip, {"min": None, "max": None}),
-        "aten.clamp_min.default": Operator(("self", "min"), _clip, {"max": None}),
-        "aten.clamp_max.default": Operator(("self", "max"), _clip, {"min": None}),
+        **{f"aten.{name}{end}": _CLIP for name in _CLAMPS for end in (".default", ".Tensor")},
+        **{f"aten.clamp_{end}{mark}.default": _CLIP for end in _LIMITS for mark in ("", "_")},
     }
 
 
@@ -40,7 +40,7 @@ def onnx_activations() -> dict[str, Operator]:
         if spelling.onnx
     } | {
         "PRelu": Operator(("X", "slope"), _prelu("slope")),
-        "Clip": Operator(("input", "min", "max"), _clip, {"min": None, "max": None}),
+        "Clip": replace(_CLIP, inputs=("input", *_LIMITS)),
         "Shrink": Operator(("input",), _shrink, {"bias": 0.0, "lambd": 0.5}),
     }
 
@@ -86,6 +86,8 @@ def _prelu(key: str) -> Apply:
 
     def apply(layers: Layers, call: Call) -> None:
         slope, shape = call.array(key), layers.shape
+        if key == "slope" and slope.ndim == 1 + len(shape) and len(slope) == 1:
+            slope = slope[0]  # with an axis for the batch
         if key == "slope" and slope.size > 1 and slope.shape != (shape[0], *(1 for _ in shape[1:])):
             raise UnsupportedModule(
                 f"{call.label}: a slope of shape {slope.shape} on a value of shape {shape} is not "
@@ -104,20 +106,26 @@ def _clip(layers: Layers, call: Call) -> None:
     elif low is not None:
         _above(layers, call, low)
     elif high is not None:
-        layers.arithmetic(call, "mul", np.array(-1.0))
+        layers.arithmetic(call, "neg")
         _above(layers, call, -high)
-        layers.arithmetic(call, "mul", np.array(-1.0))
+        layers.arithmetic(call, "neg")
 
 
 def _above(layers: Layers, call: Call, low: float) -> None:
+    limit = np.array(low, dtype=call.number_type)
     if low != 0.0:
-        layers.arithmetic(call, "sub", np.array(low))
+        layers.arithmetic(call, "sub", limit)
     layers.activation(call, "relu", {})
     if low != 0.0:
-        layers.arithmetic(call, "add", np.array(low))
+        layers.arithmetic(call, "add", limit)
 
 
 def _shrink(layers: Layers, call: Call) -> None:
     """Soft where the bias is the limit; another one jumps."""
     call.need("bias", call.number("lambd"))
     layers.activation(call, "softshrink", {"lambd": call.number("lambd")})
+
+
+_LIMITS = ("min", "max")
+_CLIP = Operator(("self", *_LIMITS), _clip, dict.fromkeys(_LIMITS))
+_CLAMPS = ("clamp", "clamp_", "clip", "clip_")

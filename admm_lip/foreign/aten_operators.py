@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import UnsupportedModule
 from ..networks.refusals import BY_BATCH, RANDOM
+from ..networks.vector_functions import side_by_side
 from .activation_operators import aten_activations
 from .aten_moves import MOVES, sample_axes
 from .calls import Call, ChainValue
@@ -69,14 +70,13 @@ def _avg_pool(layers: Layers, call: Call) -> None:
 
 
 def _max_pool(layers: Layers, call: Call) -> None:
-    call.need("ceil_mode", False)
     options = {
         "kernel_size": _sizes(layers, call, "kernel_size", 1),
         "stride": _sizes(layers, call, "stride" if call["stride"] else "kernel_size", 1),
         "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
         "dilation": _sizes(layers, call, "dilation", 1),
     }
-    layers.max_pool(call, options)
+    layers.max_pool(call, options, ceil=call.flag("ceil_mode"))
 
 
 def _softmax(kind: str) -> Callable[[Layers, Call], None]:
@@ -88,8 +88,8 @@ def _softmax(kind: str) -> Callable[[Layers, Call], None]:
     return apply
 
 
-def _adaptive_pool(layers: Layers, call: Call) -> None:
-    """To one number per channel, or by windows that do not overlap."""
+def _adaptive_window(layers: Layers, call: Call) -> list[int]:
+    """The size of windows that lie side by side, of image or sequence."""
     wanted, sizes = call.integers("output_size"), layers.shape[1:]
     pairs = list(zip(wanted, sizes, strict=False))
     if not len(wanted) == len(sizes) == len(pairs) or any(n < 1 or size % n for n, size in pairs):
@@ -97,22 +97,25 @@ def _adaptive_pool(layers: Layers, call: Call) -> None:
             f"{call.label}: to {wanted} of a value of shape {layers.shape}, batch apart; only "
             "sizes that divide those of the input are supported"
         )
-    if set(wanted) == {1}:
+    return [size // n for n, size in pairs]
+
+
+def _adaptive_average(layers: Layers, call: Call) -> None:
+    kernel = _adaptive_window(layers, call)
+    if tuple(kernel) == layers.shape[1:]:
         layers.total(call, range(1, len(layers.shape)), keep=True, mean=True)
         return
-    kernel = [size // n for n, size in zip(wanted, sizes, strict=True)]
-    layers.avg_pool(call, plain_pool([1] * (2 - len(kernel)) + kernel))
+    window = side_by_side(kernel)
+    del window["dilation"]
+    layers.avg_pool(call, {**window, "count_include_pad": True, "divisor_override": None})
 
 
-def plain_pool(kernel: list[int]) -> dict[str, Any]:
-    """The options of a pool whose windows lie side by side."""
-    return {
-        "kernel_size": kernel,
-        "stride": kernel,
-        "padding": [0] * 4,
-        "count_include_pad": True,
-        "divisor_override": None,
-    }
+def _adaptive_max(layers: Layers, call: Call) -> None:
+    layers.max_pool(call, side_by_side(_adaptive_window(layers, call)))
+
+
+def _greatest(layers: Layers, call: Call) -> None:
+    layers.greatest(call, sample_axes(call, "dim", layers.shape), call.flag("keepdim"))
 
 
 def _sizes(layers: Layers, call: Call, key: str, alone: int = 0) -> list[int]:
@@ -245,10 +248,13 @@ _OPERATORS: Mapping[str, Operator] = {
     "aten.conv2d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
     "aten.avg_pool1d.default": Operator(_SELF, _avg_pool, _POOL),
     "aten.avg_pool2d.default": Operator(_SELF, _avg_pool, {**_POOL, "divisor_override": None}),
-    "aten.adaptive_avg_pool1d.default": Operator(("self", "output_size"), _adaptive_pool),
-    "aten.adaptive_avg_pool2d.default": Operator(("self", "output_size"), _adaptive_pool),
+    "aten.adaptive_avg_pool1d.default": Operator(("self", "output_size"), _adaptive_average),
+    "aten.adaptive_max_pool1d.default": Operator(("self", "output_size"), _adaptive_max),
+    "aten.adaptive_avg_pool2d.default": Operator(("self", "output_size"), _adaptive_average),
+    "aten.adaptive_max_pool2d.default": Operator(("self", "output_size"), _adaptive_max),
     "aten.max_pool1d.default": Operator(_SELF, _max_pool, _MAX_POOL),
     "aten.max_pool2d.default": Operator(_SELF, _max_pool, _MAX_POOL),
+    "aten.amax.default": Operator(("self", "dim"), _greatest, {"keepdim": False}),
     "aten.softmax.int": Operator(("self", "dim"), _softmax("softmax"), {"dtype": None}),
     "aten.log_softmax.int": Operator(("self", "dim"), _softmax("log_softmax"), {"dtype": None}),
     "aten.batch_norm.default": Operator(
@@ -295,4 +301,7 @@ def _size_of(call: Call) -> Array:
 
 FOLDS: Mapping[str, Fold] = {
     "aten.sym_size.int": Fold(("self", "dim"), _size_of, of_shape=True),
+    # A constant that the forward makes: torch.tensor(0.5).
+    "aten.lift_fresh_copy.default": Fold(("self",), lambda call: np.asarray(call["self"])),
+    "aten.detach_.default": Fold(("self",), lambda call: np.asarray(call["self"])),
 }

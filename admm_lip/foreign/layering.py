@@ -26,7 +26,7 @@ from ..networks.layer_spec import INPUT, heard, plainly_wired
 from ..networks.layers import AFFINE, Shape, check_size
 from ..networks.network import LayerSpec, Network
 from ..networks.simplify import simplified
-from ..networks.vector_functions import VECTOR_FUNCTIONS
+from ..networks.vector_functions import VECTOR_FUNCTIONS, side_by_side, widened
 from .calls import Call
 
 Numbers = npt.NDArray[Any]
@@ -136,10 +136,24 @@ class Layers:
         with self._as_image(call):
             self._affine("avg_pool2d", call, options, {})
 
-    def max_pool(self, call: Call, options: Mapping[str, Any]) -> None:
-        """Add a max pool, of an image or a sequence."""
+    def max_pool(self, call: Call, options: Mapping[str, Any], *, ceil: bool = False) -> None:
+        """Add a max pool, of an image or a sequence; ``ceil`` takes a window that begins inside."""
         with self._as_image(call):
+            options = widened(options, self.shape) if ceil else options
             self.vector_function(call, "max_pool2d", options)
+
+    def greatest(self, call: Call, axes: Sequence[int], keep: bool) -> None:
+        """Add the maximum over axes, counted without the batch: those behind the channels."""
+        channels, *sizes = self.shape
+        if sorted(axes) != [*range(1, len(self.shape))] or len(sizes) not in (1, 2):
+            raise UnsupportedModule(
+                f"{call.label}: a maximum over the axes {[k + 1 for k in axes]} of a value of "
+                f"shape {self.shape}, batch apart; only one over all axes behind the channels is "
+                "supported"
+            )
+        self.max_pool(call, side_by_side(sizes))
+        if not keep:
+            self.reshape(call, [channels])
 
     def vector_function(self, call: Call, kind: str, options: Mapping[str, Any]) -> None:
         """Add a row of ``vector_functions.py``."""
@@ -158,10 +172,10 @@ class Layers:
 
     def total(self, call: Call, axes: Sequence[int], keep: bool, mean: bool = False) -> None:
         """Add a sum over axes, counted without the batch, or a mean."""
-        count = math.prod(self.shape[k] for k in axes)
+        count = np.array(math.prod(self.shape[k] for k in axes), dtype=call.number_type)
         self._affine("sum", call, {"axes": [*axes], "keep": keep}, {})
         if mean:
-            self._scaling(call, arithmetic("div", np.array(float(count))))
+            self._scaling(call, arithmetic("div", count))
 
     def activation(
         self,

@@ -64,8 +64,7 @@ def _network(model: OnnxModel, input_shape: Shape | None) -> Network:
 
 
 def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
-    held = [a for name, a in network.arrays.items() if not name.endswith(".index")]
-    dtype = np.result_type(*(array.dtype for array in held)) if held else np.dtype("f4")
+    dtype = _type_of(network)
     known, nodes = network.shapes(), list[OnnxNode]()
     arrays: dict[str, Any] = {}
     # An identity at the end gives the output its name, whatever comes before.
@@ -73,17 +72,33 @@ def _serialised(network: Network, metadata: Mapping[str, str]) -> bytes:
     sources = sources_of((*network.layers, end))
     place = {INPUT: "input", **{s.name: f"value {k}" for k, s in enumerate(network.layers, 1)}}
     for spec in (*network.layers, end):
-        given, last = [place[name] for name in sources[spec.name]], place.get(spec.name, "output")
+        given = taken = [place[name] for name in sources[spec.name]]
+        last = place.get(spec.name, "output")
         parts = _written(network, spec)
         for k, part in enumerate(parts):
             name = f"{spec.name}:{k}" if k else spec.name
             inputs = {f"{name}.{key}": _stored(a, dtype) for key, a in part.arrays.items()}
             arrays.update(inputs)
             output = last if k == len(parts) - 1 else f"{last}, part {k}"
-            nodes.append(OnnxNode(part.op, name, (*given, *inputs), output, part.attributes))
+            data = [*taken, *given] if part.beside else given
+            nodes.append(OnnxNode(part.op, name, (*data, *inputs), output, part.attributes))
             given = [output]
     shapes = (known[INPUT], known[network.output])
     return serialise(nodes, arrays, shapes, metadata)
+
+
+def _type_of(network: Network) -> np.dtype[Any]:
+    """The widest of the weights; a factor or shift that float32 holds counts as one."""
+    kinds = {spec.name: spec.kind for spec in network.layers}
+    types = []
+    for name, array in network.arrays.items():
+        layer, _, key = name.rpartition(".")
+        if key != "index":
+            narrow = kinds[layer] == "elementwise" and array.dtype.itemsize > 4
+            with np.errstate(over="ignore"):
+                fits = narrow and bool((array.astype(np.float32) == array).all())
+            types.append(np.dtype("f4") if fits else array.dtype)
+    return np.result_type(*types) if types else np.dtype("f4")
 
 
 def _stored(array: Any, dtype: np.dtype[Any]) -> Any:
@@ -94,11 +109,15 @@ def _stored(array: Any, dtype: np.dtype[Any]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Written:
-    """One node of what a layer becomes: the operator, its attributes, arrays beside its data."""
+    """One node of what a layer becomes: the operator, its attributes, arrays beside its data.
+
+    ``beside``: it takes what the layer takes, and then its data.
+    """
 
     op: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False
 
 
 def _written(network: Network, spec: LayerSpec) -> list[_Written]:
@@ -117,6 +136,9 @@ def _written(network: Network, spec: LayerSpec) -> list[_Written]:
         return _SEVERAL[spec.kind](spec, arrays)
     written = _WRITERS.get(spec.kind, _refused)(spec)
     return [replace(written, arrays={**arrays, **written.arrays})]
+
+
+Several = Callable[[LayerSpec, Mapping[str, Any]], list[_Written]]
 
 
 def _elementwise(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
@@ -145,6 +167,26 @@ def _sum(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
 
 def _reshape(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
     return [_Written("Reshape", {}, {"shape": np.array([-1, *spec.options["shape"]])})]
+
+
+def _own_product(function: str, joined: str) -> Several:
+    """``x phi(x)`` or ``x - phi(x)``."""
+    return lambda spec, arrays: [_Written(function), _Written(joined, beside=True)]
+
+
+def _softplus(spec: LayerSpec, arrays: Mapping[str, Any]) -> list[_Written]:
+    """``log(1 + exp(beta x)) / beta``; ONNX's own has no beta."""
+    beta, default = spec.options["beta"], ACTIVATIONS["softplus"].defaults["threshold"]
+    if spec.options["threshold"] != default:
+        raise UnsupportedModule(
+            f"{spec.name}: softplus with {dict(spec.options)} cannot be written as ONNX; only "
+            f"threshold={default} can"
+        )
+    scale = {"beta": np.array(beta)}
+    inner = _Written("Softplus")
+    return (
+        [inner] if beta == 1.0 else [_Written("Mul", {}, scale), inner, _Written("Div", {}, scale)]
+    )
 
 
 def _plain(op: str, **attributes: Any) -> Callable[[LayerSpec], _Written]:
@@ -226,14 +268,18 @@ def _activation(spec: LayerSpec) -> _Written:
 def _refused(spec: LayerSpec) -> _Written:
     if not is_known(spec.kind):
         raise promised_only(spec.options)
+    known = [*_SEVERAL, *(kind for kind, write in _WRITERS.items() if write is not _refused)]
     raise UnsupportedModule(
-        f"{spec.name}: {spec.kind} is no operator of ONNX's opset {OPSET}; "
-        f"can be written: {', '.join(k for k, w in _WRITERS.items() if w is not _refused)}"
+        f"{spec.name}: {spec.kind} is no operator of ONNX's opset {OPSET}; can be written: "
+        f"{', '.join(known)}"
     )
 
 
 # Of several nodes, or of arrays that are no weight and bias.
-_SEVERAL: Mapping[str, Callable[[LayerSpec, Mapping[str, Any]], list[_Written]]] = {
+_SEVERAL: Mapping[str, Several] = {
+    "silu": _own_product("Sigmoid", "Mul"),
+    "tanhshrink": _own_product("Tanh", "Sub"),
+    "softplus": _softplus,
     "elementwise": _elementwise,
     "take": _take,
     "sum": _sum,
@@ -253,6 +299,9 @@ _WRITERS: Mapping[str, Callable[[LayerSpec], _Written]] = {
         for kind, row in ACTIVATIONS.items()
     },
     "prelu": _plain("PRelu"),
+    "softshrink": lambda spec: _Written(
+        "Shrink", dict.fromkeys(("bias", "lambd"), _float32(spec, "lambd"))
+    ),
     "group_sort2": _refused,
     "max_min": _refused,
     "half_abs": _refused,

@@ -117,12 +117,26 @@ def _reduce(mean: bool) -> Callable[[Layers, Call], None]:
     return apply
 
 
-def _global_average(layers: Layers, call: Call) -> None:
+def _greatest(layers: Layers, call: Call) -> None:
+    if call["axes"] is None and call.flag("noop_with_empty_axes"):
+        return
+    layers.greatest(call, sample_axes(call, "axes", layers.shape), call.flag("keepdims"))
+
+
+def _spatial(layers: Layers, call: Call) -> range:
     if len(layers.shape) < 2:
         raise UnsupportedModule(
             f"{call.label}: expected channels with axes behind them, got shape {layers.shape}"
         )
-    layers.total(call, range(1, len(layers.shape)), keep=True, mean=True)
+    return range(1, len(layers.shape))
+
+
+def _global_average(layers: Layers, call: Call) -> None:
+    layers.total(call, _spatial(layers, call), keep=True, mean=True)
+
+
+def _global_max(layers: Layers, call: Call) -> None:
+    layers.greatest(call, _spatial(layers, call), keep=True)
 
 
 def _split(layers: Layers, call: Call) -> list[Position]:
@@ -156,5 +170,7 @@ MOVES: Mapping[str, Operator] = {
     "Expand": Operator(("data", "shape"), _expand),
     "ReduceMean": Operator(("data", "axes"), _reduce(True), _REDUCE),
     "ReduceSum": Operator(("data", "axes"), _reduce(False), _REDUCE),
+    "ReduceMax": Operator(("data", "axes"), _greatest, _REDUCE),
     "GlobalAveragePool": Operator(("X",), _global_average),
+    "GlobalMaxPool": Operator(("X",), _global_max),
 }

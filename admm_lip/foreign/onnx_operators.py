@@ -131,9 +131,9 @@ def _average_pool(layers: Layers, call: Call) -> None:
 
 
 def _max_pool(layers: Layers, call: Call) -> None:
-    call.need("ceil_mode", 0)
     call.need("storage_order", 0)
-    layers.max_pool(call, _window(layers, call, call.integers("kernel_shape")))
+    window = _window(layers, call, call.integers("kernel_shape"))
+    layers.max_pool(call, window, ceil=call.flag("ceil_mode"))
 
 
 def _softmax(kind: str) -> Callable[[Layers, Call], None]:

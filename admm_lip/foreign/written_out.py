@@ -55,10 +55,14 @@ ONNX: Names = {
     "Relu": ("relu", ("X",)),
     "Clip": ("clip", ("input", "min", "max")),
     "HardSigmoid": ("hardsigmoid", ("X", "alpha", "beta")),
+    "Greater": ("greater", ("A", "B")),
+    "Where": ("where", ("condition", "X", "Y")),
 }
 # Names of the inputs of what no layer is, in order.
 ONNX_INPUTS: Mapping[str, tuple[str, ...]] = {
     "Pow": ("X", "Y"),
+    "Greater": ("A", "B"),
+    "Where": ("condition", "X", "Y"),
     **dict.fromkeys(("Reciprocal", "Exp", "Log", "Erf"), ("X",)),
 }
 

@@ -251,7 +251,9 @@ ACTIVATIONS: Mapping[str, Row] = {
                 "Clip",
                 {"min_val": ("min", None), "max_val": ("max", None)},
             ),
-            Spelling("ReLU6", ("F.relu6",), ("relu6",), fixed={"min_val": 0.0, "max_val": 6.0}),
+            Spelling(
+                "ReLU6", ("F.relu6",), ("relu6", "relu6_"), fixed={"min_val": 0.0, "max_val": 6.0}
+            ),
         ),
         F.hardtanh_problem,
         roundings=0,

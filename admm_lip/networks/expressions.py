@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from .activation_formulas import SOFTPLUS_THRESHOLD
 from .scalar_math import Math
 
 # x, or a function's name with its argument and limits.
@@ -169,13 +170,12 @@ def _signed(name: str, parity: int) -> Callable[[Any], Expression]:
     return apply
 
 
-def _only(value: Expression, name: str) -> Expression | None:
-    """The argument, where an expression is one function of this name."""
+def _only(value: Expression, name: str) -> Atom | None:
+    """Name, argument and limits, where an expression is one function of this name."""
     if len(value.terms) == 1:
         monomial, c = value.terms[0]
         if c == 1 and len(monomial) == 1 and monomial[0][0][0] == name and monomial[0][1] == 1:
-            found: Expression = monomial[0][0][1]
-            return found
+            return monomial[0][0]
     return None
 
 
@@ -187,7 +187,7 @@ def _reciprocal(value: Expression) -> Expression:
         return Expression.number(1 / value.constant)
     inner = _only(value - 1, "exp")
     if inner is not None:
-        return EXPRESSIONS.sigmoid(-inner)  # type: ignore[no-any-return]
+        return EXPRESSIONS.sigmoid(-inner[1])  # type: ignore[no-any-return]
     scale = value.terms[0][1]
     return _atom("reciprocal", value * (1 / scale)) * (1 / scale)
 
@@ -197,9 +197,9 @@ def logarithm(value: Any) -> Expression:
     argument = _expression(value)
     inner, logistic = _only(argument - 1, "exp"), _only(argument, "sigmoid")
     if inner is not None:
-        return EXPRESSIONS.softplus(inner)  # type: ignore[no-any-return]
+        return EXPRESSIONS.softplus(inner[1])  # type: ignore[no-any-return]
     if logistic is not None:
-        return -EXPRESSIONS.softplus(-logistic)  # type: ignore[no-any-return]
+        return -EXPRESSIONS.softplus(-logistic[1])  # type: ignore[no-any-return]
     raise NotWritten
 
 
@@ -211,6 +211,30 @@ def _clip(value: Any, low: Number, high: Number) -> Expression:
     scale = abs(argument.terms[-1][1])
     ends = (v if math.isinf(v) else Fraction(v) / scale for v in (low, high))
     return _atom("clip", argument * (1 / scale), *ends) * scale
+
+
+def greater(value: Any, limit: Any) -> Expression:
+    """``value > limit``, a condition."""
+    number = _expression(limit).constant
+    if number is None:
+        raise NotWritten
+    return _atom("greater", _expression(value), number)
+
+
+def above_threshold(condition: Any, line: Any, smooth: Any) -> Expression:
+    """``b x > t ? x : log(1 + exp(b x)) / b``, as torch writes softplus: read as the smooth one.
+
+    From the threshold on the two differ by at most ``exp(-t) / |b|``, which the row's ``jump``
+    states; a threshold below torch's own is refused, as it is of the module.
+    """
+    found, smooth = _only(_expression(condition), "greater"), _expression(smooth)
+    if found is None or not smooth.terms or found[2] < SOFTPLUS_THRESHOLD:
+        raise NotWritten
+    rate = smooth.terms[0][1]
+    same = smooth == EXPRESSIONS.softplus(found[1]) * rate and line == found[1] * rate
+    if not same:
+        raise NotWritten
+    return smooth  # type: ignore[no-any-return]
 
 
 def _not_written(*given: Any) -> Any:

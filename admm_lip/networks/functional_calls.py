@@ -75,9 +75,21 @@ def _softmax(cls: type[nn.Module]) -> Function:
     return Function(module, ("dim", "_stacklevel", "dtype"))
 
 
+def _clamp(min: float | None = None, max: float | None = None) -> nn.Module:
+    """``torch.clamp`` between two numbers."""
+    if min is None or max is None:
+        raise UnsupportedModule("a clamp by one limit is no single layer; torch.export reads it")
+    if not min < max:
+        raise UnsupportedModule(f"clamp: expected min < max, got {min} and {max}")
+    return nn.Hardtanh(min, max)
+
+
+_CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_")
+
 # Calls that are read as modules; strings are methods of a tensor.
 FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
     **_ACTIVATIONS,
+    **dict.fromkeys(_CLAMPS, Function(_clamp, ("min", "max"))),
     F.avg_pool2d: Function(nn.AvgPool2d, _POOL),
     F.max_pool2d: Function(nn.MaxPool2d, _MAX_POOL),
     torch.max_pool2d: Function(nn.MaxPool2d, _MAX_POOL),

@@ -19,7 +19,7 @@ in l2, and 1/2 in linf, where row i sums to ``2 p_i (1 - p_i)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,31 @@ def windows(name: str, options: Options, shape: Shape) -> list[list[list[int]]]:
             )
         found.append(seen)
     return found
+
+
+def side_by_side(sizes: Sequence[int]) -> dict[str, list[int]]:
+    """Windows of these sizes one after the other; a sequence is an image of one row."""
+    kernel = [*[1] * (2 - len(sizes)), *sizes]
+    return {"kernel_size": kernel, "stride": kernel, "padding": [0] * 4, "dilation": [1, 1]}
+
+
+def widened(options: Options, shape: Shape) -> dict[str, Any]:
+    """The padding with which a pool has a last window wherever one begins within the input.
+
+    A window that would begin in the padding behind it is left out (``ceil_mode`` of torch and
+    ONNX).
+    """
+    padding = list(options["padding"])
+    rows = zip(
+        shape[1:], options["kernel_size"], options["stride"], options["dilation"], strict=True
+    )
+    for axis, (size, kernel, stride, dilation) in enumerate(rows):
+        before, after = padding[2 * axis : 2 * axis + 2]
+        reach = dilation * (kernel - 1)
+        last = -(-(size + before + after - reach - 1) // stride) * stride
+        last -= stride if last >= size + before else 0
+        padding[2 * axis + 1] = max(after, last + reach + 1 - size - before)
+    return {**options, "padding": padding}
 
 
 def _pool_shape(name: str, options: Options, shape: Shape) -> Shape:

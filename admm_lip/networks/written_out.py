@@ -14,7 +14,16 @@ from functools import cache
 from typing import Any
 
 from .activations import ACTIVATIONS, Options
-from .expressions import EXPRESSIONS, VARIABLE, Expression, NotWritten, erf, logarithm
+from .expressions import (
+    EXPRESSIONS,
+    VARIABLE,
+    Expression,
+    NotWritten,
+    above_threshold,
+    erf,
+    greater,
+    logarithm,
+)
 
 # What exporters write out.
 _ROWS = ("sigmoid", "softplus", "softsign", "tanhshrink", "hardswish", "gelu", "silu", "mish")
@@ -38,6 +47,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "exp": EXPRESSIONS.exp,
     "log": logarithm,
     "erf": erf,
+    "greater": greater,
+    "where": above_threshold,
     "tanh": EXPRESSIONS.tanh,
     "abs": EXPRESSIONS.abs,
     "sigmoid": EXPRESSIONS.sigmoid,
@@ -134,7 +145,9 @@ def _expressions(order: Sequence[Scalar]) -> dict[str, dict[str, Expression]]:
     for step in order:
         own = {step.name: VARIABLE}
         values = step.values()
-        if step.function is not None and values and all(name in known for name in values):
+        for name in values:  # the input is no step
+            known.setdefault(name, {name: VARIABLE})
+        if step.function is not None and values:
             roots = [r for r in known[values[0]] if all(r in known[name] for name in values)]
             for root in roots[: _ROOTS - 1]:
                 given = [known[v][root] if isinstance(v, str) else v for v in step.operands]
@@ -143,8 +156,6 @@ def _expressions(order: Sequence[Scalar]) -> dict[str, dict[str, Expression]]:
                 except (NotWritten, OverflowError):
                     continue
         known[step.name] = own
-        for name in values:
-            known.setdefault(name, {name: VARIABLE})
     return known
 
 

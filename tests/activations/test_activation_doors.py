@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from activation_cases import CASES, model_of
 from torch import Tensor, nn
 
-from admm_lip import certify, verify
+from admm_lip import certify, project, verify
 from admm_lip.certificates.in_onnx import export_onnx
 from admm_lip.errors import UnsupportedModule
 from admm_lip.foreign import open_network
+from admm_lip.foreign.onnx_file import OnnxNode, serialise
+from admm_lip.foreign.open import network_of
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.forward import forward
 from admm_lip.networks.network import Network
+from admm_lip.networks.sorting_torch import MaxMin
 
 # Of these there is no module of torch's own.
 OWN = ("clipped relu", "pair clip", "abs", "other hardsigmoid")
@@ -53,25 +58,138 @@ def test_module_program_and_onnx_are_one_network(name: str, tmp_path: Path) -> N
     )
 
 
-WRITTEN = [n for n in OPEN if n not in ("silu", "tanhshrink", "softshrink")]
+@pytest.mark.parametrize("name", [n for n in OPEN if n not in COMPARED])
+def test_what_the_newer_exporter_writes_is_the_same_network(name: str, tmp_path: Path) -> None:
+    """Softplus comes with a comparison: above the threshold torch gives its input itself."""
+    pytest.importorskip("onnxscript")
+    model, path = model_of(name), tmp_path / "m.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.randn(3, 4),), path, dynamo=True, verbose=False)
+    assert_one_network(model, open_network(path))
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_written_as_onnx_reads_back(name: str, tmp_path: Path) -> None:
-    model = model_of(name)
-    if ("softplus" in name.split() and name != "softplus") or name == "log sigmoid":
-        with pytest.raises(UnsupportedModule, match=r"only beta=1\.0 can"):
-            export_onnx(model, tmp_path / "m.onnx")
-        return
+@pytest.mark.parametrize("name", OPEN)
+def test_what_is_written_as_onnx_reads_back_and_runs_the_same(name: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model, path, x = model_of(name), tmp_path / "m.onnx", torch.randn(16, 4)
     certificate = certify(model)
-    export_onnx(model, tmp_path / "m.onnx")
-    verify(certificate, open_network(tmp_path / "m.onnx"))
+    export_onnx(model, path)
+    assert open_network(path).digest() == read_network(model).digest()
+    verify(certificate, open_network(path))
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", sorted({*OPEN} - {*WRITTEN}))
-def test_what_onnx_has_no_operator_for_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModule, match="is no operator of ONNX's opset 20"):
-        export_onnx(model_of(name), tmp_path / "m.onnx")
+def test_what_onnx_cannot_state_is_refused_by_name(tmp_path: Path) -> None:
+    for module, message in (
+        (nn.Softplus(2.0, 50.0), r"softplus .* cannot be written as ONNX; only threshold=20\.0"),
+        (MaxMin(), "max_min is no operator of ONNX's opset 20; can be written: .*silu.*softshrink"),
+    ):
+        with pytest.raises(UnsupportedModule, match=message):
+            export_onnx(nn.Sequential(nn.Linear(4, 4), module), tmp_path / "m.onnx")
+
+
+def where(limit: float, rate: float, scale: float) -> bytes:
+    """``rate x > limit ? x : softplus(rate x) scale``."""
+    return serialise(
+        [
+            OnnxNode("Mul", "scaled", ("input", "rate"), "e", {}),
+            OnnxNode("Softplus", "soft", ("e",), "s", {}),
+            OnnxNode("Mul", "back", ("s", "scale"), "b", {}),
+            OnnxNode("Greater", "above", ("e", "limit"), "c", {}),
+            OnnxNode("Where", "choice", ("c", "input", "b"), "output", {}),
+        ],
+        {k: np.float32(v) for k, v in (("rate", rate), ("scale", scale), ("limit", limit))},
+        ((3,), (3,)),
+        {},
+    )
+
+
+def test_a_comparison_is_softplus_only_where_the_jump_is_torchs(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(where(20.0, 2.0, 0.5))
+    (layer,) = open_network(path).layers
+    assert (layer.kind, layer.options["beta"]) == ("softplus", 2.0)
+    # A lower threshold jumps, another factor is another function.
+    for numbers in ((5.0, 2.0, 0.5), (20.0, 2.0, 0.25), (20.0, 2.0, -0.5)):
+        path.write_bytes(where(*numbers))
+        with pytest.raises(UnsupportedModule, match=r"\(Greater\) is not supported"):
+            open_network(path)
+
+
+class Clipping(nn.Module):
+    """One step between two linear layers."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.step = nn.Linear(4, 4), nn.Linear(4, 2), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.step(self.first(x)))
+
+
+CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.clamp": lambda z: torch.clamp(z, -0.5, 1.0),
+    "by keywords": lambda z: z.clamp(min=-0.5, max=1.0),
+    "in place": lambda z: z.clamp_(-0.5, 1.0),
+    "torch.clip": lambda z: torch.clip(z, -0.5, 1.0),
+    "hardtanh_": lambda z: F.hardtanh_(z, -0.5, 1.0),
+    "constants": lambda z: torch.clamp(z, torch.tensor(-0.5), torch.tensor(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_every_clip_is_one_activation(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Clipping(CLIPS[name]).eval(), torch.randn(3, 4)
+    own = network_of(model)
+    plain = nn.Sequential(model.first, nn.Hardtanh(-0.5, 1.0), model.last)
+    assert own.digest() == read_network(plain).digest()
+    assert traced(model, x, tmp_path / "m.onnx").digest() == own.digest()
+    assert exported(model, x, tmp_path / "m.pt2").digest() == own.digest()
+
+
+def test_limits_are_constants_in_order() -> None:
+    for step, message in (
+        (lambda z: z.clamp(1.0, 0.5), "expected min < max, got 1.0 and 0.5"),
+        (lambda z: z.clamp(max=z[:, :1]), "combines 2 values"),
+    ):
+        with pytest.raises(UnsupportedModule, match=message):
+            network_of(Clipping(step))
+
+
+def test_a_clip_is_trained_and_projected() -> None:
+    """``torch.fx`` reads it, which is what training looks through."""
+    model = Clipping(CLIPS["torch.clamp"])
+    nearer = project(model, bound=0.3)
+    assert nearer.certificate.lip <= 0.3
+    verify(nearer.certificate, nearer.model)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_a_slope_per_channel_as_a_call(dynamo: bool, tmp_path: Path) -> None:
+    """The exporters write the slope with an axis for the batch, or without."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), Slopes(), nn.Flatten()).eval()
+    x = torch.randn(2, 1, 5, 5)
+    own = network_of(model, (1, 5, 5))
+    assert exported(model, x, tmp_path / "m.pt2").digest() == own.digest()
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), str(tmp_path / "m.onnx"), dynamo=dynamo, verbose=False)
+    assert open_network(tmp_path / "m.onnx").digest() == own.digest()
+
+
+class Slopes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.tensor([0.5, -1.5, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.slopes)
 
 
 class Called(nn.Module):

@@ -208,6 +208,28 @@ class Broadcasting(nn.Module):
         return (spread + x.mean(dim=1, keepdim=True).unsqueeze(1)).flatten(1)
 
 
+class Greatest(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).amax(dim=(-1, -2))
+
+
+IMAGE = (1, 5, 9)
+
+
+def pooled(pool: nn.Module) -> nn.Module:
+    """Of images of 4 x 8."""
+    return nn.Sequential(nn.Conv2d(1, 3, 2), pool, nn.Flatten())
+
+
+def sequence(pool: nn.Module) -> nn.Module:
+    """Of sequences of 8."""
+    return nn.Sequential(nn.Conv1d(1, 3, 2), pool, nn.Flatten())
+
+
 def settle(model: nn.Module) -> None:
     """Statistics as after a training."""
     for norm in model.modules():
@@ -248,14 +270,24 @@ CASES = {
     "acas": Case(lambda: Acas(8, 3), (1, 1, 5)),
     "batch norm cnn": Case(NormalisedCnn, (1, 5, 5), digest=False),
     "residual": Case(Residual, (4,)),
-    # Softplus is written out with its threshold.
-    "sdf": Case(Sdf, (3,), onnx=False),
+    "sdf": Case(Sdf, (3,)),
     "monotone": Case(Monotone, (3,)),
     "actor": Case(Actor, (3,)),
     "sequence": Case(Sequence, (2, 9), digest=False),
     "moved": Case(Moved, (4, 5, 2), digest=False),
     "panorama": Case(Panorama, (1, 4, 5)),
     "broadcasting": Case(Broadcasting, (3,)),
+    "pool of odd sizes": Case(lambda: pooled(nn.MaxPool2d(2, 2, ceil_mode=True)), IMAGE),
+    "padded pool of odd sizes": Case(lambda: pooled(nn.MaxPool2d(3, 3, 1, ceil_mode=True)), IMAGE),
+    "spread pool of odd sizes": Case(
+        lambda: pooled(nn.MaxPool2d(2, 3, dilation=2, ceil_mode=True)), IMAGE
+    ),
+    "pool of sequences": Case(lambda: sequence(nn.MaxPool1d(3, 2, 1, ceil_mode=True)), (1, 9)),
+    "adaptive maxima": Case(lambda: pooled(nn.AdaptiveMaxPool2d((2, 4))), IMAGE),
+    "global maxima": Case(lambda: pooled(nn.AdaptiveMaxPool2d(1)), IMAGE),
+    "global maxima of sequences": Case(lambda: sequence(nn.AdaptiveMaxPool1d(1)), (1, 9)),
+    "maxima over axes": Case(Greatest, IMAGE),
+    "adaptive means": Case(lambda: pooled(nn.AdaptiveAvgPool2d((2, None))), IMAGE),
 }
 
 
@@ -305,7 +337,8 @@ def test_three_doors_one_network_one_bound(name: str, tmp_path: Path) -> None:
             forward(network, x.numpy()), truth, rtol=2e-5, atol=2e-5, err_msg=door
         )
     certificate = certify(found["module"])
-    assert certificate.lip >= steepest(found["module"])
+    # Where all is affine, differences come as near as they are rounded.
+    assert certificate.lip * (1.0 + 1e-9) >= steepest(found["module"])
     verify(certificate, model)
     assert found["program"].digest() == found["module"].digest()
     onnx = found.get("onnx", found["module"])
