@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import UnsupportedModule
 from ..networks.activation_row import Spelling
 from ..networks.activations import ACTIVATIONS
-from .calls import Call
 from .graph import Operator
-from .layering import Layers
+from .network_builder import Layers
+from .node_parameters import Call
 
 Apply = Callable[[Layers, Call], None]
 

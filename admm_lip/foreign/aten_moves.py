@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ..errors import UnsupportedModule
 from ..networks.layers import Shape
-from .calls import Call
 from .graph import BATCH, Operator
-from .layering import Layers, Position
+from .network_builder import Layers, Position
+from .node_parameters import Call
 
 Numbers = npt.NDArray[Any]
 _SELF = ("self",)

@@ -17,9 +17,9 @@ from ..networks.refusals import BY_BATCH, RANDOM
 from ..networks.vector_functions import side_by_side
 from .activation_operators import aten_activations
 from .aten_moves import MOVES, sample_axes
-from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
-from .layering import Layers, Position
+from .network_builder import Layers, Position
+from .node_parameters import Call, ChainValue
 
 Array = npt.NDArray[Any]
 

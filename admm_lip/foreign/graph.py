@@ -19,8 +19,8 @@ from ..errors import NetworkError, UnsupportedModule
 from ..networks.layers import Shape
 from ..networks.network import Network
 from ..networks.refusals import refuse_without_bound
-from .calls import Call, ChainValue
-from .layering import Layers, Position
+from .network_builder import Layers, Position
+from .node_parameters import Call, ChainValue
 
 Constant = npt.NDArray[Any]
 # A shape that a file computes holds this where the batch stands.

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from .aten_moves import sample_axes
-from .calls import Call
 from .graph import BATCH, Operator
-from .layering import Layers, Position
+from .network_builder import Layers, Position
+from .node_parameters import Call
 
 Numbers = npt.NDArray[Any]
 

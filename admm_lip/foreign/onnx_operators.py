@@ -14,9 +14,9 @@ from ..networks.layers import Shape
 from ..networks.refusals import BY_BATCH, RANDOM
 from .activation_operators import onnx_activations
 from .aten_moves import sample_axes
-from .calls import Call, ChainValue
 from .graph import BATCH, Fold, Operator
-from .layering import Layers, Position
+from .network_builder import Layers, Position
+from .node_parameters import Call, ChainValue
 from .onnx_moves import MOVES
 from .written_out import ONNX_INPUTS
 

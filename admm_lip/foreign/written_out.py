@@ -12,9 +12,9 @@ import numpy as np
 from ..errors import UnsupportedModule
 from ..networks.network import Network
 from ..networks.written_out import Found, Scalar, factors, found_in
-from .calls import Call
 from .graph import MAX_NODES, Fold, Graph, Node, Operator, Ref, number_type, read_graph
-from .layering import Layers
+from .network_builder import Layers
+from .node_parameters import Call
 
 # No format has an operator of this name.
 WRITTEN_OUT = "an activation written out"

@@ -27,7 +27,7 @@ from ..networks.layers import AFFINE, Shape, check_size
 from ..networks.network import LayerSpec, Network
 from ..networks.simplify import simplified
 from ..networks.vector_functions import VECTOR_FUNCTIONS, side_by_side, widened
-from .calls import Call
+from .node_parameters import Call
 
 Numbers = npt.NDArray[Any]
 
