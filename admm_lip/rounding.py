@@ -9,6 +9,8 @@ and norms are taken of multiples by a power of two, which rounds nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,39 @@ def gamma(terms: int) -> float:
     """``gamma_n`` for n terms and four roundings more."""
     n = terms + 4
     return n * U / (1.0 - n * U)
+
+
+def affine_error(
+    value: Tensor,
+    error: Tensor,
+    absolute: Callable[[Tensor], Tensor],
+    bias: Tensor | None,
+    terms: int,
+    weight_error: float = 0.0,
+    bias_error: float = 0.0,
+) -> Tensor:
+    """How far a float64 evaluation of ``W x + b`` is from the exact one, entry by entry.
+
+    In any order of summation, with x within e of the value that was taken,
+
+        |W| e + gamma_n (|W| |value| + |b|) + ||dW||_F (||value|| + ||e||) + |db|.
+
+    Args:
+        value: ``(batch, n_in)``.
+        error: e, of the same shape.
+        absolute: ``|W| y`` of such rows.
+        bias: b, flat.
+        terms: n, the entries of a row.
+        weight_error: bound on the Frobenius norm of stored minus exact weights.
+        bias_error: bound on every entry's error of the bias.
+    """
+    spread = absolute(value.abs())
+    if bias is not None:
+        spread = spread + bias.abs()
+    off = absolute(error) + gamma(terms) * spread + bias_error
+    if weight_error > 0.0:
+        off = off + weight_error * (lengths(value) + lengths(error))[:, None]
+    return SLACK * off + TINY
 
 
 def unit_scale(largest: Tensor) -> Tensor:

@@ -170,12 +170,6 @@ output_scale=1.0)
         """Whether an output is in another unit than the model's."""
         return bool(np.any(np.asarray(self.output_scale) != 1.0))
 
-    @property
-    def one_output_unit(self) -> bool:
-        """Whether all outputs are shifted and scaled alike, so that their order is the model's."""
-        alike = (len(np.unique(v)) == 1 for v in (self.output_shift, self.output_scale))
-        return all(alike)
-
     def slope_limits(self, lip: float, inputs: int, outputs: int) -> Array:
         """What the constant ``lip`` of f says of each raw slope: ``|dF_i / dx_j|`` at most this.
 

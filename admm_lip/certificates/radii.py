@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..errors import CertificateError
 from ..networks.layers import Array, Shape
 from ..networks.network import Chain, Network
 from ..networks.scalar_math_torch import evaluated
-from ..rounding import TINY, lengths
+from ..rounding import TINY, affine_error
 from ..units import Units
 from .certificate import AnyCertificate
 from .verify import certified_network
@@ -129,8 +130,9 @@ def logits_with_error(
 ) -> tuple[Tensor, Tensor]:
     """Outputs in float64 and a bound on each one's distance from the real-valued network's.
 
-    Per layer, with e the error of its input: ``|W| e + gamma_{n+2} (|W| |x| + |b|)`` for the
-    product, then the steepest slope times that, plus the error of evaluating the activation.
+    Per layer ``rounding.affine_error``, then the steepest slope times that, plus the error of
+    evaluating the activation.  The chain is evaluated in float64, here, and bounds count on it;
+    ``live_check.py`` compares evaluations of a graph by others, in a module's own precision.
 
     Args:
         network: the network.
@@ -141,12 +143,9 @@ def logits_with_error(
     value, error = points, torch.zeros_like(points) if off is None else off
     for k, numpy_weight in enumerate(chain.weights):
         weight, bias = torch.from_numpy(numpy_weight), torch.from_numpy(chain.biases[k])
-        size = weight.shape[1] + 2
-        gamma = size * _U / (1.0 - size * _U)
-        spread = value.abs() @ weight.abs().T + bias.abs()
-        merged = chain.errors[k] * (lengths(value) + lengths(error))[:, None]
-        error = error @ weight.abs().T + gamma * spread + merged + chain.bias_errors[k]
-        error = _SLACK * error + TINY
+        absolute = partial(torch.matmul, other=weight.abs().T)
+        known = chain.errors[k], chain.bias_errors[k]
+        error = affine_error(value, error, absolute, bias, weight.shape[1], *known)
         value = value @ weight.T + bias
         if k < len(chain.activations):
             slopes = chain.slopes[k]

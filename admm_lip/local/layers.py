@@ -20,7 +20,7 @@ from ..networks import trace
 from ..networks.chain import build_layer, reader_of
 from ..networks.layers import AFFINE, stored_errors
 from ..networks.network import LayerSpec, Network
-from ..rounding import SLACK, TINY, gamma, lengths
+from ..rounding import SLACK, affine_error, gamma, lengths
 from .activations import MONOTONE, Activation, Monotone
 from .linear_operator import Operator, Shape, Stored, as_they_are
 from .operators import OPERATORS, operator_of
@@ -62,13 +62,8 @@ class Layer:
     def affine_with_error(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """``W x + b`` and a bound on its error, where ``x`` is within ``error`` of ``value``."""
         z = self.affine(value)
-        spread = self.absolute(value.abs())
-        if self.bias is not None:
-            spread = spread + self.bias.abs()
-        off = self.absolute(error) + self.gamma * spread + self.bias_error
-        if self.error > 0.0:
-            off = off + self.error * (lengths(value) + lengths(error))[:, None]
-        return z, SLACK * off + TINY
+        terms, known = self.operator.terms, (self.error, self.bias_error)
+        return z, affine_error(value, error, self.absolute, self.bias, terms, *known)
 
     def rows_back(self, rows: Tensor, *, absolute: bool = False) -> Tensor:
         """``a W``, or ``a |W|``, of rows ``(batch, m, n_out)``: ``(batch, m, n_in)``."""

@@ -232,7 +232,9 @@ def _rounding(
 
         |W| e + gamma_{n+2} (|W| (|x| + e) + |b|),    gamma_n = n u / (1 - n u),
 
-    with e the error of x.  Float64's own rounding on the other side is added to u.
+    with e the error of x.  Float64's own rounding on the other side is added to u.  The module's
+    values are not at hand, its precision may be any, and nothing is certified by this: what is
+    (``rounding.affine_error``) is about one evaluation in float64.
     """
     (x, *_), out = ends
     error = errors[0]

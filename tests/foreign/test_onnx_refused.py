@@ -73,7 +73,7 @@ IMAGE = ("b", 2, 3, 3)
             r"node n1 \(Concat\): axis=0 .* expected axes of single inputs, not the batch's",
         ),
         (
-            [("Sigmoid", ["x"], {}), ("Mul", ["x", "v0"], {})],
+            [("Tanh", ["x"], {}), ("Mul", ["x", "v0"], {})],
             ("b", 4),
             r"node n1 \(Mul\): combines x and v0; values can be added",
         ),

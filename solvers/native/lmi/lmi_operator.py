@@ -132,11 +132,6 @@ class LmiOperator:
         """The dual value of ``z``, made exactly feasible."""
         return repaired_value(self.problem, z)
 
-    def output_value(self, z: Band) -> float:
-        """``tr(C Z) = tr(W_l Z_ll W_l')``: the dual objective."""
-        w = self.problem.weights[-1]
-        return float(((w @ z.diagonal[-1]) * w).sum())
-
     @cached_property
     def into_u(self) -> list[Tensor]:
         """``diag(alpha) W_k``: minus the previous layer's part of U."""
