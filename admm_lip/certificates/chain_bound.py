@@ -145,6 +145,20 @@ def prove(
     )
 
 
+def prove_product(task: Task, deadline: Deadline) -> Proven:
+    """The product of norms, proven by its multiplier in closed form.
+
+    Raises:
+        CertificateError: when it could not be proven through rounding.
+    """
+    claim = task.claim(deadline)
+    product, search = _product(task, claim), Search(claim)
+    search.offer([product], safe=product)
+    if search.best is None:
+        raise CertificateError(f"no bound could be proven through rounding: {search.reason}")
+    return Proven(search.best, "", 0.0, norm_product(task.matrices, task.norms))
+
+
 def _product(task: Task, claim: Claim) -> Candidate:
     """The candidate that proves the product of norms, at least."""
     shares = [n.share for n in task.norms]

@@ -32,7 +32,7 @@ class Centring:
         _shift(self.layer, self.mean, -1.0)
 
 
-def centre(layer: nn.Linear, mean: Tensor) -> Centring:
+def centre(layer: nn.Module, mean: Tensor) -> Centring:
     """Let ``layer`` subtract ``mean``, shape ``(in_features,)``, and keep its function by the bias.
 
     Example:
@@ -44,6 +44,11 @@ def centre(layer: nn.Linear, mean: Tensor) -> Centring:
         True
         >>> centred.undo()
     """
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"mean: goes with a first layer that is an nn.Linear, got a {type(layer).__name__}, "
+            "whose bias is one number per channel; centre the inputs themselves"
+        )
     if layer.bias is None or mean.shape != (layer.in_features,):
         raise ValueError(
             f"mean: expected shape ({layer.in_features},) and a first layer with a bias, got "

@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..lipschitz import Lipschitz
-from ..networks.chain import linear_layers
+from ..networks.chain import linear_layers, read_network
+from ..networks.layers import Shape
+from ..networks.sorting import HALF_ABS
 from ..units import Units
+from .kernel_layers import has_kernels, kernel_layers
+from .layer_norms import training_constraint
+from .terms import Activations
+
+
+@dataclass(frozen=True, eq=False)
+class Constrained:
+    """What a bound moves, and how it is kept.
+
+    Attributes:
+        layers: that move, by name, in order.
+        slopes: what is asked of them (:class:`~.terms.Terms`).
+        kinds: of the activations, for the choice of the multiplier step.
+    """
+
+    layers: dict[str, nn.Module]
+    slopes: Activations
+    kinds: tuple[str, ...]
+
+
+def constrained(model: nn.Module, input_shape: Shape | None = None) -> Constrained:
+    """How a network is kept under a bound: with convolutions by one ball per layer.
+
+    Args:
+        model: to be trained.
+        input_shape: of one input without the batch; needed in front of convolutions only.
+
+    Raises:
+        UnsupportedModule, ValueError: as :func:`trained_layers` and :func:`kernel_layers` do.
+    """
+    if has_kernels(model):
+        moved, norms = kernel_layers(model, input_shape)
+        _refuse_frozen(model, moved)
+        return Constrained(moved, norms, (HALF_ABS,))
+    layers = trained_layers(model)
+    chain = read_network(model).chain()
+    slopes = training_constraint(chain, next(iter(layers.values())).weight.device)
+    return Constrained(dict(layers), slopes, tuple(spec.kind for spec in chain.activations))
 
 
 def trained_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that move, by name, in order.
+    """The layers of a chain of ``nn.Linear`` that move, by name, in order.
 
     Raises:
         UnsupportedModule: by name, for a network that is no chain of them.
@@ -22,14 +63,21 @@ def trained_layers(model: nn.Module) -> dict[str, nn.Linear]:
             scales all biases.
     """
     layers = linear_layers(model)
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            raise ValueError(
-                f"model: {name} is frozen (requires_grad=False), but the bound moves every layer; "
-                "thaw it by model.requires_grad_(True), or train it by another method"
-            )
+    _refuse_frozen(model, {"": model})
     names = {id(module): name for name, module in model.named_modules()}
     return {names[id(layer)]: layer for layer in layers}
+
+
+def _refuse_frozen(model: nn.Module, moved: Mapping[str, nn.Module]) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in moved.values():
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                raise ValueError(
+                    f"model: {names[id(parameter)]} is frozen (requires_grad=False), but the bound "
+                    "moves every layer; thaw it by model.requires_grad_(True), or train it by "
+                    "another method"
+                )
 
 
 def check_asked(asked: Lipschitz) -> None:

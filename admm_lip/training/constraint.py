@@ -25,15 +25,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..certificates.certificate import Certificate
 from ..errors import TrainingFailed
 from ..lipschitz import Lipschitz
-from ..networks.chain import read_network
+from ..networks.layers import Shape
 from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..solvers import SolveFailed
 from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
 from .centring import centre
 from .config import AdmmConfig
-from .constrained import check_asked, check_master, group_of, trained_layers
-from .layer_norms import layer_start, training_constraint
+from .constrained import check_asked, check_master, constrained, group_of
+from .layer_norms import layer_start
 from .metric import PLAIN, Metric
 from .multiplier_step import resolve_multiplier_step
 from .optimize import reads_value
@@ -72,8 +72,8 @@ class Constraint:
       round, which draws nothing, gives each of them the same next ones on machines of one kind.
 
     Args:
-        model: Linear layers and activations in turn, as for :func:`admm_lip.train`, in float32 or
-            float64; it is changed in place.
+        model: Linear layers and activations in turn, or a path of convolutions and pools with such
+            a head, as for :func:`admm_lip.train`, in float32 or float64; it is changed in place.
         asked: the bound or the price, l2.
         config: how it is kept.
         mean: of the inputs, ``(features,)``: the first layer works on ``x - mean`` until the end,
@@ -84,9 +84,10 @@ class Constraint:
             multiplier step; ``None``: where there is one.
         dtype: that the finished weights are rounded to; ``None``: their own.
         state: of an earlier constraint with the same ``asked`` and shapes, to go on from.
+        input_shape: ``(channels, rows, columns)`` of one input; needed for convolutions only.
 
     Raises:
-        UnsupportedModule: by name, for a network that is no chain of Linear layers.
+        UnsupportedModule: by name, for a network that is no such chain.
         ValueError: for a frozen parameter, or what cannot be asked of this network.
 
     Example:
@@ -116,11 +117,13 @@ class Constraint:
         regression: bool | None = None,
         dtype: torch.dtype | None = None,
         state: AdmmState | None = None,
+        input_shape: Shape | None = None,
     ) -> None:
         self.model, config = unwrapped(model), config or AdmmConfig()
         check_asked(asked)
         self.dtype = dtype or stored_dtype(self.model)
-        self._layers = trained_layers(self.model)
+        found = constrained(self.model, input_shape)
+        self._layers = found.layers
         self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
         check_master(self.parameters[0].dtype)
         layers = list(self._layers.values())
@@ -129,13 +132,12 @@ class Constraint:
             orthogonal_(layers, config.seed)
         weights = read_weights(self.parameters)
         with evaluating(self.model):  # as it is shipped
-            chain = read_network(self.model).chain()
-        slopes = training_constraint(chain, self.parameters[0].device)
+            slopes = found.slopes
         metric = PLAIN if asked.units is None else Metric.of(asked.units, weights)
         self.terms = Terms(asked, slopes, config, metric)
         self._multiplier_step = resolve_multiplier_step(
             config.multiplier_step,
-            tuple(layer.kind for layer in chain.activations),
+            found.kinds,
             regression=len(weights[-1]) == 1 if regression is None else regression,
         )
         if state is not None:
@@ -146,8 +148,8 @@ class Constraint:
             begun = start(weights, self.terms, self.dtype, loss_scale)
         self._begin(begun)
         self._centring = None if mean is None else centre(layers[0], mean)
-        if mean is not None and scratch:  # nothing is lost by a bias of 0 at the mean
-            nn.init.zeros_(layers[0].bias)
+        if self._centring is not None and scratch:  # nothing is lost by a bias of 0 at the mean
+            nn.init.zeros_(self._centring.layer.bias)
         self._hooks: tuple[RemovableHandle, ...] = ()
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -282,7 +284,7 @@ class Constraint:
         write_weights(self.parameters, begun.state.consensus)
         with torch.no_grad():
             for layer, factor in zip(self._layers.values(), begun.bias_factors, strict=True):
-                if layer.bias is not None:
+                if isinstance(layer.bias, Tensor):
                     layer.bias.mul_(factor)
 
     def _enter(self, state: AdmmState) -> None:

@@ -15,7 +15,9 @@ from ..certificates.functionals import certify_functionals
 from ..certificates.radii import radii_of
 from ..networks.chain import linear_layers
 from ..solvers import SolverConfig
+from .kernel_layers import has_kernels
 from .precision import master_dtype, stored_dtype
+from .shipping import certify_norms
 
 Pair = tuple[Tensor, Tensor]
 # Most outputs whose pairs are certified for a report.
@@ -60,11 +62,16 @@ class Judge:
     progress: bool
 
     def judged(self, model: nn.Module) -> Judged:
-        """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs."""
+        """Accuracies by the strongest certificate that is quick: all pairs of up to 16 outputs.
+
+        With convolutions it is the product of norms.
+        """
         x, y = self.pair()
         model = copy.deepcopy(model).to(master_dtype(stored_dtype(model)))  # the same function
         certificate: AnyCertificate
-        if 1 < linear_layers(model)[-1].out_features <= _PAIRED:
+        if has_kernels(model):
+            certificate = certify_norms(model, tuple(x.shape[1:]), self.solver, None)
+        elif 1 < linear_layers(model)[-1].out_features <= _PAIRED:
             certificate = certify_functionals(model, kind="pairwise", progress=self.progress)
         else:
             certificate = certify_global(model, solver=self.solver)

@@ -16,6 +16,12 @@ multiplier certifies, and their inequality says that
       2 (l+1) mu c^(2l+1) = rho sum (sigma - c)_+.
 
 The certificate of the result is often below ``c^(l+1)``, because its multipliers are optimised.
+
+**Convolutions** (``kernel_ball.py``): A is the same at every pixel, a 1 x 1 convolution, so balls
+of norms on a torus reach every network that multipliers constant over space certify.  Pools and
+whatever else is fixed between layers multiply the bound by their norms, ``L = gain c^(l+1)``.
+Activations that do not sort pairs may be trained so too; they lose what their own matrix inequality
+would give.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ import math
 import time
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +41,32 @@ from ..networks.sorting import HALF_ABS
 from ..solvers import ProjectSolution, Slopes, Status
 from .admm_state import AdmmState, Matrices
 from .start import Start, default_rho, inner_bound
-from .terms import Activations, LayerNorms, Terms
+from .terms import Activations, LayerBall, LayerNorms, Terms
 
 NAME = "layer_norms"
 _BISECTIONS = 60
+# A fresh kernel is so much larger than its ball, so that the nearest one in it has most of its
+# singular values at the radius.
+_INFLATED = 3.0
+
+
+class DenseBall:
+    """Matrices by their spectral norm."""
+
+    def norm(self, weight: Tensor) -> float:
+        """The largest singular value."""
+        return spectral_norm(weight)
+
+    def nearest(
+        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Tensor, None, int]:
+        """The singular values cut at ``radius``: exact, in one step."""
+        if is_inside(anchor, radius):
+            return anchor, None, 1
+        return clipped(spectrum(anchor), radius), None, 1
+
+
+DENSE = DenseBall()
 
 
 class Spectrum(NamedTuple):
@@ -81,59 +109,102 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     """First state: all layers scaled to the same norm, which leaves the function as it is.
 
     Where the product of norms exceeds the bound, or the start is from scratch, the layers are
-    scaled to the bound.
+    scaled to the bound, and fresh kernels brought near to orthogonal ones.
 
     Raises:
-        ValueError: when the network is constant (its bound is 0), so nothing can be scaled.
+        ValueError: when the network is constant (its bound is 0), so nothing can be scaled, and
+            for what one norm per layer does not give.
     """
-    if not terms.metric.is_plain:
-        raise ValueError(
-            "units: a network that sorts pairs is trained by one norm per layer, in the units of "
-            "its inputs; leave units out, and certify the result with them"
-        )
-    norms = [spectral_norm(w) for w in weights]
+    asked, found = terms.asked, _norms(terms)
+    _check_asked(terms)
+    balls = _balls(found, weights)
+    norms = [ball.norm(w) for ball, w in zip(balls, weights, strict=True)]
     if min(norms) == 0.0:
         raise ValueError(
             "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
             "bound; initialise it, or use start='scratch'"
         )
-    log_product = math.fsum(math.log(n) for n in norms)
+    log_product = math.fsum([math.log(found.gain), *(math.log(n) for n in norms)])
     log_bound = log_product
-    bound = inner_bound(terms.asked, dtype)
+    bound = inner_bound(asked, dtype)
     scratch = terms.config.start == "scratch"
     if bound is not None and (scratch or log_product > math.log(bound)):
         log_bound = math.log(bound)
-    each = math.exp(log_bound / len(weights))
+    each = math.exp((log_bound - math.log(found.gain)) / len(weights))
     factors = [each / n for n in norms]
     consensus = tuple(f * w for f, w in zip(factors, weights, strict=True))
+    if scratch and found.balls:
+        tol = terms.config.projection_tol
+        consensus = tuple(
+            ball.nearest(_INFLATED * w, each, tol)[0]
+            for ball, w in zip(balls, consensus, strict=True)
+        )
     lip = bound if bound is not None else math.exp(log_bound)
     state = AdmmState(
         consensus=consensus,
         dual=tuple(torch.zeros_like(w) for w in consensus),
         multiplier=(),
-        rho=terms.config.rho or default_rho(terms.asked, lip, len(weights), loss_scale),
+        rho=terms.config.rho or default_rho(asked, lip, len(weights), loss_scale),
         lip_sq=lip**2,
         target_sq=lip**2,
     )
     return Start(state, tuple(accumulate(factors, lambda a, b: a * b)))
 
 
-def project_layers(anchor: Matrices, state: AdmmState, mu: float | None) -> ProjectSolution:
-    """The nearest weights with ``||W_k|| <= c``; in the penalised form c is optimal as well."""
-    begun = time.perf_counter()
-    layers = len(anchor)
+def _norms(terms: Terms) -> LayerNorms:
+    assert isinstance(terms.slopes, LayerNorms)
+    return terms.slopes
+
+
+def _balls(norms: LayerNorms, weights: Matrices) -> tuple[LayerBall, ...]:
+    return norms.balls or (DENSE,) * len(weights)
+
+
+def _check_asked(terms: Terms) -> None:
+    """Raise :class:`ValueError` for what one norm per layer does not give."""
+    if not terms.metric.is_plain:
+        raise ValueError(
+            "units: a network that sorts pairs, or of convolutions, is trained by one norm per "
+            "layer, in the units of its inputs; leave units out, and certify the result with them"
+        )
+    if terms.asked.mu is not None and _norms(terms).balls:
+        raise ValueError(
+            "mu: convolutions are trained under a bound, not a price of L; give bound= instead"
+        )
+
+
+def project_layers(
+    anchor: Matrices,
+    state: AdmmState,
+    mu: float | None,
+    norms: LayerNorms | None = None,
+    tol: float = 1e-3,
+) -> ProjectSolution:
+    """The nearest weights with ``||W_k|| <= c``; in the penalised form c is optimal as well.
+
+    Args:
+        anchor: to be projected.
+        state: of the round before.
+        mu: the price of ``L^2``; ``None``: the state's bound is enforced.
+        norms: of the layers; ``None``: all are dense.
+        tol: accuracy where a projection is iterative.
+    """
+    begun, layers = time.perf_counter(), len(anchor)
+    norms = norms or LayerNorms()
     if mu is None:
-        each = math.exp(math.log(state.target_sq) / (2 * layers))
-        spectra = [None if is_inside(w, each) else spectrum(w) for w in anchor]
+        each = math.exp((0.5 * math.log(state.target_sq) - math.log(norms.gain)) / layers)
+        warm = state.warm or (None,) * layers
+        rows = zip(_balls(norms, anchor), anchor, warm, strict=True)
+        found = [ball.nearest(w, each, tol, start) for ball, w, start in rows]
+        weights = tuple(w for w, _, _ in found)
     else:
         spectra = [spectrum(w) for w in anchor]
-        values = torch.cat([s.squares.clamp(min=0.0).sqrt() for s in spectra if s is not None])
+        values = torch.cat([s.squares.clamp(min=0.0).sqrt() for s in spectra])
         each = best_norm(values.tolist(), mu / state.rho, layers)
-    weights = tuple(
-        w if s is None else clipped(s, each) for w, s in zip(anchor, spectra, strict=True)
-    )
+        weights = tuple(clipped(s, each) for s in spectra)
+        found = [(w, None, 1) for w in weights]
     distance_sq = sum(float((w - v).square().sum()) for w, v in zip(weights, anchor, strict=True))
-    lip_sq = each ** (2 * layers)
+    lip_sq = (norms.gain * each**layers) ** 2
     return ProjectSolution(
         status=Status.OPTIMAL,
         backend=NAME,
@@ -142,8 +213,9 @@ def project_layers(anchor: Matrices, state: AdmmState, mu: float | None) -> Proj
         distance=math.sqrt(distance_sq),
         ball_norm=1.0,
         objective=(mu or 0.0) * lip_sq + 0.5 * state.rho * distance_sq,
-        iterations=1,
+        iterations=max(steps for _, _, steps in found),
         seconds=time.perf_counter() - begun,
+        warm=tuple(own for _, own, _ in found) if norms.balls else None,
     )
 
 

@@ -39,7 +39,7 @@ def lipschitz_step(anchor: Matrices, state: AdmmState, terms: Terms) -> ProjectS
     """
     mu, config, metric = terms.asked.mu, terms.config, terms.metric
     if isinstance(terms.slopes, LayerNorms):
-        return project_layers(anchor, state, mu)
+        return project_layers(anchor, state, mu, terms.slopes, config.projection_tol)
     exact = mu is not None and config.lip_step == "exact"
     problem = ProjectProblem(
         anchor=metric.seen(anchor),

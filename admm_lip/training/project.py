@@ -8,7 +8,8 @@
    gains 1 to 5 percent.
 4. The weights are rounded to the model's dtype, and exactly those numbers are certified.
 
-Networks that sort pairs move in the frame of sums and differences (``pair_rotation.py``).
+Networks that sort pairs move in the frame of sums and differences (``pair_rotation.py``), those
+with convolutions layer by layer (``project_kernels.py``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ..certificates.certifier import certify_global
 from ..errors import CertificateError
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
+from ..networks.layers import Shape
 from ..networks.overrides import unwrapped
 from ..settings import BOUND, COUNT
 from ..solvers import (
@@ -45,10 +47,12 @@ from .admm_state import Matrices
 from .constrained import check_asked, units_once
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
 from .judging import Judge, Judged, Pair
+from .kernel_layers import has_kernels
 from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
 from .pair_rotation import Frame
 from .precision import master_dtype, stored_dtype
+from .project_kernels import moved_by, nearest_kernels
 from .signals import EXIT_CODES
 from .start import CAST_MARGIN
 
@@ -107,6 +111,7 @@ def project(
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    input_shape: Shape | None = None,
 ) -> Projection:
     """The nearest network that certifies ``bound``; the one that went in is not touched.
 
@@ -118,7 +123,8 @@ def project(
     the given network as teacher (``finetune.py``).
 
     Args:
-        model: Linear layers and activations in turn, read by ``chain.linear_layers``.
+        model: Linear layers and activations in turn, read by ``chain.linear_layers``; or a path of
+            convolutions, pools and activations with such a head.
         bound: the l2 Lipschitz constant to keep, in the model's own units; or a ``Lipschitz``.
         units: of a user's rows, where the model takes and gives standardised numbers: the bound is
             then one of the raw function (:class:`admm_lip.Units`).  Not with ``finetune``: train
@@ -133,10 +139,12 @@ def project(
         run_dir: folder for checkpoints of the fine-tuning; ``None`` writes nothing.
         resume: continue from the checkpoint in ``run_dir``, to the identical result.
         progress: show a bar.
+        input_shape: of one input without the batch; needed for convolutions only, and read off
+            the data to fine-tune on.
 
     Raises:
         ValueError: for a bound that is not a finite number > 0, or settings, by name.
-        UnsupportedModule: by name, for convolutions and other networks that are no Linear chain.
+        UnsupportedModule: by name, for networks that are neither of the two.
         SolverError: when no backend could project.
         CheckpointError: nothing to resume, or a checkpoint of another run.
 
@@ -153,12 +161,16 @@ def project(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
-    linear_layers(model)  # refuses, by name, what cannot be projected
+    kernels = has_kernels(model)
+    if not kernels:
+        linear_layers(model)  # refuses, by name, what cannot be projected
     chosen = SolverConfig(solver) if isinstance(solver, str) else solver
     if finetune is None:
         if (config, judge, run_dir, resume) != (None, None, None, False):
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
-        return _projected(model, bound, chosen, units)
+        if kernels and units is not None:
+            raise ValueError("units: convolutions are projected in the units of their inputs")
+        return _projected(model, bound, chosen, units, input_shape)
     if units is not None:
         raise ValueError(
             "units: go with a projection alone; to train in them, give train(units=...) the network"
@@ -198,8 +210,9 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
     teacher = copy.deepcopy(model).eval().to(master_dtype(stored))
     data = labelled(teacher, given, job.config)
     regression = data.reading.classes is None
-    if regression:
-        start = _projected(teacher, job.bound, job.solver).model
+    if regression or has_kernels(teacher):
+        shape = tuple(sample(data, job.config)[0].shape[1:])
+        start = _projected(teacher, job.bound, job.solver, input_shape=shape).model
     else:
         start = prepared(teacher, data, job.config, job.solver)
     result = finetuned(
@@ -214,7 +227,7 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
         job.run_dir,
         job.resume,
     )
-    away = _distance(_weights(model), _weights(result.model))
+    away = moved_by(model, result.model)
     found = Projection(result.model, result.certificate, away, result.stopped)
     asked = None if regression else _pair(given, data, judge, job.config)
     if asked is None or result.stopped in EXIT_CODES:
@@ -234,9 +247,16 @@ def _pair(given: Any, data: Any, judge: Any, config: FinetuneConfig) -> Callable
 
 
 def _projected(
-    model: nn.Module, bound: float, config: SolverConfig, units: Units | None = None
+    model: nn.Module,
+    bound: float,
+    config: SolverConfig,
+    units: Units | None = None,
+    input_shape: Shape | None = None,
 ) -> Projection:
     """The nearest network, without data."""
+    if has_kernels(model):
+        moved, certificate = nearest_kernels(model, bound, config, input_shape)
+        return Projection(moved, certificate, moved_by(model, moved))
     certificate = certify_global(model, units=units, solver=config, requested=bound)
     if certificate.lip <= bound:
         return Projection(copy.deepcopy(model), certificate, 0.0)

@@ -47,16 +47,18 @@ class Start:
     bias_factors: tuple[float, ...]
 
 
-def orthogonal_(layers: Sequence[nn.Linear], seed: int) -> None:
-    """Overwrite the layers by seeded orthogonal weights and zero biases."""
+def orthogonal_(layers: Sequence[nn.Module], seed: int) -> None:
+    """Overwrite the layers by seeded orthogonal weights, kernels by rows, and zero biases."""
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        fresh = torch.empty(layer.weight.shape, dtype=torch.float64)
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        fresh = torch.empty(weight.shape, dtype=torch.float64)
         nn.init.orthogonal_(fresh, generator=generator)
         with torch.no_grad():
-            layer.weight.copy_(fresh)
-            if layer.bias is not None:
-                layer.bias.zero_()
+            weight.copy_(fresh)
+            if isinstance(bias, Tensor):
+                bias.zero_()
 
 
 def inner_bound(asked: Lipschitz, dtype: torch.dtype) -> float | None:

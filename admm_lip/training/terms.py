@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from ..lipschitz import Lipschitz
 from ..solvers import Slopes
@@ -10,9 +13,31 @@ from .config import AdmmConfig
 from .metric import PLAIN, Metric
 
 
+class LayerBall(Protocol):
+    """Weights of one layer by the norm of the operator that they stand for."""
+
+    def norm(self, weight: Tensor) -> float:
+        """The operator's norm."""
+
+    def nearest(
+        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Tensor, Any, int]:
+        """The nearest weight of norm at most ``radius``, restart data, and steps taken."""
+
+
 @dataclass(frozen=True)
 class LayerNorms:
-    """Says that the constraint is one spectral-norm ball per layer (``layer_norms.py``)."""
+    """Says that the constraint is one spectral-norm ball per layer (``layer_norms.py``).
+
+    Attributes:
+        balls: of the layers, in order; none says that all are dense.
+        gain: product of the norms of what stands between them: pools, steepest slopes.
+        image: shape of one input, where there are convolutions.
+    """
+
+    balls: tuple[LayerBall, ...] = ()
+    gain: float = 1.0
+    image: tuple[int, ...] | None = None
 
 
 Activations = tuple[Slopes, ...] | LayerNorms

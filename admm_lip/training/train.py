@@ -31,6 +31,7 @@ from .config import TrainConfig
 from .constrained import check_asked, trained_layers, units_once
 from .constraint import Constraint
 from .keeper import Keeper, held
+from .kernel_layers import has_kernels
 from .loop import run_steps
 from .losses import BoundedLoss, resolve_loss
 from .method import Method
@@ -107,9 +108,11 @@ def train(
 
     Args:
         model: a chain of ``Linear`` layers and activations that are slope-restricted, or all sort
-            pairs (any module that the method accepts, where nothing is enforced); it is copied, the
-            one that went in is not changed.  A result of an earlier run under a bound goes on from
-            its network and its ADMM state, under another bound, say.
+            pairs, or a path of convolutions, pools and activations with such a head
+            (``layer_norms.py``; MaxMin is the activation for these); any module that the method
+            accepts, where nothing is enforced.  It is copied, the one that went in is not changed.
+            A result of an earlier run under a bound goes on from its network and its ADMM state,
+            under another bound, say.
         data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors, NumPy arrays,
             data frames, series or lists.  Inputs take the model's dtype; integers, booleans and
             words are class labels, floats are numbers (``reading.py``).
@@ -160,8 +163,9 @@ def train(
         copied = copy.deepcopy(given)
         stored = stored_dtype(copied)
         copied.to(master_dtype(stored))
-        # Refused, by name, before data are read.
-        layers = [] if asked is None else list(trained_layers(copied).values())
+        # Refused, by name, before data are read, but for convolutions, which ask for their shape.
+        dense = asked is not None and not has_kernels(copied)
+        layers = list(trained_layers(copied).values()) if dense else []
         chosen = config.loss if loss is None else loss
         like: dict[str, Any] = {
             "batch_size": config.batch_size,
@@ -232,13 +236,13 @@ def _set_up(
     """Check everything once, before the first step."""
     inputs, targets = _first_batch(batches)
     length = 1.0
-    if asked is not None and asked.units is not None:
+    if asked is not None and asked.units is not None and layers:
         weights = read_weights([layer.weight for layer in layers])
         length = Metric.of(asked.units, weights).length
     own = resolve_loss(loss, targets, config.eps / length, config.temperature)
     constraint = None
     if asked is not None:
-        centred = config.centre and layers[0].bias is not None
+        centred = bool(layers) and config.centre and layers[0].bias is not None
         constraint = _constraint(
             model,
             asked,
@@ -248,6 +252,7 @@ def _set_up(
             loss_scale=loss_scale(config, length, _variance(targets)),
             regression=targets.is_floating_point(),
             dtype=stored,
+            input_shape=None if layers else tuple(inputs.shape[1:]),
         )
     trained = method.prepare(model)
     optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)

@@ -60,7 +60,7 @@ def torus_product(chain: TorusChain) -> float:
     product = 1.0
     for step, (frequencies, grid) in zip(chain.steps, levels_of(chain, last), strict=True):
         if isinstance(step, Correlation):
-            product *= _norm(step, frequencies, grid)
+            product *= torus_norm(step, frequencies, grid)
         else:
             passing = 0.0 if len(step.rows) == _width(chain, step) else 1.0
             product *= max(passing, float(np.abs(step.alpha).max()), float(step.beta.max()))
@@ -81,7 +81,7 @@ def _width(chain: TorusChain, activation: object) -> int:
     return width
 
 
-def _norm(step: Correlation, frequencies: Index, grid: tuple[int, int]) -> float:
+def torus_norm(step: Correlation, frequencies: Index, grid: tuple[int, int]) -> float:
     """The largest norm of the folded symbols."""
     w = symbol(step, frequencies, grid)
     aliases = step.stride[0] * step.stride[1]

@@ -11,7 +11,8 @@ adds that bound to the diagonal:
 * a symbol that is off by d adds ``(2 ||W||_F d + d^2) ||P||_F``;
 * the slack Y = 2T - T P T, scaled by powers of two to a diagonal near 1, is lowered by what its
   entries may be off; a Cholesky factorisation, itself shifted by what it loses (``definite.py``),
-  proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``.
+  proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``;
+* where Y is too near to singular, P is first replaced by a multiple of I that is proven above it.
 
 At a head every frequency's P is folded into the first matrix V of what follows,
 ``G = sum_f V(f) P(f) V(f)^H``, and the head's chain continues with any C for which ``C C' >= G``.
@@ -99,9 +100,43 @@ def _correlated(p: Any, step: Correlation, frequencies: Index, grid: Pair) -> An
 
 
 def _activated(p: Any, step: Pointwise, t: Array, k: int) -> Any:
+    if t.shape != step.rows.shape or not (np.isfinite(t).all() and (t > 0.0).all()):
+        raise NotProven(f"multiplier[{k - 1}]: expected {len(step.rows)} numbers > 0")
+    try:
+        return _by_inverse(p, step, t, k)
+    except NotProven:
+        rounder = _of_multiple(p, step, t)
+        if rounder is None:
+            raise
+        return rounder
+
+
+def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
+    """P behind an activation from ``p I >= P``: every channel by itself, ``None`` where t is large.
+
+    With x = p t, a channel's entry is ``alpha^2 p + (alpha x + span)^2 / (t (2 - x))``, which for
+    ``alpha = -beta`` is ``2 beta^2 / t``, at x = 2 as well: the multipliers that prove a product of
+    norms stand there, where the slack is singular.
+    """
+    n, alpha, beta = p.shape[1], step.alpha, step.beta
+    top = largest(p) * (1.0 + 1e-9 + 8.0 * n * gamma(8 * n + 32)) + np.finfo(float).tiny
+    if not is_below(p / top[:, None, None], 1.0):
+        return None
+    span = beta - alpha
+    x = top[:, None] * t
+    left = 2.0 - x - 16.0 * U
+    even = alpha == -beta
+    if not np.where(even, left >= 0.0, left > 0.0).all():
+        return None
+    rise = np.abs(alpha * x + span) + 16.0 * U * (np.abs(alpha) * x + span)
+    entries = alpha**2 * top[:, None] + rise**2 / (t * np.where(even, 1.0, left))
+    diagonal = np.repeat(top[:, None], n, axis=1)
+    diagonal[:, step.rows] = np.where(even, 2.0 * beta**2 / t, entries) * (1.0 + 64.0 * U)
+    return diagonal[:, :, None] * np.eye(n, dtype=complex)
+
+
+def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> Any:
     rows, size_p = step.rows, _sizes_of(p)
-    if t.shape != rows.shape or not (np.isfinite(t).all() and (t > 0.0).all()):
-        raise NotProven(f"multiplier[{k - 1}]: expected {len(rows)} numbers > 0")
     scale = inverse_root(2.0 * t)
     y = slack(p, rows, t) * scale[:, None] * scale
     inner = _sizes_of(y) + 4.0

@@ -1,0 +1,192 @@
+"""Networks of convolutions as they are trained: which layers move, and their balls.
+
+The network is read as it is for a certificate, by ``torch.fx`` or ``torch.export``; the layers that
+hold its kernels and matrices are those modules that hold the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..certificates.torus.product import deepest
+from ..certificates.torus.read import NotShiftInvariant
+from ..errors import UnsupportedModule
+from ..foreign.open import network_of
+from ..networks.activations import ACTIVATIONS
+from ..networks.layer_spec import LayerSpec, neuron_slopes, scalar_parts
+from ..networks.layers import AFFINE, RESHAPES, Shape, Window
+from ..networks.network import Network
+from ..networks.sorting import HALF_ABS, SORTS
+from .kernel_ball import KernelBall
+from .layer_norms import DENSE
+from .terms import LayerBall, LayerNorms
+
+_KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_MOVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMALISES = nn.modules.batchnorm._BatchNorm
+
+
+def has_kernels(model: nn.Module) -> bool:
+    """Whether a network has convolutions, so that it is trained by what this file says."""
+    return any(isinstance(m, (*_KERNELS, *_TRANSPOSED)) for m in model.modules())
+
+
+def kernel_layers(
+    model: nn.Module, input_shape: Shape | None
+) -> tuple[dict[str, nn.Module], LayerNorms]:
+    """The layers that move, by name, in order, and their balls.
+
+    Args:
+        model: convolutions, linear layers, activations, pools and reshapes in turn.
+        input_shape: of one input, without the batch.
+
+    Raises:
+        ValueError: without an input shape.
+        UnsupportedModule: by name, for what is no such path, or moves what is not kept in a ball.
+    """
+    if input_shape is None:
+        raise ValueError(
+            "input_shape: a network of convolutions needs the shape of one input, without the "
+            "batch: (channels, rows, columns)"
+        )
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        _refuse(name, module)
+    network = network_of(model, tuple(input_shape))
+    if not network.is_path:
+        raise UnsupportedModule(
+            "model: has skip connections or branches beside convolutions; such a network can be "
+            "certified but not trained or projected"
+        )
+    waiting = {name: m for name, m in modules.items() if isinstance(m, _MOVES)}
+    layers: dict[str, nn.Module] = {}
+    balls: list[LayerBall] = []
+    gain, shapes, before = 1.0, network.shapes(), network.input_shape or ()
+    torus = _torus(network)
+    for spec in network.layers:
+        rows, columns = spec.options.get("stride", (1, 1))
+        torus = (torus[0] / rows, torus[1] / columns)
+        if spec.kind in ("conv2d", "linear"):
+            name = _holder(spec, network, waiting)
+            layers[name] = waiting.pop(name)
+            balls.append(DENSE if spec.kind == "linear" else _ball(network, spec, before, torus))
+        else:
+            gain *= _fixed(network, spec, before)
+        before = shapes[spec.name]
+    if waiting:
+        raise UnsupportedModule(
+            f"{next(iter(waiting))}: is not applied as one layer of its own; a network is trained "
+            "whose layers are applied once, in turn"
+        )
+    if gain == 0.0:
+        raise ValueError("model: it is constant (a pool or an activation is 0); check its layers")
+    return layers, LayerNorms(tuple(balls), gain, tuple(input_shape))
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    """Raise :class:`UnsupportedModule` for a module that would move without a bound knowing."""
+    said = f"{name or 'model'} ({type(module).__name__})"
+    if isinstance(module, _TRANSPOSED):
+        raise UnsupportedModule(
+            f"{said}: transposed convolutions are not trained under a bound; use nn.Conv2d, which "
+            "strides the other way"
+        )
+    if isinstance(module, _KERNELS) and module.padding_mode != "zeros":
+        raise UnsupportedModule(
+            f"{said}: padding_mode={module.padding_mode!r} repeats pixels, so that its norm is not "
+            "that of a convolution on a torus; use padding_mode='zeros'"
+        )
+    if isinstance(module, _NORMALISES):
+        raise UnsupportedModule(
+            f"{said}: its statistics move with the data while a bound holds for fixed ones; fold "
+            "it into the layer before it, or leave it out"
+        )
+    if parametrize.is_parametrized(module):
+        raise UnsupportedModule(
+            f"{said}: is parametrized; remove it with "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    owns = [key for key, p in module.named_parameters(recurse=False) if p.requires_grad]
+    if owns and not isinstance(module, _MOVES):
+        raise UnsupportedModule(
+            f"{said}: its {owns[0]} would be trained, but a bound holds for what it was proven "
+            "with; freeze it (requires_grad_(False)), or leave it out"
+        )
+
+
+def _holder(spec: LayerSpec, network: Network, waiting: Mapping[str, nn.Module]) -> str:
+    """The name of the module whose weight is that of a layer."""
+    weight = np.asarray(network.arrays[f"{spec.name}.weight"])
+    names = [spec.name] if spec.name in waiting else waiting
+    for name in names:
+        held = waiting[name].weight
+        assert isinstance(held, Tensor)
+        own = held.detach().cpu().numpy()
+        if own.size == weight.size and np.array_equal(own.reshape(weight.shape), weight):
+            return name
+    raise UnsupportedModule(
+        f"{spec.name} ({spec.kind}): its weight is that of no nn.Linear, nn.Conv1d or nn.Conv2d, "
+        "or of one that is applied twice; such a network can be certified but not trained"
+    )
+
+
+def _torus(network: Network) -> tuple[float, float]:
+    """Rows and columns of the torus that the certificate puts the images on; 0 where it has none.
+
+    Norms on other tori differ by some percent, so layers are measured on this one.
+    """
+    try:
+        return deepest(network).grid
+    except NotShiftInvariant:
+        return (0.0, 0.0)
+
+
+def _ball(
+    network: Network, spec: LayerSpec, shape: Shape, torus: tuple[float, float]
+) -> KernelBall:
+    """On the torus given, or the least one around which no window of the image reaches."""
+    rows, columns = network.arrays[f"{spec.name}.weight"].shape[2:]
+    window = Window.of(spec.options, (rows, columns), shape, spec.name)
+    least = [_least_side(window, axis, shape[1 + axis]) for axis in (0, 1)]
+    grid = [
+        int(side) if side >= n and side == int(side) else n
+        for side, n in zip(torus, least, strict=True)
+    ]
+    groups = spec.options["groups"]
+    return KernelBall(window.kernel, (grid[0], grid[1]), window.stride, window.dilation, groups)
+
+
+def _least_side(window: Window, axis: int, side: int) -> int:
+    """Outputs along an axis of a torus on which a window finds either the image or zeros."""
+    out, stride, first = window.out[axis], window.stride[axis], window.padding[2 * axis]
+    last = (out - 1) * stride + window.dilation[axis] * (window.kernel[axis] - 1) - first
+    return max(out, -(-(side + max(first, last - side + 1)) // stride))
+
+
+def _fixed(network: Network, spec: LayerSpec, shape: Shape) -> float:
+    """A bound on the norm of a layer that does not move.
+
+    Of a matrix the square root of its largest column sum times its largest row sum, which pools,
+    sums and selections attain; of an activation its steepest slope.
+    """
+    if spec.kind in RESHAPES or spec.kind in SORTS or spec.kind == HALF_ABS:
+        return 1.0
+    if spec.kind in AFFINE:
+        size = abs(AFFINE[spec.kind].build(spec.name, spec.options, network.arrays, shape).matrix)
+        return math.sqrt(float(size.sum(axis=0).max()) * float(size.sum(axis=1).max()))
+    if spec.kind in ACTIVATIONS:
+        return _steepest(neuron_slopes(scalar_parts(spec, network.arrays, shape)))
+    raise UnsupportedModule(
+        f"{spec.name} ({spec.kind}): can be certified but not trained beside convolutions; leave a "
+        "final softmax to the loss"
+    )
+
+
+def _steepest(slopes: Iterable[np.ndarray]) -> float:
+    return max(float(np.abs(ends).max()) for ends in slopes)

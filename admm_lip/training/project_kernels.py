@@ -1,0 +1,91 @@
+"""The nearest network of convolutions under a bound: every layer in the ball of its share.
+
+All norms shrink by one factor, so that their product, with what stands between the layers, is the
+bound; each layer moves to the nearest one of its norm.  The certificate may prove less than the
+product: then the norms grow by what is left, and the layers are projected again.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import torch
+from torch import nn
+
+from ..certificates.certificate import Certificate
+from ..errors import CertificateError
+from ..networks.layers import Shape
+from ..solvers import SolverConfig
+from .admm_state import Matrices, read_weights, write_weights
+from .constrained import constrained
+from .shipping import certify_norms
+from .start import CAST_MARGIN
+from .terms import LayerNorms
+
+# Corrections of the product, and the slack in the certified bound that ends them.
+_ATTEMPTS = 5
+_SLACK = 2e-3
+
+
+def nearest_kernels(
+    model: nn.Module, bound: float, solver: SolverConfig, input_shape: Shape | None
+) -> tuple[nn.Module, Certificate]:
+    """A copy of a network of convolutions under ``bound``, and its certificate.
+
+    Args:
+        model: as :func:`~.kernel_layers.kernel_layers` reads it.
+        bound: to be met.
+        solver: of the certificate where no torus holds the network; its ``tol`` is that of the
+            projections.
+        input_shape: of one input without the batch.
+
+    Raises:
+        CertificateError: where the model's dtype cannot hold the bound.
+    """
+    moved = copy.deepcopy(model)
+    found = constrained(moved, input_shape)
+    norms = found.slopes
+    assert isinstance(norms, LayerNorms) and norms.image is not None
+    certificate = certify_norms(moved, norms.image, solver, bound)
+    if certificate.lip <= bound:
+        return moved, certificate
+    parameters = [cast(nn.Parameter, layer.weight) for layer in found.layers.values()]
+    anchor = read_weights(parameters)
+    given = [ball.norm(w) for ball, w in zip(norms.balls, anchor, strict=True)]
+    product = norms.gain * math.prod(given)
+    margin = CAST_MARGIN[parameters[0].dtype]
+    goal, best = bound * (1.0 - margin), None
+    for _ in range(_ATTEMPTS):
+        share = min(1.0, goal / product) ** (1.0 / len(given))
+        weights = _in_balls(anchor, norms, [share * n for n in given], solver.tol)
+        write_weights(parameters, weights)
+        certificate = certify_norms(moved, norms.image, solver, bound)
+        if certificate.lip <= bound and (best is None or certificate.lip > best[1].lip):
+            best = copy.deepcopy(moved), certificate
+        if bound * (1.0 - margin - _SLACK) <= certificate.lip <= bound:
+            break
+        goal *= bound * (1.0 - margin) / certificate.lip
+    if best is None:
+        raise CertificateError(
+            f"bound: after rounding to the model's dtype the network certifies "
+            f"{certificate.lip:.6g}, not {bound:.6g}; project in float32 or float64"
+        )
+    return best
+
+
+def _in_balls(anchor: Matrices, norms: LayerNorms, radii: list[float], tol: float) -> Matrices:
+    rows = zip(norms.balls, anchor, radii, strict=True)
+    return tuple(ball.nearest(w, radius, tol)[0] for ball, w, radius in rows)
+
+
+def moved_by(first: nn.Module, second: nn.Module) -> float:
+    """Frobenius distance of the weights of two networks of one architecture, biases left out."""
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    squares = [
+        (a.detach().double().cpu() - b.detach().double().cpu()).square().sum()
+        for a, b in pairs
+        if a.ndim > 1
+    ]
+    return math.sqrt(float(torch.stack(squares).sum()))
