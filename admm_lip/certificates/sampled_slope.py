@@ -61,47 +61,51 @@ def sampled_slope(
     """
     if not network.is_known:
         return 0.0
-    deadline = deadline or Deadline(None)
-    steepest = _STEEPEST[norm]
-    weights = [torch.from_numpy(w) for w in chain.weights]
-    biases = [torch.from_numpy(b) for b in chain.biases]
-    activations = [build_layer(network, spec) for spec in chain.activations]
     # Jacobians are multiplied out of matrices near norm 1: no product leaves the range.
     seen = chain.weights if measured is None else measured
     powers = [usual_power(w) for w in seen]
     unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in zip(seen, powers, strict=True)]
-    generator = torch.Generator().manual_seed(seed)
-    size = chain.widths[0]
-    work = _MAX_WORK // sum(w.numel() for w in weights)
-    count = max(6, min(_POINTS, work, _MAX_BATCH_ENTRIES // sum(chain.widths)))
-    scales = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
-    if not activations:
-        count, scales = 1, scales[:1]
+    weights, biases = (list(map(torch.from_numpy, held)) for held in (chain.weights, chain.biases))
+    activations = [build_layer(network, spec) for spec in chain.activations]
+    slopes_at = partial(_slopes, weights, biases, activations)
 
-    def normal() -> Tensor:
-        return torch.randn(count, size, generator=generator, dtype=torch.float64)
+    def estimate(points: Tensor, start: Tensor) -> Tensor:
+        return _norms(unit, slopes_at(points), start, _STEEPEST[norm])
 
-    def slopes_at(points: Tensor) -> list[Tensor]:
-        return _slopes(weights, biases, activations, points)
-
-    points, steps = scales * normal(), scales
-    norms = _norms(unit, slopes_at(points), normal(), steepest)
-    for k in range(_ROUNDS if activations else 0):
-        if not deadline.has_time(rounds=1):
-            break
-        keep = norms.argsort(descending=True)[: count // 6 + 1].repeat(6)[:count]
-        points, norms, steps = points[keep], norms[keep], steps[keep]
-        moved = points + 0.5**k * steps * normal()
-        search = partial(_norms, unit, slopes_at(moved), normal(), steepest)
-        better = deadline.timed("rounds", search)
-        gains = better > norms
-        points = torch.where(gains[:, None], moved, points)
-        norms = torch.where(gains, better, norms)
+    points, norms = _climbed(chain, estimate, seed, deadline or Deadline(None))
     if norm != "l2":
         return scaled(_SAFETY * float(norms.max()), sum(powers))
     best = points[norms.argmax()][None]
     full = _full_norm(unit, [d[0] for d in slopes_at(best)])
     return scaled(_SAFETY * full, sum(powers))
+
+
+def _climbed(
+    chain: Chain, estimate: Callable[[Tensor, Tensor], Tensor], seed: int, deadline: Deadline
+) -> tuple[Tensor, Tensor]:
+    """Points and what is estimated there of the Jacobian, from random vectors on."""
+    work = _MAX_WORK // sum(w.size for w in chain.weights)
+    count = max(6, min(_POINTS, work, _MAX_BATCH_ENTRIES // sum(chain.widths)))
+    count = count if chain.activations else 1
+    steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal() -> Tensor:
+        return torch.randn(count, chain.widths[0], generator=generator, dtype=torch.float64)
+
+    points = steps * normal()
+    norms = estimate(points, normal())
+    for k in range(_ROUNDS if chain.activations else 0):
+        if not deadline.has_time(rounds=1):
+            break
+        keep = norms.argsort(descending=True)[: count // 6 + 1].repeat(6)[:count]
+        points, norms, steps = points[keep], norms[keep], steps[keep]
+        moved = points + 0.5**k * steps * normal()
+        better = deadline.timed("rounds", partial(estimate, moved, normal()))
+        gains = better > norms
+        points = torch.where(gains[:, None], moved, points)
+        norms = torch.where(gains, better, norms)
+    return points, norms
 
 
 def sampled_quotient(network: Network, deadline: Deadline, seed: int = 0) -> float:

@@ -56,27 +56,28 @@ def _convolve(layers: Layers, call: Call, padding: list[int]) -> None:
     layers.convolution(call, call.array("weight"), _bias(call), options)
 
 
+def _window(layers: Layers, call: Call) -> dict[str, Any]:
+    """How a pool slides."""
+    return {
+        "kernel_size": _sizes(layers, call, "kernel_size", 1),
+        "stride": _sizes(layers, call, "stride" if call["stride"] else "kernel_size", 1),
+        "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
+    }
+
+
 def _avg_pool(layers: Layers, call: Call) -> None:
     call.need("ceil_mode", False)
     divisor = call.parameters.get("divisor_override")
-    options = {
-        "kernel_size": _sizes(layers, call, "kernel_size", 1),
-        "stride": _sizes(layers, call, "stride" if call["stride"] else "kernel_size", 1),
-        "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
+    counted = {
         "count_include_pad": call.flag("count_include_pad"),
         "divisor_override": None if divisor is None else call.integer("divisor_override"),
     }
-    layers.avg_pool(call, options)
+    layers.avg_pool(call, {**_window(layers, call), **counted})
 
 
 def _max_pool(layers: Layers, call: Call) -> None:
-    options = {
-        "kernel_size": _sizes(layers, call, "kernel_size", 1),
-        "stride": _sizes(layers, call, "stride" if call["stride"] else "kernel_size", 1),
-        "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
-        "dilation": _sizes(layers, call, "dilation", 1),
-    }
-    layers.max_pool(call, options, ceil=call.flag("ceil_mode"))
+    spread = {"dilation": _sizes(layers, call, "dilation", 1)}
+    layers.max_pool(call, {**_window(layers, call), **spread}, ceil=call.flag("ceil_mode"))
 
 
 def _softmax(kind: str) -> Callable[[Layers, Call], None]:
@@ -206,20 +207,9 @@ _SELF = ("self",)
 _PAIR = ("self", "other")
 _WINDOW = {"bias": None, "stride": [1], "padding": [0], "dilation": [1], "groups": 1}
 _CONV = ("input", "weight", "bias")
-_POOL = {
-    "kernel_size": None,
-    "stride": None,
-    "padding": [0],
-    "ceil_mode": False,
-    "count_include_pad": True,
-}
-_MAX_POOL = {
-    "kernel_size": None,
-    "stride": None,
-    "padding": [0],
-    "dilation": [1],
-    "ceil_mode": False,
-}
+_POOL = {"kernel_size": None, "stride": None, "padding": [0], "ceil_mode": False}
+_AVG_POOL = {**_POOL, "count_include_pad": True}
+_MAX_POOL = {**_POOL, "dilation": [1]}
 _COPY = {"non_blocking": False, "copy": False, "memory_format": None}
 _PLACE = {"dtype": None, "layout": None, "device": None, "pin_memory": None}
 
@@ -246,8 +236,8 @@ _OPERATORS: Mapping[str, Operator] = {
     "aten.conv2d.default": Operator(_CONV, _conv, _WINDOW),
     "aten.conv1d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
     "aten.conv2d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
-    "aten.avg_pool1d.default": Operator(_SELF, _avg_pool, _POOL),
-    "aten.avg_pool2d.default": Operator(_SELF, _avg_pool, {**_POOL, "divisor_override": None}),
+    "aten.avg_pool1d.default": Operator(_SELF, _avg_pool, _AVG_POOL),
+    "aten.avg_pool2d.default": Operator(_SELF, _avg_pool, {**_AVG_POOL, "divisor_override": None}),
     "aten.adaptive_avg_pool1d.default": Operator(("self", "output_size"), _adaptive_average),
     "aten.adaptive_max_pool1d.default": Operator(("self", "output_size"), _adaptive_max),
     "aten.adaptive_avg_pool2d.default": Operator(("self", "output_size"), _adaptive_average),

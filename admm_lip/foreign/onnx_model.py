@@ -208,44 +208,29 @@ def _float32(spec: LayerSpec, option: str) -> str | float:
     return value
 
 
-def _conv(spec: LayerSpec) -> _Written:
-    options = spec.options
-    attributes = {
-        "strides": list(options["stride"]),
-        "pads": _pads(spec),
-        "dilations": list(options["dilation"]),
-        "group": options["groups"],
+def _window(spec: LayerSpec) -> dict[str, Any]:
+    """How a kernel slides, in ONNX's words."""
+    top, bottom, left, right = spec.options["padding"]
+    keys = (("strides", "stride"), ("kernel_shape", "kernel_size"), ("dilations", "dilation"))
+    return {
+        "pads": [top, left, bottom, right],
+        **{name: list(spec.options[key]) for name, key in keys if key in spec.options},
     }
-    return _Written("Conv", attributes)
+
+
+def _conv(spec: LayerSpec) -> _Written:
+    return _Written("Conv", {**_window(spec), "group": spec.options["groups"]})
 
 
 def _pool(spec: LayerSpec) -> _Written:
-    options = spec.options
-    if options["divisor_override"] is not None:
+    if spec.options["divisor_override"] is not None:
         raise UnsupportedModule(f"{spec.name}: divisor_override cannot be written as ONNX")
-    attributes = {
-        "kernel_shape": list(options["kernel_size"]),
-        "strides": list(options["stride"]),
-        "pads": _pads(spec),
-        "count_include_pad": int(options["count_include_pad"]),
-    }
-    return _Written("AveragePool", attributes)
+    counted = int(spec.options["count_include_pad"])
+    return _Written("AveragePool", {**_window(spec), "count_include_pad": counted})
 
 
 def _max_pool(spec: LayerSpec) -> _Written:
-    options = spec.options
-    attributes = {
-        "kernel_shape": list(options["kernel_size"]),
-        "strides": list(options["stride"]),
-        "pads": _pads(spec),
-        "dilations": list(options["dilation"]),
-    }
-    return _Written("MaxPool", attributes)
-
-
-def _pads(spec: LayerSpec) -> list[int]:
-    top, bottom, left, right = spec.options["padding"]
-    return [top, left, bottom, right]
+    return _Written("MaxPool", _window(spec))
 
 
 def _activation(spec: LayerSpec) -> _Written:

@@ -69,29 +69,26 @@ def conv_padding(conv: nn.Conv2d) -> list[int]:
     return [rows, rows, columns, columns]
 
 
+def _window_options(pool: Any) -> dict[str, Any]:
+    rows, columns = _pair(pool.padding)
+    return {
+        "kernel_size": _pair(pool.kernel_size),
+        "stride": _pair(pool.stride or pool.kernel_size),
+        "padding": [rows, rows, columns, columns],
+    }
+
+
 def _pool_options(pool: nn.AvgPool2d) -> dict[str, Any]:
     if pool.ceil_mode:
         raise ValueError("ceil_mode=True is not handled; use ceil_mode=False")
-    rows, columns = _pair(pool.padding)
-    return {
-        "kernel_size": _pair(pool.kernel_size),
-        "stride": _pair(pool.stride or pool.kernel_size),
-        "padding": [rows, rows, columns, columns],
-        "count_include_pad": pool.count_include_pad,
-        "divisor_override": pool.divisor_override,
-    }
+    names = ("count_include_pad", "divisor_override")
+    return {**_window_options(pool), **_attributes(*names)(pool)}
 
 
 def _max_pool_options(pool: nn.MaxPool2d) -> dict[str, Any]:
-    if pool.ceil_mode or pool.return_indices:
+    if pool.ceil_mode or pool.return_indices:  # torch.export knows the size that is rounded up
         raise ValueError("ceil_mode=True and return_indices=True are not handled")
-    rows, columns = _pair(pool.padding)
-    return {
-        "kernel_size": _pair(pool.kernel_size),
-        "stride": _pair(pool.stride or pool.kernel_size),
-        "padding": [rows, rows, columns, columns],
-        "dilation": _pair(pool.dilation),
-    }
+    return {**_window_options(pool), "dilation": _pair(pool.dilation)}
 
 
 def _softmax_options(softmax: Any) -> dict[str, Any]:

@@ -129,6 +129,16 @@ def test_an_unsupported_structure_is_refused_by_its_node(
         ([("Mul", ["x", "nan"], {})], ("b", 4), "its constant holds a value that is NaN"),
         ([("Clip", ["x", "nan", "one"], {})], ("b", 4), "min: expected a finite number, got"),
         ([("Relu", ["away"], {})], ("b", 4), "its input 'away' is made by no node before it"),
+        (
+            [("Add", ["x", "v1"], {}), ("Relu", ["v0"], {})],
+            ("b", 4),
+            r"n0 \(Add\): its input 'v1' is made by no node before it",
+        ),
+        (
+            [("Gather", ["x", "batch"], {"axis": 1}), ("Add", ["x", "v0"], {})],
+            ("b", 5),
+            r"n1 \(Add\): adds values of the shapes \(5,\), \(2,\).*expected equal ones",
+        ),
         ([("LeakyRelu", ["x"], {"alpha": 1})], ("b",), "expected a batch axis and at least one"),
         ([("Relu", ["x"], {})], ("b", "n"), r"input 'x'.*open beyond the batch; give input_shape"),
         ([("Conv", ["x", "K"], {"kernel_shape": [3, 3]})], IMAGE, r"kernel_shape=\[3, 3\]"),

@@ -376,6 +376,33 @@ def test_a_cycle_and_shapes_that_do_not_fit_are_refused(layers: Any, message: st
         Network(layers, {"a.weight": np.ones((2, 3))}).shapes()
 
 
+class Mismatch(nn.Module):
+    """Two linear layers of 6 and 3 outputs, combined as the test says."""
+
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.combine = nn.Linear(4, 6), nn.Linear(4, 3), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.combine(self.a, self.b, x)
+
+
+@pytest.mark.parametrize(
+    ("combine", "message"),
+    [
+        (lambda a, b, x: a(x) + b(x), r"^add: adds values of the shapes \(6,\), \(3,\)"),
+        (lambda a, b, x: a(x) + torch.ones(5), r"\(5,\) does not broadcast to a value .*\(6,\)"),
+        (lambda a, b, x: a(x) * torch.ones(2, 6), r"\(2, 6\) does not broadcast to a value"),
+        (lambda a, b, x: a(b(x)), r"^a: expected an input of 4 features, got shape \(3,\)"),
+        (lambda a, b, x: torch.fft.fft(a(x)).real, r"the function fft_fft\(\) is not supported"),
+    ],
+    ids=["values", "constant", "batch", "features", "unknown"],
+)
+def test_a_module_whose_parts_do_not_fit_is_refused_by_name(combine: Any, message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        certify(Mismatch(combine))
+
+
 @pytest.mark.parametrize(
     "inputs", [("a",), "a", [1, 2], None], ids=["tuple", "text", "numbers", "null"]
 )
