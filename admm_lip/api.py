@@ -143,7 +143,9 @@ def certify(
     reached, the multiplier that proves the product is returned instead.
 
     Args:
-        model: a chain of supported layers, or a :class:`~admm_lip.networks.network.Network`.
+        model: made of supported layers, read in the mode that it is in (dropout and batch
+            normalisation want ``model.eval()`` first), or a
+            :class:`~admm_lip.networks.network.Network`.
         input_shape: shape of one input without the batch; needed in front of convolutions.
         kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
             which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;

@@ -32,6 +32,7 @@ from .overrides import refuse_overrides, unwrapped
 from .promise_check import check_promises
 from .readers import READERS
 from .readers import reader_of as reader_of
+from .refusals import NoBound
 from .scalar_math_torch import FORMULAS
 from .simplify import simplified
 from .sorting import HALF_ABS, SORTS
@@ -131,7 +132,8 @@ def _asked(name: str, layer: nn.Module, question: Callable[[Any], Any]) -> Any:
     try:
         return question(layer)
     except (ValueError, NetworkError) as reason:
-        raise UnsupportedModule(f"{name} ({type(layer).__name__}): {reason}") from None
+        kind = NoBound if isinstance(reason, NoBound) else UnsupportedModule
+        raise kind(f"{name} ({type(layer).__name__}): {reason}") from None
 
 
 def linear_layers(module: nn.Module) -> list[nn.Linear]:

@@ -20,7 +20,7 @@ from .elementwise import normalisation
 from .functional_calls import Add, Concatenate, Reshape
 from .overrides import CALL_PATH
 from .promises import promise_in
-from .refusals import BY_BATCH, RANDOM, refuse_without_bound
+from .refusals import BY_BATCH, RANDOM, NoBound, refuse_without_bound
 from .scalar_math_torch import FORMULAS
 from .sorting import HALF_ABS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
@@ -108,7 +108,7 @@ def _flatten_options(flatten: nn.Flatten) -> dict[str, Any]:
 def _dropout_options(dropout: Any) -> dict[str, Any]:
     """The identity in evaluation mode."""
     if dropout.training and dropout.p > 0.0:
-        raise ValueError(RANDOM)
+        raise NoBound(RANDOM)
     return {}
 
 
@@ -117,7 +117,7 @@ def _batch_norm(axes: int) -> Reader:
 
     def parts(norm: Any) -> list[nn.Module]:
         if norm.training or norm.running_mean is None:
-            raise ValueError(BY_BATCH)
+            raise NoBound(BY_BATCH)
         keys = ("running_mean", "running_var", "weight", "bias")
         held = (getattr(norm, key) for key in keys)
         mean, variance, weight, bias = (

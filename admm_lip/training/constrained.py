@@ -12,6 +12,7 @@ from torch import nn
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
 from ..networks.layers import Shape
+from ..networks.module_state import evaluating
 from ..networks.sorting import HALF_ABS
 from ..units import Units
 from .kernel_layers import has_kernels, kernel_layers
@@ -44,12 +45,12 @@ def constrained(model: nn.Module, input_shape: Shape | None = None) -> Constrain
     Raises:
         UnsupportedModule, ValueError: as :func:`trained_layers` and :func:`kernel_layers` do.
     """
-    if has_kernels(model):
-        moved, norms = kernel_layers(model, input_shape)
-        _refuse_frozen(model, moved)
-        return Constrained(moved, norms, (HALF_ABS,))
-    layers = trained_layers(model)
-    chain = read_network(model).chain()
+    with evaluating(model):  # as it is shipped
+        if has_kernels(model):
+            moved, norms = kernel_layers(model, input_shape)
+            _refuse_frozen(model, moved)
+            return Constrained(moved, norms, (HALF_ABS,))
+        layers, chain = trained_layers(model), read_network(model).chain()
     slopes = training_constraint(chain, next(iter(layers.values())).weight.device)
     return Constrained(dict(layers), slopes, tuple(spec.kind for spec in chain.activations))
 

@@ -26,7 +26,6 @@ from ..certificates.certificate import Certificate
 from ..errors import TrainingFailed
 from ..lipschitz import Lipschitz
 from ..networks.layers import Shape
-from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..solvers import SolveFailed
 from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
@@ -131,10 +130,8 @@ class Constraint:
         if scratch:
             orthogonal_(layers, config.seed)
         weights = read_weights(self.parameters)
-        with evaluating(self.model):  # as it is shipped
-            slopes = found.slopes
         metric = PLAIN if asked.units is None else Metric.of(asked.units, weights)
-        self.terms = Terms(asked, slopes, config, metric)
+        self.terms = Terms(asked, found.slopes, config, metric)
         self._multiplier_step = resolve_multiplier_step(
             config.multiplier_step,
             found.kinds,
@@ -142,7 +139,7 @@ class Constraint:
         )
         if state is not None:
             begun = gone_on(state)
-        elif isinstance(slopes, LayerNorms):
+        elif isinstance(found.slopes, LayerNorms):
             begun = layer_start(weights, self.terms, self.dtype, loss_scale)
         else:
             begun = start(weights, self.terms, self.dtype, loss_scale)

@@ -126,3 +126,14 @@ def test_a_constraint_holds_for_what_is_shipped_while_dropout_trains() -> None:
     shipped, certificate = constraint.finish()
     verify(certificate, shipped)
     assert not shipped.training
+
+
+def test_kernels_are_kept_in_a_bound_while_dropout_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Dropout2d(), nn.Flatten(), nn.Linear(18, 2)
+    ).train()
+    constraint = Constraint(model, Lipschitz(bound=1.0), input_shape=(1, 5, 5))
+    assert model.training and model[2].training
+    shipped, certificate = constraint.finish()
+    verify(certificate, shipped)
