@@ -120,7 +120,7 @@ def _on_torus(
         requested=requested,
         norm_product=torus_product(made.chain),
         sampled_lower=lower,
-        lower_lip=lower,
+        lower_lip=max(lower, made.dual_bound),
         kind="global",
         switch=len(made.chain.activations),
         **stated(network, slopes_on_torus(made.chain), order, {made.backend}),

@@ -286,7 +286,7 @@ def test_the_torus_bounds_what_the_dense_bound_cannot_beat(kind: str) -> None:
     verify(found, model)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 10**6))
 def test_sampled_slopes_never_exceed_it(kind: str, seed: int) -> None:
     model = model_of(kind, seed)

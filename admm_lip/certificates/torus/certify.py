@@ -1,17 +1,16 @@
 """The certificate of an image network: per channel up to a switch layer, per neuron from there on.
 
-1. Every activation that can stand on a torus is put there, and a barrier method finds multipliers
-   per channel for them, and per neuron for the head (``search.py``).
-2. From every switch layer on that is small enough the head is a dense chain whose first matrix
-   holds the covariance of what comes before, proven through rounding (``proof.py``); the solver
-   finds its multipliers, and its proof is that of any chain.
+1. Every activation that can stand on a torus is put there, and an interior point method finds
+   multipliers per channel for them, per neuron for the head, and what none can beat
+   (``search.py``); then with one activation less there, as long as the head is small enough.
+2. A head is a dense chain whose first matrix holds the covariance of what comes before, proven
+   through rounding (``proof.py``); its proof is that of any chain.
 3. The least bound that was proven is the certificate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +21,21 @@ from ...networks.network import Network
 from ...solvers.config import SolverConfig
 from ...solvers.deadline import Deadline
 from ..chain_bound import Task, prove
+from ..claim_matrices import Matrices
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus
 from .proof import NotProven, covariances, gathered, largest
 from .read import finished, stops
 from .reading import NotShiftInvariant
-from .search import search
+from .search import Found, search
 from .steps import TorusChain
 
 # Neurons of a head up to which its multipliers are sought one by one.
 HEAD_NEURONS = 1000
+# Those up to which that is done together with the multipliers per channel, again for each switch.
+TOGETHER = 150
+# Up to so many neurons in all, the gap of L^2 that the multipliers are brought to.
+_TOLERANCES = ((20_000, 1e-4), (math.inf, 1e-2))
 # Neurons beyond which multipliers are sought per channel where nobody says.
 EXACT_NEURONS = 3000
 STRUCTURES = ("auto", "exact", "torus")
@@ -49,12 +53,14 @@ class OnTorus:
     Attributes:
         chain: what is taken per channel, and what follows.
         lip: the bound.
+        dual_bound: what no multipliers of this form go below, as far as that is known.
         multiplier: per channel of the activations of ``chain``, then per neuron.
         backend: that solved the head, ``""`` where none did.
     """
 
     chain: TorusChain
     lip: float
+    dual_bound: float
     multiplier: tuple[Array, ...]
     backend: str
 
@@ -66,16 +72,18 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
         NotShiftInvariant: by name, where not even the first activation can stand on one.
         CertificateError: where nothing was proven.
     """
-    chains = _chains(network)
-    deepest = chains[-1]
-    head = None if deepest.head is None else head_matrices(deepest.head)
-    found, later = search(deepest, head, deadline)
-    best, reason = None, ""
-    for chain in reversed(chains):
+    best, found, reason = None, None, ""
+    for chain in reversed(_chains(network)):
         if best is not None and not (_is_small(chain) and deadline.has_time()):
             break
+        head = None if chain.head is None else head_matrices(chain.head)
+        if found is None or _is_tiny(head):
+            found = search(chain, head, deadline, max(config.tol, _tolerance(network)))
+        else:
+            # The head's own solver finds the rest, for the multipliers that are known.
+            found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
         try:
-            made = _proven(chain, found, later if chain is deepest else None, config, deadline)
+            made = _proven(chain, head, found, config, deadline)
         except (NotProven, CertificateError) as error:
             reason = str(error)
             continue
@@ -83,6 +91,11 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
     if best is None:
         raise CertificateError(f"structure: no bound could be proven on a torus: {reason}")
     return best
+
+
+def _tolerance(network: Network) -> float:
+    """The gap that the multipliers of a network are brought to, at least."""
+    return next(tol for neurons, tol in _TOLERANCES if neurons_of(network) <= neurons)
 
 
 def wants_torus(structure: str, network: Network, norm: str, units: Any) -> bool:
@@ -138,25 +151,32 @@ def _is_small(chain: TorusChain) -> bool:
     return neurons <= HEAD_NEURONS and neurons * math.prod(chain.image) <= _HEAD_ENTRIES
 
 
+def _is_tiny(head: Matrices | None) -> bool:
+    """Whether its multipliers are sought together with those on the torus."""
+    return head is None or max(head.widths[1], sum(head.widths[1:-1])) <= TOGETHER
+
+
 def _proven(
     chain: TorusChain,
-    found: Sequence[Array],
-    later: Sequence[Array] | None,
+    head: Matrices | None,
+    found: Found,
     config: SolverConfig,
     deadline: Deadline,
 ) -> OnTorus:
-    """The bound of one switch layer; ``later`` is what is known of its head's multipliers."""
-    multiplier = tuple(found[: len(chain.activations)])
-    if chain.head is None:
+    """The bound of one switch layer."""
+    switch, lower = len(chain.activations), math.sqrt(found.lower)
+    multiplier = tuple(found.multiplier[:switch])
+    if head is None:
         squared = max(float(largest(p).max()) for _, _, p in covariances(chain, multiplier))
         lip = math.sqrt(squared) * (1.0 + _INFLATION)
         reason = proven_on_torus(chain, multiplier, lip)
         if reason is not None:
             raise NotProven(reason)
-        return OnTorus(chain, lip, multiplier, "")
-    seen = gathered(chain, multiplier, head_matrices(chain.head))
+        return OnTorus(chain, lip, min(lower, lip), multiplier, "")
+    seen = gathered(chain, multiplier, head)
     norms = [spectral_norm(w) for w in seen.weights]
     names = [f"(matrix {k} of the head)" for k in range(len(norms))]
-    proven = prove(Task(seen, seen, norms, names), config, deadline, later)
-    best = proven.candidate
-    return OnTorus(chain, best.lip, (*multiplier, *best.multiplier), proven.backend)
+    known = found.multiplier[switch:] or None
+    proven = prove(Task(seen, seen, norms, names), config, deadline, known)
+    lip, behind = proven.candidate.lip, proven.candidate.multiplier
+    return OnTorus(chain, lip, min(lower, lip), (*multiplier, *behind), proven.backend)

@@ -1,286 +1,233 @@
-"""Multipliers of a torus chain and its head: a barrier method on their logarithms.
+"""Multipliers of a torus chain and its head by an interior point method, and what none can beat.
 
-With ``x = (log t, log nu)`` minimise, for a weight mu that falls,
+With t the multipliers and ``s = 1 / L^2`` the matrix inequality F(t, s) >= 0 is affine, and s is to
+be as large as it can.  For a weight kappa that grows, Newton's method minimises
 
-    log nu - mu (sum_k mean_f log det(T_k^-1/2 Y_k T_k^-1/2) + mean_f log det(I - P_out / nu)),
+    - kappa log s - log det F(t, s),
 
-    Y_k = 2 T_k - T_k P_JJ T_k.
+whose minimiser is within ``dimension / kappa`` of the least ``L^2``, relatively (``barrier.py`` has
+the derivatives).  From there the tangent of the path of minimisers leads on, as far as the
+inequality holds with something to spare: near its boundary Newton's method crawls.
 
-Without the barrier plain descent stalls at the boundary: a head that ignores frequencies still
-needs the inequality at all of them.  The start is always inside: ``t = 1 / lambda_max(P)`` layer by
-layer proves the product of norms at least.
+Without a head every frequency has an inequality of its own and few of them bind: those of a coarse
+grid are solved, then with them those that fail, until the bound holds at all.
+
+The lower bound is weak duality.  For every covariance Z of the network's signals with
+``E v_i (z_i - v_i) >= 0`` for all i, no multiplier proves less than ``E |y|^2 / E |x|^2``.
+At every iterate ``Z = F^-1`` is one but for what the gradient says is missing.  A second one, white
+noise through ``v = z / 2``, has ``E v_i (z_i - v_i) = E z_i^2 / 4 > 0``, and as much of it is added
+as all of them need.  Both figures of Z follow from the gradient: ``tr Z F`` is the dimension of F.
+Signals of some frequencies alone are signals: what few frequencies say is a lower bound too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...networks.layers import Array
 from ...solvers.deadline import Deadline
 from ..claim_matrices import Matrices
-from .covariance import adjoint, gain, slack, through_activation, through_correlation
-from .steps import Correlation, Pointwise, TorusChain, half_of, levels_of, symbol
+from .problem import Derivatives, Passing, Problem
+from .steps import TorusChain
 
-# Weights of the barrier, one after the other, and the most steps at each.
-_WEIGHTS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_STEPS = 40
-_MEMORY = 12
-_HALVINGS = 30
-# A step that improves by less than this, relatively to the weight, ends a stage.
-_ENOUGH = 0.05
+_ITERATIONS = 150
+# Where a step of Newton's method gains less than this, the point counts as a minimiser.
+_CENTRED, _POLISHED = 0.3, 1e-3
+# Kappa is multiplied by at most this along the tangent, by at least this where it leads nowhere.
+_FASTEST, _SLOWEST = 16.0, 2.0
+# A step must not come nearer the boundary than this: so many times as long, it is still inside.
+_SPARE = 1.5
+_HALVINGS = 40
+# Of the first s, relatively to what its multipliers prove.
+_FIRST = 0.1
+# Rounding of the lower bound, far above that of sums of thousands of terms.
+_ROUNDING = 1e-9
+# Points per side of the first grid, frequencies added at a time, and how often.
+_COARSE, _MORE, _ROUNDS = 6, 12, 8
 
 
 @dataclass(frozen=True, eq=False)
-class _Stage:
-    """An activation: of the torus, or of the head where there is one frequency.
+class Found:
+    """The best multipliers, torus first, with ``L^2`` and what none can go below."""
 
-    Attributes:
-        before: maps P before the stage's linear parts to P at its neurons.
-        weights: of the frequencies at the neurons, of sum 1.
-    """
+    multiplier: list[Array]
+    squared: float
+    lower: float
 
-    before: Callable[[Tensor], Tensor]
-    rows: Tensor
-    least: Tensor
-    span: Tensor
-    weights: Tensor
+    def gap(self) -> float:
+        """Of ``L^2``, relatively."""
+        return self.squared / self.lower - 1.0 if self.lower > 0.0 else math.inf
 
 
 def search(
-    chain: TorusChain, head: Matrices | None, deadline: Deadline
-) -> tuple[list[Array], list[Array]]:
-    """Multipliers per channel of the chain's activations, and per neuron of the head's."""
-    stages, end, first, weights = _stages(chain, head)
-    t = _start(stages, first)
-    barrier = _Barrier(stages, end, first, weights)
-    sizes = [len(v) for v in t]
-    point = torch.cat([torch.cat(t).log(), torch.zeros(1, dtype=torch.float64)])
-    point[-1] = math.log(1.5 * barrier.largest(t))
-    for weight in _WEIGHTS:
-        point = _descend(partial(barrier, weight=weight, sizes=sizes), point, deadline, weight)
-        if not deadline.has_time():
+    chain: TorusChain, head: Matrices | None, deadline: Deadline, tol: float = 1e-4
+) -> Found:
+    """Multipliers per channel of the chain's activations, and per neuron of the head's.
+
+    Args:
+        chain: what stands on the torus.
+        head: what follows.
+        deadline: when to stop.
+        tol: relative gap of ``L^2`` that is enough.
+    """
+    whole = Problem(chain, head)
+    safe = whole.start(alike=True)
+    best = _at(whole, safe, Found(safe, math.inf, 0.0))
+    if best.squared == 0.0:
+        return best
+    frequencies = None if head is not None else whole.coarse(_COARSE)
+    for _ in range(_ROUNDS):
+        problem = whole if frequencies is None else whole.only(frequencies)
+        found = _solved(problem, deadline, tol / 2.0)
+        best = replace(best, lower=max(best.lower, found.lower))
+        if frequencies is None:
+            return found if found.squared < best.squared else best
+        best = _towards(whole, best, safe, found.multiplier)
+        failing = whole.failing(found.multiplier, found.squared, _MORE)
+        new = np.union1d(frequencies, failing)
+        if best.gap() <= tol or len(new) == len(frequencies) or not deadline.has_time():
             break
-    found = [v.exp().numpy() for v in torch.split(point[:-1], sizes)]
-    torus = len(chain.activations)
-    return found[:torus], found[torus:]
+        frequencies = new
+    return best
 
 
-class _Barrier:
-    """The function of the module's docstring; infinite outside."""
-
-    def __init__(
-        self,
-        stages: Sequence[_Stage],
-        end: Callable[[Tensor], Tensor],
-        first: Tensor,
-        weights: Tensor,
-    ) -> None:
-        self.stages, self.end, self.first, self.weights = stages, end, first, weights
-
-    def __call__(self, point: Tensor, weight: float, sizes: list[int]) -> Tensor:
-        bound = point[-1]
-        t = [v.exp() for v in torch.split(point[:-1], sizes)]
-        p, inside = self.first, torch.zeros((), dtype=torch.float64)
-        for stage, own in zip(self.stages, t, strict=True):
-            p = stage.before(p)
-            y = slack(p, stage.rows, own)
-            root = own.rsqrt()
-            factor, info = torch.linalg.cholesky_ex(y * root[:, None] * root)
-            if bool(info.any()):
-                return torch.full((), math.inf, dtype=torch.float64)
-            inside = inside + stage.weights @ _log_det(factor)
-            h = gain(p, stage.rows, own, stage.least, stage.span) * root
-            half = torch.linalg.solve_triangular(factor, adjoint(h), upper=False)
-            p = stage.least[:, None] * p * stage.least + adjoint(half) @ half
-        p = self.end(p)
-        identity = torch.eye(p.shape[-1], dtype=p.dtype)
-        factor, info = torch.linalg.cholesky_ex(identity - p / bound.exp())
-        if bool(info.any()):
-            return torch.full((), math.inf, dtype=torch.float64)
-        inside = inside + self.weights @ _log_det(factor)
-        return bound - weight * inside
-
-    def largest(self, t: Sequence[Tensor]) -> float:
-        """``L^2`` at these multipliers."""
-        p = self.first
-        for stage, own in zip(self.stages, t, strict=True):
-            p = _through(stage, stage.before(p), own)
-        return float(torch.linalg.eigvalsh(self.end(p)).max())
+def _at(problem: Problem, t: list[Array], best: Found) -> Found:
+    """The better of these multipliers and the best so far."""
+    passing = problem.forward(t)
+    squared = math.inf if passing is None else problem.squared(passing)
+    return best if squared >= best.squared else replace(best, multiplier=t, squared=squared)
 
 
-def _log_det(factor: Tensor) -> Tensor:
-    return 2.0 * torch.diagonal(factor, dim1=-2, dim2=-1).real.log().sum(-1)
+def _towards(whole: Problem, best: Found, safe: list[Array], t: list[Array]) -> Found:
+    """From multipliers that hold at all frequencies towards those that hold at some.
+
+    With s in place of the first factor the set is convex: what lies between is scaled by s too.
+    """
+    for share in (1.0, 1.0 - 1e-6, 1.0 - 1e-5, 1.0 - 1e-4, 1.0 - 1e-3, 0.99, 0.97, 0.9, 0.7, 0.4):
+        between = [share * a + (1.0 - share) * b for a, b in zip(t, safe, strict=True)]
+        found = _at(whole, between, best)
+        if found is not best:
+            return found
+    return best
 
 
-def _start(stages: Sequence[_Stage], first: Tensor) -> list[Tensor]:
-    """``t = 1 / lambda_max(P_JJ)``: every slack is at least ``1 / lambda_max``."""
-    p, found = first, []
-    for stage in stages:
-        p = stage.before(p)
-        inner = p[:, stage.rows[:, None], stage.rows]
-        most = float(torch.linalg.eigvalsh(inner).max())
-        own = torch.full((len(stage.rows),), 1.0 / most, dtype=torch.float64)
-        p = _through(stage, p, own)
-        found.append(own)
-    return found
-
-
-def _through(stage: _Stage, p: Tensor, t: Tensor) -> Tensor:
-    """P behind an activation."""
-    s = torch.linalg.inv(slack(p, stage.rows, t))
-    h = gain(p, stage.rows, t, stage.least, stage.span)
-    found: Tensor = through_activation(p, h, s, stage.least)
-    return found
-
-
-def _stages(
-    chain: TorusChain, head: Matrices | None
-) -> tuple[list[_Stage], Callable[[Tensor], Tensor], Tensor, Tensor]:
-    """The activations in turn, what follows the last, P at the input, the last one's weights."""
-    last, counts = half_of(chain.last_grid)
-    levels = levels_of(chain, last)
-    first = torch.eye(chain.channels, dtype=torch.complex128).repeat(len(levels[0][0]), 1, 1)
-    stages: list[_Stage] = []
-    pending: list[Callable[[Tensor], Tensor]] = []
-    width = chain.channels
-    share = torch.from_numpy(counts / counts.sum())
-    for step, (frequencies, grid) in zip(chain.steps, levels, strict=True):
-        if isinstance(step, Correlation):
-            pending.append(_correlation(step, frequencies, grid))
-            width = step.kernel.shape[0]
-            continue
-        folded = len(frequencies) // len(last)
-        weights = share.repeat_interleave(folded) / folded
-        stages.append(_stage(pending, step, width, weights))
-        pending = []
-    if head is not None:
-        pending.append(_into_head(chain, head.weights[0], last, counts))
-        one = torch.ones(1, dtype=torch.float64)
-        for w, slopes in zip(head.weights[1:], head.slopes, strict=True):
-            own = Pointwise("", np.arange(len(slopes.alpha)), slopes.alpha, slopes.beta)
-            stages.append(_stage(pending, own, len(own.rows), one))
-            pending = [_matrix(w)]
-        share = one
-    return stages, _all_of(pending), first, share
-
-
-def _stage(
-    pending: Sequence[Callable[[Tensor], Tensor]], step: Pointwise, width: int, weights: Tensor
-) -> _Stage:
-    arrays = (step.rows, step.least(width), step.beta - step.alpha)
-    rows, least, span = (torch.from_numpy(np.asarray(v)) for v in arrays)
-    return _Stage(_all_of(pending), rows, least, span, weights)
-
-
-def _all_of(maps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    steps = tuple(maps)
-
-    def run(p: Tensor) -> Tensor:
-        for step in steps:
-            p = step(p)
-        return p
-
-    return run
-
-
-def _correlation(step: Correlation, frequencies: Any, grid: Any) -> Callable[[Tensor], Tensor]:
-    w = torch.from_numpy(symbol(step, frequencies, grid))
-    aliases = step.stride[0] * step.stride[1]
-    return lambda p: through_correlation(p, w, aliases)
-
-
-def _matrix(weight: Array) -> Callable[[Tensor], Tensor]:
-    w = torch.from_numpy(weight)
-    return lambda p: w @ p @ w.T
-
-
-def _into_head(
-    chain: TorusChain, first: Array, last: Any, counts: Array
-) -> Callable[[Tensor], Tensor]:
-    """``sum_f V(f) P(f) V(f)^H``, real."""
-    seen = symbol(Correlation(first.reshape(-1, *chain.image)), last, chain.last_grid)
-    scale = np.sqrt(counts / math.prod(chain.last_grid))
-    v = torch.from_numpy(seen * scale[:, None, None])
-    # all frequencies side by side: one product
-    flat = v.permute(1, 0, 2).reshape(len(first), -1)
-
-    def run(p: Tensor) -> Tensor:
-        half = (v @ p).permute(1, 0, 2).reshape(len(first), -1)
-        return (half @ flat.mH).real[None]
-
-    return run
-
-
-def _descend(
-    function: Callable[[Tensor], Tensor], point: Tensor, deadline: Deadline, weight: float
-) -> Tensor:
-    """Limited-memory BFGS with halved steps (Nocedal and Wright, algorithm 7.4)."""
-    value, slope = _value_and_slope(function, point)
-    memory: list[tuple[Tensor, Tensor]] = []
-    for _ in range(_STEPS):
-        direction = _two_loops(slope, memory)
-        if float(direction @ slope) >= 0.0:
-            memory, direction = [], -slope
-        length = 1.0 if memory else min(1.0, 0.1 / float(direction.abs().max()))
-        moved = _shorter(function, point, value, float(direction @ slope), direction, length)
-        if moved is None:
+def _solved(problem: Problem, deadline: Deadline, tol: float) -> Found:
+    """The interior point method at the frequencies of a problem."""
+    path = _Path(problem, tol)
+    for _ in range(_ITERATIONS):
+        if not (path.advance() and deadline.has_time()):
             break
-        new, new_value, new_slope = moved
-        step, change = new - point, new_slope - slope
-        if float(step @ change) > 1e-12 * float(step.norm() * change.norm()):
-            memory = [*memory[-_MEMORY + 1 :], (step, change)]
-        gained = value - new_value
-        point, value, slope = new, new_value, new_slope
-        if gained < _ENOUGH * weight or not deadline.has_time():
-            break
-    return point
+    return path.best
 
 
-def _value_and_slope(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[float, Tensor]:
-    x = point.detach().requires_grad_(True)
-    value = function(x)
-    found = float(value.detach())
-    if not math.isfinite(found):
-        return math.inf, torch.zeros_like(point)
-    (slope,) = torch.autograd.grad(value, x)
-    return found, slope
+class _Path:
+    """Where the method is."""
+
+    def __init__(self, problem: Problem, tol: float) -> None:
+        self.problem, self.tol = problem, tol
+        self.white = np.concatenate(problem.white())
+        self.t = problem.start(alike=False)
+        passing = problem.forward(self.t)
+        assert passing is not None
+        self.passing = passing
+        squared = problem.squared(passing)
+        self.s, self.kappa = _FIRST / squared, 0.0
+        self.best = Found(self.t, squared, 0.0)
+
+    def advance(self) -> bool:
+        """One step; whether there is more to do."""
+        problem, squared = self.problem, self.problem.squared(self.passing)
+        found = problem.derivatives(self.passing, self.s)
+        lower = lower_bound(problem, 0.5 * np.concatenate(self.t) * self.white, found, self.s)
+        if squared < self.best.squared:
+            self.best = Found(self.t, squared, self.best.lower)
+        self.best = replace(self.best, lower=max(self.best.lower, lower))
+        self.kappa = self.kappa or found.power
+        newton = _Newton(found, self.kappa)
+        if self.best.gap() <= self.tol or not newton.decrement >= 1e-12:
+            return False
+        if newton.decrement < _CENTRED and self.kappa < 2.0 * problem.dimension / self.tol:
+            if self._ahead(newton):
+                return True
+            self.kappa *= _SLOWEST
+            newton = _Newton(found, self.kappa)
+        return self._down(newton)
+
+    def _ahead(self, newton: _Newton) -> bool:
+        """Along the tangent of the path, to a larger kappa."""
+        faster = _FASTEST
+        while faster > 1.15:
+            step = newton.ahead(faster)
+            if self._inside(_SPARE * step) is not None and self._move(self._inside(step)):
+                self.kappa *= faster
+                return True
+            faster = math.sqrt(faster)
+        return False
+
+    def _down(self, newton: _Newton) -> bool:
+        """Down the function by the direction, halved as long as that is better."""
+        if newton.decrement < _POLISHED:
+            return self._move(self._inside(newton.direction))
+        least, chosen, length = self._value(self.s, self.passing), None, 1.0
+        for _ in range(_HALVINGS):
+            step = length * newton.direction
+            point = self._inside(step)
+            if point is not None and (chosen or self._inside(_SPARE * step) is not None):
+                value = self._value(point[1], point[2])
+                if value >= least and chosen is not None:
+                    break
+                if value < least:
+                    least, chosen = value, point
+            length *= 0.5
+        return self._move(chosen)
+
+    def _value(self, s: float, passing: Passing) -> float:
+        return -self.kappa * math.log(s) - self.problem.log_det(passing, s)
+
+    def _inside(self, step: Array) -> tuple[list[Array], float, Passing] | None:
+        """The point at a relative change; ``None`` where the inequality does not hold."""
+        change = 1.0 + step
+        if not (change > 0.0).all():
+            return None
+        by = self.problem.split(change[:-1])
+        t, s = (
+            [own * more for own, more in zip(self.t, by, strict=True)],
+            self.s * float(change[-1]),
+        )
+        passing = self.problem.forward(t)
+        if passing is None or not math.isfinite(self.problem.log_det(passing, s)):
+            return None
+        return t, s, passing
+
+    def _move(self, point: tuple[list[Array], float, Passing] | None) -> bool:
+        if point is not None:
+            self.t, self.s, self.passing = point
+        return point is not None
 
 
-def _shorter(
-    function: Callable[[Tensor], Tensor],
-    point: Tensor,
-    value: float,
-    decrease: float,
-    direction: Tensor,
-    length: float,
-) -> tuple[Tensor, float, Tensor] | None:
-    """The first of ever shorter steps that decreases enough; ``None`` where none does."""
-    for _ in range(_HALVINGS):
-        new = point + length * direction
-        found, slope = _value_and_slope(function, new)
-        if found <= value + 1e-4 * length * decrease:
-            return new, found, slope
-        length *= 0.5
-    return None
+class _Newton:
+    """The system of Newton's method at a point."""
+
+    def __init__(self, found: Derivatives, kappa: float) -> None:
+        slope = -np.append(found.gradient, kappa - found.power)
+        hessian, target = found.hessian.copy(), np.zeros_like(slope)
+        hessian[-1, -1] += kappa
+        target[-1] = kappa
+        sides = np.stack([-slope, target], axis=1)
+        self.direction, self.tangent = np.linalg.solve(hessian, sides).T
+        self.decrement = -float(self.direction @ slope)
+
+    def ahead(self, faster: float) -> Array:
+        """To the minimiser for a kappa that is so many times as large, along the tangent."""
+        return np.asarray(self.direction + (1.0 - 1.0 / faster) * self.tangent)
 
 
-def _two_loops(slope: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    direction, shares = -slope, []
-    for step, change in reversed(memory):
-        share = float(step @ direction) / float(step @ change)
-        direction = direction - share * change
-        shares.append(share)
-    if memory:
-        step, change = memory[-1]
-        direction = direction * (float(step @ change) / float(change @ change))
-    for (step, change), share in zip(memory, reversed(shares), strict=True):
-        direction = direction + (share - float(change @ direction) / float(step @ change)) * step
-    return direction
+def lower_bound(problem: Problem, white: Array, found: Derivatives, s: float) -> float:
+    """What no multipliers can go below in ``L^2``, from the derivatives at a point."""
+    missing = np.maximum(found.gradient, 0.0)
+    share = float((missing / white).max(initial=0.0))
+    inputs = problem.dimension - found.gradient.sum() + found.power + share * problem.inputs
+    return float((1.0 - _ROUNDING) * found.power / s / inputs)

@@ -1,0 +1,210 @@
+"""The barrier ``log det F`` of the matrix inequality, its gradient and its Hessian.
+
+F is affine in the multipliers t and in ``s = 1 / L^2``.  With ``Z = F^-1`` read as the covariance
+of all signals of the network (its input x, what every activation takes and gives), the matrix that
+``t_i`` multiplies is ``v_i u_i^H + u_i v_i^H`` with ``u = v - z``, and that of s is ``-y y^H``:
+
+    t_i d/dt_i log det F             = 2 Re Z_{v_i u_i}
+    -t_i t_j d^2/dt_i dt_j log det F = 2 Re (Z_{u_i v_j} Z_{v_i u_j}^* + Z_{u_i u_j} Z_{v_i v_j}^*)
+
+No matrix of the size of F is made.  Forward go the covariances P that know the past alone
+(``covariance.py``); back go, as in a smoother of Bryson and Frazier, ``lam``, by which the future
+corrects them (``Z_xx = P + P lam P``), and columns N with ``Z_xw = P N`` for every signal w of the
+future.  Behind an activation with ``X = S H^H`` and ``Phi = D + H S T E^H``:
+
+    Z_vw = X N,    N <- Phi^H N,    Z_zw = P_J: N,    lam <- Phi^H lam Phi + E T S T E^H.
+
+Frequencies meet in the head alone.  What two of them, or signals of one, have in common by it is
+``p lam_head p'^H`` with p the covariance of a signal with what enters the head, so their shares of
+the Hessian are ``<B_i, lam B_j lam>`` with ``B_i = sum_f 2 Re p_{v_i}^H p_{u_i}``.  NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...networks.layers import Array
+from .covariance import adjoint
+from .stages import Activation, Stage, flipped
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What the forward pass keeps of an activation: P in front, its rows of z, S, and H."""
+
+    p: Any
+    seen: Any
+    s: Any
+    h: Any
+    root: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """The stages of one part of the frequencies, passed."""
+
+    stages: Sequence[Stage]
+    passed: Sequence[Passed]
+    p: Any
+    log_det: Array
+
+
+def forward(stages: Sequence[Stage], p: Any, t: Sequence[Array]) -> Forward | None:
+    """Covariances from stage to stage; ``None`` where the inequality does not hold."""
+    passed: list[Passed] = []
+    log_det = np.zeros(len(p))
+    for k, stage in enumerate(stages):
+        if stage.linear is not None:
+            p = stage.linear.forward(p)
+        if stage.activation is None:
+            break
+        found = activated(p, stage.activation, np.sqrt(t[k]))
+        if found is None:
+            return None
+        own, p, more = found
+        passed.append(own)
+        log_det += more + 2.0 * p.shape[1] * np.log(own.root).sum()
+    return Forward(stages, passed, p, log_det)
+
+
+def activated(p: Any, act: Activation, root: Array) -> tuple[Passed, Any, Array] | None:
+    """P behind an activation, with the log det of its slack, scaled."""
+    rows = act.rows
+    seen = root[:, None] * p[:, :, rows, :]
+    y = -seen[..., rows] * root
+    index = np.arange(len(rows))
+    y[..., index, index] += 2.0
+    try:
+        factor = np.linalg.cholesky(y)
+    except np.linalg.LinAlgError:
+        return None
+    pivots = np.einsum("faii->fai", factor).real
+    if not (np.isfinite(pivots).all() and (pivots > 0.0).all()):
+        return None
+    s = np.linalg.inv(y)
+    s = (s + adjoint(s)) / 2.0
+    h = adjoint(seen) * act.least[:, None]
+    h[..., rows, index] += act.span / root
+    after = act.least[:, None] * p * act.least + h @ s @ adjoint(h)
+    own = Passed(p, seen, s, h, root)
+    return own, (after + adjoint(after)) / 2.0, 2.0 * np.log(pivots).sum(axis=(1, 2))
+
+
+@dataclass(eq=False)
+class Backward:
+    """The pass back over the stages of one part: see the module's docstring.
+
+    Attributes:
+        lam: ``(frequencies, aliases, channels, all channels of all aliases)``.
+        v, u: the columns N of the signals v and u behind this place.
+        port: those of what enters the head, or of the output.
+        sizes: signals per alias of the activations behind, from here on.
+        rows: covariances of v and u with the port, of every activation, the first one first.
+        gradient, hessian: blocks by activation, the first one first.
+    """
+
+    weights: Array
+    lam: Any
+    port: Any
+    v: Any
+    u: Any
+    sizes: list[tuple[int, int]]
+    rows: list[tuple[Any, Any]]
+    gradient: list[Array]
+    hessian: list[list[Array]]
+
+
+def backward(passed: Forward, weights: Array, lam: Any, port: Any) -> Backward:
+    """Derivatives by the multipliers, of what stands in front of the port."""
+    none = port[..., :0]
+    back = Backward(weights, lam, port, none, none, [], [], [], [])
+    if passed.stages[-1].linear is not None:
+        _through_linear(back, passed.stages[-1])
+    for k in reversed(range(len(passed.passed))):
+        stage, own = passed.stages[k], passed.passed[k]
+        assert stage.activation is not None
+        _through_activation(back, stage.activation, own)
+        # In front of the first activation nothing is sought.
+        if k > 0:
+            _through_linear(back, stage)
+    return back
+
+
+def _through_linear(back: Backward, stage: Stage) -> None:
+    if stage.linear is not None:
+        for name in ("port", "v", "u"):
+            setattr(back, name, stage.linear.back(getattr(back, name)))
+        back.lam = stage.linear.around(back.lam)
+
+
+def _through_activation(back: Backward, act: Activation, own: Passed) -> None:
+    rows, root = act.rows, own.root
+    aliases, width = own.p.shape[1:3]
+    x = own.s @ adjoint(own.h)
+    phi = np.zeros_like(own.p)
+    phi[..., range(width), range(width)] = act.least
+    phi[..., rows, :] += root[:, None] * x
+    # Signals of the future.
+    v_of = {name: x @ getattr(back, name) for name in ("port", "v", "u")}
+    for name in v_of:
+        setattr(back, name, phi @ getattr(back, name))
+    u_of = {name: v_of[name] - own.seen @ getattr(back, name) for name in v_of}
+    # Its own.
+    half, weighed = _times(back.lam, adjoint(x)), root[:, None] * own.s
+    n_v = _plus(phi @ half, rows, weighed)
+    v_v = _plus(x @ half, np.arange(len(rows)), own.s)
+    back.lam = _plus(_times(phi @ back.lam, adjoint(phi)), rows, weighed * root, square=True)
+    eye = np.broadcast_to(np.diag(root), own.s.shape)
+    n_z = _plus(_times(back.lam, adjoint(own.seen)), rows, eye)
+    z_v = own.seen @ n_v
+    u_v = v_v - z_v
+    v_u = flipped(u_v, aliases)
+    u_u = v_u - z_v + own.seen @ n_z
+    own_rows = v_u.reshape(len(v_u), aliases, len(rows), aliases, len(rows)).real
+    back.gradient.insert(0, 2.0 * np.einsum("f,fajaj->j", back.weights, own_rows))
+    pairs = ((v_v, v_of["v"]), (v_u, v_of["u"]), (u_v, u_of["v"]), (u_u, u_of["u"]))
+    vv, vu, uv, uu = (np.concatenate(pair, axis=-1) for pair in pairs)
+    back.sizes.insert(0, (aliases, len(rows)))
+    both = 2.0 * (real_product(uv, vu) + real_product(uu, vv))
+    back.hessian.insert(0, _blocks(np.einsum("f,fajm->jm", back.weights, both), back.sizes))
+    back.rows.insert(0, (v_of["port"], u_of["port"]))
+    back.v = np.concatenate([n_v, back.v], axis=-1)
+    back.u = np.concatenate([n_v - n_z, back.u], axis=-1)
+
+
+def _plus(matrix: Any, rows: Any, block: Any, square: bool = False) -> Any:
+    """A matrix over all aliases with a block of each added, in ``rows`` (and columns)."""
+    f, aliases, width, _ = matrix.shape
+    split = matrix.reshape(f, aliases, width, aliases, -1)
+    for a in range(aliases):
+        if square:
+            split[:, a, rows[:, None], a, rows] += block[:, a]
+        else:
+            split[:, a, rows, a] += block[:, a]
+    return matrix
+
+
+def _times(matrix: Any, right: Any) -> Any:
+    """A matrix over all aliases times a matrix of each."""
+    f, aliases, width = matrix.shape[:3]
+    split = matrix.reshape(f, aliases * width, aliases, -1).swapaxes(1, 2) @ right
+    return split.swapaxes(1, 2).reshape(f, aliases, width, -1)
+
+
+def _blocks(summed: Array, sizes: Sequence[tuple[int, int]]) -> list[Array]:
+    """Columns by activation, their aliases added up."""
+    found, at = [], 0
+    for aliases, count in sizes:
+        own = summed[:, at : at + aliases * count]
+        found.append(own.reshape(len(summed), aliases, count).sum(axis=1))
+        at += aliases * count
+    return found
+
+
+def real_product(a: Any, b: Any) -> Any:
+    """``Re a b^*``, entry for entry."""
+    return a.real * b.real + a.imag * b.imag if np.iscomplexobj(a) else a * b

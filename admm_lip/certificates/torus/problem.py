@@ -1,0 +1,393 @@
+"""What is sought on a torus: the least ``L^2`` of the matrix inequality, with its barrier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...networks.layers import Array
+from ..claim_matrices import Matrices
+from .barrier import Backward, Forward, activated, backward, forward, real_product
+from .covariance import adjoint
+from .stages import Activation, Stage, aliases_of, head_stages, parts_of, ports, torus_stages
+from .steps import TorusChain, half_of
+
+# Complex numbers in the largest arrays of one part of the frequencies.
+_ENTRIES = 2**21
+# Most directions in which frequencies meet in a head.
+_MEETING = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the frequencies: their stages, weights and what enters the head."""
+
+    stages: list[Stage]
+    weights: Array
+    ports: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Passing:
+    """All stages passed at some multipliers: ``end`` is P at the output."""
+
+    parts: list[Forward]
+    head: Forward | None
+    ends: list[Any]
+    log_det: float
+
+
+@dataclass(frozen=True, eq=False)
+class Derivatives:
+    """Of ``log det F`` by relative changes of the multipliers and of s.
+
+    Attributes:
+        gradient: of the multipliers.
+        power: ``s E |y|^2``, minus the derivative by s.
+        hessian: minus the second derivatives, s last.
+    """
+
+    gradient: Array
+    power: float
+    hessian: Array
+
+
+# From the place of an activation, P in front of it, weights, and itself, to P behind it.
+Through = Callable[[int, list[Any], list[Array], Activation], list[Any]]
+
+
+# Frequencies by their places among all of ``steps.half_of``.
+Places = npt.NDArray[np.intp]
+
+
+class Problem:
+    """A chain with its head, at all frequencies."""
+
+    def __init__(
+        self, chain: TorusChain, head: Matrices | None, places: Places | None = None
+    ) -> None:
+        self.chain, self.places = chain, places
+        aliases, channels = aliases_of(chain), chain.channels
+        self.parts = [
+            Part(
+                torus_stages(chain, last),
+                weights,
+                None if head is None else ports(chain, head.weights[0], last),
+            )
+            for last, weights in parts_of(chain, _ENTRIES, places)
+        ]
+        self.head = None if head is None else head_stages(head)
+        self.first = np.broadcast_to(np.eye(channels, dtype=complex), (aliases, channels, channels))
+        acts = [s.activation for s in (*self.parts[0].stages, *(self.head or ())) if s.activation]
+        self.sizes = [len(act.rows) for act in acts]
+        self.torus = len(chain.activations)
+        self.inputs = sum(float(part.weights.sum()) for part in self.parts) * aliases * channels
+        self.dimension = self.inputs + float(np.dot(self._copies(), self.sizes))
+
+    def only(self, places: Places) -> Problem:
+        """The same at some of the frequencies, of a chain without a head."""
+        return Problem(self.chain, None, places)
+
+    def coarse(self, side: int) -> Places:
+        """Which of the frequencies are nearest to those of a grid of so many points per side."""
+        frequencies, grid = half_of(self.chain.last_grid)[0], np.array(self.chain.last_grid)
+        points = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1)
+        wanted = np.round(points.reshape(-1, 2) * (grid / side))
+        away = np.abs(frequencies[:, None] - wanted)
+        return np.unique(np.minimum(away, grid - away).sum(axis=2).argmin(axis=0))
+
+    def failing(self, t: Sequence[Array], squared: float, most: int) -> Places:
+        """Those of the frequencies where the multipliers prove less than a square, worst first."""
+        worst: list[Array] = []
+        for part in self.parts:
+            found, one = np.zeros(len(part.weights)), part
+            p = np.repeat(self.first[None], len(part.weights), axis=0)
+            for k, stage in enumerate(one.stages):
+                p = p if stage.linear is None else stage.linear.forward(p)
+                if stage.activation is None:
+                    break
+                rows, root = stage.activation.rows, np.sqrt(t[k])
+                inner = root[:, None] * p[:, :, rows[:, None], rows] * root
+                over = np.linalg.eigvalsh(inner)[..., -1].max(axis=1) / 2.0
+                # Where nothing is proven, as if the neurons of the worst were left out.
+                bad = over >= 1.0
+                found = np.maximum(found, np.where(bad, 1e3 * over, 0.0))
+                p[bad] *= 0.5 / over[bad, None, None, None]
+                p = activated(p, stage.activation, root)[1]  # type: ignore[index]
+            found = np.maximum(found, np.linalg.eigvalsh(p[:, 0])[:, -1] / squared)
+            worst.append(found)
+        values = np.concatenate(worst)
+        order = np.argsort(-values)[:most]
+        return order[values[order] > 1.0 + 1e-9]
+
+    def _copies(self) -> list[float]:
+        """How many neurons each multiplier stands for, in the weights of the barrier."""
+        stages = [s for s in self.parts[0].stages if s.activation]
+        count = sum(float(part.weights.sum()) for part in self.parts)
+        found, aliases = [], self.first.shape[0]
+        for stage in stages:
+            aliases //= 1 if stage.linear is None else stage.linear.fold
+            found.append(count * aliases)
+        return found + [1.0] * (len(self.sizes) - len(found))
+
+    def split(self, values: Array) -> list[Array]:
+        """One array per activation."""
+        return np.split(values, np.cumsum(self.sizes)[:-1])
+
+    def walk(self, through: Through) -> None:
+        """Covariances carried through all stages, layer by layer."""
+        weights = [part.weights for part in self.parts]
+        p = [np.repeat(self.first[None], len(own), axis=0) for own in weights]
+        done = 0
+        for place in range(len(self.parts[0].stages)):
+            stages = [part.stages[place] for part in self.parts]
+            p = [
+                one if at.linear is None else at.linear.forward(one)
+                for one, at in zip(p, stages, strict=True)
+            ]
+            if stages[0].activation is not None:
+                p, done = through(done, p, weights, stages[0].activation), done + 1
+        if self.head is None:
+            return
+        p, weights = [self._gathered(p)], [np.ones(1)]
+        for stage in self.head:
+            p = p if stage.linear is None else [stage.linear.forward(p[0])]
+            if stage.activation is not None:
+                p, done = through(done, p, weights, stage.activation), done + 1
+
+    def start(self, alike: bool) -> list[Array]:
+        """``T^1/2 P_JJ T^1/2 <= 1``, layer by layer: every slack is at least T.
+
+        Args:
+            alike: all entries of a layer, which proves the product of norms at least; else as the
+                channels' own sizes are.
+        """
+        found: list[Array] = []
+
+        def through(k: int, p: list[Any], weights: list[Array], act: Activation) -> list[Any]:
+            inner = [one[:, :, act.rows[:, None], act.rows] for one in p]
+            size = np.ones(len(act.rows)) if alike else _powers(inner, weights)
+            root = 1.0 / np.sqrt(size)
+            most = max(float(np.linalg.eigvalsh(root[:, None] * one * root).max()) for one in inner)
+            found.append(1.0 / (size * most))
+            return [activated(one, act, np.sqrt(found[-1]))[1] for one in p]  # type: ignore[index]
+
+        self.walk(through)
+        return found
+
+    def white(self) -> list[Array]:
+        """``E z_i^2`` of white noise at the input, every activation halfway between its slopes."""
+        found: list[Array] = []
+
+        def through(k: int, p: list[Any], weights: list[Array], act: Activation) -> list[Any]:
+            found.append(_powers([one[:, :, act.rows[:, None], act.rows] for one in p], weights))
+            slope = act.least.copy()
+            slope[act.rows] += act.span / 2.0
+            return [slope[:, None] * one * slope for one in p]
+
+        self.walk(through)
+        return found
+
+    def _gathered(self, p: Sequence[Any]) -> Any:
+        """What enters the head."""
+        total = 0.0
+        for part, one in zip(self.parts, p, strict=True):
+            each = (part.ports @ one[:, 0] @ adjoint(part.ports)).real
+            total = total + np.einsum("f,fij->ij", part.weights, each)
+        return np.asarray(total)[None, None]
+
+    def forward(self, t: Sequence[Array]) -> Passing | None:
+        """P everywhere; ``None`` where the inequality does not hold."""
+        found, log_det = [], 0.0
+        for part in self.parts:
+            p = np.repeat(self.first[None], len(part.weights), axis=0)
+            one = forward(part.stages, p, t[: self.torus])
+            if one is None:
+                return None
+            found.append(one)
+            log_det += float(part.weights @ one.log_det)
+        if self.head is None:
+            return Passing(found, None, [one.p[:, 0] for one in found], log_det)
+        behind = forward(self.head, self._gathered([one.p for one in found]), t[self.torus :])
+        if behind is None:
+            return None
+        return Passing(found, behind, [behind.p[:, 0]], log_det + float(behind.log_det[0]))
+
+    def squared(self, passing: Passing) -> float:
+        """``L^2`` that the multipliers prove."""
+        return max(float(np.linalg.eigvalsh(p).max()) for p in passing.ends)
+
+    def _weights(self) -> list[Array]:
+        """Of the outputs."""
+        return [p.weights for p in self.parts] if self.head is None else [np.ones(1)]
+
+    def log_det(self, passing: Passing, s: float) -> float:
+        """``log det F``, minus infinity where F is not definite."""
+        found = passing.log_det
+        for p, weights in zip(passing.ends, self._weights(), strict=True):
+            try:
+                factor = np.linalg.cholesky(np.eye(p.shape[-1]) - s * p)
+            except np.linalg.LinAlgError:
+                return -math.inf
+            pivots = np.einsum("fii->fi", factor).real
+            if not (pivots > 0.0).all():
+                return -math.inf
+            found += 2.0 * float(weights @ np.log(pivots).sum(axis=1))
+        return found
+
+    def derivatives(self, passing: Passing, s: float) -> Derivatives:
+        """First and second ones."""
+        if self.head is None:
+            return self._headless(passing, s)
+        return self._headed(passing, s)
+
+    def _headless(self, passing: Passing, s: float) -> Derivatives:
+        sums = _Sums(self.sizes)
+        for part, one in zip(self.parts, passing.parts, strict=True):
+            lam, n_y, output = _at_output(one.p[:, 0], s)
+            eye = np.broadcast_to(
+                np.eye(lam.shape[-1], dtype=complex)[None, None], lam[:, None].shape
+            )
+            back = backward(one, part.weights, lam[:, None], eye.copy())
+            sums.add(back, 0)
+            sums.add_output(part.weights, output)
+            for k, (v, u) in enumerate(back.rows):
+                both = real_product(v @ n_y[:, None], u @ n_y[:, None])
+                sums.cross(k, -2.0 * np.einsum("f,fajm->j", part.weights, both))
+        return sums.found()
+
+    def _headed(self, passing: Passing, s: float) -> Derivatives:
+        assert passing.head is not None
+        sums, one = _Sums(self.sizes), np.ones(1)
+        lam, n_y, output = _at_output(passing.head.p[:, 0], s)
+        sums.add_output(one, output)
+        head = backward(passing.head, one, lam[:, None], np.eye(lam.shape[-1])[None, None].copy())
+        sums.add(head, self.torus)
+        for k, (v, u) in enumerate(head.rows):
+            both = (v @ n_y) * (u @ n_y)
+            sums.cross(self.torus + k, -2.0 * both.sum(axis=(0, 1, 3)))
+        inner, y = head.lam[0, 0], (head.port @ n_y)[0, 0]
+        root = _root(inner)
+        meets: list[Any] = [0.0] * self.torus
+        for part, passed in zip(self.parts, passing.parts, strict=True):
+            port = adjoint(part.ports)[:, None]
+            around = adjoint(part.ports) @ inner @ part.ports
+            back = backward(passed, part.weights, around[:, None], port)
+            sums.add(back, 0)
+            self._join(sums, back, head, y)
+            pairs = [(v @ root, u @ root) for v, u in back.rows]
+            _apart(sums, back, pairs)
+            for k, (v, u) in enumerate(pairs):
+                meets[k] = meets[k] + _outer(part.weights, v, u)
+        sums.meet(meets)
+        return sums.found()
+
+    def _join(self, sums: _Sums, back: Backward, head: Backward, y: Array) -> None:
+        """Signals of the torus with those of the head and with the output."""
+        n_v, n_u = head.v[0, 0], head.u[0, 0]
+        for k, (v, u) in enumerate(back.rows):
+            both = 2.0 * (real_product(u @ n_v, v @ n_u) + real_product(u @ n_u, v @ n_v))
+            sums.beside(k, self.torus, np.einsum("f,fajm->jm", back.weights, both))
+            out = real_product(v @ y, u @ y)
+            sums.cross(k, -2.0 * np.einsum("f,fajm->j", back.weights, out))
+
+
+def _at_output(p: Any, s: float) -> tuple[Any, Any, Any]:
+    """lam at the output, the columns of ``sqrt(s) y``, and its covariance."""
+    identity = np.eye(p.shape[-1])
+    lam = s * np.linalg.inv(identity - s * p)
+    lam = (lam + adjoint(lam)) / 2.0
+    n_y = math.sqrt(s) * (identity + lam @ p)
+    return lam, n_y, math.sqrt(s) * (p @ n_y)
+
+
+def _root(inner: Array) -> Array:
+    """R with ``R R' = inner``, but for what is small in it where it is large itself.
+
+    The Hessian alone goes by it.
+    """
+    values, vectors = np.linalg.eigh(inner)
+    kept = slice(-_MEETING, None)
+    return np.asarray(vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0)))
+
+
+def _apart(sums: _Sums, back: Backward, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """What signals of one frequency have in common by the head is counted with all pairs."""
+    f, count = len(back.weights), range(len(pairs))
+    flat = [tuple(x.reshape(f, -1, x.shape[-1]) for x in pair) for pair in pairs]
+    for k in count:
+        v, u = flat[k]
+        for j in count[k:]:
+            v_of, u_of = (adjoint(x) for x in flat[j])
+            both = 2.0 * (real_product(u @ v_of, v @ u_of) + real_product(u @ u_of, v @ v_of))
+            summed = np.einsum("f,fim->im", back.weights, both)
+            (a, own), (b, other) = back.sizes[k], back.sizes[j]
+            sums.block(k, j, -summed.reshape(a, own, b, other).sum(axis=(0, 2)))
+
+
+def _outer(weights: Array, v: Any, u: Any) -> Array:
+    """``sum_f Re v_j^H u_j`` for every signal j."""
+    left = (weights[:, None, None, None] * v.conj()).transpose(2, 3, 0, 1)
+    right = u.transpose(2, 0, 1, 3)
+    shape = (*left.shape[:2], -1)
+    left, right = left.reshape(shape), right.reshape(len(right), -1, right.shape[-1])
+    return np.asarray(left.real @ right.real - left.imag @ right.imag)
+
+
+def _powers(p: Sequence[Any], weights: Sequence[Array]) -> Array:
+    """Diagonals, summed over frequencies and aliases."""
+    each = (np.einsum("f,faii->i", w, one).real for w, one in zip(weights, p, strict=True))
+    return np.asarray(sum(each))
+
+
+class _Sums:
+    """Derivatives as they add up over parts of the frequencies."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.ends = np.cumsum([0, *sizes])
+        n = int(self.ends[-1])
+        self.gradient, self.hessian, self.power = np.zeros(n), np.zeros((n + 1, n + 1)), 0.0
+
+    def _of(self, k: int) -> slice:
+        return slice(self.ends[k], self.ends[k + 1])
+
+    def add(self, back: Backward, first: int) -> None:
+        """What one part gives."""
+        for k, (slope, row) in enumerate(zip(back.gradient, back.hessian, strict=True)):
+            self.gradient[self._of(first + k)] += slope
+            for j, block in enumerate(row):
+                self.block(first + k, first + k + j, block)
+
+    def block(self, k: int, j: int, block: Array) -> None:
+        """A block on or above the diagonal."""
+        self.hessian[self._of(k), self._of(j)] += block
+
+    def beside(self, k: int, first: int, block: Array) -> None:
+        """A block with all multipliers from an activation on."""
+        self.hessian[self._of(k), self.ends[first] : -1] += block
+
+    def cross(self, k: int, column: Array) -> None:
+        """With s."""
+        self.hessian[self._of(k), -1] += column
+
+    def add_output(self, weights: Array, output: Any) -> None:
+        """Of s itself."""
+        self.power += float(weights @ np.einsum("fii->f", output).real)
+        self.hessian[-1, -1] += float(weights @ (np.abs(output) ** 2).sum(axis=(1, 2)))
+
+    def meet(self, products: Sequence[Any]) -> None:
+        """All pairs of signals of the torus by the head."""
+        both = [(b + b.swapaxes(1, 2)).reshape(len(b), -1) for b in products]
+        for k, own in enumerate(both):
+            for j in range(k, len(both)):
+                self.block(k, j, own @ both[j].T)
+
+    def found(self) -> Derivatives:
+        """With the blocks below the diagonal."""
+        upper = np.triu(self.hessian)
+        return Derivatives(self.gradient, self.power, upper + np.triu(upper, 1).T)
