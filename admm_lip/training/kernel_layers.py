@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..certificates.torus.product import deepest
-from ..certificates.torus.read import NotShiftInvariant
+from ..certificates.torus.reading import NotShiftInvariant
 from ..errors import UnsupportedModule
 from ..foreign.open import network_of
 from ..networks.activations import ACTIVATIONS

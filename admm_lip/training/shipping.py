@@ -10,7 +10,7 @@ from torch import nn
 from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
 from ..certificates.torus.product import certify_product
-from ..certificates.torus.read import NotShiftInvariant
+from ..certificates.torus.reading import NotShiftInvariant
 from ..errors import TrainingFailed
 from ..foreign.open import network_of
 from ..networks.layers import Shape

@@ -22,7 +22,8 @@ from ..chain_bound import Task, prove_product
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, slopes_on_torus, torus_norm, torus_product
 from .proof import NotProven, gathered
-from .read import NotShiftInvariant, finished, stops
+from .read import finished, stops
+from .reading import NotShiftInvariant
 from .steps import Correlation, Pointwise, TorusChain, half_of, levels_of
 
 # How far inside the range that proves the product a multiplier stays, relatively.
