@@ -67,19 +67,10 @@ class BackwardLines:
             forward: what is known of all hidden layers.
             rows: ``(batch, m, n_out)``: functionals of the outputs, with entries 0 and +-1.
         """
-        last, known = self.layers[-1], forward.layers
-        size = rows.abs()
-        if not known:
-            return center_values(last, forward, rows) - self.region.support(-rows)
-        weight = last.rows_back(rows)
-        # Differences of two rows are rounded once per entry.
-        lost = 2.0 * U * _times(last.rows_back(size, absolute=True), known[-1].reach)
-        off = lost + size.sum(-1) * _stored(last, known[-1])[:, :1]
-        constant = torch.zeros(rows.shape[:2], dtype=torch.float64)
-        if last.bias is not None:
-            constant = rows @ last.bias
-            off = off + 4.0 * U * (size @ last.bias.abs())
-        return self.below(known, weight, constant) - off * SLACK
+        if not forward.layers:
+            return center_values(self.layers[-1], forward, rows) - self.region.support(-rows)
+        weight, constant, lost = behind_last(self.layers[-1], forward.layers, rows)
+        return self.below(forward.layers, weight, constant) - lost * SLACK
 
     def below(self, known: Sequence[LayerBounds], rows: Tensor, constant: Tensor) -> Tensor:
         """Lower bounds of ``rows x_k + constant``, ``x_k`` the outputs of the last of ``known``.
@@ -103,20 +94,14 @@ class BackwardLines:
             lost = lost + TINY * here.largest.sum(dim=1, keepdim=True)
             if k == 0:
                 break
-            before = known[k - 1].reach
-            q = gamma(layer.operator.terms_back) * layer.absolute(before)
-            q = q + 2.0 * U * here.largest + _stored(layer, known[k - 1])
             if layer.bias is not None:
-                q = q + gamma(rows.shape[-1]) * layer.bias.abs()
                 constant = constant + rows @ layer.bias
-            lost = lost + _times(rows.abs(), q)
-            lost = lost + 4.0 * U * constant.abs() + TINY * before.sum(1, keepdim=True)
+            lost = lost + _times(rows.abs(), doubt_back(layer, here, known[k - 1]))
+            lost = lost + 4.0 * U * constant.abs() + TINY * known[k - 1].reach.sum(1, keepdim=True)
             rows = layer.rows_back(rows)
-        return self._on_region(known[0], rows, constant, lost)
+        return self.on_region(known[0], rows, constant, lost)
 
-    def _on_region(
-        self, first: LayerBounds, rows: Tensor, constant: Tensor, lost: Tensor
-    ) -> Tensor:
+    def on_region(self, first: LayerBounds, rows: Tensor, constant: Tensor, lost: Tensor) -> Tensor:
         """The last step, from the first pre-activations to the ball."""
         middle = 0.5 * (first.center.low + first.center.high)
         off = torch.maximum(first.center.high - middle, middle - first.center.low)
@@ -140,6 +125,36 @@ def center_values(last: Layer, forward: Forward, rows: Tensor, doubt: float = 1.
     value = _times(rows, z)
     off: Tensor = doubt * SLACK * _times(rows.abs(), error + 4.0 * U * z.abs()) + TINY
     return value - off
+
+
+def behind_last(
+    last: Layer, known: Sequence[LayerBounds], rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Functionals of the outputs as rows over the last hidden layer, constants, and what is lost.
+
+    Args:
+        last: the last layer.
+        known: the hidden layers, at least one.
+        rows: ``(batch, m, n_out)``, with entries 0 and +-1.
+    """
+    size = rows.abs()
+    # Differences of two rows are rounded once per entry.
+    lost = 2.0 * U * _times(last.rows_back(size, absolute=True), known[-1].reach)
+    lost = lost + size.sum(-1) * _stored(last, known[-1])[:, :1]
+    constant = torch.zeros(rows.shape[:2], dtype=torch.float64)
+    if last.bias is not None:
+        constant = rows @ last.bias
+        lost = lost + 4.0 * U * (size @ last.bias.abs())
+    return last.rows_back(rows), constant, lost
+
+
+def doubt_back(layer: Layer, here: LayerBounds, before: LayerBounds) -> Tensor:
+    """What a row over the pre-activations ``here`` loses on its way through ``W``, per entry."""
+    q = gamma(layer.operator.terms_back) * layer.absolute(before.reach)
+    q = q + 2.0 * U * here.largest + _stored(layer, before)
+    if layer.bias is not None:
+        q = q + gamma(layer.operator.size_out) * layer.bias.abs()
+    return q
 
 
 def _stored(layer: Layer, before: LayerBounds) -> Tensor:

@@ -29,6 +29,7 @@ from .input_region import Region, chunks, unit_ball
 from .layers import is_monotone, stored_layers
 from .lipschitz_levels import GLOBAL, MASKED, NONE, PRODUCT, Found, Wanted, local_lips, nothing
 from .norm_margins import NormBounds, NormMargins
+from .quadratic_pass import SPARE, QuadraticPass, bends_of
 from .result import kept
 
 # Samples bounded together; a batch also has at most this many entries in its largest tensor.
@@ -173,6 +174,9 @@ def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: 
     slopes = seen.slopes(centred)
     if centred:
         center, margin = _claims(task, seen)
+        if task.config.quadratic:
+            open_ = task.items & (margin <= 0.0) & (center > 0.0)
+            margin = torch.maximum(margin, seen.quadratic(task.functionals[:, :, 0], open_, SPARE))
         margin, radius = torch.where(seen.everywhere, -math.inf, margin), seen.lines.region.radius
         asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
         goal = center / radius[:, None] * (1.0 - 1e-8)
@@ -228,6 +232,30 @@ class Seen:
     def margin(self, rows: Tensor) -> Tensor:
         """Lower bounds of functionals on the balls."""
         return self.lines.functionals(self.forward, rows)
+
+    def quadratic(self, rows: Tensor, asked: Tensor, spare: float = 0.0) -> Tensor:
+        """The same by quadratic bounds where asked, ``-inf`` elsewhere and where there are none.
+
+        Args:
+            rows: ``(batch, m, n_out)``.
+            asked: ``(batch, m)``.
+            spare: share of what the bound gave away that it is lowered by.
+        """
+        region, found = self.lines.region, torch.full(asked.shape, -math.inf, dtype=torch.float64)
+        some = (asked.any(dim=1) & (region.radius > 0.0)).nonzero()[:, 0]
+        bends = bends_of(self.lines.layers) if len(some) and self.forward.layers else None
+        if bends is None:
+            return found
+        lines = replace(self.lines, region=region.select(some))
+        known = [layer.select(some) for layer in self.forward.layers]
+        # No more functionals of a sample than the most that any one asks for.
+        most = int(asked[some].sum(dim=1).max())
+        chosen = asked[some].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        each = torch.arange(len(some))[:, None]
+        bound, spent = QuadraticPass.of(lines, known, bends).functionals(rows[some][each, chosen])
+        bound = bound - spare * (spent + bound.abs())
+        found[some[:, None], chosen] = torch.where(torch.isfinite(bound), bound, -math.inf)
+        return torch.where(asked, found, -math.inf)
 
 
 def _on_balls(found: Found, everywhere: Tensor) -> Found:

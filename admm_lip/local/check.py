@@ -151,6 +151,9 @@ def _by_lines(task: Task, found: LocalCertificate, rows: Tensor) -> _Proven:
     if centred:
         flat = task.functionals[:, :, 0]
         center, margin = seen.center(flat), seen.margin(flat)
+        higher = found.margin[rows] > margin
+        if bool(higher.any()):
+            margin = torch.maximum(margin, seen.quadratic(flat, higher))
     held = torch.zeros_like(lip, dtype=torch.bool)
     if bool((level == NORMS).any()):
         held |= (level == NORMS) & (norm_products(net, slopes, task.functionals) <= lip)

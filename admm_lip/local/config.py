@@ -12,8 +12,11 @@ from ..lipschitz import NORMS
 # How a bound was found, as files number it.
 LEVELS = ("none", "global", "norms", "closed", "implied", "optimised", "product", "masked")
 # What may be asked for, from cheap to dear; the first two pass no lines back to the input.
-ASKED = ("product", "masked", "norms", "closed", "implied", "optimised")
-BY_NAME: Mapping[str, int] = {name: LEVELS.index(name) for name in ASKED}
+ASKED = ("product", "masked", "norms", "quadratic", "closed", "implied", "optimised")
+# The dearest means of a Lipschitz bound at each; quadratic bounds are of margins.
+BY_NAME: Mapping[str, int] = {
+    name: LEVELS.index("norms" if name == "quadratic" else name) for name in ASKED
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,11 @@ class LocalConfig:
 
     Args:
         level: the dearest means allowed, from cheap to dear ``product``, ``masked``, ``norms``,
-            ``closed``, ``implied`` or ``optimised``.  The first two (the layers' own norms, and
-            those of what can move on the ball, with intervals) cost a few passes a batch; the
-            others also take linear bounds of every neuron back to the input.
+            ``quadratic``, ``closed``, ``implied`` or ``optimised``.  The first two (the layers' own
+            norms, and those of what can move on the ball, with intervals) cost a few passes a
+            batch; the others also take linear bounds of every neuron back to the input.  From
+            ``quadratic`` on, classes that these leave open get a quadratic bound, where the
+            activations are ReLU, LeakyReLU, PReLU, MaxMin or GroupSort2.
         decide: with labels, for ``product`` and ``masked``: leave a sample where the cheaper of
             the two proves its class, or an estimate says that the dearer cannot.
         seconds: per sample, after which nothing dearer is begun; ``None``: no limit.
@@ -53,6 +58,11 @@ class LocalConfig:
     def by_lines(self) -> bool:
         """Whether linear bounds are taken back to the input."""
         return self.level not in ASKED[:2]
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether quadratic bounds are taken back to the input."""
+        return self.by_lines and self.level != "norms"
 
     def __post_init__(self) -> None:
         if self.level not in BY_NAME:

@@ -69,6 +69,21 @@ class LayerBounds:
         """``max |x|`` of the activations' output."""
         return largest(self.response.outputs)
 
+    def select(self, rows: Tensor) -> LayerBounds:
+        """That of some of the samples, without the curve."""
+        response = self.response
+        marks = [None if m is None else m[rows] for m in (response.rows, response.columns)]
+        return LayerBounds(
+            _selected(self.center, rows),
+            _selected(self.interval, rows),
+            Response(_selected(response.outputs, rows), *marks),
+            self.acts,
+        )
+
+
+def _selected(values: Range, rows: Tensor) -> Range:
+    return Range(values.low[rows], values.high[rows])
+
 
 # From the layers so far and the number of the next one to a range of its pre-activations.
 Lines = Callable[[Sequence[LayerBounds], int], Range]

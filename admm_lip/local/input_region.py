@@ -11,7 +11,6 @@ grow with the columns of ``W_0``, so that features which the network ignores cos
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -76,6 +75,21 @@ class UnitBall:
         exact = self.fitted.error == 0.0 and operator.size_out >= operator.size_in
         found = operator.dense() if exact else _gram_factor(self.fitted)
         return found if self.stretch == 1.0 else found * (self.stretch * SLACK)
+
+    @cached_property
+    def windows(self) -> tuple[Tensor, Tensor]:
+        """What each row of ``W_0 diag(1/s)`` reads, and its entries there, ``(n_1, k)`` both.
+
+        Rows that read less than others are filled with zeros.
+        """
+        operator, rows = self.first.operator, []
+        for part in chunks(torch.arange(operator.size_out), ENTRIES // operator.size_in):
+            dense = self.first.rows_back(one_hot(part, operator.size_out)[None])[0]
+            rows.append((part, dense, int((dense != 0.0).sum(dim=1).max())))
+        width = max(1, *(found for _, _, found in rows))
+        places = [dense.abs().topk(width, dim=1).indices for _, dense, _ in rows]
+        entries = [dense.gather(1, p) for (_, dense, _), p in zip(rows, places, strict=True)]
+        return torch.cat(places), torch.cat(entries)
 
     def lengths(self, rows: Tensor) -> Tensor:
         """``||a W_0 diag(1/s)||`` in l2, for rows ``(batch, m, n_1)``, but for their rounding."""
@@ -179,12 +193,16 @@ class Region:
         if self.box is None:
             reach = upper_product(self.ball.rows, self.radius[:, None])
             return Range(center.low - reach, center.high + reach)
-        count, size = len(self.ball.rows), max(len(self.ball.rows), self.points.shape[1])
-        down, up = torch.empty_like(center.low), torch.empty_like(center.low)
-        for part in chunks(torch.arange(count), ENTRIES // (size * max(len(self), 1))):
-            seeds = one_hot(part, count).expand(len(self), -1, -1)
-            down[:, part], up[:, part] = self.support(-seeds), self.support(seeds)
-        return Range(center.low - down, center.high + up)
+        places, entries = self.ball.windows
+        ones = entries.new_ones(len(self), len(entries))
+        down, up = torch.empty_like(ones), torch.empty_like(ones)
+        size = entries.shape[1] * max(len(self), 1)
+        for part in chunks(torch.arange(len(entries)), _CACHED // size):
+            v = entries[part].expand(len(self), -1, -1)
+            down[:, part] = self._reach(-v, places[part])
+            up[:, part] = self._reach(v, places[part])
+        off = self._lost(self.ball.rows, ones)
+        return Range(center.low - self._raised(down, off), center.high + self._raised(up, off))
 
     def support(self, rows: Tensor) -> Tensor:
         """Upper bound of ``max a W_0 d`` over the displacements d, per row a.
@@ -196,32 +214,39 @@ class Region:
             ``(batch, m)``: for l2 without a box ``r ||a F||``, with one the least of what
             :func:`_cut_support` gives and that; for linf feature by feature.
         """
-        ball, first = self.ball, self.ball.first
-        off = gamma(first.operator.terms_back) * (rows.abs() @ ball.rows)
-        if ball.norm == "linf":
-            off = off + first.error * lengths(rows) * first.operator.size_in**0.5
-            reach = self._by_parts(rows, _box_support)
-        else:
-            off = off + first.error * lengths(rows)
-            reach = self.radius[:, None] * ball.lengths(rows)
-            if self.box is not None:
-                reach = torch.minimum(reach, self._by_parts(rows, _cut_support))
+        off = self._lost(rows.abs() @ self.ball.rows, lengths(rows))
+        if self.ball.norm == "l2" and self.box is None:
+            return self._raised(self.radius[:, None] * self.ball.lengths(rows), off)
+        # As many samples at a time as stay in the cache.
+        first = self.ball.first
+        size = _CACHED // (rows.shape[1] * first.operator.size_in)
+        parts = chunks(torch.arange(len(self)), size)
+        found = [self.select(p)._reach(first.rows_back(rows[p])) for p in parts]
+        return self._raised(torch.cat(found) if found else rows.new_zeros(rows.shape[:2]), off)
+
+    def _lost(self, sums: Tensor, sizes: Tensor) -> Tensor:
+        """What rows with ``|a|`` times the rows' norms, and these lengths, lose per unit of r."""
+        first = self.ball.first
+        error = first.error if self.ball.norm == "l2" else first.error * first.operator.size_in**0.5
+        return gamma(first.operator.terms_back) * sums + error * sizes
+
+    def _raised(self, reach: Tensor, off: Tensor) -> Tensor:
+        """Rounded up."""
         raised: Tensor = (reach + self.radius[:, None] * (off + TINY)) * SLACK + TINY
         return raised
 
-    def _by_parts(
-        self, rows: Tensor, support: Callable[[Region, Tensor, Tensor | None], Tensor]
-    ) -> Tensor:
-        """A support function of ``a W_0``, as many samples at a time as stay in the cache."""
-        first, scale = self.ball.first, self.ball.scale
-        size = _CACHED // (rows.shape[1] * first.operator.size_in)
-        parts = chunks(torch.arange(len(self)), size)
-        found = [support(self.select(p), first.rows_back(rows[p]), scale) for p in parts]
-        return torch.cat(found) if found else rows.new_zeros(rows.shape[:2])
+    def _reach(self, v: Tensor, places: Tensor | None = None) -> Tensor:
+        """``max v d``, over the features at ``places`` (all), but for the rounding of v."""
+        room = self.room(v, places)
+        if self.ball.norm == "linf":
+            most: Tensor = (v.abs() * room).sum(-1)
+            return most
+        whole = self.radius[:, None] * lengths(v)
+        return whole if self.box is None else torch.minimum(whole, _cut_support(self, v, room))
 
-    def room(self, v: Tensor, scale: Tensor | None) -> Tensor:
-        """How far each feature may go in the direction of ``v``, at most r; ``(batch, m, n_0)``."""
-        radius = self.radius[:, None, None]
+    def room(self, v: Tensor, places: Tensor | None) -> Tensor:
+        """How far each feature may go in the direction of ``v``, at most r; of the shape of v."""
+        radius, scale = self.radius[:, None, None], self.ball.scale
         if self.box is None:
             return radius.expand_as(v)
         low, high = self.box
@@ -229,24 +254,18 @@ class Region:
         down = (self.points - low).clamp(min=0.0) * (1.0 + 1e-15)
         if scale is not None:
             up, down = upper_product(up, scale), upper_product(down, scale)
-        return torch.minimum(torch.where(v > 0.0, up[:, None], down[:, None]), radius)
+        up, down = (e[:, None] if places is None else e[:, places] for e in (up, down))
+        return torch.minimum(torch.where(v > 0.0, up, down), radius)
 
 
-def _box_support(region: Region, v: Tensor, scale: Tensor | None) -> Tensor:
-    """``max v d`` over ``|d_i| <= r`` and the box."""
-    most: Tensor = (v.abs() * region.room(v, scale)).sum(-1)
-    return most
-
-
-def _cut_support(region: Region, v: Tensor, scale: Tensor | None) -> Tensor:
+def _cut_support(region: Region, v: Tensor, room: Tensor) -> Tensor:
     """``max v d`` over ``||d|| <= r`` and the box, from above.
 
     For any split ``v = a + b``: at most ``r ||a|| + sum_i |b_i| s_i``, with ``s_i`` the room that
     the box leaves in the direction of ``v_i``.  The best split has ``a_i = min(|v_i|, s_i / c)``
     for the c at which the clipped step ``min(c |v_i|, s_i)`` has length r.
     """
-    radius, room = region.radius[:, None, None], region.room(v, scale)
-    size = v.abs()
+    radius, size = region.radius[:, None, None], v.abs()
     pace = radius / lengths(size)[..., None]
     for _ in range(_ROUNDS):
         clipped = pace * size > room

@@ -1,0 +1,264 @@
+"""Quadratic bounds of functionals of a network, taken back layer by layer to the input.
+
+A linear bound forgets that the whole perturbation shares one ball.  Here a functional of the
+outputs a of a hidden layer is bounded from below by
+
+    c a - m/2 |a - a^|^2 + v,        a^ the outputs at the sample,  m >= 0  (0 at the top),
+
+and kept in that form down to the input, where one ball serves all layers:
+
+1. *activation* ``a_i = phi_i(z_i)``, phi of one slope below 0 and one above: for any slopes g and
+   any diagonal D >= 0, with z^ the pre-activations at the sample,
+
+       c a - m/2 |a - a^|^2  >=  g z - 1/2 (z - z^)' D (z - z^) + sum_i h_i,
+       h_i = min over z in [l_i, u_i] of c phi(z) - m (phi(z) - a^)^2/2 - g z + D (z - z^)^2/2:
+
+   one parabola on either side of 0, each in closed form;
+2. *affine map*: ``c <- W'g``, ``v += g b``, and ``(z - z^)' D (z - z^) <= m |a - a^|^2`` with the
+   new m.  With ``D = m S^2 + t U`` (S the steepest slopes, U marking the units whose interval holds
+   a kink) it is ``m ||S W C||^2 + t ||U W C||^2``, C marking what can move: two proven norms of a
+   sample serve all its functionals and every choice of t and g;
+3. *input*: the support function of the region for the row, and m/2 times the square of its radius.
+
+With m = 0, ``D = t I`` and no intervals this is SDP-CROWN's bias (Chiu et al., ICML 2025); with
+t = 0 it is CROWN's line.  The slopes chosen are smooth in where 0 lies in the interval at the
+sample, t is a share of what the row can gain on the ball; any values are sound, and the best of
+some is taken.
+
+**Rounding.**  g, D, z^ and a^ are doubles, taken as definitions.  What ``W a^ + b`` differs from z^
+is at most d, so the square above is at most ``(1 + e) |D^1/2 W (a - a^)|^2 + (1 + 1/e) d'Dd``.
+Rows lose what they lose in ``backward_lines.py``.  A parabola's coefficients are rounded, which
+moves its minimum by no more than a few u times the sum of its terms' sizes; the place of the
+minimum is rounded to second order only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..networks.scalar_math_torch import scalar_runs
+from ..rounding import SLACK, TINY, U, gamma, lengths, upper_product
+from .activations import Curved
+from .backward_lines import BackwardLines, behind_last, doubt_back
+from .forward_bounds import LayerBounds, scaled_norm
+from .layers import Layer
+
+# Shares of a row's gain on the ball that t is tried with, and how fast slopes turn over.
+_SHARES = (0.05, 0.15, 0.45)
+_STEEPNESS = 8.0
+# e of the rounding of z^, a power of two.
+_SPLIT = 2.0**-26
+# Roundings of the terms of a parabola.
+_TERMS = 32.0 * U
+# What a check that sums in another order, or whose norms were proven with another excess, may miss.
+SPARE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Bends:
+    """Slopes below and above 0 of a hidden layer's units, ``(n,)``."""
+
+    below: Tensor
+    above: Tensor
+
+
+def bends_of(layers: Sequence[Layer]) -> list[Bends] | None:
+    """The slopes of the hidden layers; ``None`` where one has other activations."""
+    found = []
+    for layer in layers[:-1]:
+        if not isinstance(layer.activation, Curved):
+            return None
+        runs = scalar_runs(layer.activation.spec, layer.operator.size_out)
+        if any(one.kind not in ("relu", "leaky_relu") for _, one in runs):
+            return None
+        below = torch.zeros(layer.operator.size_out, dtype=torch.float64)
+        for run, one in runs:
+            below[run] = float(one.options.get("negative_slope", 0.0))
+        found.append(Bends(below, torch.ones_like(below)))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Hidden:
+    """One hidden layer on every sample's ball; tensors ``(batch, n)`` unless said.
+
+    Attributes:
+        bends: its slopes.
+        known: its intervals.
+        at: z^, and
+        out: a^.
+        off: bound on ``|W a^ + b - z^|``.
+        steepest: slopes on the interval, 0 for constant units.
+        kinked: 1 where the interval holds a kink.
+        slope: g over c.
+        growths: ``||S W C||^2`` and ``||U W C||^2``, ``(batch,)`` each.
+        reach: how far z moves, roughly, ``(batch,)``.
+    """
+
+    bends: Bends
+    known: LayerBounds
+    at: Tensor
+    out: Tensor
+    off: Tensor
+    steepest: Tensor
+    kinked: Tensor
+    slope: Tensor
+    growths: tuple[Tensor, Tensor]
+    reach: Tensor
+
+    @property
+    def out_off(self) -> Tensor:
+        """Bound on what the outputs at the sample differ from a^."""
+        center = self.known.center
+        width = torch.maximum(center.high - self.at, self.at - center.low)
+        steepest = torch.maximum(self.bends.below.abs(), self.bends.above.abs())
+        return SLACK * (steepest * width + 2.0 * U * self.out.abs()) + TINY
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticPass:
+    """Quadratic bounds on the balls of some samples, all of positive and finite radius."""
+
+    lines: BackwardLines
+    hidden: list[_Hidden]
+
+    @staticmethod
+    def of(
+        lines: BackwardLines, known: Sequence[LayerBounds], bends: Sequence[Bends]
+    ) -> QuadraticPass:
+        """With the norms that all functionals share."""
+        hidden: list[_Hidden] = []
+        for k, bend in enumerate(bends):
+            hidden.append(_hidden(lines, hidden, k, known[k], bend))
+        return QuadraticPass(lines, hidden)
+
+    def functionals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds of ``rows f`` on the regions, and what they gave away, ``(batch, m)``.
+
+        Args:
+            rows: ``(batch, m, n_out)``: functionals of the outputs, with entries 0 and +-1.
+        """
+        found = [self._with_share(rows, share) for share in _SHARES]
+        best, spent = found[0]
+        for bound, given in found[1:]:
+            better = bound > best
+            best, spent = torch.where(better, bound, best), torch.where(better, given, spent)
+        return best, spent
+
+    def _with_share(self, rows: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        layers, known = self.lines.layers, [h.known for h in self.hidden]
+        c, value, lost = behind_last(layers[-1], known, rows)
+        m, spent = torch.zeros_like(value), torch.zeros_like(value)
+        for k in range(len(known) - 1, -1, -1):
+            here = self.hidden[k]
+            t = share * lengths(c) / (here.reach[:, None] + TINY)
+            g = c * here.slope[:, None]
+            d = m[..., None] * here.steepest.square()[:, None] + t[..., None] * here.kinked[:, None]
+            gain, doubt = _parabolas(here, c, m[..., None], g, d)
+            bent = (d * here.off.square()[:, None]).sum(-1) * (1.0 + 1.0 / _SPLIT)
+            value = value + gain.sum(-1)
+            lost = lost + doubt.sum(-1) + gamma(gain.shape[-1]) * gain.abs().sum(-1)
+            lost = lost + 0.5 * SLACK * bent + 4.0 * U * value.abs() + TINY
+            spent = spent + gain.abs().sum(-1)
+            m = SLACK * (1.0 + _SPLIT) * _grown(here, m, t)
+            if k > 0:
+                doubts = doubt_back(layers[k], here.known, known[k - 1])
+                lost = (
+                    lost + _times(g.abs(), doubts) + TINY * known[k - 1].reach.sum(1, keepdim=True)
+                )
+                if layers[k].bias is not None:
+                    value = value + g @ layers[k].bias
+                    lost = lost + 4.0 * U * value.abs()
+                c = layers[k].rows_back(g)
+        radius = self.lines.region.radius[:, None] * self.lines.region.ball.stretch
+        ball = 0.5 * upper_product(m, radius, radius)
+        bound = self.lines.on_region(known[0], g, value, lost + ball)
+        return bound, spent + ball
+
+
+def _hidden(
+    lines: BackwardLines, before: list[_Hidden], k: int, known: LayerBounds, bends: Bends
+) -> _Hidden:
+    layer = lines.region.ball.fitted if k == 0 else lines.layers[k]
+    low, high = known.interval
+    at = 0.5 * (known.center.low + known.center.high)
+    off = torch.maximum(known.center.high - at, at - known.center.low)
+    columns = None
+    if before:
+        columns, inner = before[-1].known.response.columns, before[-1].out_off
+        off = off + lines.layers[k].absolute(inner) + layer.error * lengths(inner)[:, None]
+    kinked = ((low < 0.0) & (high > 0.0) & (bends.below != bends.above)).to(low)
+    turn = torch.sigmoid(_STEEPNESS * at / (high - low + TINY))
+    turn = torch.where(low >= 0.0, 1.0, torch.where(high <= 0.0, 0.0, turn))
+    steepest = known.response.rows
+    assert steepest is not None
+    norms = [scaled_norm(layer, rows, columns) for rows in (steepest, kinked)]
+    own = torch.minimum(upper_product(_moved(lines, before), norms[0]), lengths(0.5 * (high - low)))
+    return _Hidden(
+        bends,
+        known,
+        at,
+        torch.where(at > 0.0, bends.above, bends.below) * at,
+        SLACK * off + TINY,
+        steepest,
+        kinked,
+        bends.below + (bends.above - bends.below) * turn,
+        (upper_product(norms[0], norms[0]), upper_product(norms[1], norms[1])),
+        own,
+    )
+
+
+def _moved(lines: BackwardLines, before: list[_Hidden]) -> Tensor:
+    """How far the inputs of the next layer move, roughly."""
+    if before:
+        return before[-1].reach
+    return lines.region.radius * lines.region.ball.stretch
+
+
+def _grown(here: _Hidden, m: Tensor, t: Tensor) -> Tensor:
+    """``m ||S W C||^2 + t ||U W C||^2``, rounded up."""
+    steepest, kinked = (growth[:, None] for growth in here.growths)
+    return upper_product(m, steepest) + upper_product(t, kinked)
+
+
+def _parabolas(here: _Hidden, c: Tensor, m: Tensor, g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """``h_i``, and a bound on its rounding, ``(batch, m, n)``."""
+    low, high = (end[:, None] for end in here.known.interval)
+    at, out = here.at[:, None], here.out[:, None]
+    constant = 0.5 * (d * at.square() - m * out.square())
+    held = d * at  # towards z^
+
+    def side(slope: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        linear = slope * (c + m * out) - g - held
+        return _least(linear, d - m * slope.square(), first, last)
+
+    above = side(here.bends.above, low.clamp(min=0.0), high.clamp(min=0.0))
+    below = side(here.bends.below, low.clamp(max=0.0), high.clamp(max=0.0))
+    least = torch.where(
+        low >= 0.0, above, torch.where(high <= 0.0, below, torch.minimum(above, below))
+    )
+    far = here.known.largest[:, None]
+    steep = torch.maximum(here.bends.above.abs(), here.bends.below.abs())
+    linear = steep * (c.abs() + m * out.abs()) + g.abs() + d * at.abs()
+    sizes = far * (linear + 0.5 * far * (d + m * steep.square())) + 0.5 * d * at.square()
+    return least + constant, _TERMS * SLACK * (sizes + 0.5 * m * out.square()) + TINY
+
+
+def _least(linear: Tensor, curvature: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """The minimum of ``linear t + curvature t^2/2`` over ``[first, last]``."""
+    upward = curvature > 0.0
+    lowest = -linear / torch.where(upward, curvature, 1.0)
+    place = torch.minimum(torch.maximum(lowest, first), last)
+    inside = place * (linear + 0.5 * curvature * place)
+    ends = [end * (linear + 0.5 * curvature * end) for end in (first, last)]
+    return torch.where(upward, inside, torch.minimum(*ends))
+
+
+def _times(rows: Tensor, vector: Tensor) -> Tensor:
+    """``(batch, m, n) x (batch, n) -> (batch, m)``."""
+    product: Tensor = (rows @ vector[:, :, None])[..., 0]
+    return product
