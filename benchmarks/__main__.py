@@ -32,6 +32,7 @@ BENCHMARKS = {
     "gradient_theory": "the theory of gradient penalties in three pictures, and their cost",
     "certificates": "what each kind of certificate proves of networks trained without a bound",
     "image_bounds": "bounds of convolutional and residual networks, frequency by frequency",
+    "image_training": "plain convolutions trained under a bound, beside a dense network",
     "local_bounds": "local certificates and radii against pairwise ones and an attack",
     "balls_paired": "bounds on balls and their seconds, against an older checkout, case by case",
     "finetune": "a trained network as the start under a bound, against training from scratch",

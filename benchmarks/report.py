@@ -27,6 +27,7 @@ STUDIES = (
     "images_tuning",
     "images",
     "images_cost",
+    "image_training",
     "square_wave",
     "tabular",
     "backends",

@@ -90,6 +90,8 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
         ModelConfig, {**values["model"], "hidden": recipe.hidden if hidden is None else hidden}
     )
     convnet: ConvnetConfig = config_of(ConvnetConfig, values.get("convnet") or {})
+    if convnet.name:  # its kernels are fresh, and best begin near to orthogonal ones
+        train = replace(train, start="scratch")
     data = data or load_data(values["data"], values["data_dir"], table)
     if raw and data.units is None:
         raise UsageError(f"units: raw goes with --data csv:FILE, got {values['data']}")

@@ -47,6 +47,8 @@ examples:
       the settings of an earlier run, with one changed
   admm-lip train --method gradient --method-settings '{"total_variation": 0.3}'
       another training method (nothing is enforced; the L that results is proven all the same)
+  admm-lip train --data mnist --data-dir DIR --convnet.name 2C2F --convnet.activation max_min
+      plain convolutions under the bound, one norm ball per layer
   admm-lip train --method local --convnet.name 2C2F --convnet.activation clipped_relu --eps 0.1
       a convolutional network, trained with and certified by local bounds: a proof for each test
       sample instead of one constant; --method-settings '{"bound": "global"}' is the counterpart

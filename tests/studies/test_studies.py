@@ -53,6 +53,16 @@ def test_the_quick_mode_runs_tabulates_and_draws(name: str, tmp_path: Path) -> N
     assert all(lip <= bound * (1 + 1e-6) for lip, bound in proven if bound and lip)
 
 
+def test_convolutions_are_trained_proven_and_tabulated(tmp_path: Path) -> None:
+    rows = run_quick("image_training", tmp_path)
+    assert [row.get("where") for row in rows if "error" in row] == []
+    table = importlib.import_module("benchmarks.image_training").STUDY.tabulate(rows)
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+    proven = [row for row in rows if "bound" in row]
+    assert all(row["lip"] <= row["bound"] and row["certified"] <= row["clean"] for row in proven)
+    assert len(proven) == len(rows) - 1
+
+
 def test_certified_balls_withstand_and_planted_ones_do_not(tmp_path: Path) -> None:
     rows = run_quick("attacked_balls", tmp_path)
     assert [row.get("where") for row in rows if "error" in row] == []

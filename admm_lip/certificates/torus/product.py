@@ -20,6 +20,7 @@ from ..certificate import Certificate
 from ..certifier import Order, stated
 from ..chain_bound import Task, prove_product
 from ..norm_product import spectral_norm
+from ..sampled_slope import sampled_quotient
 from .check import head_matrices, proven_on_torus, slopes_on_torus, torus_norm, torus_product
 from .proof import NotProven, gathered
 from .read import finished, stops
@@ -44,14 +45,15 @@ def certify_product(network: Network, requested: float | None = None) -> Certifi
         lip, multiplier = _proven(chain)
     except NotProven as reason:
         raise CertificateError(f"the product of norms is not proven: {reason}") from None
+    lower = min(sampled_quotient(network, Deadline(None)), lip)
     return Certificate(
         lip=lip,
         multiplier=tuple(tuple(t.tolist()) for t in multiplier),
         method="norm_product",
         requested=requested,
         norm_product=torus_product(chain),
-        sampled_lower=0.0,
-        lower_lip=0.0,
+        sampled_lower=lower,
+        lower_lip=lower,
         kind="global",
         switch=len(chain.activations),
         **stated(network, slopes_on_torus(chain), Order(), set()),

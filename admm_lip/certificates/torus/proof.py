@@ -12,7 +12,7 @@ adds that bound to the diagonal:
 * the slack Y = 2T - T P T, scaled by powers of two to a diagonal near 1, is lowered by what its
   entries may be off; a Cholesky factorisation, itself shifted by what it loses (``definite.py``),
   proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``;
-* where Y is too near to singular, P is first replaced by a multiple of I that is proven above it.
+* where Y is near to singular, P may first be replaced by a multiple of I that is proven above it.
 
 At a head every frequency's P is folded into the first matrix V of what follows,
 ``G = sum_f V(f) P(f) V(f)^H``, and the head's chain continues with any C for which ``C C' >= G``.
@@ -47,6 +47,8 @@ from .steps import (
 
 # Complex numbers in the largest batch of one step.
 _ENTRIES = 2**22
+# Beyond what is lost so to rounding, relatively, an activation is also taken channel by channel.
+_LOSSY = 1e-6
 
 
 class NotProven(ArithmeticError):
@@ -103,12 +105,19 @@ def _activated(p: Any, step: Pointwise, t: Array, k: int) -> Any:
     if t.shape != step.rows.shape or not (np.isfinite(t).all() and (t > 0.0).all()):
         raise NotProven(f"multiplier[{k - 1}]: expected {len(step.rows)} numbers > 0")
     try:
-        return _by_inverse(p, step, t, k)
+        found, lost = _by_inverse(p, step, t, k)
     except NotProven:
-        rounder = _of_multiple(p, step, t)
-        if rounder is None:
+        multiple = _of_multiple(p, step, t)
+        if multiple is None:
             raise
-        return rounder
+        return multiple
+    if float(lost.max()) <= _LOSSY:
+        return found
+    multiple = _of_multiple(p, step, t)
+    if multiple is None:
+        return found
+    better = largest(multiple) < largest(found)
+    return np.where(better[:, None, None], multiple, found)
 
 
 def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
@@ -132,10 +141,13 @@ def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
     entries = alpha**2 * top[:, None] + rise**2 / (t * np.where(even, 1.0, left))
     diagonal = np.repeat(top[:, None], n, axis=1)
     diagonal[:, step.rows] = np.where(even, 2.0 * beta**2 / t, entries) * (1.0 + 64.0 * U)
+    if not np.isfinite(diagonal).all():
+        return None
     return diagonal[:, :, None] * np.eye(n, dtype=complex)
 
 
-def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> Any:
+def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> tuple[Any, Array]:
+    """P behind an activation by the inverse of the slack, and what rounding took, relatively."""
     rows, size_p = step.rows, _sizes_of(p)
     scale = inverse_root(2.0 * t)
     y = slack(p, rows, t) * scale[:, None] * scale
@@ -148,7 +160,8 @@ def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> Any:
     loose = 8.0 * U * (size_h + _sizes_of(np.abs(p[:, :, rows]) * (t * scale)))
     lost = (2.0 * size_h * loose + loose**2 + gamma(16 * len(t) + 64) * size_h**2) * size_s
     lost = lost + lost_s * (size_h + loose) ** 2 + 8.0 * U * size_p * float(np.max(least**2))
-    return _raised(through_activation(p, h, s, least), lost)
+    found = _raised(through_activation(p, h, s, least), lost)
+    return found, lost / _sizes_of(found)
 
 
 def _inverse(y: Any, k: int) -> tuple[Any, Array]:

@@ -1,0 +1,130 @@
+"""Plain convolutions trained under L = 1, one norm ball per layer, beside a dense network.
+
+    python -m benchmarks image_training --data-dir DIR
+
+Rows of the first 10,000 pictures of MNIST, five epochs.  Every certificate is proven by the package
+and checked again; processor seconds are of training and certificate together, on one thread, and
+the last contender is the same loop over the same network with nothing enforced.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from admm_lip import TrainConfig, TrainResult, certified_radii, train, verify
+from admm_lip.data import DataSet
+from admm_lip.networks.convnets import build_convnet
+from admm_lip.networks.models import ModelConfig, build_mlp
+from admm_lip.research.comparators import METHODS
+
+from .contenders import data_of
+from .study import Cell, Row, Study, run_from_command_line
+from .tables import groups, markdown, mean, spread
+
+
+def cells(settings: Cell) -> list[Cell]:
+    """The test rows of every contender and seed, and validation rows of some step sizes."""
+    found = []
+    for name, row in settings["contenders"].items():
+        plain = {
+            key: row[key] for key in ("convnet", "hidden", "activation", "bound") if key in row
+        }
+        like = {**{k: settings[k] for k in ("data", "limit", "eps")}, "contender": name, **plain}
+        config = {**settings["train"], "eps": settings["eps"]}
+        if row["validated"]:
+            found += [
+                {**like, "train": {**config, "lr": lr}, "seed": 0, "validation": True}
+                for lr in settings["rates"]
+            ]
+        found += [
+            {**like, "train": config, "seed": seed, "validation": False}
+            for seed in range(row["seeds"])
+        ]
+    return found
+
+
+def run_cell(cell: Cell, data_dir: str | None) -> Row:
+    """Train one network, certify it, and measure it on the rows that it has not seen."""
+    data = data_of({**cell, "limit": None}, data_dir)
+    data = data.as_images() if "convnet" in cell else data
+    (x, y), (u, v) = data.train, data.test
+    x, y = x[: cell["limit"]], y[: cell["limit"]]
+    middle = x.mean(dim=0)
+    begun = time.process_time()
+    result = _trained(_network(data, cell), (x - middle, y), cell)
+    spent = time.process_time() - begun
+    with torch.no_grad():
+        right = (result.model(u - middle).argmax(dim=1) == v).double()
+    row = {"cpu_seconds": spent, "clean": 100.0 * float(right.mean())}
+    if "bound" not in cell:
+        return row
+    proof = result.certificate
+    verify(proof, result.model)
+    radii = certified_radii(result.model, u - middle, v, certificate=proof)
+    certified = 100.0 * float((radii > cell["eps"]).double().mean())
+    return {**row, "certified": certified, "lip": proof.lip, "norm_product": proof.norm_product}
+
+
+def _network(data: DataSet, cell: Cell) -> nn.Module:
+    if "convnet" in cell:
+        activation, shape = cell["activation"], data.shape
+        return build_convnet(
+            cell["convnet"], shape, data.n_outputs, activation=activation, seed=cell["seed"]
+        )
+    hidden = ModelConfig(tuple(cell["hidden"]), cell["activation"])
+    return build_mlp(data.n_features, data.n_outputs, hidden, seed=cell["seed"])
+
+
+def _trained(model: nn.Module, data: tuple[Tensor, Tensor], cell: Cell) -> TrainResult:
+    if "bound" in cell:
+        config = TrainConfig(
+            bound=cell["bound"], start="scratch", seed=cell["seed"], **cell["train"]
+        )
+        return train(model, data, config, progress=False)
+    config = TrainConfig(lip=1.0, seed=cell["seed"], **cell["train"])
+    return train(model, data, config, method=METHODS["nominal"](), progress=False)
+
+
+def tabulate(rows: list[Row]) -> str:
+    """Clean and certified accuracy, and seconds over those of the loop that enforces nothing."""
+    free = [row["cpu_seconds"] for row in rows if "certified" not in row]
+    header = ["rows", "network", "lr", "seeds", "clean %", "certified %", "L", "CPU s", "cost"]
+    lines = []
+    for (held, name, rate), some in groups(
+        [{**row, "rate": row["train"]["lr"]} for row in rows], "validation", "contender", "rate"
+    ).items():
+        proven = "certified" in some[0]
+        seconds = mean(some, "cpu_seconds")
+        lines.append(
+            [
+                "validation" if held else "test",
+                name,
+                f"{rate:g}",
+                len(some),
+                spread(some, "clean"),
+                spread(some, "certified") if proven else "",
+                f"{mean(some, 'lip'):.4f}" if proven else "",
+                f"{seconds:.1f}",
+                f"{seconds * len(free) / sum(free):.2f}" if free and "convnet" in some[0] else "",
+            ]
+        )
+    return markdown(header, lines)
+
+
+def draw(rows: list[Row], folder: Path) -> list[Path]:
+    """No picture."""
+    return []
+
+
+STUDY = Study(
+    "image_training", "Plain convolutions under L = 1", cells, run_cell, tabulate, draw, jobs=1
+)
+
+
+def main(argv: list[str]) -> None:
+    """Run the study."""
+    run_from_command_line(STUDY, argv)

@@ -1,0 +1,97 @@
+"""The product of norms on a torus, proven by multipliers at the edge of what proves anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from admm_lip import CertificateError, verify
+from admm_lip.certificates.torus import proof
+from admm_lip.certificates.torus.product import certify_product, product_multiplier
+from admm_lip.certificates.torus.read import torus_chain
+from admm_lip.certificates.torus.steps import Pointwise
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.sorting_torch import MaxMin
+
+SHAPE = (2, 6, 6)
+
+
+def rotations(sort: type[nn.Module] = MaxMin) -> nn.Sequential:
+    """Its constant is the product of its layers' norms, 4.5."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 1, bias=False), sort(), nn.Conv2d(4, 4, 1, bias=False), sort()),
+        *(nn.Flatten(), nn.Linear(144, 3, bias=False)),
+    ).double()
+    for layer, factor in zip((net[0], net[2], net[5]), (3.0, 0.5, 3.0), strict=True):
+        nn.init.orthogonal_(layer.weight.data)
+        layer.weight.data *= factor
+    return net
+
+
+def test_the_product_is_proven_where_it_is_the_constant() -> None:
+    net = rotations()
+    made = certify_product(read_network(net, SHAPE))
+    verify(made, net)
+    assert made.method == "norm_product" and made.switch == 2
+    assert made.lip == pytest.approx(4.5, rel=1e-5)
+    assert made.norm_product == pytest.approx(4.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("sort", [MaxMin, nn.ReLU, nn.Tanh, nn.LeakyReLU])
+def test_no_bound_is_above_the_product(sort: Any) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, 2, 1), sort(), nn.AvgPool2d(1), nn.Conv2d(4, 6, 3, 1, 1), sort()),
+        nn.Conv2d(6, 1, 2),
+    )
+    made = certify_product(read_network(net, SHAPE))
+    verify(made, net)
+    assert made.lip <= made.norm_product * (1.0 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda c: {"lip": c.lip * (1.0 - 1e-4)},
+        lambda c: {"multiplier": (tuple(1.001 * t for t in c.multiplier[0]), *c.multiplier[1:])},
+        lambda c: {"multiplier": (tuple(0.999 * t for t in c.multiplier[0]), *c.multiplier[1:])},
+        lambda c: {"multiplier": ((-c.multiplier[0][0], *c.multiplier[0][1:]), *c.multiplier[1:])},
+    ],
+)
+def test_what_is_a_little_off_is_refused(forge: Any) -> None:
+    net = rotations()
+    made = certify_product(read_network(net, SHAPE))
+    with pytest.raises(CertificateError):
+        verify(dataclasses.replace(made, **forge(made)), net)
+
+
+def test_the_multipliers_stand_where_the_slack_is_singular() -> None:
+    chain = torus_chain(read_network(rotations(), SHAPE), 2)
+    p = 9.0
+    for t in product_multiplier(chain):
+        assert t * p == pytest.approx([1.0, 1.0, 2.0, 2.0], rel=1e-6)
+        p *= 0.25
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_multiple_of_the_identity_gives_what_the_recursion_gives(seed: int) -> None:
+    """Behind an activation, from ``p I``: the inverse by the formula, inside the range it has."""
+    rng = np.random.default_rng(seed)
+    p, beta = rng.uniform(0.1, 10.0), rng.uniform(0.1, 2.0, size=3)
+    alpha = np.where(rng.random(3) < 0.4, -beta, -rng.uniform(0.0, 1.0, size=3))
+    t = rng.uniform(0.1, 1.8, size=3) / p
+    step = Pointwise("tanh", np.array([3, 0, 1]), alpha, beta)
+    p_of = np.tile(p * np.eye(4, dtype=complex), (2, 1, 1))
+    (by_inverse, _), by_multiple = (
+        proof._by_inverse(p_of, step, t, 1),
+        proof._of_multiple(p_of, step, t),
+    )
+    np.testing.assert_allclose(by_multiple, by_inverse, rtol=1e-7, atol=1e-7)
+    assert (np.linalg.eigvalsh(by_multiple - (1.0 - 1e-10) * by_inverse) > -1e-12).all()
+    assert proof._of_multiple(p_of, step, np.where(np.arange(3) == 1, 2.01, 1.0) / p) is None
