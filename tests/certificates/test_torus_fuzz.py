@@ -46,12 +46,12 @@ def network_at_random(seed: int) -> tuple[nn.Sequential, tuple[int, int, int]]:
             mode = "circular" if around else "zeros"
             layers += [nn.Conv2d(channels, out, kernel, stride, 1, padding_mode=mode), act]
         channels, side = out, side // stride
-    if rng.random() < 0.3:
-        layers.append(nn.AvgPool2d(2, 1))
-    layers.append(nn.Flatten())
     with torch.no_grad():
-        size = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-    layers.append(nn.Linear(size, 3))
+        seen = nn.Sequential(*layers)(torch.zeros(1, *shape))
+    if rng.random() < 0.3 and min(seen.shape[2:]) > 1:
+        layers.append(nn.AvgPool2d(2, 1))
+        seen = layers[-1](seen)
+    layers += [nn.Flatten(), nn.Linear(seen[0].numel(), 3)]
     if rng.random() < 0.4:
         layers += [nn.ReLU(), nn.Linear(3, 2)]
     return nn.Sequential(*layers).double().eval(), shape
