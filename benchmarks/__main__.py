@@ -34,6 +34,7 @@ BENCHMARKS = {
     "image_bounds": "bounds of convolutional and residual networks, frequency by frequency",
     "image_training": "plain convolutions trained under a bound, beside a dense network",
     "local_bounds": "local certificates and radii against pairwise ones and an attack",
+    "local_table": "local certificates on networks and pictures of a published comparison",
     "balls_paired": "bounds on balls and their seconds, against an older checkout, case by case",
     "finetune": "a trained network as the start under a bound, against training from scratch",
     "forgeries": "ten thousand forged certificates of every kind, none of them believed",

@@ -71,14 +71,14 @@ class LayerBounds:
 
     def select(self, rows: Tensor) -> LayerBounds:
         """That of some of the samples, without the curve."""
-        response = self.response
-        marks = [None if m is None else m[rows] for m in (response.rows, response.columns)]
-        return LayerBounds(
-            _selected(self.center, rows),
-            _selected(self.interval, rows),
-            Response(_selected(response.outputs, rows), *marks),
-            self.acts,
+        found, (own, into) = self.response, (self.response.rows, self.response.columns)
+        response = Response(
+            _selected(found.outputs, rows),
+            None if own is None else own[rows],
+            None if into is None else into[rows],
         )
+        center, interval = _selected(self.center, rows), _selected(self.interval, rows)
+        return LayerBounds(center, interval, response, self.acts)
 
 
 def _selected(values: Range, rows: Tensor) -> Range:

@@ -170,8 +170,8 @@ class QuadraticPass:
                 lost = (
                     lost + _times(g.abs(), doubts) + TINY * known[k - 1].reach.sum(1, keepdim=True)
                 )
-                if layers[k].bias is not None:
-                    value = value + g @ layers[k].bias
+                if (bias := layers[k].bias) is not None:
+                    value = value + g @ bias
                     lost = lost + 4.0 * U * value.abs()
                 c = layers[k].rows_back(g)
         radius = self.lines.region.radius[:, None] * self.lines.region.ball.stretch
