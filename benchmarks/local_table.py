@@ -2,16 +2,17 @@
 
     python -m benchmarks local_table --networks DIR [--count 100]
 
-``DIR`` holds four of its nine networks, and the first 100 of its 200 pictures of each data set.  Per
-network: pictures that a projected-gradient attack leaves, which no certificate can exceed, pictures
-certified at each level, and processor seconds of one thread per picture; the certificates of the
-first pictures are proven anew.  The published shares beside them are of all 200 pictures, their
+``DIR`` holds four of its nine networks, and the first 100 of its 200 pictures of each data set.
+Per network: pictures that a projected-gradient attack leaves, which no certificate can exceed,
+pictures certified at each level, and processor seconds of one thread per picture; the certificates
+of the first pictures are proven anew.  The published shares beside them are of all 200 pictures, their
 seconds of a V100.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def level_row(model: nn.Module, x: Tensor, y: Tensor, case: Case, level: str) ->
     config = LocalConfig(level, box=box, input_scale=None if scale == 1.0 else scale)
     certified, seconds = 0, 0.0
     for k in range(0, len(x), _BATCH):
-        part = x[k : k + _BATCH], radius, y[k : k + _BATCH]
-        found, cost = timed(lambda part=part: certify_local(model, *part, config=config))
+        some = slice(k, k + _BATCH)
+        found, cost = timed(partial(certify_local, model, x[some], radius, y[some], config=config))
         certified, seconds = certified + int(found.robust.sum()), seconds + cost.cpu
         if k < _PROVEN:
             verify_local(found, model)
