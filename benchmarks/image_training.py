@@ -35,6 +35,7 @@ def cells(settings: Cell) -> list[Cell]:
         }
         like = {**{k: settings[k] for k in ("data", "limit", "eps")}, "contender": name, **plain}
         config = {**settings["train"], "eps": settings["eps"]}
+        config["lr"] = row.get("lr", config["lr"])
         if row["validated"]:
             found += [
                 {**like, "train": {**config, "lr": lr}, "seed": 0, "validation": True}

@@ -5,8 +5,8 @@
 ``DIR`` holds four of its nine networks, and the first 100 of its 200 pictures of each data set.
 Per network: pictures that a projected-gradient attack leaves, which no certificate can exceed,
 pictures certified at each level, and processor seconds of one thread per picture; the certificates
-of the first pictures are proven anew.  The published shares beside them are of all 200 pictures, their
-seconds of a V100.
+of the first pictures are proven anew.  The published shares beside them are of all 200 pictures,
+their seconds of a V100.
 """
 
 from __future__ import annotations

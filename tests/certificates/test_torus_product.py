@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip import CertificateError, verify
+from admm_lip import CertificateError, certify, verify
 from admm_lip.certificates.torus import proof
-from admm_lip.certificates.torus.product import certify_product, product_multiplier
+from admm_lip.certificates.torus.product import certify_product
+from admm_lip.certificates.torus.proven_product import product_multiplier
 from admm_lip.certificates.torus.read import torus_chain
 from admm_lip.certificates.torus.steps import Pointwise
 from admm_lip.networks.chain import read_network
@@ -22,7 +23,7 @@ SHAPE = (2, 6, 6)
 
 
 def rotations(sort: type[nn.Module] = MaxMin) -> nn.Sequential:
-    """Its constant is the product of its layers' norms, 4.5."""
+    """The product of its layers' norms is 4.5."""
     torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(2, 4, 1, bias=False), sort(), nn.Conv2d(4, 4, 1, bias=False), sort()),
@@ -34,7 +35,7 @@ def rotations(sort: type[nn.Module] = MaxMin) -> nn.Sequential:
     return net
 
 
-def test_the_product_is_proven_where_it_is_the_constant() -> None:
+def test_the_product_of_norms_is_proven() -> None:
     net = rotations()
     made = certify_product(read_network(net, SHAPE))
     verify(made, net)
@@ -53,6 +54,22 @@ def test_no_bound_is_above_the_product(sort: Any) -> None:
     made = certify_product(read_network(net, SHAPE))
     verify(made, net)
     assert made.lip <= made.norm_product * (1.0 + 1e-5)
+
+
+def test_certify_never_answers_more_than_the_product() -> None:
+    """Square and orthogonal up to a factor, so that the product is the constant."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(4, 4, 1, bias=False), MaxMin(), nn.Conv2d(4, 4, 1, bias=False), MaxMin()),
+        *(nn.Flatten(), nn.Linear(36, 36, bias=False)),
+    ).double()
+    for layer, factor in zip((net[0], net[2], net[5]), (3.0, 0.5, 3.0), strict=True):
+        nn.init.orthogonal_(layer.weight.data)
+        layer.weight.data *= factor
+    made = certify(net, (4, 3, 3), structure="torus")
+    verify(made, net)
+    assert made.lip == pytest.approx(4.5, rel=2e-6)
+    assert 4.5 - 1e-9 <= made.lip
 
 
 @pytest.mark.parametrize(

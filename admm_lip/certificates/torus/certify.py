@@ -23,8 +23,9 @@ from ...solvers.deadline import Deadline
 from ..chain_bound import Task, prove
 from ..claim_matrices import Matrices
 from ..norm_product import spectral_norm
-from .check import head_matrices, proven_on_torus
+from .check import head_matrices, proven_on_torus, torus_product
 from .proof import NotProven, covariances, gathered, largest
+from .proven_product import proven_product
 from .read import finished, stops
 from .reading import NotShiftInvariant
 from .search import Found, search
@@ -44,6 +45,8 @@ _LINEAR = (*AFFINE, *RESHAPES, *JOINS)
 _HEAD_ENTRIES = 2**25
 # How much is added to what the torus says, where no head follows, and proven.
 _INFLATION = 1e-9
+# Up to this much above the product of norms a bound is left as it is.
+_CLOSE = 1.0 + 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,8 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
         CertificateError: where nothing was proven.
     """
     best, found, reason = None, None, ""
-    for chain in reversed(_chains(network)):
+    chains = _chains(network)
+    for chain in reversed(chains):
         if best is not None and not (_is_small(chain) and deadline.has_time()):
             break
         head = None if chain.head is None else head_matrices(chain.head)
@@ -88,9 +92,24 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
             reason = str(error)
             continue
         best = made if best is None or made.lip < best.lip else best
+    best, reason = _or_product(chains[-1], best, reason)
     if best is None:
         raise CertificateError(f"structure: no bound could be proven on a torus: {reason}")
     return best
+
+
+def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[OnTorus | None, str]:
+    """The product of norms where a search, cut short perhaps, ended above it."""
+    if best is not None and best.lip <= torus_product(chain) * _CLOSE:
+        return best, reason
+    try:
+        lip, multiplier = proven_product(chain)
+    except (NotProven, CertificateError) as error:
+        return best, reason or str(error)
+    if best is not None and best.lip <= lip:
+        return best, reason
+    lower = 0.0 if best is None else min(best.dual_bound, lip)
+    return OnTorus(chain, lip, lower, multiplier, ""), reason
 
 
 def _tolerance(network: Network) -> float:
