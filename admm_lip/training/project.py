@@ -31,6 +31,7 @@ from ..errors import CertificateError
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
 from ..networks.layers import Shape
+from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..settings import BOUND, COUNT
 from ..solvers import (
@@ -116,7 +117,8 @@ def project(
     """The nearest network that certifies ``bound``; the one that went in is not touched.
 
     The set of all networks under a bound is not convex; what comes back is nearest for its
-    multiplier, which was improved from a good start.  Biases stay.
+    multiplier, which was improved from a good start.  Biases stay, and what comes back is in
+    evaluation mode, as it is certified.
 
     With data the network is fine-tuned under the bound instead: a classifier is smoothed on them
     and scaled to the bound (``smooth.py``), a regression projected; then ADMM rounds follow, with
@@ -170,7 +172,8 @@ def project(
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
         if kernels and units is not None:
             raise ValueError("units: convolutions are projected in the units of their inputs")
-        return _projected(model, bound, chosen, units, input_shape)
+        with evaluating(model):
+            return _projected(model, bound, chosen, units, input_shape)
     if units is not None:
         raise ValueError(
             "units: go with a projection alone; to train in them, give train(units=...) the network"
