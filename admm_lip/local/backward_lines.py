@@ -86,9 +86,9 @@ class BackwardLines:
             assert here.response.curve is not None
             lines = here.response.curve.lines
             up, down = rows.clamp(min=0.0), rows.clamp(max=0.0)
-            terms = _times(up, lines.low) + _times(down, lines.high)
+            terms = times(up, lines.low) + times(down, lines.high)
             intercepts = torch.maximum(lines.low.abs(), lines.high.abs())
-            lost = lost + gamma(2 * rows.shape[-1]) * _times(rows.abs(), intercepts)
+            lost = lost + gamma(2 * rows.shape[-1]) * times(rows.abs(), intercepts)
             rows = up * lines.low_slope[:, None] + down * lines.high_slope[:, None]
             constant = constant + terms
             lost = lost + TINY * here.largest.sum(dim=1, keepdim=True)
@@ -96,7 +96,7 @@ class BackwardLines:
                 break
             if layer.bias is not None:
                 constant = constant + rows @ layer.bias
-            lost = lost + _times(rows.abs(), doubt_back(layer, here, known[k - 1]))
+            lost = lost + times(rows.abs(), doubt_back(layer, here, known[k - 1]))
             lost = lost + 4.0 * U * constant.abs() + TINY * known[k - 1].reach.sum(1, keepdim=True)
             rows = layer.rows_back(rows)
         return self.on_region(known[0], rows, constant, lost)
@@ -105,9 +105,9 @@ class BackwardLines:
         """The last step, from the first pre-activations to the ball."""
         middle = 0.5 * (first.center.low + first.center.high)
         off = torch.maximum(first.center.high - middle, middle - first.center.low)
-        value = _times(rows, middle)
+        value = times(rows, middle)
         doubt = off + gamma(rows.shape[-1]) * middle.abs() + 2.0 * U * first.largest
-        lost = lost + _times(rows.abs(), doubt) + 4.0 * U * (constant.abs() + value.abs())
+        lost = lost + times(rows.abs(), doubt) + 4.0 * U * (constant.abs() + value.abs())
         return constant + value - self.region.support(-rows) - SLACK * lost - TINY
 
 
@@ -122,8 +122,8 @@ def center_values(last: Layer, forward: Forward, rows: Tensor, doubt: float = 1.
     """
     assert forward.error is not None
     z, error = last.affine_with_error(forward.value, forward.error)
-    value = _times(rows, z)
-    off: Tensor = doubt * SLACK * _times(rows.abs(), error + 4.0 * U * z.abs()) + TINY
+    value = times(rows, z)
+    off: Tensor = doubt * SLACK * times(rows.abs(), error + 4.0 * U * z.abs()) + TINY
     return value - off
 
 
@@ -139,7 +139,7 @@ def behind_last(
     """
     size = rows.abs()
     # Differences of two rows are rounded once per entry.
-    lost = 2.0 * U * _times(last.rows_back(size, absolute=True), known[-1].reach)
+    lost = 2.0 * U * times(last.rows_back(size, absolute=True), known[-1].reach)
     lost = lost + size.sum(-1) * _stored(last, known[-1])[:, :1]
     constant = torch.zeros(rows.shape[:2], dtype=torch.float64)
     if last.bias is not None:
@@ -163,7 +163,7 @@ def _stored(layer: Layer, before: LayerBounds) -> Tensor:
     return most + layer.bias_error
 
 
-def _times(rows: Tensor, vector: Tensor) -> Tensor:
+def times(rows: Tensor, vector: Tensor) -> Tensor:
     """``(batch, m, n) x (batch, n) -> (batch, m)``."""
     product: Tensor = (rows @ vector[:, :, None])[..., 0]
     return product

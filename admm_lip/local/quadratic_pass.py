@@ -43,7 +43,7 @@ from torch import Tensor
 from ..networks.scalar_math_torch import scalar_runs
 from ..rounding import SLACK, TINY, U, gamma, lengths, upper_product
 from .activations import Curved
-from .backward_lines import BackwardLines, behind_last, doubt_back
+from .backward_lines import BackwardLines, behind_last, doubt_back, times
 from .forward_bounds import LayerBounds, scaled_norm
 from .layers import Layer
 
@@ -58,16 +58,11 @@ _TERMS = 32.0 * U
 SPARE = 1e-5
 
 
-@dataclass(frozen=True, eq=False)
-class Bends:
-    """Slopes below and above 0 of a hidden layer's units, ``(n,)``."""
+def bends_of(layers: Sequence[Layer]) -> list[Tensor] | None:
+    """Slopes below 0 of the hidden layers' units, ``(n,)`` each, where those above 0 are 1.
 
-    below: Tensor
-    above: Tensor
-
-
-def bends_of(layers: Sequence[Layer]) -> list[Bends] | None:
-    """The slopes of the hidden layers; ``None`` where one has other activations."""
+    ``None`` where a layer has other activations.
+    """
     found = []
     for layer in layers[:-1]:
         if not isinstance(layer.activation, Curved):
@@ -78,7 +73,7 @@ def bends_of(layers: Sequence[Layer]) -> list[Bends] | None:
         below = torch.zeros(layer.operator.size_out, dtype=torch.float64)
         for run, one in runs:
             below[run] = float(one.options.get("negative_slope", 0.0))
-        found.append(Bends(below, torch.ones_like(below)))
+        found.append(below)
     return found
 
 
@@ -87,11 +82,12 @@ class _Hidden:
     """One hidden layer on every sample's ball; tensors ``(batch, n)`` unless said.
 
     Attributes:
-        bends: its slopes.
+        below: slopes below 0, ``(n,)``; above it is 1.
         known: its intervals.
         at: z^, and
         out: a^.
-        off: bound on ``|W a^ + b - z^|``.
+        off: bound on ``|W a^ + b - z^|``, and
+        out_off: on what the outputs at the sample differ from a^.
         steepest: slopes on the interval, 0 for constant units.
         kinked: 1 where the interval holds a kink.
         slope: g over c.
@@ -99,24 +95,17 @@ class _Hidden:
         reach: how far z moves, roughly, ``(batch,)``.
     """
 
-    bends: Bends
+    below: Tensor
     known: LayerBounds
     at: Tensor
     out: Tensor
     off: Tensor
+    out_off: Tensor
     steepest: Tensor
     kinked: Tensor
     slope: Tensor
     growths: tuple[Tensor, Tensor]
     reach: Tensor
-
-    @property
-    def out_off(self) -> Tensor:
-        """Bound on what the outputs at the sample differ from a^."""
-        center = self.known.center
-        width = torch.maximum(center.high - self.at, self.at - center.low)
-        steepest = torch.maximum(self.bends.below.abs(), self.bends.above.abs())
-        return SLACK * (steepest * width + 2.0 * U * self.out.abs()) + TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +117,12 @@ class QuadraticPass:
 
     @staticmethod
     def of(
-        lines: BackwardLines, known: Sequence[LayerBounds], bends: Sequence[Bends]
+        lines: BackwardLines, known: Sequence[LayerBounds], bends: Sequence[Tensor]
     ) -> QuadraticPass:
         """With the norms that all functionals share."""
         hidden: list[_Hidden] = []
-        for k, bend in enumerate(bends):
-            hidden.append(_hidden(lines, hidden, k, known[k], bend))
+        for layer, below in zip(known, bends, strict=True):
+            hidden.append(_hidden(lines, hidden, layer, below))
         return QuadraticPass(lines, hidden)
 
     def functionals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +157,7 @@ class QuadraticPass:
             if k > 0:
                 doubts = doubt_back(layers[k], here.known, known[k - 1])
                 lost = (
-                    lost + _times(g.abs(), doubts) + TINY * known[k - 1].reach.sum(1, keepdim=True)
+                    lost + times(g.abs(), doubts) + TINY * known[k - 1].reach.sum(1, keepdim=True)
                 )
                 if (bias := layers[k].bias) is not None:
                     value = value + g @ bias
@@ -181,34 +170,37 @@ class QuadraticPass:
 
 
 def _hidden(
-    lines: BackwardLines, before: list[_Hidden], k: int, known: LayerBounds, bends: Bends
+    lines: BackwardLines, before: list[_Hidden], known: LayerBounds, below: Tensor
 ) -> _Hidden:
-    layer = lines.region.ball.fitted if k == 0 else lines.layers[k]
+    k = len(before)
+    layer = lines.layers[k] if before else lines.region.ball.fitted
     low, high = known.interval
     at = 0.5 * (known.center.low + known.center.high)
-    off = torch.maximum(known.center.high - at, at - known.center.low)
+    out = torch.where(at > 0.0, at, below * at)
+    width = off = torch.maximum(known.center.high - at, at - known.center.low)
     columns = None
     if before:
         columns, inner = before[-1].known.response.columns, before[-1].out_off
-        off = off + lines.layers[k].absolute(inner) + layer.error * lengths(inner)[:, None]
-    kinked = ((low < 0.0) & (high > 0.0) & (bends.below != bends.above)).to(low)
+        off = off + layer.absolute(inner) + layer.error * lengths(inner)[:, None]
+    kinked = ((low < 0.0) & (high > 0.0) & (below != 1.0)).to(low)
     turn = torch.sigmoid(_STEEPNESS * at / (high - low + TINY))
     turn = torch.where(low >= 0.0, 1.0, torch.where(high <= 0.0, 0.0, turn))
     steepest = known.response.rows
     assert steepest is not None
     norms = [scaled_norm(layer, rows, columns) for rows in (steepest, kinked)]
-    own = torch.minimum(upper_product(_moved(lines, before), norms[0]), lengths(0.5 * (high - low)))
+    moved = upper_product(_moved(lines, before), norms[0])
     return _Hidden(
-        bends,
-        known,
-        at,
-        torch.where(at > 0.0, bends.above, bends.below) * at,
-        SLACK * off + TINY,
-        steepest,
-        kinked,
-        bends.below + (bends.above - bends.below) * turn,
-        (upper_product(norms[0], norms[0]), upper_product(norms[1], norms[1])),
-        own,
+        below=below,
+        known=known,
+        at=at,
+        out=out,
+        off=SLACK * off + TINY,
+        out_off=SLACK * (below.abs().clamp(min=1.0) * width + 2.0 * U * out.abs()) + TINY,
+        steepest=steepest,
+        kinked=kinked,
+        slope=below + (1.0 - below) * turn,
+        growths=(upper_product(norms[0], norms[0]), upper_product(norms[1], norms[1])),
+        reach=torch.minimum(moved, lengths(0.5 * (high - low))),
     )
 
 
@@ -232,17 +224,16 @@ def _parabolas(here: _Hidden, c: Tensor, m: Tensor, g: Tensor, d: Tensor) -> tup
     constant = 0.5 * (d * at.square() - m * out.square())
     held = d * at  # towards z^
 
-    def side(slope: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    def side(slope: Tensor | float, first: Tensor, last: Tensor) -> Tensor:
         linear = slope * (c + m * out) - g - held
-        return _least(linear, d - m * slope.square(), first, last)
+        return _least(linear, d - m * slope**2, first, last)
 
-    above = side(here.bends.above, low.clamp(min=0.0), high.clamp(min=0.0))
-    below = side(here.bends.below, low.clamp(max=0.0), high.clamp(max=0.0))
-    least = torch.where(
-        low >= 0.0, above, torch.where(high <= 0.0, below, torch.minimum(above, below))
-    )
+    above = side(1.0, low.clamp(min=0.0), high.clamp(min=0.0))
+    below = side(here.below, low.clamp(max=0.0), high.clamp(max=0.0))
+    least = torch.where(high <= 0.0, below, torch.minimum(above, below))
+    least = torch.where(low >= 0.0, above, least)
     far = here.known.largest[:, None]
-    steep = torch.maximum(here.bends.above.abs(), here.bends.below.abs())
+    steep = here.below.abs().clamp(min=1.0)
     linear = steep * (c.abs() + m * out.abs()) + g.abs() + d * at.abs()
     sizes = far * (linear + 0.5 * far * (d + m * steep.square())) + 0.5 * d * at.square()
     return least + constant, _TERMS * SLACK * (sizes + 0.5 * m * out.square()) + TINY
@@ -256,9 +247,3 @@ def _least(linear: Tensor, curvature: Tensor, first: Tensor, last: Tensor) -> Te
     inside = place * (linear + 0.5 * curvature * place)
     ends = [end * (linear + 0.5 * curvature * end) for end in (first, last)]
     return torch.where(upward, inside, torch.minimum(*ends))
-
-
-def _times(rows: Tensor, vector: Tensor) -> Tensor:
-    """``(batch, m, n) x (batch, n) -> (batch, m)``."""
-    product: Tensor = (rows @ vector[:, :, None])[..., 0]
-    return product

@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..certificates.torus.product import deepest
+from ..certificates.torus.read import chains_of
 from ..certificates.torus.reading import NotShiftInvariant
+from ..certificates.torus.windows import least_side
 from ..errors import UnsupportedModule
 from ..foreign.open import network_of
 from ..networks.activations import ACTIVATIONS
@@ -142,7 +143,7 @@ def _torus(network: Network) -> tuple[float, float]:
     Norms on other tori differ by some percent, so layers are measured on this one.
     """
     try:
-        return deepest(network).grid
+        return chains_of(network)[-1].grid
     except NotShiftInvariant:
         return (0.0, 0.0)
 
@@ -153,20 +154,14 @@ def _ball(
     """On the torus given, or the least one around which no window of the image reaches."""
     rows, columns = network.arrays[f"{spec.name}.weight"].shape[2:]
     window = Window.of(spec.options, (rows, columns), shape, spec.name)
-    least = [_least_side(window, axis, shape[1 + axis]) for axis in (0, 1)]
+    # Of the outputs, rounded up.
+    least = [-(-least_side(window, k, shape[1 + k]) // window.stride[k]) for k in (0, 1)]
     grid = [
         int(side) if side >= n and side == int(side) else n
         for side, n in zip(torus, least, strict=True)
     ]
     groups = spec.options["groups"]
     return KernelBall(window.kernel, (grid[0], grid[1]), window.stride, window.dilation, groups)
-
-
-def _least_side(window: Window, axis: int, side: int) -> int:
-    """Outputs along an axis of a torus on which a window finds either the image or zeros."""
-    out, stride, first = window.out[axis], window.stride[axis], window.padding[2 * axis]
-    last = (out - 1) * stride + window.dilation[axis] * (window.kernel[axis] - 1) - first
-    return max(out, -(-(side + max(first, last - side + 1)) // stride))
 
 
 def _fixed(network: Network, spec: LayerSpec, shape: Shape) -> float:

@@ -8,6 +8,7 @@ what moves weights under the LMI of slope ranges can move these.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,21 +43,20 @@ class Frame:
             >>> [round(w.square().sum().item(), 4) for w in Frame((True,)).into(pair)]
             [10.0, 1.0]
         """
-        turned = list(weights)
-        for k, turn in enumerate(self.turned):
-            if turn:
-                turned[k] = _turned(turned[k])
-                turned[k + 1] = _turned(turned[k + 1].T).T.contiguous()
-        return tuple(turned)
+        return self._each(weights, _turned)
 
     def back(self, weights: Matrices) -> Matrices:
         """The inverse of :meth:`into`."""
-        plain = list(weights)
-        for k, turn in enumerate(self.turned):
-            if turn:
-                plain[k] = _turned_back(plain[k])
-                plain[k + 1] = _turned_back(plain[k + 1].T).T.contiguous()
-        return tuple(plain)
+        return self._each(weights, _turned_back)
+
+    def _each(self, weights: Matrices, turn: Callable[[Tensor], Tensor]) -> Matrices:
+        """The rows in front of every sort turned, and the columns behind it."""
+        found = list(weights)
+        for k, turned in enumerate(self.turned):
+            if turned:
+                found[k] = turn(found[k])
+                found[k + 1] = turn(found[k + 1].T).T.contiguous()
+        return tuple(found)
 
     def chain_multiplier(self, multiplier: Matrices) -> Matrices:
         """A multiplier of this frame for the chain, whose sums are larger by sqrt 2."""

@@ -15,7 +15,6 @@ with convolutions layer by layer (``project_kernels.py``).
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +26,6 @@ from torch import nn
 
 from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
-from ..errors import CertificateError
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
 from ..networks.layers import Shape
@@ -53,7 +51,7 @@ from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
 from .pair_rotation import Frame
 from .precision import master_dtype, stored_dtype
-from .project_kernels import moved_by, nearest_kernels
+from .project_kernels import moved_by, nearest_kernels, not_held
 from .signals import EXIT_CODES
 from .start import CAST_MARGIN
 
@@ -288,17 +286,14 @@ def _nearest(
         certificate = certify_global(
             moved, units=units, solver=config, requested=bound, multiplier=known
         )
-        distance = _distance(anchor, frame.into(_weights(moved)))
+        distance = moved_by(model, moved)
         if certificate.lip <= bound and (best is None or distance < best.distance):
             best = Projection(moved, certificate, distance)
         if bound * (1.0 - margin - _SLACK) <= certificate.lip <= bound:
             break
         problem = _rescaled(problem, goal / certificate.lip)
     if best is None:
-        raise CertificateError(
-            f"bound: after rounding to the model's dtype the network certifies "
-            f"{certificate.lip:.6g}, not {bound:.6g}; project in float32 or float64"
-        )
+        raise not_held(certificate.lip, bound)
     return best
 
 
@@ -379,8 +374,3 @@ def _weights(model: nn.Module) -> Matrices:
     return tuple(
         layer.weight.detach().to("cpu", torch.float64, copy=True) for layer in linear_layers(model)
     )
-
-
-def _distance(first: Matrices, second: Matrices) -> float:
-    pairs = zip(first, second, strict=True)
-    return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))

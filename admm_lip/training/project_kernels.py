@@ -68,11 +68,16 @@ def nearest_kernels(
             break
         goal *= bound * (1.0 - margin) / certificate.lip
     if best is None:
-        raise CertificateError(
-            f"bound: after rounding to the model's dtype the network certifies "
-            f"{certificate.lip:.6g}, not {bound:.6g}; project in float32 or float64"
-        )
+        raise not_held(certificate.lip, bound)
     return best
+
+
+def not_held(lip: float, bound: float) -> CertificateError:
+    """What is said where rounding leads out of every ball that was tried."""
+    return CertificateError(
+        f"bound: after rounding to the model's dtype the network certifies {lip:.6g}, not "
+        f"{bound:.6g}; project in float32 or float64"
+    )
 
 
 def _in_balls(anchor: Matrices, norms: LayerNorms, radii: list[float], tol: float) -> Matrices:

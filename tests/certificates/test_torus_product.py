@@ -24,11 +24,16 @@ SHAPE = (2, 6, 6)
 
 def rotations(sort: type[nn.Module] = MaxMin) -> nn.Sequential:
     """The product of its layers' norms is 4.5."""
-    torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(2, 4, 1, bias=False), sort(), nn.Conv2d(4, 4, 1, bias=False), sort()),
         *(nn.Flatten(), nn.Linear(144, 3, bias=False)),
     ).double()
+    return orthogonal(net)
+
+
+def orthogonal(net: nn.Sequential) -> nn.Sequential:
+    """Layers orthogonal up to factors of product 4.5."""
+    torch.manual_seed(0)
     for layer, factor in zip((net[0], net[2], net[5]), (3.0, 0.5, 3.0), strict=True):
         nn.init.orthogonal_(layer.weight.data)
         layer.weight.data *= factor
@@ -58,15 +63,11 @@ def test_no_bound_is_above_the_product(sort: Any) -> None:
 
 def test_certify_never_answers_more_than_the_product() -> None:
     """Square and orthogonal up to a factor, so that the product is the constant."""
-    torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(4, 4, 1, bias=False), MaxMin(), nn.Conv2d(4, 4, 1, bias=False), MaxMin()),
         *(nn.Flatten(), nn.Linear(36, 36, bias=False)),
     ).double()
-    for layer, factor in zip((net[0], net[2], net[5]), (3.0, 0.5, 3.0), strict=True):
-        nn.init.orthogonal_(layer.weight.data)
-        layer.weight.data *= factor
-    made = certify(net, (4, 3, 3), structure="torus")
+    made = certify(orthogonal(net), (4, 3, 3), structure="torus")
     verify(made, net)
     assert made.lip == pytest.approx(4.5, rel=2e-6)
     assert made.lip >= 4.5 - 1e-9

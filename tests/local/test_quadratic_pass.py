@@ -16,7 +16,7 @@ from admm_lip.local import LocalConfig, certify_local, verify_local
 from admm_lip.local.ball_proofs import Prepared, Seen, Task
 from admm_lip.local.certify import functionals_for
 from admm_lip.local.curves import Range
-from admm_lip.local.quadratic_pass import Bends, _Hidden, _parabolas
+from admm_lip.local.quadratic_pass import _Hidden, _parabolas
 from admm_lip.networks.chain import read_network
 
 BENT = ("relu", "leaky", "steep_leaky", "max_min")
@@ -32,10 +32,10 @@ def test_a_parabola_stays_below_and_touches(below: float) -> None:
 
     ends = torch.stack([numbers(), numbers()]).sort(dim=0).values
     at = ends[0] + (ends[1] - ends[0]) * numbers(0.0, 1.0)
-    bends = Bends(torch.full((n,), below, dtype=torch.float64), torch.ones(n).double())
+    slopes = torch.full((n,), below, dtype=torch.float64)
     out = torch.where(at > 0.0, at, below * at)
     known = SimpleNamespace(interval=Range(*ends), largest=ends.abs().amax(dim=0))
-    here = cast(_Hidden, SimpleNamespace(bends=bends, known=known, at=at, out=out))
+    here = cast(_Hidden, SimpleNamespace(below=slopes, known=known, at=at, out=out))
     c, g, d, m = (numbers()[:, None] for _ in range(4))
     d, m = d.abs(), m.abs()
     found, doubt = _parabolas(here, c, m, g, d)

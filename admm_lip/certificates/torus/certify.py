@@ -26,7 +26,7 @@ from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_product
 from .proof import NotProven, covariances, gathered, largest
 from .proven_product import proven_product
-from .read import finished, stops
+from .read import chains_of, stops
 from .reading import NotShiftInvariant
 from .search import Found, search
 from .steps import TorusChain
@@ -76,7 +76,7 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
         CertificateError: where nothing was proven.
     """
     best, found, reason = None, None, ""
-    chains = _chains(network)
+    chains = chains_of(network)
     for chain in reversed(chains):
         if best is not None and not (_is_small(chain) and deadline.has_time()):
             break
@@ -146,20 +146,6 @@ def _stands_on_torus(network: Network) -> bool:
         return next(stops(network), None) is not None
     except NotShiftInvariant:
         return False
-
-
-def _chains(network: Network) -> list[TorusChain]:
-    """The network switched behind its first activation, its second, and so on while it can be."""
-    found: list[TorusChain] = []
-    try:
-        for reading in stops(network):
-            found.append(finished(reading))
-    except NotShiftInvariant:
-        if not found:
-            raise
-    if not found:
-        raise NotShiftInvariant("structure: no single value leads on behind an activation")
-    return found
 
 
 def _is_small(chain: TorusChain) -> bool:

@@ -105,9 +105,9 @@ class Problem:
         """Those of the frequencies where the multipliers prove less than a square, worst first."""
         worst: list[Array] = []
         for part in self.parts:
-            found, one = np.zeros(len(part.weights)), part
+            found = np.zeros(len(part.weights))
             p = np.repeat(self.first[None], len(part.weights), axis=0)
-            for k, stage in enumerate(one.stages):
+            for k, stage in enumerate(part.stages):
                 p = p if stage.linear is None else stage.linear.forward(p)
                 if stage.activation is None:
                     break

@@ -14,9 +14,7 @@ from ..sampled_slope import sampled_quotient
 from .check import slopes_on_torus, torus_product
 from .proof import NotProven
 from .proven_product import proven_product
-from .read import finished, stops
-from .reading import NotShiftInvariant
-from .steps import TorusChain
+from .read import chains_of
 
 
 def certify_product(network: Network, requested: float | None = None) -> Certificate:
@@ -26,7 +24,7 @@ def certify_product(network: Network, requested: float | None = None) -> Certifi
         NotShiftInvariant: by name, where not even the first activation can stand on a torus.
         CertificateError: where rounding forbids the proof.
     """
-    chain = deepest(network)
+    chain = chains_of(network)[-1]
     try:
         lip, multiplier = proven_product(chain)
     except NotProven as reason:
@@ -44,17 +42,3 @@ def certify_product(network: Network, requested: float | None = None) -> Certifi
         switch=len(chain.activations),
         **stated(network, slopes_on_torus(chain), Order(), set()),
     )
-
-
-def deepest(network: Network) -> TorusChain:
-    """The network with as many of its first activations on a torus as can stand there."""
-    found = None
-    try:
-        for reading in stops(network):
-            found = finished(reading)
-    except NotShiftInvariant:
-        if found is None:
-            raise
-    if found is None:
-        raise NotShiftInvariant("structure: no single value leads on behind an activation")
-    return found

@@ -48,6 +48,24 @@ def stops(network: Network) -> Iterator[Reading]:
             yield reading
 
 
+def chains_of(network: Network) -> list[TorusChain]:
+    """The network switched behind its first activation, its second, and so on while it can be.
+
+    Raises:
+        NotShiftInvariant: by name, where not even the first one can stand on a torus.
+    """
+    found: list[TorusChain] = []
+    try:
+        for reading in stops(network):
+            found.append(finished(reading))
+    except NotShiftInvariant:
+        if not found:
+            raise
+    if not found:
+        raise NotShiftInvariant("structure: no single value leads on behind an activation")
+    return found
+
+
 def torus_chain(network: Network, switch: int) -> TorusChain:
     """The network with its first ``switch`` activations on a torus, the rest as its head.
 

@@ -95,7 +95,7 @@ def _windowed(reading: Reading, spec: LayerSpec) -> _Part:
         kernel = _spread(stored, options["groups"], window.dilation)
         error = stored_errors(spec.name, reading.network.arrays)[0]
     around = reading.around.get(source, (0, 0, 0, 0))
-    _ask_for_room(reading, spec.name, window, kernel.shape[2:], shape[1:], around)
+    _ask_for_room(reading, spec.name, window, shape[1:], around)
     inside = not any(window.padding)
     if not inside and source not in reading.clean:
         raise NotShiftInvariant(
@@ -121,11 +121,17 @@ def _average(spec: LayerSpec, window: Window, channels: int) -> tuple[Array, flo
     return kernel, 2.0 * _U * share * math.sqrt(channels * math.prod(window.kernel))
 
 
+def least_side(window: Window, axis: int, side: int) -> int:
+    """Places along an axis of a torus on which a window finds either the image or zeros."""
+    out, stride, first = window.out[axis], window.stride[axis], window.padding[2 * axis]
+    last = (out - 1) * stride + window.dilation[axis] * (window.kernel[axis] - 1) - first
+    return max(out * stride, side + max(first, last - side + 1))
+
+
 def _ask_for_room(
     reading: Reading,
     name: str,
     window: Window,
-    kernel: Shape,
     sides: Shape,
     around: Sequence[int],
 ) -> None:
@@ -136,14 +142,13 @@ def _ask_for_room(
     wraps = [any(around[:2]), any(around[2:])]
     images, least = [], []
     for axis, wrap in enumerate(wraps):
-        first, zeros = window.padding[2 * axis], any(window.padding[2 * axis : 2 * axis + 2])
+        zeros = any(window.padding[2 * axis : 2 * axis + 2])
         side = sides[axis] - sum(around[2 * axis : 2 * axis + 2])
         if wrap and zeros:
             raise NotShiftInvariant(f"{name}: pads with zeros what is padded around already")
-        last = (window.out[axis] - 1) * window.stride[axis] + kernel[axis] - 1 - first
-        reach = side if wrap else side + max(first, last - side + 1)
         images.append(side)
-        least.append(max(reach, window.out[axis] * window.stride[axis]))
+        own = side if wrap else least_side(window, axis, side)
+        least.append(max(own, window.out[axis] * window.stride[axis]))
     reading.needs(name, images, wraps)
     reading.needs(name, least, (False, False))
 
