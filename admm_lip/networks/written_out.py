@@ -123,14 +123,16 @@ def found_in(steps: Iterable[Scalar], native: frozenset[str]) -> list[Found]:
         if step.function is None or step.name in covered:
             continue
         for root, expression in known[step.name].items():
-            match = None if root == step.name else _recognised(expression)
+            inner = set(_between(by_name, step.name, root))
+            if len(inner) <= 1 and all(_is_layer(by_name[name], native) for name in inner):
+                continue
+            match = _recognised(expression)
             if match is None:
                 continue
             try:
                 _ = factors(match[2]), factors(match[3])
             except NotWritten:
                 continue
-            inner = set(_between(by_name, step.name, root))
             if not _needed([by_name[name] for name in inner], native, match):
                 continue
             found.append(Found(step.name, root, *match))
@@ -170,12 +172,15 @@ def _between(by_name: Mapping[str, Scalar], name: str, root: str) -> Iterator[st
             yield here
 
 
+def _is_layer(step: Scalar, native: frozenset[str]) -> bool:
+    return step.function in native and len(step.values()) <= 1
+
+
 def _needed(inner: Sequence[Scalar], native: frozenset[str], match: tuple[Any, ...]) -> bool:
     """Whether the steps are no layers one by one, or more of them than the one activation."""
-    joins = any(len(step.values()) > 1 for step in inner)
-    foreign = any(step.function not in native for step in inner)
     _, _, before, after = match
-    return joins or foreign or (len(inner) > 1 and before == after == 1)
+    layers = all(_is_layer(step, native) for step in inner)
+    return not layers or (len(inner) > 1 and before == after == 1)
 
 
 def _recognised(expression: Expression) -> tuple[str, Options, Fraction, Fraction] | None:
