@@ -144,8 +144,9 @@ def certify(
 
     Args:
         model: made of supported layers, read in the mode that it is in (dropout and batch
-            normalisation want ``model.eval()`` first), or a
-            :class:`~admm_lip.networks.network.Network`.
+            normalisation want ``model.eval()`` first), a
+            :class:`~admm_lip.networks.network.Network`, or a fitted perceptron, linear model or
+            pipeline of scikit-learn (``foreign/from_sklearn.py``).
         input_shape: shape of one input without the batch; needed in front of convolutions.
         kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
             which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
@@ -260,8 +261,8 @@ def verify(
     Args:
         certificate: the certificate, of any kind, or the path of its file (a local one ends in
             ``.safetensors``).
-        model: a torch module, a :class:`~admm_lip.networks.network.Network`, or the folder of a
-            run.
+        model: a torch module, a :class:`~admm_lip.networks.network.Network`, a fitted estimator
+            of scikit-learn, or the folder of a run.
 
     Raises:
         CertificateError: for another network, an edited multiplier, a lowered bound, slopes that

@@ -124,6 +124,7 @@ FLOORS = (
     ("evaluation", "predictions"),
     ("research",),
     ("api",),
+    ("sklearn",),
     ("commands",),
     ("cli",),
     ("__main__",),

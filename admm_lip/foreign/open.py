@@ -67,7 +67,10 @@ def open_network(path: str | os.PathLike[str], input_shape: Shape | None = None)
 def network_of(
     model: nn.Module | Network | str | Path, input_shape: Shape | None = None
 ) -> Network:
-    """The network of a torch module, a folder or file, or itself; torch for a module only."""
+    """The network of a torch module, an estimator of scikit-learn, a folder or file, or itself.
+
+    Torch is needed for modules and estimators only.
+    """
     if isinstance(model, Network):
         return model
     if isinstance(model, str | os.PathLike):
@@ -78,10 +81,14 @@ def network_of(
 def _module(model: Any) -> nn.Module:
     from torch import nn
 
+    from .from_sklearn import is_estimator, module_of
+
+    if is_estimator(model):
+        return module_of(model)
     if not isinstance(model, nn.Module):
         raise TypeError(
-            "model: expected a torch.nn.Module, a Network or the path of a run folder, "
-            f"got {type(model).__name__}"
+            "model: expected a torch.nn.Module, a Network, an estimator of scikit-learn or the "
+            f"path of a run folder, got {type(model).__name__}"
         )
     return model
 

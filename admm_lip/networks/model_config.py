@@ -15,7 +15,7 @@ PERCEPTRON_ACTIVATIONS = (
     *("max_min", "group_sort2"),
 )
 CONVNET_ACTIVATIONS = ("relu", "clipped_relu", "max_min", "clipped_max_min")
-_PAIRED = ("max_min", "group_sort2")
+PAIRED = ("max_min", "group_sort2")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ModelConfig:
                 f"got {self.activation!r}"
             )
         odd = [n for n in self.hidden if n % 2]
-        if self.activation in _PAIRED and odd:
+        if self.activation in PAIRED and odd:
             raise ValueError(
                 f"hidden: {self.activation} sorts pairs and needs even widths, got {odd[0]}"
             )
