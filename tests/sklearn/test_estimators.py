@@ -48,7 +48,7 @@ def classifier(iris: tuple[pd.DataFrame, np.ndarray]) -> LipschitzClassifier:
 
 def slopes(module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
     """Spectral norms of the Jacobians."""
-    rows = torch.from_numpy(np.asarray(x, dtype=np.float64))
+    rows = torch.tensor(np.asarray(x, dtype=np.float64))
     jacobians = torch.func.vmap(torch.func.jacrev(module))(rows).detach()
     return torch.linalg.matrix_norm(jacobians, 2).numpy()
 
