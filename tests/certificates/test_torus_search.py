@@ -17,9 +17,10 @@ from torch import nn
 from admm_lip import certify, verify
 from admm_lip.certificates.torus.check import head_matrices
 from admm_lip.certificates.torus.covariance import adjoint
+from admm_lip.certificates.torus.path import Path, Point, lower_bound, slopes_at
 from admm_lip.certificates.torus.problem import Problem
 from admm_lip.certificates.torus.read import torus_chain
-from admm_lip.certificates.torus.search import lower_bound, search
+from admm_lip.certificates.torus.search import search
 from admm_lip.certificates.torus.steps import TorusChain
 from admm_lip.foreign.from_torch import read_module
 from admm_lip.networks.network import Network
@@ -89,7 +90,7 @@ def values_at(problem: Problem, x: Array) -> float:
     return problem.log_det(passing, float(x[-1]))
 
 
-def slopes_at(problem: Problem, x: Array) -> tuple[Array, Array]:
+def plain_slopes(problem: Problem, x: Array) -> tuple[Array, Array]:
     passing = problem.forward(problem.split(x[:-1]))
     assert passing is not None
     found = problem.derivatives(passing, float(x[-1]))
@@ -103,40 +104,76 @@ def test_derivatives_are_those_of_differences(head: bool, switch: int) -> None:
     passing = problem.forward(t)
     assert passing is not None
     x = np.append(np.concatenate(t), 0.5 / problem.squared(passing))
-    gradient, hessian = slopes_at(problem, x)
+    gradient, hessian = plain_slopes(problem, x)
     for k in range(len(x)):
         step = np.zeros_like(x)
         step[k] = 1e-5 * x[k]
         rise = (values_at(problem, x + step) - values_at(problem, x - step)) / 2e-5
         assert rise == pytest.approx(gradient[k], rel=1e-6, abs=1e-6 * np.abs(gradient).max())
-        turn = slopes_at(problem, x + step)[0] / (x + step) - slopes_at(problem, x - step)[0] / (
-            x - step
-        )
+        turn = plain_slopes(problem, x + step)[0] / (x + step)
+        turn -= plain_slopes(problem, x - step)[0] / (x - step)
         assert np.allclose(
             -turn * x / 2e-5, hessian[k], rtol=1e-5, atol=1e-6 * np.abs(hessian).max()
         )
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_weighted_derivatives_are_those_of_differences(head: bool) -> None:
+    """Of ``log det (rho I - P) + eta log det A``, by the multipliers and by rho."""
+    _, problem = problem_of(network_of(head, 1, "zeros"), 2)
+    path = Path(problem, 1e-4)
+    at = path.point
+    slopes = slopes_at(problem, at, path.eta)
+    for k in range(len(slopes.gradient)):
+        step = np.zeros_like(slopes.gradient)
+        step[k] = 1e-5
+        more, less = path._moved(step), path._moved(-step)
+        assert more is not None and less is not None
+        rise = (more.log_det - less.log_det) / 2e-5
+        assert rise == pytest.approx(slopes.gradient[k], rel=1e-6, abs=1e-5)
+        turn = (
+            slopes_at(problem, more, path.eta).gradient / (1.0 + step)
+            - slopes_at(problem, less, path.eta).gradient / (1.0 - step)
+        ) / 2e-5
+        size = np.abs(slopes.hessian).max()
+        assert np.allclose(-turn, slopes.hessian[k], rtol=1e-5, atol=1e-6 * size)
+
+
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6), share=st.floats(0.05, 0.95), head=st.booleans())
+@given(seed=st.integers(0, 10**6), share=st.floats(1.05, 20.0), head=st.booleans())
 def test_no_multipliers_go_below_the_lower_bound_of_any_point(
     seed: int, share: float, head: bool
 ) -> None:
     """Whatever the point of the dual bound, and whatever the multipliers."""
     _, problem = problem_of(network_of(head, seed % 5, "zeros"), 2)
     rng = np.random.default_rng(seed)
-    white = np.concatenate(problem.white())
+    loudest = np.concatenate(problem.loudest())
     best, lower = math.inf, 0.0
     for _ in range(4):
         t = [rng.uniform(0.8, 1.0, len(own)) * own for own in problem.start(alike=False)]
         passing = problem.forward(t)
         assert passing is not None
         squared = problem.squared(passing)
-        s = share / squared
-        found = problem.derivatives(passing, s)
-        lower = max(lower, lower_bound(problem, 0.5 * np.concatenate(t) * white, found, s))
+        slopes = slopes_at(problem, Point(t, share * squared, passing, 0.0), rng.uniform(1e-4, 1.0))
+        lower = max(lower, lower_bound(slopes, t, loudest))
         best = min(best, squared)
     assert 0.0 < lower <= best
+
+
+def test_the_loudest_signals_are_those_of_the_linear_network_halfway() -> None:
+    """What a neuron can be at most, of unit signals at the input, by the unrolled matrices."""
+    network = network_of(head=True)
+    _, problem = problem_of(network, 2)
+    chain = network.chain()
+    matrix, found = np.eye(16), problem.loudest()
+    for k, own in enumerate(found):
+        matrix = chain.weights[k] @ matrix
+        rows = np.linalg.norm(matrix, axis=1) ** 2
+        # Those of a channel share one, and one frequency is as loud as a pixel is, or louder.
+        assert (own >= rows.reshape(len(own), -1).max(axis=1) * (1.0 - 1e-9)).all()
+        slopes = chain.slopes[k]
+        matrix = 0.5 * (slopes.alpha + slopes.beta)[:, None] * matrix
+    assert np.allclose(found[-1], rows)
 
 
 def test_the_lower_bound_is_that_of_signals() -> None:

@@ -24,11 +24,12 @@ from ..chain_bound import Task, prove
 from ..claim_matrices import Matrices
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_product
+from .path import Found
 from .proof import NotProven, covariances, gathered, largest
 from .proven_product import proven_product
 from .read import chains_of, stops
 from .reading import NotShiftInvariant
-from .search import Found, search
+from .search import search
 from .steps import TorusChain
 
 # Neurons of a head up to which its multipliers are sought one by one.
@@ -40,6 +41,8 @@ _TOLERANCES = ((20_000, 1e-4), (math.inf, 1e-2))
 # Neurons beyond which multipliers are sought per channel where nobody says.
 EXACT_NEURONS = 3000
 STRUCTURES = ("auto", "exact", "torus")
+# The share of the time left that a search may take.
+_SEARCH = 0.7
 _LINEAR = (*AFFINE, *RESHAPES, *JOINS)
 # Entries of a head's first matrix, unrolled.
 _HEAD_ENTRIES = 2**25
@@ -82,7 +85,7 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
             break
         head = None if chain.head is None else head_matrices(chain.head)
         if found is None or _is_tiny(head):
-            found = search(chain, head, deadline, max(config.tol, _tolerance(network)))
+            found = search(chain, head, _shared(deadline), max(config.tol, _tolerance(network)))
         else:
             # The head's own solver finds the rest, for the multipliers that are known.
             found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
@@ -96,6 +99,12 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
     if best is None:
         raise CertificateError(f"structure: no bound could be proven on a torus: {reason}")
     return best
+
+
+def _shared(deadline: Deadline) -> Deadline:
+    """For a search: the proof, and the solver of a head, need the rest."""
+    left = deadline.limit()
+    return Deadline(None if left is None else _SEARCH * left)
 
 
 def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[OnTorus | None, str]:

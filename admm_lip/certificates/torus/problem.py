@@ -16,6 +16,7 @@ from .barrier import Backward, Forward, activated, backward, forward, real_produ
 from .covariance import adjoint
 from .stages import Activation, Stage, aliases_of, head_stages, parts_of, ports, torus_stages
 from .steps import TorusChain, half_of
+from .sums import Derivatives, Sums
 
 # Complex numbers in the largest arrays of one part of the frequencies.
 _ENTRIES = 2**21
@@ -40,21 +41,6 @@ class Passing:
     head: Forward | None
     ends: list[Any]
     log_det: float
-
-
-@dataclass(frozen=True, eq=False)
-class Derivatives:
-    """Of ``log det F`` by relative changes of the multipliers and of s.
-
-    Attributes:
-        gradient: of the multipliers.
-        power: ``s E |y|^2``, minus the derivative by s.
-        hessian: minus the second derivatives, s last.
-    """
-
-    gradient: Array
-    power: float
-    hessian: Array
 
 
 # From the place of an activation, P in front of it, weights, and itself, to P behind it.
@@ -180,12 +166,13 @@ class Problem:
         self.walk(through)
         return found
 
-    def white(self) -> list[Array]:
-        """``E z_i^2`` of white noise at the input, every activation halfway between its slopes."""
+    def loudest(self) -> list[Array]:
+        """``E z_i^2`` of the unit signal that is loudest at i, activations halfway."""
         found: list[Array] = []
 
         def through(k: int, p: list[Any], weights: list[Array], act: Activation) -> list[Any]:
-            found.append(_powers([one[:, :, act.rows[:, None], act.rows] for one in p], weights))
+            each = (np.einsum("faii->fai", one[:, :, act.rows[:, None], act.rows]) for one in p)
+            found.append(np.max([one.real.max(axis=(0, 1)) for one in each], axis=0))
             slope = act.least.copy()
             slope[act.rows] += act.span / 2.0
             return [slope[:, None] * one * slope for one in p]
@@ -222,6 +209,17 @@ class Problem:
         """``L^2`` that the multipliers prove."""
         return max(float(np.linalg.eigvalsh(p).max()) for p in passing.ends)
 
+    def outputs(self, passing: Passing) -> float:
+        """How many rows P has at the output, all frequencies together."""
+        return float(sum(w.sum() * p.shape[-1] for w, p in self._at_end(passing)))
+
+    def loudness(self, passing: Passing) -> float:
+        """The trace of P at the output."""
+        return sum(float(w @ np.einsum("fii->f", p).real) for w, p in self._at_end(passing))
+
+    def _at_end(self, passing: Passing) -> list[tuple[Array, Any]]:
+        return list(zip(self._weights(), passing.ends, strict=True))
+
     def _weights(self) -> list[Array]:
         """Of the outputs."""
         return [p.weights for p in self.parts] if self.head is None else [np.ones(1)]
@@ -247,7 +245,7 @@ class Problem:
         return self._headed(passing, s)
 
     def _headless(self, passing: Passing, s: float) -> Derivatives:
-        sums = _Sums(self.sizes)
+        sums = Sums(self.sizes)
         for part, one in zip(self.parts, passing.parts, strict=True):
             lam, n_y, output = _at_output(one.p[:, 0], s)
             eye = np.broadcast_to(
@@ -263,7 +261,7 @@ class Problem:
 
     def _headed(self, passing: Passing, s: float) -> Derivatives:
         assert passing.head is not None
-        sums, one = _Sums(self.sizes), np.ones(1)
+        sums, one = Sums(self.sizes), np.ones(1)
         lam, n_y, output = _at_output(passing.head.p[:, 0], s)
         sums.add_output(one, output)
         head = backward(passing.head, one, lam[:, None], np.eye(lam.shape[-1])[None, None].copy())
@@ -287,7 +285,7 @@ class Problem:
         sums.meet(meets)
         return sums.found()
 
-    def _join(self, sums: _Sums, back: Backward, head: Backward, y: Array) -> None:
+    def _join(self, sums: Sums, back: Backward, head: Backward, y: Array) -> None:
         """Signals of the torus with those of the head and with the output."""
         n_v, n_u = head.v[0, 0], head.u[0, 0]
         for k, (v, u) in enumerate(back.rows):
@@ -316,7 +314,7 @@ def _root(inner: Array) -> Array:
     return np.asarray(vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0)))
 
 
-def _apart(sums: _Sums, back: Backward, pairs: Sequence[tuple[Any, Any]]) -> None:
+def _apart(sums: Sums, back: Backward, pairs: Sequence[tuple[Any, Any]]) -> None:
     """What signals of one frequency have in common by the head is counted with all pairs."""
     f, count = len(back.weights), range(len(pairs))
     flat = [tuple(x.reshape(f, -1, x.shape[-1]) for x in pair) for pair in pairs]
@@ -343,51 +341,3 @@ def _powers(p: Sequence[Any], weights: Sequence[Array]) -> Array:
     """Diagonals, summed over frequencies and aliases."""
     each = (np.einsum("f,faii->i", w, one).real for w, one in zip(weights, p, strict=True))
     return np.asarray(sum(each))
-
-
-class _Sums:
-    """Derivatives as they add up over parts of the frequencies."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.ends = np.cumsum([0, *sizes])
-        n = int(self.ends[-1])
-        self.gradient, self.hessian, self.power = np.zeros(n), np.zeros((n + 1, n + 1)), 0.0
-
-    def _of(self, k: int) -> slice:
-        return slice(self.ends[k], self.ends[k + 1])
-
-    def add(self, back: Backward, first: int) -> None:
-        """What one part gives."""
-        for k, (slope, row) in enumerate(zip(back.gradient, back.hessian, strict=True)):
-            self.gradient[self._of(first + k)] += slope
-            for j, block in enumerate(row):
-                self.block(first + k, first + k + j, block)
-
-    def block(self, k: int, j: int, block: Array) -> None:
-        """A block on or above the diagonal."""
-        self.hessian[self._of(k), self._of(j)] += block
-
-    def beside(self, k: int, first: int, block: Array) -> None:
-        """A block with all multipliers from an activation on."""
-        self.hessian[self._of(k), self.ends[first] : -1] += block
-
-    def cross(self, k: int, column: Array) -> None:
-        """With s."""
-        self.hessian[self._of(k), -1] += column
-
-    def add_output(self, weights: Array, output: Any) -> None:
-        """Of s itself."""
-        self.power += float(weights @ np.einsum("fii->f", output).real)
-        self.hessian[-1, -1] += float(weights @ (np.abs(output) ** 2).sum(axis=(1, 2)))
-
-    def meet(self, products: Sequence[Any]) -> None:
-        """All pairs of signals of the torus by the head."""
-        both = [(b + b.swapaxes(1, 2)).reshape(len(b), -1) for b in products]
-        for k, own in enumerate(both):
-            for j in range(k, len(both)):
-                self.block(k, j, own @ both[j].T)
-
-    def found(self) -> Derivatives:
-        """With the blocks below the diagonal."""
-        upper = np.triu(self.hessian)
-        return Derivatives(self.gradient, self.power, upper + np.triu(upper, 1).T)
