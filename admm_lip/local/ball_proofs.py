@@ -13,109 +13,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..networks.network import Network
-from .backward_lines import BackwardLines, center_values
-from .config import BY_NAME, LocalConfig
-from .curved_layers import CurvedNet, curved_layers
+from .backward_lines import center_values
+from .config import BY_NAME
 from .curves import Range
-from .forward_bounds import Arithmetic, Forward, by_rows, forward
-from .global_bounds import GlobalBounds
-from .input_region import Region, chunks, unit_ball
-from .layers import is_monotone, stored_layers
 from .lipschitz_levels import GLOBAL, MASKED, NONE, PRODUCT, Found, Wanted, local_lips, nothing
 from .norm_margins import NormBounds, NormMargins
-from .quadratic_pass import SPARE, QuadraticPass, bends_of
+from .quadratic_proof import SPARE, Witness
+from .quadratic_search import searched
 from .result import kept
+from .seen import Seen
+from .tasks import Task
 
-# Samples bounded together; a batch also has at most this many entries in its largest tensor.
-_SAMPLES = 256
-_ENTRIES = 2**22
 # A target that every bound exceeds by far.
 _UNASKED = 1e-300
 # Claims are this much below what was found: a check sums in another order.
 _SPARE = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A network for all samples: its layers in the form that each way takes, made when asked for.
-
-    Attributes:
-        network: the network.
-        config: norm, box and level.
-        input_scale: of every feature, or ``None``.
-    """
-
-    network: Network
-    config: LocalConfig
-    input_scale: tuple[float, ...] | None
-
-    @cached_property
-    def curved(self) -> CurvedNet:
-        """For the way by lines."""
-        layers, given = curved_layers(self.network), self.input_scale
-        scale = None if given is None else torch.tensor(given, dtype=torch.float64)
-        return CurvedNet(layers, unit_ball(layers[0], self.config.norm, scale))
-
-    @cached_property
-    def norms(self) -> NormMargins:
-        """For the way by norms."""
-        read = stored_layers if is_monotone(self.network) else curved_layers
-        return NormMargins(read(self.network), self.config.box)
-
-    @property
-    def widths(self) -> list[int]:
-        """Greatest number of entries between two layers, of each layer."""
-        net = self.curved.layers if self.config.by_lines else self.norms.layers
-        return [layer.operator.size_out for layer in net]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A network and samples, checked; everything is float64 on the CPU.
-
-    Attributes:
-        prepared: the network.
-        functionals: ``(batch, m, p, n_out)``.
-        items: which of them are asked for, ``(batch, m)``.
-        known: bounds and multipliers for all inputs, or ``None``.
-    """
-
-    prepared: Prepared
-    points: Tensor
-    labels: Tensor | None
-    functionals: Tensor
-    items: Tensor
-    known: GlobalBounds | None
-
-    @property
-    def config(self) -> LocalConfig:
-        """Norm, box and level."""
-        return self.prepared.config
-
-    def part(self, rows: Tensor) -> Task:
-        """The task of some of the samples."""
-        return replace(
-            self,
-            points=self.points[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            functionals=self.functionals[rows],
-            items=self.items[rows],
-        )
-
-    def batches(self) -> list[Tensor]:
-        """Rows to be handled together."""
-        if not self.config.by_lines:
-            most = max(*self.prepared.widths, self.points.shape[1])
-            return chunks(torch.arange(len(self.points)), min(_SAMPLES, 4 * _ENTRIES // most))
-        widths = self.prepared.widths
-        entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
-        return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // entries))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +44,7 @@ class Outcome:
         center: lower bounds at the samples themselves.
         varying: share of hidden units that can move, ``(batch,)``; NaN where not computed.
         ratio: hidden layers' factor over that of their own norms, ``(batch,)``; NaN likewise.
+        witness: of the margins that a search has found, where one was begun.
     """
 
     found: Found
@@ -135,6 +52,7 @@ class Outcome:
     center: Tensor
     varying: Tensor
     ratio: Tensor
+    witness: Witness | None = None
 
 
 def prove(
@@ -171,12 +89,13 @@ def prove(
 def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: float) -> Outcome:
     net, centred = task.prepared.curved, task.labels is not None
     seen = Seen.of(task, radii)
-    slopes = seen.slopes(centred)
+    slopes, witness = seen.slopes(centred), None
     if centred:
         center, margin = _claims(task, seen)
         if task.config.quadratic:
             open_ = task.items & (margin <= 0.0) & (center > 0.0)
-            margin = torch.maximum(margin, seen.quadratic(task.functionals[:, :, 0], open_, SPARE))
+            steps = task.config.steps if task.config.tuned and not cheaply else 0
+            margin, witness = _quadratic(seen, task.functionals[:, :, 0], open_, margin, steps)
         margin, radius = torch.where(seen.everywhere, -math.inf, margin), seen.lines.region.radius
         asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
         goal = center / radius[:, None] * (1.0 - 1e-8)
@@ -191,71 +110,24 @@ def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: 
         wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
         found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
     nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    return Outcome(_finite(found, slopes), margin, center, nan, nan)
+    return Outcome(_finite(found, slopes), margin, center, nan, nan, witness)
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """The way by lines: what is known of all hidden layers on a batch's balls.
-
-    Attributes:
-        lines: the lines, and the balls; those that are the whole space are bounded at their
-            samples alone, as nothing but a bound for all inputs holds there.
-        forward: the pass forward.
-        everywhere: which balls are the whole space, ``(batch, 1)``.
-    """
-
-    lines: BackwardLines
-    forward: Forward
-    everywhere: Tensor
-
-    @staticmethod
-    def of(task: Task, radii: Tensor) -> Seen:
-        """Of a batch at the given radii."""
-        net, everywhere = task.prepared.curved, torch.isposinf(radii)
-        radii = torch.where(everywhere, 0.0, radii)
-        lines = BackwardLines(net.layers, Region(net.ball, task.points, radii, task.config.box))
-        norms = by_rows(net.layers, (net.ball.rows, net.ball.reach))
-        arithmetic = Arithmetic(rounding=True)
-        found = forward(net.layers, task.points, lines.ball, norms, arithmetic, lines.range)
-        return Seen(lines, found, everywhere[:, None])
-
-    def slopes(self, centred: bool) -> list[Range]:
-        """Of every hidden layer, from the sample to its ball or between any points of it."""
-        curves = [layer.response.curve for layer in self.forward.layers]
-        return [c.anchored if centred else c.slopes for c in curves if c is not None]
-
-    def center(self, rows: Tensor, doubt: float = 1.0) -> Tensor:
-        """Lower bounds of functionals at the samples."""
-        return center_values(self.lines.layers[-1], self.forward, rows, doubt)
-
-    def margin(self, rows: Tensor) -> Tensor:
-        """Lower bounds of functionals on the balls."""
-        return self.lines.functionals(self.forward, rows)
-
-    def quadratic(self, rows: Tensor, asked: Tensor, spare: float = 0.0) -> Tensor:
-        """The same by quadratic bounds where asked, ``-inf`` elsewhere and where there are none.
-
-        Args:
-            rows: ``(batch, m, n_out)``.
-            asked: ``(batch, m)``.
-            spare: share of what the bound gave away that it is lowered by.
-        """
-        region, found = self.lines.region, torch.full(asked.shape, -math.inf, dtype=torch.float64)
-        some = (asked.any(dim=1) & (region.radius > 0.0)).nonzero()[:, 0]
-        bends = bends_of(self.lines.layers) if len(some) and self.forward.layers else None
-        if bends is None:
-            return found
-        lines = replace(self.lines, region=region.select(some))
-        known = [layer.select(some) for layer in self.forward.layers]
-        # No more functionals of a sample than the most that any one asks for.
-        most = int(asked[some].sum(dim=1).max())
-        chosen = asked[some].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        each = torch.arange(len(some))[:, None]
-        bound, spent = QuadraticPass.of(lines, known, bends).functionals(rows[some][each, chosen])
-        bound = bound - spare * (spent + bound.abs())
-        found[some[:, None], chosen] = torch.where(torch.isfinite(bound), bound, -math.inf)
-        return torch.where(asked, found, -math.inf)
+def _quadratic(
+    seen: Seen, rows: Tensor, open_: Tensor, margin: Tensor, steps: int
+) -> tuple[Tensor, Witness | None]:
+    """Margins raised where they are open: in closed form, then by a search."""
+    passing = seen.open_pass(open_.any(dim=1))
+    if passing is None:
+        return margin, None
+    margin = torch.maximum(margin, passing.closed(rows, open_, SPARE))
+    open_ = open_ & (margin <= 0.0) & ~seen.everywhere
+    if not steps or not bool(open_.any()):
+        return margin, None
+    witness, found = searched(passing, rows, open_, steps)
+    better = found > margin[open_]
+    margin[open_] = torch.maximum(found, margin[open_])
+    return margin, witness.select(better)
 
 
 def _on_balls(found: Found, everywhere: Tensor) -> Found:

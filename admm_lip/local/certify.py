@@ -19,19 +19,18 @@ from tqdm import tqdm
 
 from ..certificates.certificate import AnyCertificate
 from ..certificates.claim_matrices import scales_of, units_given
-from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.radii import labels_of, points_of
-from ..certificates.verify import check_belongs
 from ..data.arrays import as_numbers
-from ..errors import CertificateError
 from ..foreign.open import network_of
 from ..networks.network import Network
-from .ball_proofs import Outcome, Prepared, Task, prove
+from .ball_proofs import Outcome, prove
 from .config import LocalConfig as LocalConfig
 from .config import check_inside
 from .global_bounds import global_bounds
 from .input_region import Box
+from .quadratic_proof import joined
 from .result import LocalCertificate
+from .tasks import Task, check_measure, functionals_for, prepared_of, size_out
 
 
 def certify_local(
@@ -99,6 +98,7 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
     """One certificate of all batches."""
     empty = torch.zeros(0, task.items.shape[1], dtype=torch.float64)
     hidden = sum(task.prepared.widths[:-1]) if task.config.by_lines else 0
+    witness = joined([(o.witness, o.margin) for o in outcomes])
     found, box, prepared = [o.found for o in outcomes], task.config.box, task.prepared
     return LocalCertificate(
         digest=prepared.network.digest(),
@@ -112,6 +112,9 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
         roots=torch.cat([f.roots for f in found] or [empty[:, :, None].expand(-1, -1, hidden)]),
         margin=torch.cat([o.margin for o in outcomes] or [empty]),
         center=torch.cat([o.center for o in outcomes] or [empty]),
+        tuned=None if witness is None else witness.items,
+        slopes=None if witness is None else witness.slopes,
+        curvatures=None if witness is None else witness.curvatures,
         varying=None if task.config.by_lines else _joined([o.varying for o in outcomes]),
         ratio=None if task.config.by_lines else _joined([o.ratio for o in outcomes]),
         norm=task.config.norm,
@@ -155,60 +158,6 @@ def task_of(
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-
-
-def size_out(network: Network) -> int:
-    """Number of outputs."""
-    return math.prod(network.shapes()[network.output])
-
-
-def prepared_of(network: Network, config: LocalConfig, scale: tuple[float, ...] | None) -> Prepared:
-    """The network for the way that the level says.
-
-    Raises:
-        CertificateError: where that way cannot measure distances so.
-    """
-    if not config.by_lines and (config.norm != "l2" or scale is not None):
-        raise CertificateError(
-            f"level: {config.level} measures l2 in the units of the model's input; expected level "
-            f"norms or a dearer one for norm {config.norm!r} or an input_scale"
-        )
-    return Prepared(network, config, scale)
-
-
-def check_measure(
-    certificate: AnyCertificate, network: Network, norm: str, scale: tuple[float, ...] | None
-) -> None:
-    """Raise :class:`CertificateError` unless the certificate measures distances in the same way."""
-    check_belongs(certificate, network)
-    mine, theirs = (RAW_UNITS if s is not None else MODEL_UNITS for s in (scale, certificate.units))
-    if certificate.norm != norm or certificate.input_scale != scale:
-        raise CertificateError(
-            f"norm / units: expected a certificate of {norm} in units of the {mine}, as the local "
-            f"bounds' config has it, got {certificate.norm} in those of the {theirs}; give "
-            "LocalConfig the certificate's norm and input_scale"
-        )
-    if certificate.units is not None and certificate.units.scales_outputs:
-        raise CertificateError(
-            "units: local bounds measure outputs as the model gives them; expected a certificate "
-            "with output_scale 1"
-        )
-
-
-def functionals_for(labels: Tensor | None, count: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """The functionals of each sample, ``(batch, m, p, n_out)``, and which are asked for.
-
-    Without labels: all outputs together.  With labels: ``f_y - f_j`` for every j, of which y itself
-    is not asked for; of one output: plus or minus that.
-    """
-    eye = torch.eye(outputs, dtype=torch.float64)
-    if labels is None:
-        return eye.expand(count, 1, -1, -1), torch.ones(count, 1, dtype=torch.bool)
-    if outputs == 1:
-        signs = labels.to(torch.float64)[:, None, None, None]
-        return signs, torch.ones(count, 1, dtype=torch.bool)
-    rows = eye[labels][:, None] - eye
-    return rows[:, :, None], torch.arange(outputs) != labels[:, None]
 
 
 def check_points(points: Tensor, box: Box | None) -> None:

@@ -15,8 +15,6 @@ from ..errors import CertificateError
 from ..networks.lowering import is_activation
 from ..networks.network import Network
 from .backward_lines import center_values
-from .ball_proofs import Seen, Task
-from .certify import check_measure, functionals_for, prepared_of, size_out
 from .config import LocalConfig
 from .global_bounds import global_bounds
 from .input_region import chunks
@@ -30,8 +28,11 @@ from .lipschitz_levels import (
     gathered,
     norm_products,
 )
+from .quadratic_proof import Witness
 from .reduced_inequality import proves, reduce, with_outputs
 from .result import LocalCertificate
+from .seen import Seen
+from .tasks import Task, check_measure, functionals_for, prepared_of, size_out
 
 _GROUP = 32
 
@@ -151,9 +152,7 @@ def _by_lines(task: Task, found: LocalCertificate, rows: Tensor) -> _Proven:
     if centred:
         flat = task.functionals[:, :, 0]
         center, margin = seen.center(flat), seen.margin(flat)
-        higher = found.margin[rows] > margin
-        if bool(higher.any()):
-            margin = torch.maximum(margin, seen.quadratic(flat, higher))
+        margin = _quadratic(seen, flat, margin, found, rows)
     held = torch.zeros_like(lip, dtype=torch.bool)
     if bool((level == NORMS).any()):
         held |= (level == NORMS) & (norm_products(net, slopes, task.functionals) <= lip)
@@ -165,6 +164,25 @@ def _by_lines(task: Task, found: LocalCertificate, rows: Tensor) -> _Proven:
         roots = gathered(net, reduced, local, found.roots[rows][local, functional])
         held[local, functional] = proves(gain, roots, lip[local, functional])
     return held, center, margin
+
+
+def _quadratic(
+    seen: Seen, flat: Tensor, margin: Tensor, found: LocalCertificate, rows: Tensor
+) -> Tensor:
+    """Margins raised to what quadratic bounds prove of the claims above them."""
+    claims = found.margin[rows]
+    higher = claims > margin
+    passing = seen.open_pass(higher.any(dim=1))
+    if passing is None:
+        return margin
+    tuned = torch.zeros_like(higher)
+    if found.tuned is not None and found.slopes is not None and found.curvatures is not None:
+        witness = Witness(found.tuned, found.slopes, found.curvatures).part(rows)
+        tuned = witness.items & higher & (seen.lines.region.radius > 0.0)[:, None]
+        witness = witness.select(tuned[witness.items])
+        margin[tuned] = torch.maximum(margin[tuned], passing.proven(flat, witness, claims[tuned]))
+    higher &= ~tuned
+    return torch.maximum(margin, passing.closed(flat, higher)) if bool(higher.any()) else margin
 
 
 def _demand(name: str, good: Tensor, rows: Tensor) -> None:

@@ -12,10 +12,11 @@ from ..lipschitz import NORMS
 # How a bound was found, as files number it.
 LEVELS = ("none", "global", "norms", "closed", "implied", "optimised", "product", "masked")
 # What may be asked for, from cheap to dear; the first two pass no lines back to the input.
-ASKED = ("product", "masked", "norms", "quadratic", "closed", "implied", "optimised")
+ASKED = ("product", "masked", "norms", "quadratic", "tuned", "closed", "implied", "optimised")
+_QUADRATIC = ("quadratic", "tuned")
 # The dearest means of a Lipschitz bound at each; quadratic bounds are of margins.
 BY_NAME: Mapping[str, int] = {
-    name: LEVELS.index("norms" if name == "quadratic" else name) for name in ASKED
+    name: LEVELS.index("norms" if name in _QUADRATIC else name) for name in ASKED
 }
 
 
@@ -25,11 +26,12 @@ class LocalConfig:
 
     Args:
         level: the dearest means allowed, from cheap to dear ``product``, ``masked``, ``norms``,
-            ``quadratic``, ``closed``, ``implied`` or ``optimised``.  The first two (the layers' own
-            norms, and those of what can move on the ball, with intervals) cost a few passes a
-            batch; the others also take linear bounds of every neuron back to the input.  From
-            ``quadratic`` on, classes that these leave open get a quadratic bound, where the
-            activations are ReLU, LeakyReLU, PReLU, MaxMin or GroupSort2.
+            ``quadratic``, ``tuned``, ``closed``, ``implied`` or ``optimised``.  The first two (the
+            layers' own norms, and those of what can move on the ball, with intervals) cost a few
+            passes a batch; the others also take linear bounds of every neuron back to the input.
+            From ``quadratic`` on, classes that these leave open get a quadratic bound, where the
+            activations are ReLU, LeakyReLU, PReLU, MaxMin or GroupSort2; from ``tuned`` on, its
+            slopes and curvatures are searched for where the closed form is not enough.
         decide: with labels, for ``product`` and ``masked``: leave a sample where the cheaper of
             the two proves its class, or an estimate says that the dearer cannot.
         seconds: per sample, after which nothing dearer is begun; ``None``: no limit.
@@ -40,6 +42,7 @@ class LocalConfig:
         norm: of the balls: ``"l2"`` or ``"linf"``.
         input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
             scale of each feature (or one number); radii are then in raw units.
+        steps: of the search that ``tuned`` names, for each class that is open.
 
     Raises:
         ValueError: naming the field.
@@ -53,6 +56,7 @@ class LocalConfig:
     norm: str = "l2"
     input_scale: Any = None
     decide: bool = False
+    steps: int = 30
 
     @property
     def by_lines(self) -> bool:
@@ -64,6 +68,11 @@ class LocalConfig:
         """Whether quadratic bounds are taken back to the input."""
         return self.by_lines and self.level != "norms"
 
+    @property
+    def tuned(self) -> bool:
+        """Whether their slopes and curvatures are searched for."""
+        return self.quadratic and self.level != "quadratic" and self.steps > 0
+
     def __post_init__(self) -> None:
         if self.level not in BY_NAME:
             raise ValueError(f"level: expected one of {', '.join(BY_NAME)}, got {self.level!r}")
@@ -71,6 +80,8 @@ class LocalConfig:
             raise ValueError(f"seconds: expected a finite number >= 0, got {self.seconds!r}")
         if self.box is not None:
             check_box("box", self.box)
+        if self.steps < 0:
+            raise ValueError(f"steps: expected a number >= 0, got {self.steps!r}")
         if self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1, got {self.rounds!r}")
         if self.norm not in NORMS:

@@ -266,6 +266,15 @@ def _cut_support(region: Region, v: Tensor, room: Tensor) -> Tensor:
     for the c at which the clipped step ``min(c |v_i|, s_i)`` has length r.
     """
     radius, size = region.radius[:, None, None], v.abs()
+    pace = _pace(radius, size.detach(), room)
+    share = torch.minimum(size, room / (pace + TINY))
+    outer = ((size - share) * room).sum(-1)
+    most: Tensor = region.radius[:, None] * lengths(share) + outer
+    return most
+
+
+def _pace(radius: Tensor, size: Tensor, room: Tensor) -> Tensor:
+    """About the c at which ``min(c |v_i|, s_i)`` has length r."""
     pace = radius / lengths(size)[..., None]
     for _ in range(_ROUNDS):
         clipped = pace * size > room
@@ -274,7 +283,4 @@ def _cut_support(region: Region, v: Tensor, room: Tensor) -> Tensor:
         free = torch.where(clipped, 0.0, size)
         some = (free > 0.0).any(dim=-1, keepdim=True)
         pace = torch.where(some, left / lengths(free)[..., None], pace)
-    share = torch.minimum(size, room / (pace + TINY))
-    outer = ((size - share) * room).sum(-1)
-    most: Tensor = region.radius[:, None] * lengths(share) + outer
-    return most
+    return pace

@@ -67,9 +67,11 @@ class Layer:
 
     def rows_back(self, rows: Tensor, *, absolute: bool = False) -> Tensor:
         """``a W``, or ``a |W|``, of rows ``(batch, m, n_out)``: ``(batch, m, n_in)``."""
-        transposed = self.operator.transposed(
-            rows.reshape(-1, *self.operator.shape_out), torch.abs if absolute else as_they_are
-        )
+        shaped = rows.reshape(-1, *self.operator.shape_out)
+        if rows.requires_grad and not absolute:
+            transposed = self.operator.differentiable_adjoint(shaped)
+        else:
+            transposed = self.operator.transposed(shaped, torch.abs if absolute else as_they_are)
         return transposed.reshape(*rows.shape[:-1], self.operator.size_in)
 
     def columns_through(self, columns: Tensor) -> Tensor:

@@ -59,6 +59,20 @@ class _Product(torch.autograd.Function):
         )
 
 
+class _Transposed(torch.autograd.Function):
+    """``W' u``, of a weight that is not in training."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, operator: Operator) -> Tensor:
+        ctx.operator = operator
+        return operator.adjoint(u)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.operator.forward(grads[0]), None
+
+
 def as_they_are(entries: Tensor) -> Tensor:
     """The entries themselves."""
     return entries
@@ -149,6 +163,11 @@ class Operator(ABC):
     def adjoint(self, u: Tensor) -> Tensor:
         """``W' u``."""
         return self.transposed(u, as_they_are)
+
+    def differentiable_adjoint(self, u: Tensor) -> Tensor:
+        """``W' u``, differentiable in u by the operator's own product."""
+        adjoint: Tensor = _Transposed.apply(u, self)  # type: ignore[no-untyped-call]
+        return adjoint
 
     def absolute(self, x: Tensor) -> Tensor:
         """``|W| x``."""

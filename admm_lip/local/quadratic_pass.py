@@ -34,8 +34,8 @@ minimum is rounded to second order only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,8 +54,6 @@ _STEEPNESS = 8.0
 _SPLIT = 2.0**-26
 # Roundings of the terms of a parabola.
 _TERMS = 32.0 * U
-# What a check that sums in another order, or whose norms were proven with another excess, may miss.
-SPARE = 1e-5
 
 
 def bends_of(layers: Sequence[Layer]) -> list[Tensor] | None:
@@ -88,6 +86,7 @@ class _Hidden:
         out: a^.
         off: bound on ``|W a^ + b - z^|``, and
         out_off: on what the outputs at the sample differ from a^.
+        doubts: what a row over z loses on its way through W; ``None`` for the first layer.
         steepest: slopes on the interval, 0 for constant units.
         kinked: 1 where the interval holds a kink.
         slope: g over c.
@@ -101,11 +100,30 @@ class _Hidden:
     out: Tensor
     off: Tensor
     out_off: Tensor
+    doubts: Tensor | None
     steepest: Tensor
     kinked: Tensor
     slope: Tensor
     growths: tuple[Tensor, Tensor]
     reach: Tensor
+
+    def select(self, rows: Tensor) -> _Hidden:
+        """That of some of the samples."""
+        each = ("at", "out", "off", "out_off", "steepest", "kinked", "slope", "reach")
+        return replace(
+            self,
+            known=self.known.select(rows),
+            doubts=None if self.doubts is None else self.doubts[rows],
+            growths=(self.growths[0][rows], self.growths[1][rows]),
+            **{name: getattr(self, name)[rows] for name in each},
+        )
+
+
+# From a layer's number, rows c over its outputs ``(batch, m, n)`` and m ``(batch, m)`` to slopes
+# (g over c) and D, which broadcast against c.
+Choice = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# From a layer's number and D to a bound of ``||D^1/2 W C||^2``, ``(batch, m)``.
+Growth = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,40 +143,43 @@ class QuadraticPass:
             hidden.append(_hidden(lines, hidden, layer, below))
         return QuadraticPass(lines, hidden)
 
-    def functionals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def widths(self) -> list[int]:
+        """Neurons of each hidden layer."""
+        return [h.at.shape[1] for h in self.hidden]
+
+    def select(self, rows: Tensor) -> QuadraticPass:
+        """That of some of the samples, which may repeat."""
+        lines = replace(self.lines, region=self.lines.region.select(rows))
+        return QuadraticPass(lines, [h.select(rows) for h in self.hidden])
+
+    def bound(self, rows: Tensor, choose: Choice, growth: Growth) -> tuple[Tensor, Tensor]:
         """Lower bounds of ``rows f`` on the regions, and what they gave away, ``(batch, m)``.
+
+        Differentiable in what is chosen; proven if ``growth`` is.
 
         Args:
             rows: ``(batch, m, n_out)``: functionals of the outputs, with entries 0 and +-1.
+            choose: slopes and D of each layer, the last first.
+            growth: of each layer.
         """
-        found = [self._with_share(rows, share) for share in _SHARES]
-        best, spent = found[0]
-        for bound, given in found[1:]:
-            better = bound > best
-            best, spent = torch.where(better, bound, best), torch.where(better, given, spent)
-        return best, spent
-
-    def _with_share(self, rows: Tensor, share: float) -> tuple[Tensor, Tensor]:
         layers, known = self.lines.layers, [h.known for h in self.hidden]
         c, value, lost = behind_last(layers[-1], known, rows)
         m, spent = torch.zeros_like(value), torch.zeros_like(value)
         for k in range(len(known) - 1, -1, -1):
             here = self.hidden[k]
-            t = share * lengths(c) / (here.reach[:, None] + TINY)
-            g = c * here.slope[:, None]
-            d = m[..., None] * here.steepest.square()[:, None] + t[..., None] * here.kinked[:, None]
+            slope, d = choose(k, c, m)
+            g = c * slope
             gain, doubt = _parabolas(here, c, m[..., None], g, d)
             bent = (d * here.off.square()[:, None]).sum(-1) * (1.0 + 1.0 / _SPLIT)
             value = value + gain.sum(-1)
             lost = lost + doubt.sum(-1) + gamma(gain.shape[-1]) * gain.abs().sum(-1)
             lost = lost + 0.5 * SLACK * bent + 4.0 * U * value.abs() + TINY
             spent = spent + gain.abs().sum(-1)
-            m = SLACK * (1.0 + _SPLIT) * _grown(here, m, t)
-            if k > 0:
-                doubts = doubt_back(layers[k], here.known, known[k - 1])
-                lost = (
-                    lost + times(g.abs(), doubts) + TINY * known[k - 1].reach.sum(1, keepdim=True)
-                )
+            m = SLACK * (1.0 + _SPLIT) * growth(k, d)
+            if here.doubts is not None:
+                reach = known[k - 1].reach.sum(1, keepdim=True)
+                lost = lost + times(g.abs(), here.doubts) + TINY * reach
                 if (bias := layers[k].bias) is not None:
                     value = value + g @ bias
                     lost = lost + 4.0 * U * value.abs()
@@ -168,19 +189,53 @@ class QuadraticPass:
         bound = self.lines.on_region(known[0], g, value, lost + ball)
         return bound, spent + ball
 
+    def functionals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at the best of some shares."""
+        found = [self.bound(rows, self._by_share(share), self.shared_growth) for share in _SHARES]
+        best, spent = found[0]
+        for bound, given in found[1:]:
+            better = bound > best
+            best, spent = torch.where(better, bound, best), torch.where(better, given, spent)
+        return best, spent
+
+    def _by_share(self, share: float) -> Choice:
+        def choose(k: int, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+            here = self.hidden[k]
+            t = share * lengths(c) / (here.reach[:, None] + TINY)
+            d = m[..., None] * here.steepest.square()[:, None] + t[..., None] * here.kinked[:, None]
+            return here.slope[:, None], d
+
+        return choose
+
+    def shared_growth(self, k: int, d: Tensor) -> Tensor:
+        """By the norms that serve all: ``D <= m S^2 + t U`` with the least m, then the least t."""
+        here = self.hidden[k]
+        squares, kinked = here.steepest.square()[:, None], here.kinked[:, None] > 0.0
+        ratio = d / torch.where(d > 0.0, squares, 1.0)
+        m = torch.where(kinked, 0.0, ratio).amax(dim=-1) * (1.0 + 4.0 * U)
+        above = torch.where(kinked, d - m[..., None] * squares, 0.0)
+        t = above.amax(dim=-1).clamp(min=0.0) + 4.0 * U * d.amax(dim=-1)
+        steepest, bending = (growth[:, None] for growth in here.growths)
+        return upper_product(m, steepest) + upper_product(t, bending)
+
+    def own_growth(self, k: int, d: Tensor) -> Tensor:
+        """By a norm proven for every D, ``(batch, 1, n)``."""
+        layer, columns = _behind(self.lines, self.hidden[:k])
+        norm = scaled_norm(layer, d[:, 0].sqrt() * (1.0 + 4.0 * U), columns)
+        return upper_product(norm, norm)[:, None]
+
 
 def _hidden(
     lines: BackwardLines, before: list[_Hidden], known: LayerBounds, below: Tensor
 ) -> _Hidden:
-    k = len(before)
-    layer = lines.layers[k] if before else lines.region.ball.fitted
+    layer, columns = _behind(lines, before)
     low, high = known.interval
     at = 0.5 * (known.center.low + known.center.high)
     out = torch.where(at > 0.0, at, below * at)
     width = off = torch.maximum(known.center.high - at, at - known.center.low)
-    columns = None
+    doubts = None
     if before:
-        columns, inner = before[-1].known.response.columns, before[-1].out_off
+        inner, doubts = before[-1].out_off, doubt_back(layer, known, before[-1].known)
         off = off + layer.absolute(inner) + layer.error * lengths(inner)[:, None]
     kinked = ((low < 0.0) & (high > 0.0) & (below != 1.0)).to(low)
     turn = torch.sigmoid(_STEEPNESS * at / (high - low + TINY))
@@ -196,6 +251,7 @@ def _hidden(
         out=out,
         off=SLACK * off + TINY,
         out_off=SLACK * (below.abs().clamp(min=1.0) * width + 2.0 * U * out.abs()) + TINY,
+        doubts=doubts,
         steepest=steepest,
         kinked=kinked,
         slope=below + (1.0 - below) * turn,
@@ -204,17 +260,18 @@ def _hidden(
     )
 
 
+def _behind(lines: BackwardLines, before: Sequence[_Hidden]) -> tuple[Layer, Tensor | None]:
+    """The next layer, and which of its inputs can move."""
+    if not before:
+        return lines.region.ball.fitted, None
+    return lines.layers[len(before)], before[-1].known.response.columns
+
+
 def _moved(lines: BackwardLines, before: list[_Hidden]) -> Tensor:
     """How far the inputs of the next layer move, roughly."""
     if before:
         return before[-1].reach
     return lines.region.radius * lines.region.ball.stretch
-
-
-def _grown(here: _Hidden, m: Tensor, t: Tensor) -> Tensor:
-    """``m ||S W C||^2 + t ||U W C||^2``, rounded up."""
-    steepest, kinked = (growth[:, None] for growth in here.growths)
-    return upper_product(m, steepest) + upper_product(t, kinked)
 
 
 def _parabolas(here: _Hidden, c: Tensor, m: Tensor, g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +300,8 @@ def _least(linear: Tensor, curvature: Tensor, first: Tensor, last: Tensor) -> Te
     """The minimum of ``linear t + curvature t^2/2`` over ``[first, last]``."""
     upward = curvature > 0.0
     lowest = -linear / torch.where(upward, curvature, 1.0)
-    place = torch.minimum(torch.maximum(lowest, first), last)
+    # The derivative of a minimum is that at its place.
+    place = torch.minimum(torch.maximum(lowest, first), last).detach()
     inside = place * (linear + 0.5 * curvature * place)
     ends = [end * (linear + 0.5 * curvature * end) for end in (first, last)]
     return torch.where(upward, inside, torch.minimum(*ends))

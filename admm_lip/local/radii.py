@@ -22,10 +22,11 @@ from ..certificates.certificate import AnyCertificate
 from ..certificates.radii import radii_of
 from ..networks.network import Network
 from ..rounding import lengths
-from .ball_proofs import Outcome, Task, prove
+from .ball_proofs import Outcome, prove
 from .certify import assembled, task_of
 from .config import LocalConfig
 from .result import LocalCertificate, kept
+from .tasks import Task
 
 # How much the radius grows from one success to the next while nothing has failed.
 _GROWTH = 2.0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import safetensors.torch as st
@@ -29,50 +28,13 @@ from ..errors import CertificateError, NetworkError
 from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.storage import safetensors_header
+from .columns import TENSORS, check_tensor
 from .config import ASKED, LEVELS
 from .input_region import Box
 
 FORMAT = 2
 _MAX_FILE = 8 * 2**30
 _ABOUT = {"format", "kind", "digest", "input_shape", "box", "norm", "input_scale"}
-_LARGEST = sys.float_info.max
-
-
-class Column(NamedTuple):
-    """What a tensor of the record is: dtype, its name in files, axes, least and greatest value.
-
-    ``given``: whether it is always there; ``gaps``: whether a NaN says that there is no number.
-    """
-
-    dtype: torch.dtype
-    code: str
-    axes: tuple[str, ...]
-    least: float
-    most: float
-    given: bool = True
-    gaps: bool = False
-
-
-def _floats(axes: str, least: float, most: float) -> Column:
-    return Column(torch.float64, "F64", tuple(axes.split()), least, most)
-
-
-def _shares() -> Column:
-    return _floats("input", 0.0, 1.0)._replace(given=False, gaps=True)
-
-
-_TENSORS = {
-    "x": _floats("input feature", -_LARGEST, _LARGEST),
-    "radius": _floats("input", 0.0, math.inf),
-    "labels": Column(torch.int64, "I64", ("input",), -1.0, _LARGEST, given=False),
-    "lip": _floats("input functional", 0.0, math.inf),
-    "level": Column(torch.int8, "I8", ("input", "functional"), 0.0, len(LEVELS) - 1.0),
-    "roots": _floats("input functional neuron", 0.0, _LARGEST),
-    "margin": _floats("input functional", -math.inf, _LARGEST),
-    "center": _floats("input functional", -math.inf, _LARGEST),
-    "varying": _shares(),
-    "ratio": _shares(),
-}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +63,10 @@ class LocalCertificate:
         norm: of the balls: ``"l2"`` or ``"linf"``.
         input_scale: per feature, where radii are in raw units and the model takes
             ``raw / input_scale``; ``None`` where they are in those of ``x``.
+        tuned: for which functionals a witness of a quadratic bound is given, ``(batch, m)``,
+            boolean; all three ``None`` where there is none.
+        slopes: its slopes, ``(rows, hidden neurons)``, float32, a row for each of ``tuned``, and
+        curvatures: its curvatures likewise.
         varying: share of hidden units that can move on the ball, ``(batch,)``, and
         ratio: local over global bound up to the last layer; NaN where not computed, ``None`` where
             never; not proven.
@@ -122,6 +88,9 @@ class LocalCertificate:
     center: Tensor
     norm: str = "l2"
     input_scale: tuple[float, ...] | None = None
+    tuned: Tensor | None = None
+    slopes: Tensor | None = None
+    curvatures: Tensor | None = None
     varying: Tensor | None = None
     ratio: Tensor | None = None
 
@@ -139,16 +108,30 @@ class LocalCertificate:
     def check(self) -> None:
         """Raise :class:`CertificateError` unless the tensors, which can be changed, still fit."""
         sizes = {"feature": math.prod(self.input_shape)}
-        for name, column in _TENSORS.items():
+        for name, column in TENSORS.items():
             if column.given or getattr(self, name) is not None:
-                _check_tensor(name, getattr(self, name), column, sizes)
+                check_tensor(name, getattr(self, name), column, sizes)
         self._check_labels(sizes["functional"])
+        self._check_witness()
         if self.box is not None and len(self.x):
             low, high = float(self.x.min()), float(self.x.max())
             if low < self.box[0] or high > self.box[1]:
                 raise CertificateError(
                     f"x: expected inputs inside the box {self.box}, got values from {low:g} to "
                     f"{high:g}"
+                )
+
+    def _check_witness(self) -> None:
+        """All of it or none, a row for each functional that has one."""
+        given = self.slopes is not None, self.curvatures is not None, self.tuned is not None
+        if any(given) != all(given):
+            raise CertificateError("tuned, slopes, curvatures: expected all three or none of them")
+        if self.tuned is not None and self.slopes is not None:
+            rows = int(self.tuned.sum())
+            if len(self.slopes) != rows:
+                raise CertificateError(
+                    f"slopes: expected a row for each of the {rows} functionals of tuned, got "
+                    f"{len(self.slopes)}"
                 )
 
     def _check_labels(self, functionals: int) -> None:
@@ -267,7 +250,7 @@ class LocalCertificate:
             "norm": self.norm,
             "input_scale": None if self.input_scale is None else list(self.input_scale),
         }
-        tensors = {n: getattr(self, n) for n in _TENSORS if getattr(self, n) is not None}
+        tensors = {n: getattr(self, n) for n in TENSORS if getattr(self, n) is not None}
         solid = {name: t.contiguous() for name, t in tensors.items()}
         write_atomic(path, st.save(solid, {"about": json.dumps(about)}))
 
@@ -317,41 +300,6 @@ def _box_of(box: Any) -> Box | None:
     return ends[0], ends[1]
 
 
-def _check_tensor(name: str, tensor: Any, column: Column, sizes: dict[str, int]) -> None:
-    """Type, range and shape of one tensor; sizes that are new are noted."""
-    if (
-        not isinstance(tensor, Tensor)
-        or tensor.dtype != column.dtype
-        or tensor.ndim != len(column.axes)
-    ):
-        got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else tensor
-        raise CertificateError(
-            f"{name}: expected a tensor ({', '.join(column.axes)}) of {column.dtype}, "
-            f"got {shown(got)}"
-        )
-    for axis, size in zip(column.axes, tensor.shape, strict=True):
-        if sizes.setdefault(axis, size) != size:
-            raise CertificateError(f"{name}: expected {sizes[axis]} per {axis}, got {size}")
-    good = (tensor >= column.least) & (tensor <= column.most)
-    good |= tensor.isnan() if column.gaps else False
-    if not bool(good.all()):
-        raise CertificateError(
-            f"{name}: expected {_RANGES[column.least, column.most]}, got {tensor[~good][0].item()}"
-        )
-
-
-# In words, the values that a tensor may hold; a NaN is in none of them.
-_RANGES = {
-    (-_LARGEST, _LARGEST): "finite numbers",
-    (0.0, _LARGEST): "finite numbers >= 0",
-    (0.0, math.inf): "numbers >= 0",
-    (-math.inf, _LARGEST): "numbers below infinity",
-    (0.0, 1.0): "shares from 0 to 1, or NaN",
-    (-1.0, _LARGEST): "classes, or +1 and -1",
-    (0.0, len(LEVELS) - 1.0): f"indices of {LEVELS}",
-}
-
-
 def _read(path: Path) -> LocalCertificate:
     """A certificate from an untrusted file; its header is judged before a tensor is read."""
     try:
@@ -359,13 +307,13 @@ def _read(path: Path) -> LocalCertificate:
     except NetworkError as error:
         raise CertificateError(f"truncated or damaged ({error})") from None
     about = _about(header.pop("__metadata__", None))
-    names = {name for name, column in _TENSORS.items() if column.given or name in header}
+    names = {name for name, column in TENSORS.items() if column.given or name in header}
     if set(header) != names:
         raise CertificateError(f"expected the tensors {sorted(names)}, got {sorted(header)}")
     for name, entry in header.items():
         code = entry.get("dtype") if isinstance(entry, dict) else None
-        if code != _TENSORS[name].code:
-            raise CertificateError(f"{name}: expected {_TENSORS[name].code}, got {shown(code)}")
+        if code != TENSORS[name].code:
+            raise CertificateError(f"{name}: expected {TENSORS[name].code}, got {shown(code)}")
     try:
         tensors = st.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:

@@ -23,10 +23,10 @@ from admm_lip.local import (
     certify_samples,
     verify_local,
 )
-from admm_lip.local.certify import functionals_for
 from admm_lip.local.forward_bounds import Arithmetic, Ball, Forward, by_masked_norms, forward
 from admm_lip.local.layers import Layer, stored_layers
 from admm_lip.local.norm_margins import NormMargins
+from admm_lip.local.tasks import functionals_for
 from admm_lip.networks.chain import read_network
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from admm_lip import CertificateError
 from admm_lip.local import LocalConfig, certify_local, verify_local
-from admm_lip.local.ball_proofs import Prepared, Seen, Task
-from admm_lip.local.certify import functionals_for
 from admm_lip.local.curves import Range
 from admm_lip.local.quadratic_pass import _Hidden, _parabolas
+from admm_lip.local.seen import Seen
+from admm_lip.local.tasks import Prepared, Task, functionals_for
 from admm_lip.networks.chain import read_network
 
 BENT = ("relu", "leaky", "steep_leaky", "max_min")
@@ -59,6 +59,13 @@ def margins(model: nn.Module, x: Tensor, radius: Tensor, config: LocalConfig) ->
     return Seen.of(task, radius), rows
 
 
+def quadratic(seen: Seen, rows: Tensor) -> Tensor:
+    """The bounds in closed form of all rows."""
+    passing = seen.open_pass(torch.ones(len(rows), dtype=torch.bool))
+    assert passing is not None
+    return passing.closed(rows, torch.ones(rows.shape[:2], dtype=torch.bool))
+
+
 @pytest.mark.parametrize("activation", BENT)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("box", [None, (-1.0, 1.0)])
@@ -69,7 +76,7 @@ def test_no_sampled_margin_is_below_it(
     x = torch.randn(10, 4, generator=torch.Generator().manual_seed(1)).double().clamp(-1.0, 1.0)
     radius = torch.logspace(-2, 0.3, len(x), dtype=torch.float64)
     seen, rows = margins(model, x, radius, LocalConfig(box=box, norm=norm))
-    lower = seen.quadratic(rows, torch.ones(rows.shape[:2], dtype=torch.bool))
+    lower = quadratic(seen, rows)
     assert bool(torch.isfinite(lower).all())
     scale = 1.0 if norm == "l2" else 4.0**0.5
     for cloud in inside(x, radius * scale, 60):
@@ -106,7 +113,7 @@ def test_convolutions_and_their_matrices_have_equal_bounds() -> None:
     found = []
     for one in (model, nn.Sequential(*dense)):
         seen, rows = margins(one, x, radius, LocalConfig(box=(0.0, 1.0)))
-        found.append(seen.quadratic(rows, torch.ones(rows.shape[:2], dtype=torch.bool)))
+        found.append(quadratic(seen, rows))
     assert torch.allclose(*found, rtol=0.0, atol=1e-5)
 
 
@@ -162,11 +169,10 @@ def test_at_every_scale(scale: float) -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(3)).double()
     radius = torch.full((6,), 0.1).double()
     seen, rows = margins(model, x, radius, LocalConfig())
-    asked = torch.ones(rows.shape[:2], dtype=torch.bool)
-    plain = seen.quadratic(rows, asked)
+    plain = quadratic(seen, rows)
     with torch.no_grad():
         model[-1].weight.mul_(scale)
         model[-1].bias.mul_(scale)
-    scaled = margins(model, x, radius, LocalConfig())[0].quadratic(rows, asked)
+    scaled = quadratic(margins(model, x, radius, LocalConfig())[0], rows)
     close = (scaled / scale - plain).abs() <= 1e-6 * (1.0 + plain.abs())
     assert bool((close | torch.isneginf(scaled)).all())

@@ -1,0 +1,158 @@
+"""Quadratic bounds of what a batch leaves open: in closed form, or by a witness that is checked.
+
+A witness states slopes g and a curvature D for every hidden neuron, in float32, so that a check
+takes exactly the numbers that were proven.  Any slopes and any D >= 0 prove a bound
+(``quadratic_pass.py``); a bad witness proves little, and never too much.  The growth of a layer is
+that of the norms which all functionals of a sample share or, where that is not enough, of a norm
+proven for this D alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .backward_lines import BackwardLines
+from .forward_bounds import LayerBounds
+from .quadratic_pass import Choice, QuadraticPass, bends_of
+
+# What a check that sums in another order, or whose norms were proven with another excess, may miss.
+SPARE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """Slopes and curvatures of some functionals, each of a sample; any values prove a bound.
+
+    Attributes:
+        items: which functionals, ``(batch, m)``, boolean.
+        slopes: g over c of all hidden neurons, ``(rows, neurons)``, float32, and
+        curvatures: the diagonal of D; a row for each of ``items``, in the order of ``nonzero``.
+    """
+
+    items: Tensor
+    slopes: Tensor
+    curvatures: Tensor
+
+    def select(self, rows: Tensor) -> Witness:
+        """That of some of its rows, ``(rows,)``, boolean."""
+        items = self.items.clone()
+        items[self.items] = rows
+        return Witness(items, self.slopes[rows], self.curvatures[rows])
+
+    def part(self, samples: Tensor) -> Witness:
+        """That of some samples of the batch, in ascending order."""
+        kept = torch.zeros(len(self.items), dtype=torch.bool)
+        kept[samples] = True
+        rows = kept[self.items.nonzero()[:, 0]]
+        return Witness(self.items[samples], self.slopes[rows], self.curvatures[rows])
+
+    def choice(self, widths: Sequence[int]) -> Choice:
+        """As a pass over all rows takes it."""
+        slopes, curvatures = (
+            torch.split(part.double()[:, None], list(widths), dim=-1)
+            for part in (self.slopes, self.curvatures)
+        )
+        return lambda k, c, m: (slopes[k], curvatures[k])
+
+
+def joined(parts: Sequence[tuple[Witness | None, Tensor]]) -> Witness | None:
+    """One witness of all batches, each with a tensor ``(batch, m)``; ``None`` of none."""
+    given = [witness for witness, _ in parts if witness is not None and len(witness.slopes)]
+    if not given:
+        return None
+    items = [
+        torch.zeros_like(like, dtype=torch.bool) if own is None else own.items
+        for own, like in parts
+    ]
+    slopes, curvatures = ([getattr(w, n) for w in given] for n in ("slopes", "curvatures"))
+    return Witness(torch.cat(items), torch.cat(slopes), torch.cat(curvatures))
+
+
+@dataclass(frozen=True, eq=False)
+class OpenPass:
+    """The pass of those samples of a batch of which something is open.
+
+    Attributes:
+        samples: which they are, and
+        place: for every sample of the batch its place among them.
+        own: their pass.
+    """
+
+    samples: Tensor
+    place: Tensor
+    own: QuadraticPass
+
+    def at(self, items: Tensor) -> QuadraticPass:
+        """One sample for each of some functionals, ``(batch, m)``."""
+        return self.own.select(self.place[items.nonzero()[:, 0]])
+
+    def closed(self, rows: Tensor, asked: Tensor, spare: float = 0.0) -> Tensor:
+        """Lower bounds in closed form where asked, ``-inf`` elsewhere.
+
+        Args:
+            rows: ``(batch, m, n_out)``.
+            asked: ``(batch, m)``.
+            spare: share of what the bound gave away that it is lowered by.
+        """
+        found, some = torch.full(asked.shape, -math.inf, dtype=torch.float64), self.samples
+        # No more functionals of a sample than the most that any one asks for.
+        most = int(asked[some].sum(dim=1).max())
+        chosen = asked[some].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        bound, spent = self.own.functionals(rows[some][torch.arange(len(some))[:, None], chosen])
+        found[some[:, None], chosen] = lowered(bound, spent, spare)
+        return torch.where(asked, found, -math.inf)
+
+    def proven(
+        self, rows: Tensor, witness: Witness, claims: Tensor | float = 0.0, spare: float = 0.0
+    ) -> Tensor:
+        """The same by a witness: by the norms that all share, then by its own.
+
+        Args:
+            rows: ``(batch, m, n_out)``.
+            witness: of some of them.
+            claims: ``(rows,)``: what is above these by the first needs no second.
+            spare: see :meth:`closed`.
+
+        Returns:
+            ``(rows,)``, one bound for each row of the witness.
+        """
+        own, functionals = self.at(witness.items), rows[witness.items][:, None]
+        choose = witness.choice(own.widths)
+        found = lowered(*own.bound(functionals, choose, own.shared_growth), spare)[:, 0]
+        left = ((found < claims) | (found <= 0.0)).nonzero()[:, 0]
+        if len(left):
+            part = own.select(left)
+            choose = _rows_of(witness, left).choice(own.widths)
+            better = lowered(*part.bound(functionals[left], choose, part.own_growth), spare)[:, 0]
+            found[left] = torch.maximum(found[left], better)
+        return found
+
+
+def _rows_of(witness: Witness, rows: Tensor) -> Witness:
+    return replace(witness, slopes=witness.slopes[rows], curvatures=witness.curvatures[rows])
+
+
+def lowered(bound: Tensor, spent: Tensor, spare: float) -> Tensor:
+    """A claim that a check with its own rounding reaches; ``-inf`` for what overflowed."""
+    bound = bound - spare * (spent + bound.abs())
+    return torch.where(torch.isfinite(bound), bound, -math.inf)
+
+
+def open_pass(
+    lines: BackwardLines, known: Sequence[LayerBounds], samples: Tensor
+) -> OpenPass | None:
+    """Of some samples, ``(batch,)``, boolean; ``None`` where there is nothing to be bounded."""
+    some = (samples & (lines.region.radius > 0.0)).nonzero()[:, 0]
+    bends = bends_of(lines.layers) if len(some) and known else None
+    if bends is None:
+        return None
+    place = torch.full((len(samples),), -1)
+    place[some] = torch.arange(len(some))
+    part = replace(lines, region=lines.region.select(some))
+    own = QuadraticPass.of(part, [layer.select(some) for layer in known], bends)
+    return OpenPass(some, place, own)

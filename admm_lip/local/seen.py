@@ -1,0 +1,62 @@
+"""What lines see of a network on the balls of a batch: ranges, slopes, margins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backward_lines import BackwardLines, center_values
+from .curves import Range
+from .forward_bounds import Arithmetic, Forward, by_rows, forward
+from .input_region import Region
+from .quadratic_proof import OpenPass, open_pass
+from .tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The way by lines: what is known of all hidden layers on a batch's balls.
+
+    Attributes:
+        lines: the lines, and the balls; those that are the whole space are bounded at their
+            samples alone, as nothing but a bound for all inputs holds there.
+        forward: the pass forward.
+        everywhere: which balls are the whole space, ``(batch, 1)``.
+    """
+
+    lines: BackwardLines
+    forward: Forward
+    everywhere: Tensor
+
+    @staticmethod
+    def of(task: Task, radii: Tensor) -> Seen:
+        """Of a batch at the given radii."""
+        net, everywhere = task.prepared.curved, torch.isposinf(radii)
+        radii = torch.where(everywhere, 0.0, radii)
+        lines = BackwardLines(net.layers, Region(net.ball, task.points, radii, task.config.box))
+        norms = by_rows(net.layers, (net.ball.rows, net.ball.reach))
+        arithmetic = Arithmetic(rounding=True)
+        found = forward(net.layers, task.points, lines.ball, norms, arithmetic, lines.range)
+        return Seen(lines, found, everywhere[:, None])
+
+    def slopes(self, centred: bool) -> list[Range]:
+        """Of every hidden layer, from the sample to its ball or between any points of it."""
+        curves = [layer.response.curve for layer in self.forward.layers]
+        return [c.anchored if centred else c.slopes for c in curves if c is not None]
+
+    def center(self, rows: Tensor, doubt: float = 1.0) -> Tensor:
+        """Lower bounds of functionals at the samples."""
+        return center_values(self.lines.layers[-1], self.forward, rows, doubt)
+
+    def margin(self, rows: Tensor) -> Tensor:
+        """Lower bounds of functionals on the balls."""
+        return self.lines.functionals(self.forward, rows)
+
+    def open_pass(self, samples: Tensor) -> OpenPass | None:
+        """Quadratic bounds of some samples, ``(batch,)``, boolean; ``None`` where there are none.
+
+        Their activations must have one slope below 0 and one above.
+        """
+        return open_pass(self.lines, self.forward.layers, samples)

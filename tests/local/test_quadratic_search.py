@@ -1,0 +1,207 @@
+"""Quadratic bounds whose slopes and curvatures are searched for, and the check of their witness."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_nets import inside, network
+from torch import Tensor, nn
+
+from admm_lip import CertificateError
+from admm_lip.local import LocalCertificate, LocalConfig, certify_local, verify_local
+from admm_lip.local.quadratic_proof import OpenPass, Witness
+from admm_lip.local.quadratic_search import searched
+from admm_lip.local.seen import Seen
+from admm_lip.local.tasks import Prepared, Task, functionals_for
+from admm_lip.networks.chain import read_network
+from admm_lip.networks.storage import save_network
+
+BENT = ("relu", "leaky", "steep_leaky", "max_min")
+
+
+def open_pass(
+    model: nn.Module, x: Tensor, radius: Tensor, config: LocalConfig
+) -> tuple[OpenPass, Tensor]:
+    """The pass of all samples, and the differences of their first output to all others."""
+    prepared = Prepared(read_network(model, x.shape[1:]), config, None)
+    y = torch.zeros(len(x), dtype=torch.int64)
+    classes = prepared.curved.layers[-1].operator.size_out
+    functionals, items = functionals_for(y, len(x), classes)
+    task = Task(prepared, x.flatten(1), y, functionals, items, None)
+    passing = Seen.of(task, radius).open_pass(torch.ones(len(x), dtype=torch.bool))
+    assert passing is not None
+    return passing, functionals[:, :, 0]
+
+
+def images() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()  # fmt: skip
+    return model, torch.rand(6, 1, 8, 8).double()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    activation=st.sampled_from(BENT),
+    box=st.sampled_from([None, (-1.0, 1.0)]),
+    norm=st.sampled_from(["l2", "linf"]),
+)
+def test_any_slopes_and_curvatures_prove_no_more_than_the_truth(
+    seed: int, activation: str, box: tuple[float, float] | None, norm: str
+) -> None:
+    """The least value on a fine grid of the ball is the truth but for the grid."""
+    random = torch.Generator().manual_seed(seed)
+    model = network(activation, (2, 6, 4, 2), seed=seed % 97)
+    x = (2.0 * torch.rand(3, 2, generator=random) - 1.0).double()
+    radius = 10.0 ** (-1.5 * torch.rand(3, generator=random).double())
+    passing, rows = open_pass(model, x, radius, LocalConfig(box=box, norm=norm))
+    items = torch.tensor([[False, True]] * 3)
+    neurons = sum(passing.own.widths)
+    tuned, found = searched(passing, rows, items, 8)
+    slopes = torch.rand(3, neurons, generator=random) * 2.0 - 0.5
+    curvatures = torch.rand(3, neurons, generator=random) * 10.0 ** (
+        4.0 * torch.rand(3, 1, generator=random) - 3.0
+    )
+    line = torch.linspace(-1.0, 1.0, 81).double()
+    grid = torch.cartesian_prod(line, line)
+    grid = grid if norm == "linf" else grid[grid.norm(dim=1) <= 1.0]
+    cloud = x + grid[:, None] * radius[:, None]
+    cloud = cloud if box is None else cloud.clamp(*box)
+    out = model(cloud.flatten(0, 1)).detach().view(-1, 3, 2)
+    least = (out[..., 0] - out[..., 1]).amin(dim=0)
+    for lower in (found, passing.proven(rows, Witness(items, slopes, curvatures), torch.inf)):
+        assert bool((lower <= least + 1e-12).all())
+    assert bool(torch.isfinite(found).all())
+    assert len(tuned.slopes) == 3
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("activation", BENT)
+def test_dearer_levels_lose_nothing_and_samples_agree(activation: str, norm: str) -> None:
+    model = network(activation, (4, 16, 16, 3), seed=7)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(2)).double().clamp(-1.0, 1.0)
+    y = model(x).argmax(dim=1)
+    radius = torch.logspace(-1.0, 0.0, len(x), dtype=torch.float64)
+    levels = ("norms", "quadratic", "tuned", "closed", "optimised")
+    found = [
+        certify_local(model, x, radius, y, config=LocalConfig(level, box=(-1.0, 1.0), norm=norm))
+        for level in levels
+    ]
+    for cheap, dear in itertools.pairwise(found):
+        assert bool((dear.margin >= cheap.margin).all())
+        assert bool((dear.robust >= cheap.robust).all())
+    tuned = found[2]
+    assert tuned.tuned is not None
+    assert bool((tuned.margin > found[1].margin + 1e-3).any())
+    verify_local(tuned, model)
+    scale = 1.0 if norm == "l2" else 2.0
+    for cloud in inside(x, radius * scale, 60):
+        if norm == "linf":
+            cloud = torch.minimum(torch.maximum(cloud, x - radius[:, None]), x + radius[:, None])
+        logits = model(cloud.clamp(-1.0, 1.0)).detach()
+        margin = logits.gather(1, y[:, None]) - logits
+        assert bool((margin >= tuned.margin - 1e-11).all())
+
+
+def test_convolutions_are_searched_and_checked() -> None:
+    model, x = images()
+    y = model(x).argmax(dim=1)
+    configs = [LocalConfig(level, box=(0.0, 1.0)) for level in ("quadratic", "tuned")]
+    plain, tuned = (certify_local(model, x, 0.8, y, config=config) for config in configs)
+    assert tuned.tuned is not None
+    assert bool((tuned.margin >= plain.margin).all())
+    assert bool((tuned.margin > plain.margin + 1e-3).any())
+    verify_local(tuned, model)
+
+
+def test_nothing_is_searched_where_nothing_is_open() -> None:
+    model, x = images()
+    y = model(x).argmax(dim=1)
+    assert certify_local(model, x, 1e-6, y, config=LocalConfig("tuned")).tuned is None
+    assert certify_local(model, x, 0.8, y, config=LocalConfig("tuned", steps=0)).tuned is None
+    with pytest.raises(ValueError, match="steps: expected a number >= 0, got -1"):
+        LocalConfig(steps=-1)
+
+
+@pytest.fixture(scope="module")
+def proven() -> tuple[nn.Module, LocalCertificate]:
+    model = network("relu", (4, 16, 16, 3), seed=7)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(2)).double().clamp(-1.0, 1.0)
+    y = model(x).argmax(dim=1)
+    config = LocalConfig("tuned", box=(-1.0, 1.0), norm="linf")
+    found = certify_local(model, x, torch.logspace(-1.0, 0.0, 20), y, config=config)
+    assert found.tuned is not None
+    assert bool((found.tuned & (found.margin > 0.0)).any())
+    return model, found
+
+
+def test_a_witness_is_checked_where_no_search_was_ever_loaded(
+    proven: tuple[nn.Module, LocalCertificate], tmp_path: Path
+) -> None:
+    model, found = proven
+    save_network(read_network(model, (4,)), tmp_path)
+    found.save(tmp_path / "local.safetensors")
+    code = (
+        "import sys\n"
+        "from admm_lip.local import verify_local\n"
+        "from admm_lip.networks.storage import load_network\n"
+        "verify_local('local.safetensors', load_network('.'))\n"
+        "assert 'admm_lip.local.quadratic_proof' in sys.modules\n"
+        "assert 'admm_lip.local.quadratic_search' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("slopes", lambda t: 1.0 - t),
+        ("slopes", lambda t: torch.zeros_like(t)),
+        ("slopes", lambda t: t.flip(0)),
+        ("curvatures", lambda t: torch.zeros_like(t)),
+        ("curvatures", lambda t: t * 100.0),
+        ("margin", lambda t: t + 1e-3),
+        ("tuned", lambda t: t.flip(0)),
+    ],
+)
+def test_a_changed_witness_proves_less(
+    name: str, change: object, proven: tuple[nn.Module, LocalCertificate]
+) -> None:
+    model, found = proven
+    assert callable(change)
+    changed = dataclasses.replace(found, **{name: change(getattr(found, name))})
+    with pytest.raises(CertificateError, match="margin: the claim for input"):
+        verify_local(changed, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slopes": None}, "expected all three or none"),
+        ({"curvatures": lambda t: -t - 1.0}, "curvatures: expected finite numbers >= 0"),
+        ({"curvatures": lambda t: t * torch.inf}, "curvatures: expected finite numbers >= 0"),
+        ({"slopes": lambda t: t * torch.nan}, "slopes: expected finite numbers, got nan"),
+        ({"slopes": lambda t: t.double()}, "slopes: expected a tensor"),
+        ({"slopes": lambda t: t[:, 1:]}, "expected 32 per neuron, got 31"),
+        ({"slopes": lambda t: t[1:], "curvatures": lambda t: t[1:]}, "slopes: expected a row for"),
+        ({"tuned": lambda t: t[:, 1:]}, "tuned: expected 3 per functional, got 2"),
+    ],
+)
+def test_a_witness_that_does_not_fit_is_refused(
+    changes: dict[str, object], message: str, proven: tuple[nn.Module, LocalCertificate]
+) -> None:
+    _, found = proven
+    made = {k: v(getattr(found, k)) if callable(v) else v for k, v in changes.items()}
+    with pytest.raises(CertificateError, match=message):
+        dataclasses.replace(found, **made)
