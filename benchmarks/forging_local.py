@@ -52,7 +52,7 @@ def _moved(random: Random, file: LocalFile, name: str, factor: float) -> None:
     flat = tensor.view(-1)
     at = int(random.rng.integers(len(flat)))
     if random.chance(0.3):
-        flat[at] = random.one_of(TENSOR_SPECIALS)
+        flat[at] = torch.tensor(random.one_of(TENSOR_SPECIALS)).double().to(flat)
     elif random.chance(0.5):
         flat[at] *= factor
     else:
@@ -73,6 +73,15 @@ def _local_roots(random: Random, file: LocalFile) -> None:
     _moved(random, file, "roots", random.factor())
     if random.chance(0.3):
         file.tensors["lip"] = file.tensors["lip"] * random.less()
+
+
+def _local_witness(random: Random, file: LocalFile) -> None:
+    """Slopes or curvatures of a quadratic bound, or what they are said to prove."""
+    for name in ("slopes", "curvatures"):
+        if name in file.tensors and random.chance(0.5):
+            _moved(random, file, name, random.factor())
+    if random.chance(0.5):
+        _claims_raised("margin")(random, file)
 
 
 def _local_levels(random: Random, file: LocalFile) -> None:
@@ -127,8 +136,10 @@ def _local_rows(random: Random, file: LocalFile) -> None:
     order = torch.from_numpy(random.rng.permutation(len(file.tensors["x"])))
     names = list(file.tensors) if random.chance(0.3) else [random.one_of(list(file.tensors))]
     for name in names:
+        rows = len(tensor := file.tensors[name])
         if name != "x":
-            file.tensors[name] = file.tensors[name][order]
+            own = order if rows == len(order) else torch.from_numpy(random.rng.permutation(rows))
+            file.tensors[name] = tensor[own]
 
 
 def _local_form(random: Random, file: LocalFile) -> None:
@@ -217,6 +228,7 @@ LOCAL_EDITS: Mapping[str, LocalEdit] = {
     "bound lowered": _local_lips,
     "all bounds": _local_lips_all,
     "multiplier": _local_roots,
+    "witness": _local_witness,
     "level": _local_levels,
     "margin": _claims_raised("margin"),
     "center": _claims_raised("center"),

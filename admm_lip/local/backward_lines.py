@@ -27,6 +27,7 @@ from .curves import Range
 from .forward_bounds import Ball, Forward, LayerBounds
 from .input_region import ENTRIES, Region, chunks, one_hot
 from .layers import Layer
+from .windows import windows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,18 @@ class BackwardLines:
 
     def range(self, known: Sequence[LayerBounds], k: int) -> Range:
         """Range of ``z_k`` (``k >= 1``) from the lines of the layers before it."""
+        windows = windows_of(self.layers[: k + 1], self.region)
+        if windows is None:
+            return self._by_rows(known, k)
+        low, high = torch.empty(2, len(self.region), self.layers[k].operator.size_out).double()
+        for group in windows:
+            part = BackwardLines(group.layers, group.region(self.region))
+            found, places = part._by_rows(group.known(known), k), group.outputs.flatten()
+            low[:, places], high[:, places] = (end.view(len(low), -1) for end in found)
+        return Range(low, high)
+
+    def _by_rows(self, known: Sequence[LayerBounds], k: int) -> Range:
+        """The same from all rows, over whole layers."""
         layer, batch = self.layers[k], len(self.region)
         size = layer.operator.size_out
         widest = max(

@@ -73,7 +73,8 @@ def _task(found: LocalCertificate, network: Network, certificate: AnyCertificate
         )
     acting = any(map(is_activation, network.layers))
     unstated = acting and not (by_lines or found.roots.shape[2])
-    level = "masked" if by_norms or unstated else "closed"
+    dear = bool(((found.level >= CLOSED) & (found.level <= OPTIMISED)).any())
+    level = "masked" if by_norms or unstated else "closed" if dear else "norms"
     config = LocalConfig(level, box=found.box, norm=found.norm)
     prepared, outputs = prepared_of(network, config, found.input_scale), size_out(network)
     labels, count = found.labels, len(found.x)

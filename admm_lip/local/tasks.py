@@ -14,7 +14,7 @@ from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.verify import check_belongs
 from ..errors import CertificateError
 from ..networks.network import Network
-from .config import LocalConfig
+from .config import BY_NAME, LocalConfig
 from .curved_layers import CurvedNet, curved_layers
 from .global_bounds import GlobalBounds
 from .input_region import chunks, unit_ball
@@ -99,6 +99,9 @@ class Task:
             most = max(*self.prepared.widths, self.points.shape[1])
             return chunks(torch.arange(len(self.points)), min(_SAMPLES, 4 * _ENTRIES // most))
         widths = self.prepared.widths
+        if BY_NAME[self.config.level] <= BY_NAME["norms"]:  # rows alone, some at a time
+            most = max(*widths, self.points.shape[1])
+            return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // (64 * most)))
         entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
         return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // entries))
 
