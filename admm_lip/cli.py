@@ -7,7 +7,6 @@ The commands' modules are imported one at a time, so that ``admm-lip --help`` is
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import signal
 import sys
 import threading
@@ -94,7 +93,9 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(_overview())
         return 0
     if words[0] == "--version":
-        sys.stdout.write(f"admm-lip {importlib.metadata.version('admm-lip')}\n")
+        from importlib.metadata import version
+
+        sys.stdout.write(f"admm-lip {version('admm-lip')}\n")
         return 0
     name = words[0]
     if name not in _COMMANDS:

@@ -30,14 +30,15 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from . import strict_json
 from .errors import RunFolderError
+from .extras import extra
 from .files import exclusive, make_writable, meant_for, remove_leftovers, write_atomic
 from .networks.storage import ARCHITECTURE, WEIGHTS
 
@@ -278,11 +279,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_yaml(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as YAML, in its own order."""
-    write_text(path, yaml.safe_dump(_plain(record), sort_keys=False))
+    write_text(path, _yaml().safe_dump(_plain(record), sort_keys=False))
 
 
 def as_yaml(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record as :func:`read_yaml` finds it after :func:`write_yaml`."""
+    yaml = _yaml()
     found: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(record)))
     return found
 
@@ -306,7 +308,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings; errors as :func:`read_json`."""
-    record = _read(path, yaml.safe_load)
+    yaml = _yaml()
+    record = _read(path, yaml.safe_load, yaml.YAMLError)
     if not isinstance(record, dict):
         raise RunFolderError(f"{path}: expected settings, one 'name: value' per line")
     return record
@@ -348,14 +351,21 @@ def machine_stamp(threads: int | None = None) -> dict[str, Any]:
     return {key: value for key, value in stamp.items() if value is not None}
 
 
-def _read(path: Path, parse: Any) -> Any:
+def _yaml() -> ModuleType:
+    """The module, imported at the first use."""
+    with extra():
+        import yaml
+    return yaml
+
+
+def _read(path: Path, parse: Any, damaged: type[Exception] = ValueError) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path}: there is no such file; the run did not finish, or the file was removed"
         ) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, damaged) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{path}: truncated or damaged ({reason})") from error
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..extras import extra, remedy
 from .affine import ProjectMap, certify_map, project_map
 from .backend import Availability
 from .config import SolverConfig
@@ -172,9 +173,10 @@ class CvxpyBackend:
 
     def availability(self) -> Availability:
         """Whether cvxpy and the solver are installed, and for MOSEK whether it has a licence."""
-        for package in ("cvxpy", self._dialect.package):
-            if find_spec(package) is None:
-                return Availability(False, f"not installed: pip install {package}")
+        own = self._dialect.package
+        missing = [package for package in ("cvxpy", own) if find_spec(package) is None]
+        if missing:
+            return Availability(False, f"{missing[0]} is not installed; {remedy(own)}")
         if self._dialect.package == "mosek":
             return mosek_licence()
         return Availability(True, "through cvxpy")
@@ -300,8 +302,8 @@ def _model_key(problem: ProjectProblem) -> bytes:
 
 def _cvxpy() -> Any:
     """The module, imported at the first use."""
-    import cvxpy
-
+    with extra():
+        import cvxpy
     return cvxpy
 
 

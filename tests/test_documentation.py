@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from admm_lip import cli
-from admm_lip.commands.options import parse
+from admm_lip.commands.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -3,7 +3,8 @@
 The functionals differ in the last matrix alone.  Shared are the chain, the norms of its layers, and
 the triangular factor of the first matrix, which is all that the solver sees of the inputs; each
 functional then is a problem of one output, which the solver reads from that end.  Threads, one per
-core and each with one thread of linear algebra, take the functionals in turn.
+core and each with one thread of linear algebra, take the functionals in turn (with threadpoolctl,
+which comes with scikit-learn; one by one without).
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
@@ -36,6 +36,13 @@ from .last_layer import check_functionals, split
 from .norm_product import spectral_norm
 from .proof import is_constant_functional
 from .sampled_functionals import sampled_functionals
+
+# NumPy's own threads, unlimited, would wait for each other in a loop that eats the cores: where
+# nothing can limit them, functionals are taken one at a time.
+try:
+    from threadpoolctl import threadpool_limits
+except ModuleNotFoundError:
+    threadpool_limits = None
 
 # Relative gap in L^2 to prove for each functional, where the caller names no other.
 TOL = 1e-3
@@ -107,7 +114,8 @@ def _proofs(
     """
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     solved = compressed(matrices)
-    workers = min(len(wanted), torch.get_num_threads(), _fitting(matrices))
+    at_a_time = min(len(wanted), torch.get_num_threads(), _fitting(matrices))
+    workers = at_a_time if threadpool_limits else 1
 
     def one(k: int) -> Proven:
         own = wanted[k]
@@ -159,8 +167,7 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        # NumPy's own threads would wait for each other in a loop that eats the cores.
-        with threadpool_limits(share, user_api="blas"):
+        with threadpool_limits(share, user_api="blas") if threadpool_limits else nullcontext():
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)

@@ -7,23 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import Namespace
-
 from ..lipschitz import NORMS
+from .arguments import UsageError, parse, say
 from .hints import lines, verify
 from .in_units import RAW, STANDARDISED
-from .options import (
-    Parser,
-    UsageError,
-    add_config,
-    add_threads_option,
-    config_of,
-    parse,
-    say,
-    threads,
-)
+from .options import SettingsParser, add_config, add_threads_option, config_of, threads
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
     from torch import Tensor
 
     from ..certificates.certificate import AnyCertificate, FunctionalCertificate
@@ -37,9 +28,9 @@ if TYPE_CHECKING:
 _KINDS = ("global", "pairwise", "per_output", "local")
 
 
-def parser() -> Parser:
+def parser() -> SettingsParser:
     """The options of the command."""
-    made = Parser(
+    made = SettingsParser(
         "certify",
         """
         Prove a Lipschitz bound for a network that is already trained: a run folder, any folder
@@ -72,7 +63,7 @@ def parser() -> Parser:
     return made
 
 
-def _add_claim_options(made: Parser) -> None:
+def _add_claim_options(made: SettingsParser) -> None:
     made.add_argument(
         "--kind",
         default="global",
@@ -114,7 +105,7 @@ def _add_claim_options(made: Parser) -> None:
     )
 
 
-def _add_local_options(made: Parser) -> None:
+def _add_local_options(made: SettingsParser) -> None:
     from ..local.config import LocalConfig
 
     group = made.group("kind local")
@@ -143,7 +134,7 @@ def _add_local_options(made: Parser) -> None:
     add_config(made, "kind local", LocalConfig, "local.", skip=("norm", "input_scale"))
 
 
-def _add_solver_options(made: Parser) -> None:
+def _add_solver_options(made: SettingsParser) -> None:
     from ..solvers.config import SolverConfig
 
     add_config(made, "solver", SolverConfig, "solver.", skip=("tol",))

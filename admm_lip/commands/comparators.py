@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import UsageError
+from .arguments import UsageError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RunFolderError, Terminated
+from .arguments import UsageError, parse, say
 from .hints import typed
-from .options import Parser, UsageError, add_threads_option, parse, say, threads
+from .options import SettingsParser, add_threads_option, threads
 from .run_options import (
     add_data_options,
     add_evaluate_options,
@@ -24,9 +25,9 @@ Row = dict[str, Any]
 _COLUMNS = "{:<9}{:>9}{:>6}{:>10}{:>10}{:>12}{:>9}"
 
 
-def parser() -> Parser:
+def parser() -> SettingsParser:
     """The options of the command."""
-    made = Parser(
+    made = SettingsParser(
         "compare",
         """
         Train the same network with a penalty mu L^2 and with an enforced bound, over a grid, and
@@ -209,8 +210,8 @@ def _wrap_up(folder: RunFolder) -> None:
     """Draw what there is."""
     if not folder.front.is_file():
         return
-    from .plot import draw
+    from .plot import draw_if_possible
 
     say()
-    for path in (folder.config, folder.front, *draw(folder)):
+    for path in (folder.config, folder.front, *draw_if_possible(folder)):
         say(f"  {path}")

@@ -20,7 +20,7 @@ from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_
 from .hints import Hint
 from .hints import lines as hint_lines
 from .in_units import STANDARDISED, in_both_units, record_units, unit_rows
-from .plot import draw
+from .plot import draw_if_possible
 from .recipes import Job
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def finish(
             write_arrays(folder.regions, decision_regions(model, job.data, plain))
     summary["machine"] = machine_stamp(torch.get_num_threads())
     write_json(folder.summary, summary)
-    draw(folder)
+    draw_if_possible(folder)
     return summary
 
 
@@ -145,7 +145,7 @@ def summary_lines(folder: RunFolder, summary: Summary, hints: Iterable[Hint]) ->
     lines += ["", f"  everything is in {folder.path}/"]
     plots = sorted(p.name for p in folder.plots.glob("*.png"))
     lines += [f"    {', '.join(sorted(p.name for p in folder.path.iterdir() if p.is_file()))}"]
-    lines += [f"    plots/: {', '.join(plots)}"]
+    lines += [f"    plots/: {', '.join(plots)}"] if plots else []
     return lines + hint_lines(hints)
 
 

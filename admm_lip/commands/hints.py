@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .options import Parser, word_of
+from .arguments import Parser, word_of
 
 # A command to type, and what it does.
 Hint = tuple[str, str]

@@ -3,72 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-import json
 import re
-import sys
-import textwrap
-import types
 import typing
-from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from ..extras import extra
+from .arguments import Formatter, Parser, UsageError
 
-
-class UsageError(ValueError):
-    """What was typed cannot be used; the message says what to type instead."""
-
-
-_UNIONS = (typing.Union, types.UnionType)
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "NoneType": "null",
-    "str": "text",
-    "tuple": "a list like [32,32]",
-}
+with extra():
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 
-# How a value of a type is written in the help.
-_VALUES: Mapping[Any, str] = {int: "N", float: "X", bool: "{true,false}"}
+class _SettingsFormatter(Formatter, DefaultHelpFormatter):
+    """The same help, for jsonargparse's own kinds of options."""
 
 
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help in the words of a user: how a value is written, and its default where it has one.
-
-    The description is kept as written (its examples are laid out by hand).
-    """
-
-    def _format_action_invocation(self, action: Action) -> str:
-        names = ", ".join(name for name in action.option_strings if not name.endswith("+"))
-        if not names or _is_flag(action):
-            return names or super()._format_action_invocation(action)
-        return f"{names} {_written(action)}"
-
-    def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
-        unsaid = action.default in (None, "", {}, SUPPRESS) or _is_flag(action)
-        return text if unsaid else f"{text} (default: {word_of(action.default)})"
-
-
-class Parser(ArgumentParser):
-    """jsonargparse's parser, but an unknown or wrong option raises :class:`UsageError`."""
+class SettingsParser(Parser, ArgumentParser):
+    """The parser of a command with settings, which may come from a file."""
 
     def __init__(self, command: str, description: str, epilog: str, usage: str = "") -> None:
         super().__init__(
-            prog=f"admm-lip {command}",
-            usage=f"admm-lip {usage or command + ' [options]'}",
-            description=textwrap.dedent(description).strip(),
-            epilog=textwrap.dedent(epilog).strip(),
-            formatter_class=_Formatter,
+            command,
+            description,
+            epilog,
+            usage,
+            formatter_class=_SettingsFormatter,
             print_config="--print-config",
-            allow_abbrev=False,
-            exit_on_error=False,
         )
 
     def group(self, title: str) -> Any:
@@ -88,29 +51,9 @@ class Parser(ArgumentParser):
             if "--print-config" in action.option_strings:
                 action.help = "Print all settings as such a file, and stop."
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise :class:`UsageError` with the message on one line and the near miss, if any."""
-        text = _readable(" ".join(str(message).split()))
-        unknown = re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", text)
-        known = [o.removeprefix("--") for a in self._actions for o in a.option_strings]
-        near = difflib.get_close_matches(unknown[1], known, n=1) if unknown else []
-        hint = f"; did you mean --{near[0]}?" if near else ""
-        raise UsageError(f"{text}{hint} (see {self.prog} --help)") from ex
-
-
-def parse(parser: Parser, arguments: list[str]) -> Namespace:
-    """Parse, turning every complaint of the parser into :class:`UsageError`.
-
-    ``--batch_size`` is read as ``--batch-size``: settings files spell the names with underscores.
-    """
-    try:
-        return parser.parse_args([_dashed(argument) for argument in arguments])
-    except ArgumentError as error:
-        parser.error(str(error), error)
-
 
 def add_config(
-    parser: Parser,
+    parser: SettingsParser,
     title: str,
     config: type,
     prefix: str = "",
@@ -204,67 +147,13 @@ def _sentence(text: str) -> str:
     return plain if named else plain[:1].upper() + plain[1:]
 
 
-def word_of(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, bool | None):
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(word_of, value))}]"
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
-def _is_flag(action: Action) -> bool:
-    """Whether nothing follows the option's name."""
-    return action.nargs == 0 or "--print-config" in action.option_strings
-
-
-def _written(action: Action) -> str:
-    """How the value of an option is typed: a letter, a list of letters, or the choices."""
-    kind = getattr(action, "_typehint", None) or action.type
-    for part in typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,):
-        inner = typing.get_args(part)
-        if part is str:
-            break
-        if part in _VALUES:
-            return _VALUES[part]
-        if typing.get_origin(part) in (list, tuple) and inner[0] in _VALUES:
-            several = [_VALUES[item] for item in inner if item in _VALUES]
-            return f"[{','.join(several if len(several) > 1 else [*several, '...'])}]"
-        if typing.get_origin(part) is typing.Literal:
-            return f"{{{','.join(inner)}}}"
-    if action.choices is not None:
-        return f"{{{','.join(map(str, action.choices))}}}"
-    metavar = action.metavar if isinstance(action.metavar, str) else None
-    return metavar or action.dest.rpartition(".")[2].upper().replace("_", "-")
-
-
-def _readable(text: str) -> str:
-    """jsonargparse's complaint about a value, in the words of this package's errors."""
-    key = re.search(r'Parser key "([\w.]+)": (.*)', text)
-    if key is None:
-        return text
-    value = re.search(r"(?:Given|Got) value: (.*)$", text)
-    expected_types = re.findall(r"Expected (?:an? )?(?:<class '(\w+)'>|typing\.(\S.*?\]))", text)
-    if value is None or not expected_types:
-        return f"{key[1]}: {key[2]}"
-    expected = " or ".join(_WORDS.get(name, name) or special for name, special in expected_types)
-    return f"{key[1]}: expected {expected}, got {value[1]!r}"
-
-
-def _dashed(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
 
 
-def add_threads_option(parser: Parser) -> None:
+def add_threads_option(parser: SettingsParser) -> None:
     """How many CPU threads torch may use."""
     parser.add_argument(
         "--threads",
@@ -288,9 +177,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def say(text: str = "") -> None:
-    """Print to standard output, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, parse, say
+from ..extras import MissingExtra
+from .arguments import Parser, parse, say
+from .hints import typed
 
 if TYPE_CHECKING:
     from ..records import RunFolder
@@ -36,11 +38,21 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def draw_if_possible(folder: RunFolder) -> list[Path]:
+    """The same at the end of a run, which does not fail for want of pictures: that is only said."""
+    try:
+        return draw(folder)
+    except MissingExtra as error:
+        say(f"no plots: {error}; then: {typed('plot', folder.path)}")
+        return []
+
+
 def draw(folder: RunFolder) -> list[Path]:
     """Draw every plot that the folder's records allow; returns the files written.
 
     Raises:
         RunFolderError: when a record is missing or damaged.
+        MissingExtra: where matplotlib is not installed.
     """
     from .. import plots
     from ..records import read_arrays, read_json, read_rows

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, UsageError, parse, say
+from .arguments import Parser, UsageError, parse, say
 
 if TYPE_CHECKING:
     from ..predictions import Predictions
@@ -36,7 +36,7 @@ def parser() -> Parser:
     made.add_argument("rows", type=str, help="CSV file of raw rows.")
     made.add_argument(
         "--output",
-        type=str | None,
+        type=str,
         metavar="FILE",
         default=None,
         help="CSV file to write, which must not exist yet (not given: standard output).",

@@ -7,24 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import Namespace
-
 from ..data import data_names
+from .arguments import UsageError, parse, say
 from .hints import Hint, typed, verify, words_of
 from .in_units import RAW
-from .options import (
-    Parser,
-    UsageError,
-    add_config,
-    add_threads_option,
-    config_of,
-    flat,
-    parse,
-    say,
-    threads,
-)
+from .options import SettingsParser, add_config, add_threads_option, config_of, flat, threads
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
     from torch import nn
 
     from ..records import RunFolder
@@ -33,12 +23,12 @@ if TYPE_CHECKING:
     from .recipes import Job
 
 
-def parser() -> Parser:
+def parser() -> SettingsParser:
     """The options of the command."""
     from ..solvers.config import SolverConfig
     from .run_options import add_folder_options
 
-    made = Parser(
+    made = SettingsParser(
         "project",
         """
         Move the weights of a trained network to the nearest ones that meet a bound, and prove it.
@@ -86,7 +76,7 @@ def parser() -> Parser:
     return made
 
 
-def _add_finetune_options(made: Parser) -> None:
+def _add_finetune_options(made: SettingsParser) -> None:
     from ..training.config import FinetuneConfig
 
     group = made.group("fine-tuning")

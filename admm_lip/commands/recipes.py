@@ -14,8 +14,9 @@ from ..networks.convnets import ConvnetConfig, build_convnet
 from ..networks.models import ModelConfig, build_mlp
 from ..training.config import TrainConfig
 from ..units import Units
+from .arguments import UsageError
 from .in_units import RAW
-from .options import UsageError, config_of
+from .options import config_of
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import Namespace
+from typing import TYPE_CHECKING, Any
 
 from ..files import exclusive, write_atomic
 from ..records import RunFolder, as_yaml, create_run, open_run, read_yaml, write_yaml
+from .arguments import UsageError, say
 from .hints import typed
-from .options import UsageError, say
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 # What may be another one when a run is continued: its length, what is measured afterwards, and
 # where the data lie (their content is compared by the checkpoint).

@@ -12,12 +12,12 @@ from ..evaluation.config import EvaluateConfig
 from ..networks.model_config import ConvnetConfig, ModelConfig
 from ..solvers.config import SolverConfig
 from ..training.config import TrainConfig
-from .options import Parser, add_config
+from .options import SettingsParser, add_config
 
 _BASIC = ("bound", "mu", "epochs", "batch_size", "seed", "loss", "eps", "lr")
 
 
-def add_data_options(parser: Parser) -> None:
+def add_data_options(parser: SettingsParser) -> None:
     """Options that say which data to use."""
     group = parser.group("data")
     group.add_argument(
@@ -62,7 +62,7 @@ def add_folder_options(group: Any, folder: str, work: str) -> None:
     )
 
 
-def add_units_option(parser: Parser) -> None:
+def add_units_option(parser: SettingsParser) -> None:
     """In which units the bound of a table is meant."""
     parser.group("data: CSV files").add_argument(
         "--units",
@@ -74,7 +74,7 @@ def add_units_option(parser: Parser) -> None:
     )
 
 
-def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
+def add_train_options(parser: SettingsParser, *, skip: tuple[str, ...] = ()) -> None:
     """Options of the network, the training and the solver."""
     chosen = ("bound", "epochs", "batch_size", "loss", "eps")
     add_config(parser, "network", ModelConfig, "model.", chosen=("hidden",))
@@ -83,11 +83,11 @@ def add_train_options(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
     add_config(parser, "solver", SolverConfig, "solver.")
 
 
-def add_convnet_options(parser: Parser) -> None:
+def add_convnet_options(parser: SettingsParser) -> None:
     """Options of a convolutional network, which takes the place of the perceptron."""
     add_config(parser, "convolutional network", ConvnetConfig, "convnet.")
 
 
-def add_evaluate_options(parser: Parser) -> None:
+def add_evaluate_options(parser: SettingsParser) -> None:
     """Options of the evaluation."""
     add_config(parser, "evaluation", EvaluateConfig, "evaluate.")

@@ -20,7 +20,7 @@ from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_json, write_rows
 from ..research.comparators.local import LocalLipschitz
 from .finish import Summary, network_on
-from .plot import draw
+from .plot import draw_if_possible
 from .recipes import Job
 
 Verdicts = list[dict[str, Any]]
@@ -67,7 +67,7 @@ def finish_samples(
         "machine": machine_stamp(torch.get_num_threads()),
     }
     write_json(folder.summary, summary)
-    draw(folder)
+    draw_if_possible(folder)
     return summary
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .options import Parser, parse, say
+from .arguments import Parser, parse, say
 
 
 def parser() -> Parser:

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
+from .arguments import UsageError, parse, say
 from .comparators import ADMM, method_of, radius_of_method, train_and_finish
 from .compare import parser as parser_of_compare
 from .hints import Hint, typed, verify, words_of
-from .options import Parser, UsageError, add_threads_option, parse, say, threads
+from .options import SettingsParser, add_threads_option, threads
 from .run_options import (
     add_convnet_options,
     add_data_options,
@@ -24,6 +23,8 @@ from .run_options import (
 )
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
     from ..records import RunFolder
     from ..research.comparators import Method
     from .recipes import Job
@@ -61,9 +62,9 @@ examples:
 """
 
 
-def parser() -> Parser:
+def parser() -> SettingsParser:
     """The options of the command."""
-    made = Parser(
+    made = SettingsParser(
         "train",
         """
         Train a network so that its l2 Lipschitz constant is at most --bound, prove that constant,
@@ -174,7 +175,7 @@ def _after_training(path: Path, settings: Mapping[str, Any], bound: float | None
     ]
 
 
-def _add_method_options(made: Parser) -> None:
+def _add_method_options(made: SettingsParser) -> None:
     group = made.group("method")
     group.add_argument(
         "--method",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, UsageError, parse, say
+from .arguments import Parser, UsageError, parse, say
 
 if TYPE_CHECKING:
     from ..certificates.certificate import AnyCertificate
@@ -36,7 +36,7 @@ def parser() -> Parser:
     )
     made.add_argument(
         "--certificate",
-        type=str | None,
+        type=str,
         default=None,
         help="Certificate to check (not given: certificate.json in the folder, or the one inside "
         "the ONNX file); a local one ends in .safetensors, and needs torch.",

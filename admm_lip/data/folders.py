@@ -18,9 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from ..extras import extra
 from .dataset import DataError, DataSet, Pair
+
+with extra():
+    from PIL import Image, UnidentifiedImageError
 
 _ANNOTATIONS = "val_annotations.txt"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm")

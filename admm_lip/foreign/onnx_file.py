@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
+from ..extras import extra
 from ..networks.layers import Shape
 from .graph import Graph, Node, Ref, input_shape, node_label
 from .limits import read_limited
@@ -35,15 +36,10 @@ def onnx_package() -> ModuleType:
     """The ``onnx`` package.
 
     Raises:
-        NetworkError: where it is not installed, naming the extra that brings it.
+        MissingExtra: where it is not installed.
     """
-    try:
+    with extra():
         import onnx
-    except ImportError as error:
-        raise NetworkError(
-            f"reading and writing ONNX needs the package onnx ({error}); "
-            "install it with: pip install 'admm-lip[onnx]'"
-        ) from None
     return onnx
 
 

@@ -7,7 +7,10 @@ found.lip_, found.certified_radius(X)
 
 from __future__ import annotations
 
-from .classifier import LipschitzClassifier as LipschitzClassifier
-from .regressor import LipschitzRegressor as LipschitzRegressor
+from ..extras import extra
+
+with extra():
+    from .classifier import LipschitzClassifier as LipschitzClassifier
+    from .regressor import LipschitzRegressor as LipschitzRegressor
 
 __all__ = ["LipschitzClassifier", "LipschitzRegressor"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from admm_lip import cli
-from admm_lip.commands.options import Parser, _is_flag
+from admm_lip.commands.arguments import Parser, is_flag
 from admm_lip.networks import convnets, models
 from admm_lip.networks.model_config import CONVNET_ACTIVATIONS, PERCEPTRON_ACTIVATIONS
 from admm_lip.research.comparators import METHODS
@@ -77,7 +77,7 @@ def test_help_says_nothing_of_the_source(command: str) -> None:
 def test_every_option_is_explained_with_what_holds_without_it(command: str) -> None:
     for action in parser_of(command)._actions:
         assert action.help, action.dest
-        if action.option_strings and not _is_flag(action) and action.default in (None, SUPPRESS):
+        if action.option_strings and not is_flag(action) and action.default in (None, SUPPRESS):
             assert "not given: " in action.help, action.option_strings
 
 

@@ -13,7 +13,7 @@ import torch
 from admm_lip import cli
 from admm_lip.certificates.certificate import Certificate
 from admm_lip.commands import hints
-from admm_lip.commands.options import parse
+from admm_lip.commands.arguments import parse
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
@@ -36,7 +36,8 @@ def in_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def options_of(words: list[str]) -> dict:
     made = importlib.import_module(f"admm_lip.commands.{words[0]}").parser()
-    found: dict = parse(made, words[1:]).as_dict()
+    options = parse(made, words[1:])
+    found: dict = getattr(options, "as_dict", lambda: vars(options))()
     return found
 
 

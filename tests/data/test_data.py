@@ -53,6 +53,14 @@ class TestSmallSets:
         assert data.train[1].bincount().min() > 120
         assert data.test[1].bincount(minlength=10).min() > 20
 
+    def test_digits_are_scikit_learns(self):
+        theirs = pytest.importorskip("sklearn.datasets").load_digits()
+        data = load_data("digits")
+        x, y = (torch.cat(sides) for sides in zip(data.train, data.test, strict=True))
+        ours = torch.column_stack([x * 16, y])
+        both = [np.column_stack([theirs.data, theirs.target]), ours.double().numpy()]
+        assert np.array_equal(*(rows[np.lexsort(rows.T)] for rows in both))
+
     def test_digits_are_the_same_at_every_load(self):
         a, b = load_data("digits"), load_data("digits")
         assert torch.equal(a.test[0], b.test[0])

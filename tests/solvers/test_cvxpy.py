@@ -99,7 +99,10 @@ def test_the_default_licence_path_is_in_the_home_folder(
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cvxpy_, "find_spec", lambda name: None if name == "scs" else object())
     found = CvxpyBackend("scs").availability()
-    assert (found.usable, found.reason) == (False, "not installed: pip install scs")
+    assert (found.usable, found.reason) == (
+        False,
+        'scs is not installed; install it with: pip install "admm-lip[cvxpy]"',
+    )
 
 
 def test_a_licence_lost_during_a_solve_makes_the_backend_unavailable(
