@@ -167,10 +167,6 @@ def _check_asked(terms: Terms) -> None:
             "units: a network that sorts pairs, or of convolutions, is trained by one norm per "
             "layer, in the units of its inputs; leave units out, and certify the result with them"
         )
-    if terms.asked.mu is not None and _norms(terms).balls:
-        raise ValueError(
-            "mu: convolutions are trained under a bound, not a price of L; give bound= instead"
-        )
 
 
 def project_layers(
@@ -180,18 +176,19 @@ def project_layers(
     norms: LayerNorms | None = None,
     tol: float = 1e-3,
 ) -> ProjectSolution:
-    """The nearest weights with ``||W_k|| <= c``; in the penalised form c is optimal as well.
+    """The nearest weights with ``||W_k|| <= c``; for matrices under a price c is optimal as well.
 
     Args:
         anchor: to be projected.
         state: of the round before.
-        mu: the price of ``L^2``; ``None``: the state's bound is enforced.
+        mu: the price of ``L^2``; ``None``: the state's bound is enforced, as it is for
+            convolutions, whose bound moves between rounds (``lipschitz_step.py``).
         norms: of the layers; ``None``: all are dense.
         tol: accuracy where a projection is iterative.
     """
     begun, layers = time.perf_counter(), len(anchor)
     norms = norms or LayerNorms()
-    if mu is None:
+    if mu is None or norms.balls:
         each = math.exp((0.5 * math.log(state.target_sq) - math.log(norms.gain)) / layers)
         warm = state.warm or (None,) * layers
         rows = zip(_balls(norms, anchor), anchor, warm, strict=True)
