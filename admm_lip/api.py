@@ -164,7 +164,9 @@ def certify(
             the solver's warm start; arrays or tensors, shapes as in the certificate.
         structure: of the multipliers of a network of images: ``"exact"``: one per neuron;
             ``"torus"``: one per channel of the first layers, frequency by frequency, and one per
-            neuron of the rest; ``"auto"`` or not given: per channel beyond 3,000 neurons.
+            neuron of the rest; ``"every_size"``: one per channel, of a chain of convolutions
+            without stride, for images of every size at once; ``"auto"`` or not given: per channel
+            beyond 3,000 neurons.
         progress: show a bar where functionals take more than two seconds.
         local: what ``kind="local"`` took before it had a door of its own.
 

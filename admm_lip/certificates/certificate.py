@@ -17,6 +17,8 @@ from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, t
 
 Functionals = Literal["pairwise", "per_output", "directions"]
 
+# Points per side of the finest grid of frequencies that a check goes through.
+MOST_POINTS = 2048
 # Where a multiplier comes from.
 METHODS = ("lipsdp", "given", "closed_form", "norm_product", "constant", "torus")
 
@@ -44,6 +46,9 @@ class Certificate(Document):
         kind: ``"global"``: for all inputs.
         switch: how many activations of an image network are taken frequency by frequency, with
             multipliers constant over space (``certificates/torus``); 0: none.
+        every_size: points per side of the grid of frequencies from which the bound is proven for
+            images of every size, the layers as they were read at ``input_shape``
+            (``certificates/torus/every_size.py``); 0: for images of ``input_shape`` alone.
 
     The other fields are those of :class:`~admm_lip.certificates.document.Document`.  ``verify``
     proves ``lip`` from ``multiplier`` and the weights alone and computes ``norm_product`` again;
@@ -62,6 +67,7 @@ class Certificate(Document):
     sampled_lower: float
     kind: str = "global"
     switch: int = 0
+    every_size: int = 0
 
     kinds: ClassVar[tuple[str, ...]] = ("global",)
 
@@ -71,6 +77,12 @@ class Certificate(Document):
             raise CertificateError(
                 f"switch: expected a whole number from 0 to {len(self.slopes)}, the hidden layers, "
                 f"got {shown(self.switch)}"
+            )
+        most = MOST_POINTS if self.switch else 0
+        if type(self.every_size) is not int or not 0 <= self.every_size <= most:
+            raise CertificateError(
+                f"every_size: expected a whole number from 0 to {most}, got "
+                f"{shown(self.every_size)}"
             )
         requested = self.requested
         if requested is not None:

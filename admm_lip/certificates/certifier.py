@@ -27,8 +27,9 @@ from .last_layer import bounded, split
 from .norm_product import spectral_norm
 from .proof import is_constant
 from .sampled_slope import sampled_quotient, sampled_slope
-from .torus.certify import certified_on_torus, wants_torus
+from .torus.certify import OnTorus, certified_at_every_size, certified_on_torus, wants_torus
 from .torus.check import slopes_on_torus, torus_product
+from .torus.every_size import side_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,10 @@ def certify_global(
     asked, last = structure or "auto", split(network)[1]
     # A constant behind the last layer is multiplied neuron by neuron only.
     if (last is None or asked != "auto") and wants_torus(asked, network, norm, units):
-        return _on_torus(network, order, config, deadline, requested)
+        prove_on = certified_at_every_size if asked == "every_size" else certified_on_torus
+        made = prove_on(network, config, deadline)
+        side = side_of(made.chain) if asked == "every_size" else 0
+        return _on_torus(network, order, made, deadline, requested, side)
     return _neuron_by_neuron(network, order, config, deadline, requested, multiplier)
 
 
@@ -106,12 +110,12 @@ def _neuron_by_neuron(
 def _on_torus(
     network: Network,
     order: Order,
-    config: SolverConfig,
+    made: OnTorus,
     deadline: Deadline,
     requested: float | None,
+    side: int,
 ) -> Certificate:
     """The certificate of an image network, its first multipliers per channel."""
-    made = certified_on_torus(network, config, deadline)
     lower = min(sampled_quotient(network, deadline), made.lip)
     return Certificate(
         lip=made.lip,
@@ -123,6 +127,7 @@ def _on_torus(
         lower_lip=max(lower, made.dual_bound),
         kind="global",
         switch=len(made.chain.activations),
+        every_size=side,
         **stated(network, slopes_on_torus(made.chain), order, {made.backend}),
     )
 

@@ -157,7 +157,7 @@ class Document:
         """A certificate of this class from the JSON object of its file."""
         names = {f.name for f in fields(cls)} | {"checksum"}
         old = isinstance(data, dict) and type(data.get("format")) is int and data["format"] == 1
-        names = (names | {"input_scale"}) - {"switch"} if old else names
+        names = (names | {"input_scale"}) - {"switch", "every_size"} if old else names
         if not isinstance(data, dict) or set(data) != names:
             got = sorted(set(data) ^ names) if isinstance(data, dict) else data
             raise CertificateError(f"not a certificate of format {FORMAT}: see {shown(got)}")

@@ -32,6 +32,7 @@ from .last_layer import bounded, check_functionals, split
 from .norm_product import Norm, norm_product, spectral_norm
 from .proof import is_constant, is_constant_functional, unproven
 from .torus.check import proven_on_torus, slopes_on_torus, torus_product
+from .torus.every_size import every_size_chain
 from .torus.read import torus_chain
 
 if TYPE_CHECKING:
@@ -88,7 +89,10 @@ def _check_on_torus(certificate: Certificate, network: Network) -> None:
     """Prove a bound whose first multipliers are per channel."""
     if certificate.norm != "l2" or certificate.units is not None:
         raise CertificateError("switch: goes with norm 'l2' and no units")
-    chain = torus_chain(network, certificate.switch)
+    if certificate.every_size:
+        chain = every_size_chain(network, certificate.every_size)
+    else:
+        chain = torus_chain(network, certificate.switch)
     _check_slopes(certificate.slopes, slopes_on_torus(chain))
     multiplier = [np.array(t, dtype=np.float64) for t in certificate.multiplier]
     reason = proven_on_torus(chain, multiplier, certificate.lip)

@@ -24,6 +24,7 @@ from ..chain_bound import Task, prove
 from ..claim_matrices import Matrices
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_product
+from .every_size import every_size_chain
 from .path import Found
 from .proof import NotProven, covariances, gathered, largest
 from .proven_product import proven_product
@@ -40,7 +41,7 @@ TOGETHER = 150
 _TOLERANCES = ((20_000, 1e-4), (math.inf, 1e-2))
 # Neurons beyond which multipliers are sought per channel where nobody says.
 EXACT_NEURONS = 3000
-STRUCTURES = ("auto", "exact", "torus")
+STRUCTURES = ("auto", "exact", "torus", "every_size")
 # The share of the time left that a search may take.
 _SEARCH = 0.7
 _LINEAR = (*AFFINE, *RESHAPES, *JOINS)
@@ -121,6 +122,25 @@ def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[O
     return OnTorus(chain, lip, lower, multiplier, ""), reason
 
 
+def certified_at_every_size(network: Network, config: SolverConfig, deadline: Deadline) -> OnTorus:
+    """A bound that holds for images of every size, from a grid of frequencies.
+
+    Raises:
+        NotShiftInvariant: by name, for a network that is no chain of convolutions without stride.
+        CertificateError: where nothing was proven.
+    """
+    chain, best, reason = every_size_chain(network), None, ""
+    try:
+        found = search(chain, None, _shared(deadline), max(config.tol, _tolerance(network)))
+        best = _proven(chain, None, found, config, deadline)
+    except NotProven as error:
+        reason = str(error)
+    best, reason = _or_product(chain, best, reason)
+    if best is None:
+        raise CertificateError(f"structure: no bound could be proven for every size: {reason}")
+    return best
+
+
 def _tolerance(network: Network) -> float:
     """The gap that the multipliers of a network are brought to, at least."""
     return next(tol for neurons, tol in _TOLERANCES if neurons_of(network) <= neurons)
@@ -137,10 +157,10 @@ def wants_torus(structure: str, network: Network, norm: str, units: Any) -> bool
             f"structure: expected one of {', '.join(STRUCTURES)}, got {structure!r}"
         )
     plain = norm == "l2" and units is None
-    if structure == "torus" and not plain:
-        raise CertificateError("structure: 'torus' goes with norm 'l2' and no units")
+    if structure in ("torus", "every_size") and not plain:
+        raise CertificateError(f"structure: {structure!r} goes with norm 'l2' and no units")
     if structure != "auto" or not plain:
-        return structure == "torus"
+        return structure != "exact" and plain
     return neurons_of(network) > EXACT_NEURONS and _stands_on_torus(network)
 
 

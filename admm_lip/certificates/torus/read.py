@@ -22,6 +22,8 @@ _U = 2.0**-53
 # Entries of a matrix behind the last activation beyond which it stays on the torus: there it is
 # cheap, but every place of the output counts as an infinite image has it.
 _LARGE = 2**22
+# Layers that change no number.
+_FLATTENING = ("flatten", "reshape")
 
 
 def stops(network: Network) -> Iterator[Reading]:
@@ -30,14 +32,7 @@ def stops(network: Network) -> Iterator[Reading]:
     Raises:
         NotShiftInvariant: by name, at a layer that a torus cannot hold.
     """
-    shape = network.input_shape or ()
-    if len(shape) != 3:
-        raise NotShiftInvariant(
-            f"structure: expected images (channels, rows, columns), got {shape}"
-        )
-    live = {INPUT: [*range(shape[0])]}
-    reading = Reading(network, network.shapes(), network.sources(), [*network.layers], live)
-    reading.needs(INPUT, shape[1:], (False, False))
+    reading = _begun(network)
     done = stopped = 0
     while reading.waiting:
         layer = reading.waiting[0]
@@ -46,6 +41,19 @@ def stops(network: Network) -> Iterator[Reading]:
         if done > stopped and len(reading.live) == 1 and not reading.around.keys() & reading.live:
             stopped = done
             yield reading
+
+
+def _begun(network: Network) -> Reading:
+    """Nothing read but the input."""
+    shape = network.input_shape or ()
+    if len(shape) != 3:
+        raise NotShiftInvariant(
+            f"structure: expected images (channels, rows, columns), got {shape}"
+        )
+    live = {INPUT: [*range(shape[0])]}
+    reading = Reading(network, network.shapes(), network.sources(), [*network.layers], live)
+    reading.needs(INPUT, shape[1:], (False, False))
+    return reading
 
 
 def chains_of(network: Network) -> list[TorusChain]:
@@ -80,6 +88,19 @@ def torus_chain(network: Network, switch: int) -> TorusChain:
         if sum(isinstance(step, Pointwise) for step in reading.steps) == switch:
             return finished(reading)
     raise NotShiftInvariant(f"structure: no single value leads on behind {switch} activations")
+
+
+def whole_chain(network: Network) -> TorusChain:
+    """The whole network on a torus, but for a flattening at its end.
+
+    Raises:
+        NotShiftInvariant: by name, at a layer that a torus cannot hold.
+    """
+    reading = _begun(network)
+    while any(layer.kind not in _FLATTENING for layer in reading.waiting):
+        _read_next(reading, reading.waiting[0])
+    reading.waiting.clear()
+    return finished(reading)
 
 
 def finished(reading: Reading) -> TorusChain:
