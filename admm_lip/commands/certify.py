@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..lipschitz import NORMS
 from .arguments import UsageError, parse, say
-from .hints import lines, verify
+from .hints import certificate_beside, lines, verify
 from .in_units import RAW, STANDARDISED
 from .options import SettingsParser, add_config, add_threads_option, config_of, threads
 
@@ -160,7 +160,7 @@ def _certify(options: Namespace) -> int:
     from .finish import describe
 
     path = Path(options.network)
-    output = Path(options.output) if options.output else _beside(path, options.kind)
+    output = Path(options.output) if options.output else certificate_beside(path, options.kind)
     if options.output and output.exists():
         raise RunFolderError(f"output: {output} exists; name another file with --output")
     shape = tuple(options.input_shape) if options.input_shape else None
@@ -174,7 +174,7 @@ def _certify(options: Namespace) -> int:
     else:
         proof.certificate.save(output)
         say(f"  written to {output}")
-        more = () if output == path / "certificate.json" else ("--certificate", output)
+        more = () if output == certificate_beside(path) else ("--certificate", output)
         if proof.leaned_on is not None:
             proof.leaned_on.save(leaned_on_beside(output))
             say(f"  and what it leans on to {leaned_on_beside(output)}")
@@ -195,12 +195,6 @@ class _Proof:
 def leaned_on_beside(output: Path) -> Path:
     """Where the certificate for all inputs lies that a local one leans on."""
     return output.with_suffix(".pairs.json")
-
-
-def _beside(path: Path, kind: str) -> Path:
-    """Where the certificate of a network goes unless another place is named."""
-    name = "local.safetensors" if kind == "local" else "certificate.json"
-    return path / name if path.is_dir() else path.with_suffix(f".{name}")
 
 
 def _solver(options: Namespace, usual: float) -> SolverConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import Parser, UsageError, parse, say
+from .hints import certificate_beside
 
 if TYPE_CHECKING:
     from ..certificates.certificate import AnyCertificate
@@ -23,7 +24,7 @@ def parser() -> Parser:
         examples:
           admm-lip verify runs/RUN
           admm-lip verify runs/RUN --certificate other.json
-          admm-lip verify model.onnx          (the certificate in its metadata)
+          admm-lip verify model.onnx          (model.certificate.json, or the one inside)
           admm-lip verify runs/RUN --exact    (rational arithmetic, small networks)
         """,
         usage="verify PATH [options]",
@@ -38,8 +39,9 @@ def parser() -> Parser:
         "--certificate",
         type=str,
         default=None,
-        help="Certificate to check (not given: certificate.json in the folder, or the one inside "
-        "the ONNX file); a local one ends in .safetensors, and needs torch.",
+        help="Certificate to check (not given: certificate.json in the folder, or "
+        "NAME.certificate.json beside the file, else the one inside the ONNX file); a local one "
+        "ends in .safetensors, and needs torch.",
     )
     made.add_argument(
         "--exact", action="store_true", help="Check once more in exact rational arithmetic."
@@ -115,10 +117,10 @@ def _claim(path: Path, certificate: AnyCertificate) -> str:
 
 
 def _certificate(path: Path, given: str | None) -> AnyCertificate:
-    """The certificate to check: the one named, the folder's, or the one inside the file."""
+    """The certificate to check: the one named, the one beside the network, or inside its file."""
     from ..certificates.certificate import load_certificate
     from ..certificates.in_onnx import read_certificate
 
-    if given is not None:
-        return load_certificate(given)
-    return read_certificate(path) if path.is_file() else load_certificate(path / "certificate.json")
+    beside = Path(given) if given is not None else certificate_beside(path)
+    inside = path.is_file() and given is None and not beside.exists()
+    return read_certificate(path) if inside else load_certificate(beside)

@@ -255,7 +255,11 @@ class TestOtherCommands:
         )
         assert cli.main(["verify", "net.onnx"]) == 0
         assert cli.main(["certify", "net.onnx"]) == 0
-        assert cli.main(["verify", "net.onnx", "--certificate", "net.certificate.json"]) == 0
+        noted = json.loads(Path("net.certificate.json").read_text())
+        Path("net.certificate.json").write_text(json.dumps(noted | {"lip": noted["lip"] / 2}))
+        assert cli.main(["verify", "net.onnx"]) != 0  # the one beside it is meant
+        Path("net.certificate.json").write_text(json.dumps(noted))
+        assert cli.main(["verify", "net.onnx"]) == 0
         assert cli.main(["project", "net.onnx", "--bound", "0.5"]) == 0
         projected = Certificate.load(Path("net-bound0.5") / "certificate.json")
         assert projected.lip <= 0.5
