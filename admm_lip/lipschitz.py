@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .settings import BOUND, check_settings
-from .units import Units
+
+if TYPE_CHECKING:
+    from .units import Units
 
 # Of inputs; outputs are measured in l2.
 NORMS = ("l2", "linf")

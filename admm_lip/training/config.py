@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..lipschitz import Lipschitz
 from ..settings import BOUND, COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Rule, check_settings
 from ..solvers.config import SolverConfig
-from ..units import Units
+
+if TYPE_CHECKING:
+    from ..units import Units
 
 STARTS = ("model", "scratch")
 RHO_RULES = ("constant", "balance")
