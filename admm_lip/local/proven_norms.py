@@ -42,7 +42,7 @@ _ENTRIES = 2**33
 _TOGETHER = 2**15
 _BATCH = 2**22
 # Relative excess over the eigenvalue found that a proof is tried with.
-_EXCESS = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1)
+_EXCESS = (1e-6, 1e-4, 1e-2, 1e-1)
 # Scaling rounds every entry twice.
 _SCALED = 1.0 + 1e-12
 
@@ -119,7 +119,7 @@ class _SparseNorms(ScaledNorms):
             _by_pixel_row(operator.shape_out),
             _by_pixel_row(operator.shape_in),
         )
-        ordered = sp.csr_array(matrix[self.rows][:, self.columns])
+        ordered = sp.csr_array(matrix)[self.rows][:, self.columns]
         largest = float(np.abs(ordered.data).max(initial=0.0))
         self.finite = bool(np.isfinite(ordered.data).all())
         # A power of two, so that nothing is rounded; squares neither overflow nor vanish.
@@ -208,7 +208,7 @@ def _top(gram: Any, n: int) -> float:
         return float(np.linalg.eigvalsh(gram.toarray())[-1])
     start = np.random.default_rng(0).standard_normal(n)
     try:
-        return float(eigsh(gram, k=1, which="LA", tol=1e-7, v0=start, return_eigenvectors=False)[0])
+        return float(eigsh(gram, k=1, which="LA", tol=1e-4, v0=start, return_eigenvectors=False)[0])
     except ArpackError:
         return float(abs(gram).sum(axis=1).max())  # a bound already
 
