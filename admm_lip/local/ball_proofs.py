@@ -121,7 +121,7 @@ def _quadratic(
     if passing is None:
         return margin, None
     margin = torch.maximum(margin, passing.closed(rows, open_, SPARE))
-    open_ = open_ & (margin <= 0.0) & ~seen.everywhere
+    open_ = passing.among(open_ & (margin <= 0.0))
     if not steps or not bool(open_.any()):
         return margin, None
     witness, found = searched(passing, rows, open_, steps)

@@ -179,7 +179,7 @@ def _quadratic(
     tuned = torch.zeros_like(higher)
     if found.tuned is not None and found.slopes is not None and found.curvatures is not None:
         witness = Witness(found.tuned, found.slopes, found.curvatures).part(rows)
-        tuned = witness.items & higher & (seen.lines.region.radius > 0.0)[:, None]
+        tuned = passing.among(witness.items & higher)
         witness = witness.select(tuned[witness.items])
         margin[tuned] = torch.maximum(margin[tuned], passing.proven(flat, witness, claims[tuned]))
     higher &= ~tuned

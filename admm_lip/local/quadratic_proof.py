@@ -87,6 +87,10 @@ class OpenPass:
     place: Tensor
     own: QuadraticPass
 
+    def among(self, asked: Tensor) -> Tensor:
+        """Those of some functionals, ``(batch, m)``, whose samples are in the pass."""
+        return asked & (self.place >= 0)[:, None]
+
     def at(self, items: Tensor) -> QuadraticPass:
         """One sample for each of some functionals, ``(batch, m)``."""
         return self.own.select(self.place[items.nonzero()[:, 0]])
@@ -100,6 +104,8 @@ class OpenPass:
             spare: share of what the bound gave away that it is lowered by.
         """
         found, some = torch.full(asked.shape, -math.inf, dtype=torch.float64), self.samples
+        if not bool(self.among(asked).any()):
+            return found
         # No more functionals of a sample than the most that any one asks for.
         most = int(asked[some].sum(dim=1).max())
         chosen = asked[some].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]

@@ -40,9 +40,10 @@ def searched(own: OpenPass, rows: Tensor, asked: Tensor, steps: int) -> tuple[Wi
     Args:
         own: the pass of the samples.
         rows: ``(batch, m, n_out)``.
-        asked: ``(batch, m)``.
+        asked: ``(batch, m)``; what is not in the pass is left out.
         steps: of Adam.
     """
+    asked = own.among(asked)
     passing, functionals = own.at(asked), rows[asked][:, None]
     parts = [
         _run(_Search.begun(passing.select(part), functionals[part]), steps)

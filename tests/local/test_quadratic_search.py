@@ -114,6 +114,21 @@ def test_dearer_levels_lose_nothing_and_samples_agree(activation: str, norm: str
         assert bool((margin >= tuned.margin - 1e-11).all())
 
 
+def test_a_sample_without_a_ball_is_left_out() -> None:
+    """Its functionals are not taken for those of another sample."""
+    model = network("relu", (4, 16, 16, 3), seed=7)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(2)).double()
+    passing, rows = open_pass(model, x, torch.tensor([0.0, 0.3, 0.0]).double(), LocalConfig())
+    asked = torch.tensor([[False, True, True]] * 3)
+    witness, found = searched(passing, rows, asked, 2)
+    assert witness.items.tolist() == [[False] * 3, [False, True, True], [False] * 3]
+    assert len(found) == len(witness.slopes) == 2
+    closed = passing.closed(rows, asked)
+    assert torch.isfinite(closed).tolist() == witness.items.tolist()
+    asked[1] = False
+    assert bool(torch.isneginf(passing.closed(rows, asked)).all())
+
+
 def test_convolutions_are_searched_and_checked() -> None:
     model, x = images()
     y = model(x).argmax(dim=1)
