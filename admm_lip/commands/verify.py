@@ -1,4 +1,4 @@
-"""``admm-lip verify``: check a certificate against its network, with NumPy alone."""
+"""``admm-lip verify``: check a certificate against its network, with NumPy and SciPy alone."""
 
 from __future__ import annotations
 
