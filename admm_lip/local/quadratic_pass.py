@@ -153,6 +153,18 @@ class QuadraticPass:
         lines = replace(self.lines, region=self.lines.region.select(rows))
         return QuadraticPass(lines, [h.select(rows) for h in self.hidden])
 
+    def unit(self, k: int, c: Tensor) -> Tensor:
+        """What curvatures of a layer are measured in, roughly: ``|c|`` over how far z moves.
+
+        Args:
+            k: the layer.
+            c: rows over its outputs, ``(batch, m, n)``.
+
+        Returns:
+            ``(batch, m, 1)``.
+        """
+        return (lengths(c) / (self.hidden[k].reach[:, None] + TINY))[..., None]
+
     def bound(self, rows: Tensor, choose: Choice, growth: Growth) -> tuple[Tensor, Tensor]:
         """Lower bounds of ``rows f`` on the regions, and what they gave away, ``(batch, m)``.
 
@@ -201,8 +213,8 @@ class QuadraticPass:
     def _by_share(self, share: float) -> Choice:
         def choose(k: int, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
             here = self.hidden[k]
-            t = share * lengths(c) / (here.reach[:, None] + TINY)
-            d = m[..., None] * here.steepest.square()[:, None] + t[..., None] * here.kinked[:, None]
+            t = share * self.unit(k, c)
+            d = m[..., None] * here.steepest.square()[:, None] + t * here.kinked[:, None]
             return here.slope[:, None], d
 
         return choose

@@ -31,7 +31,8 @@ class Witness:
     Attributes:
         items: which functionals, ``(batch, m)``, boolean.
         slopes: g over c of all hidden neurons, ``(rows, neurons)``, float32, and
-        curvatures: the diagonal of D; a row for each of ``items``, in the order of ``nonzero``.
+        curvatures: the diagonal of D in its layer's unit (:meth:`QuadraticPass.unit`); a row for
+            each of ``items``, in the order of ``nonzero``.
     """
 
     items: Tensor
@@ -51,13 +52,13 @@ class Witness:
         rows = kept[self.items.nonzero()[:, 0]]
         return Witness(self.items[samples], self.slopes[rows], self.curvatures[rows])
 
-    def choice(self, widths: Sequence[int]) -> Choice:
-        """As a pass over all rows takes it."""
+    def choice(self, passing: QuadraticPass) -> Choice:
+        """As a pass over all its rows takes it."""
         slopes, curvatures = (
-            torch.split(part.double()[:, None], list(widths), dim=-1)
+            torch.split(part.double()[:, None], passing.widths, dim=-1)
             for part in (self.slopes, self.curvatures)
         )
-        return lambda k, c, m: (slopes[k], curvatures[k])
+        return lambda k, c, m: (slopes[k], curvatures[k] * passing.unit(k, c))
 
 
 def joined(parts: Sequence[tuple[Witness | None, Tensor]]) -> Witness | None:
@@ -128,12 +129,12 @@ class OpenPass:
             ``(rows,)``, one bound for each row of the witness.
         """
         own, functionals = self.at(witness.items), rows[witness.items][:, None]
-        choose = witness.choice(own.widths)
+        choose = witness.choice(own)
         found = lowered(*own.bound(functionals, choose, own.shared_growth), spare)[:, 0]
         left = ((found < claims) | (found <= 0.0)).nonzero()[:, 0]
         if len(left):
             part = own.select(left)
-            choose = _rows_of(witness, left).choice(own.widths)
+            choose = _rows_of(witness, left).choice(part)
             better = lowered(*part.bound(functionals[left], choose, part.own_growth), spare)[:, 0]
             found[left] = torch.maximum(found[left], better)
         return found

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..rounding import TINY, lengths
+from ..rounding import TINY
 from .input_region import chunks
 from .quadratic_pass import QuadraticPass
 from .quadratic_proof import SPARE, OpenPass, Witness, lowered
@@ -30,6 +30,8 @@ _TOGETHER = 48
 # Rates of Adam for p and log t, and how it forgets.
 _RATES, _BETAS = (0.3, 0.1), (0.9, 0.99)
 _SHARE = 0.15
+# Of what a witness holds.
+_MOST = torch.finfo(torch.float32).max
 # Start of p, away from the ends of the logistic function.
 _INSIDE = 1e-3
 
@@ -101,7 +103,7 @@ class _Search:
             self._move(k, gradient.nan_to_num(0.0, 0.0, 0.0), count)
         layers = [self.seen[k] for k in range(len(self.passing.hidden))]
         slopes, curvatures = (
-            torch.cat([v.detach()[:, 0].float() for v in part], 1)
+            torch.cat([v.detach()[:, 0] for v in part], 1).nan_to_num(0.0).clamp(max=_MOST).float()
             for part in zip(*layers, strict=True)
         )
         return lowered(bound.detach(), spent.detach(), SPARE)[:, 0], (slopes, curvatures)
@@ -111,10 +113,10 @@ class _Search:
         kinked = here.kinked[:, None]
         between = here.below + (1.0 - here.below) * torch.sigmoid(self.free[k])
         slope = torch.where(kinked > 0.0, between, here.slope[:, None])
-        size = (lengths(c) / (here.reach[:, None] + TINY)).detach()
-        t = self.free[count + k].exp() * size[..., None]
+        unit = self.passing.unit(k, c).detach()
+        t = self.free[count + k].exp() * unit
         d = m[..., None] * here.steepest.square()[:, None] + t * kinked
-        self.seen[k] = slope, d
+        self.seen[k] = slope, d / unit
         return slope, d
 
     def _move(self, k: int, gradient: Tensor, count: int) -> None:

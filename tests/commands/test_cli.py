@@ -160,10 +160,6 @@ class TestOtherMethods:
             (["--recipe", "mnits"], "recipe: expected one of cifar10_6c2f, mnist_4c3f, "),
             (["--method", "local", "--eps", "-1"], "eps: expected a finite number >= 0, got -1"),
             (["--convnet.name", "9C"], "convnet.name: expected one of 2C2F, 4C3F, 6C2F, 8C2F"),
-            (
-                ["--convnet.name", "2C2F", "--mu", "1e-3"],
-                "mu: convolutions are trained under",
-            ),
             (["--convnet.name", "2C2F", "--data", "toy2d"], "2C2F takes pictures"),
             (["--method", "local", "--model.activation", "tanh"], "1 (Tanh): these bounds handle"),
         ],
