@@ -118,14 +118,20 @@ def _linear(step: Any) -> list[nn.Module]:
     return [_dense(step.coef_, step.intercept_)]
 
 
-def _standard(step: Any) -> list[nn.Module]:
+def _shift(step: Any, centre: Any, scale: Any) -> list[nn.Module]:
+    """``None`` stands for 0 and for 1."""
     features = step.n_features_in_
     return [
         Shift(
-            step.mean_ if step.with_mean else np.zeros(features),
-            step.scale_ if step.with_std else np.ones(features),
+            np.zeros(features) if centre is None else centre,
+            np.ones(features) if scale is None else scale,
         )
     ]
+
+
+def _standard(step: Any) -> list[nn.Module]:
+    mean = step.mean_ if step.with_mean else None
+    return _shift(step, mean, step.scale_ if step.with_std else None)
 
 
 def _min_max(step: Any) -> list[nn.Module]:
@@ -135,17 +141,12 @@ def _min_max(step: Any) -> list[nn.Module]:
 
 
 def _max_abs(step: Any) -> list[nn.Module]:
-    return [Shift(np.zeros_like(step.scale_), step.scale_)]
+    return _shift(step, None, step.scale_)
 
 
 def _robust(step: Any) -> list[nn.Module]:
-    features = step.n_features_in_
-    return [
-        Shift(
-            step.center_ if step.with_centering else np.zeros(features),
-            step.scale_ if step.with_scaling else np.ones(features),
-        )
-    ]
+    centre = step.center_ if step.with_centering else None
+    return _shift(step, centre, step.scale_ if step.with_scaling else None)
 
 
 def _pca(step: Any) -> list[nn.Module]:

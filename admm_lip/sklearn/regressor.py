@@ -23,7 +23,7 @@ class LipschitzRegressor(RegressorMixin, LipschitzEstimator):  # type: ignore[mi
         activation: ``relu``, ``tanh`` and others of
             :class:`~admm_lip.networks.model_config.ModelConfig`; ``max_min`` (even widths), which
             loses least under a bound, wants ``standardize=False``.
-        loss: ``squared_error``.
+        loss: ``auto`` or ``squared_error``.
         epochs: passes over the rows; ``None``: 2,000 steps, at least 15 passes and at most 200.
         batch_size: rows of a step.
         learning_rate: of Adam.
@@ -53,33 +53,6 @@ class LipschitzRegressor(RegressorMixin, LipschitzEstimator):  # type: ignore[mi
         >>> bool(np.allclose(high - low, found.lip_))
         True
     """
-
-    def __init__(
-        self,
-        bound: float = 1.0,
-        hidden: tuple[int, ...] = (64, 64),
-        *,
-        activation: str = "relu",
-        loss: str = "squared_error",
-        epochs: int | None = None,
-        batch_size: int = 64,
-        learning_rate: float = 1e-2,
-        standardize: bool = True,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            bound,
-            hidden,
-            activation=activation,
-            loss=loss,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            standardize=standardize,
-            random_state=random_state,
-            verbose=verbose,
-        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

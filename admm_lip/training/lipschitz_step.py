@@ -73,16 +73,18 @@ def next_lip_sq(
 
         log s+ = log s - (mu s - g) / (mu s + rho/(2m)^2 sum_k ||W_k||^2).
     """
-    mu, rho, layers, s = terms.asked.mu, state.rho, len(anchor), solution.lip_sq
-    by_norms = isinstance(terms.slopes, LayerNorms)
+    mu, s = terms.asked.mu, solution.lip_sq
     if mu is None or _is_settled(terms):
         return s
-    rows = list(zip(anchor, solution.weights, strict=True))[: None if by_norms else 1]
-    pulls = [float(((point - w) * w).sum()) for point, w in rows]
-    squares = [float(w.square().sum()) for _, w in rows]
-    pull = rho / (2 * len(rows)) * math.fsum(pulls)
-    stiff = rho / ((2 * layers) ** 2 if by_norms else 2) * math.fsum(squares)
-    step = (1 if by_norms else layers) * (mu * s - pull) / (mu * s + stiff)
+    layers, rows = len(anchor), zip(anchor, solution.weights, strict=True)
+    products = [(float(((v - w) * w).sum()), float(w.square().sum())) for v, w in rows]
+    if isinstance(terms.slopes, LayerNorms):
+        pulls, squares = (math.fsum(part) for part in zip(*products, strict=True))
+        pull, stiff = pulls / layers, squares / (2 * layers**2)
+        times = 1
+    else:
+        (pull, stiff), times = products[0], layers
+    step = times * (mu * s - 0.5 * state.rho * pull) / (mu * s + 0.5 * state.rho * stiff)
     return s * math.exp(-max(-LARGEST_LOG_STEP, min(LARGEST_LOG_STEP, step)))
 
 
