@@ -321,7 +321,8 @@ def certified_radii(
         units: where ``x`` are raw rows: those of these rows.  The radii are in the units of the
             certificate all the same, so make it with ``certify(model, units=units)``.
         kind: ``"local"`` searches the largest ball around each input on which the class can be
-            proven (:func:`admm_lip.local.local_radii`), never below what ``certificate`` gives.
+            proven (:func:`admm_lip.local.local_radii`), but for rounding never below what
+            ``certificate`` gives.
         config: effort of that search.
         classes: the labels in the order of the outputs (``result.classes`` after training), where
             ``y`` holds words or other numbers.

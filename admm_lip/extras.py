@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
     "matplotlib": ("plots", "drawing plots"),
     "PIL": ("plots", "reading pictures"),
     "sklearn": ("sklearn", "the estimators' way of fitting"),
+    "pandas": ("pandas", "a result as a data frame"),
 }
 
 

@@ -1,7 +1,8 @@
 """The pictures of a run, drawn from its records alone; the one file that imports matplotlib.
 
-Every function takes plain records (numbers, lists, dictionaries, arrays) and writes one PNG.  The
-figures are built without pyplot, inside a style context, so no global state of matplotlib changes.
+Every function takes plain records (numbers, lists, dictionaries, arrays), writes one PNG where it
+is given a path, and returns the figure.  Figures are built without pyplot, inside a style context,
+so no global state of matplotlib changes.
 """
 
 from __future__ import annotations
@@ -70,12 +71,14 @@ _STYLE: Any = {
 }
 
 
-def plot_training(history: Sequence[Record], path: Path, requested: float | None = None) -> None:
+def plot_training(
+    history: Sequence[Record], path: Path | None = None, requested: float | None = None
+) -> Sheet:
     """Loss, Lipschitz constant and ADMM residuals against optimizer steps.
 
     Args:
         history: rows with ``step``, ``loss``, ``lip``, ``primal_residual``, ``dual_residual``.
-        path: the PNG to write.
+        path: the PNG to write, if any.
         requested: the bound asked for, drawn as a dashed line.
     """
     step = _column(history, "step")
@@ -104,14 +107,15 @@ def plot_training(history: Sequence[Record], path: Path, requested: float | None
         for axes in (loss, lip, residual):
             axes.set_xlabel("optimizer steps")
             axes.margins(x=0.02)
+    return sheet_of(loss)
 
 
-def plot_epochs(history: Sequence[Record], path: Path) -> None:
+def plot_epochs(history: Sequence[Record], path: Path | None = None) -> Sheet:
     """Loss by epoch and, on a second panel, the method's other columns, where it has any.
 
     Args:
         history: rows with ``epoch``, ``loss`` and any other numbers.
-        path: the PNG to write.
+        path: the PNG to write, if any.
     """
     others = dict.fromkeys(key for row in history for key in row)
     names = [key for key in others if key not in ("epoch", "loss", "seconds")]
@@ -126,15 +130,16 @@ def plot_epochs(history: Sequence[Record], path: Path) -> None:
             axes.legend(loc="best")
         for axes in (loss, *rest):
             axes.set_xlabel("epoch")
+    return sheet_of(loss)
 
 
-def plot_bounds(certificate: Record, path: Path) -> None:
+def plot_bounds(certificate: Record, path: Path | None = None) -> Sheet:
     """Bars: what sampling reached, the dual lower bound, the proven L, the product of norms.
 
     Args:
         certificate: with ``lip``, and where known ``sampled_lower``, ``lower_lip``,
-            ``norm_product`` and ``requested``.
-        path: the PNG to write.
+            ``norm_product``, ``requested`` and ``measure``, norm and unit of distances.
+        path: the PNG to write, if any.
     """
     rows = [
         (label, float(certificate[key]), color)
@@ -162,16 +167,19 @@ def plot_bounds(certificate: Record, path: Path) -> None:
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(0.0, 1.38 * top)
-        axes.set_xlabel("Lipschitz constant (l2)")
+        axes.set_xlabel(
+            f"Lipschitz constant ({certificate.get('measure', 'l2')})", parse_math=False
+        )
+    return sheet_of(axes)
 
 
-def plot_radius(evaluation: Record, path: Path) -> None:
+def plot_radius(evaluation: Record, path: Path | None = None) -> Sheet:
     """Certified accuracy against radius, the attack's accuracy above it, and the gap between.
 
     Args:
         evaluation: the record of :class:`~admm_lip.evaluation.evaluate.Evaluation` of a
             classifier.
-        path: the PNG to write.
+        path: the PNG to write, if any.
     """
     radii = np.asarray(evaluation["radii"], float)
     certified = np.asarray(evaluation["certified_accuracy"], float)
@@ -200,16 +208,17 @@ def plot_radius(evaluation: Record, path: Path) -> None:
         axes.set_xlim(0.0, float(radii[-1]) or 1.0)
         axes.set_ylim(0.0, 1.02)
         axes.legend(loc="upper right")
+    return sheet_of(axes)
 
 
-def plot_front(rows: Sequence[Record], path: Path) -> None:
+def plot_front(rows: Sequence[Record], path: Path | None = None) -> Sheet:
     """Penalty against enforced bound: accuracy against the proven L of each run.
 
     Args:
         rows: with ``mode`` (``"penalty"`` or ``"bound"``), ``lip``, ``value`` (mu or the bound
             asked for), and the metric's fields: ``clean_accuracy``, ``certified_at_report`` and
             ``report_radius``, or ``rmse``.
-        path: the PNG to write.
+        path: the PNG to write, if any.
     """
     regression = "rmse" in rows[0]
     panels = (
@@ -239,15 +248,16 @@ def plot_front(rows: Sequence[Record], path: Path) -> None:
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             axes.margins(0.12)
             axes.legend(loc="best")
+    return sheet_of(axes_row[0])
 
 
-def plot_regions(regions: Mapping[str, NDArray[Any]], path: Path) -> None:
+def plot_regions(regions: Mapping[str, NDArray[Any]], path: Path | None = None) -> Sheet:
     """Decision regions of a classifier of the plane, with contours of the certified radius.
 
     Args:
         regions: ``extent`` (x0, x1, y0, y1), ``classes`` and ``radius`` on a grid of rows along y,
             and the training ``points`` (n, 2) with their ``labels``.
-        path: the PNG to write.
+        path: the PNG to write, if any.
     """
     x0, x1, y0, y1 = tuple(float(v) for v in regions["extent"][:4])
     classes, radius = regions["classes"], regions["radius"].astype(float)
@@ -288,21 +298,38 @@ def plot_regions(regions: Mapping[str, NDArray[Any]], path: Path) -> None:
         axes.set_xlabel("first input")
         axes.set_ylabel("second input")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=5)
+    return sheet_of(axes)
+
+
+class Sheet(Figure):
+    """A figure that a notebook shows, though pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        with mpl.rc_context(_STYLE):
+            self.savefig(picture, format="png", metadata={"Software": None})
+        return picture.getvalue()
+
+
+def sheet_of(axes: Axes) -> Sheet:
+    """The figure that axes are part of."""
+    sheet = axes.get_figure()
+    assert isinstance(sheet, Sheet)
+    return sheet
 
 
 @contextmanager
 def figure(
-    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1
+    path: Path | None, size: tuple[float, float], rows: int = 1, columns: int = 1
 ) -> Iterator[tuple[Axes, ...]]:
     """Axes to draw on, saved to ``path`` afterwards: the old file or the new one, never half."""
     with mpl.rc_context(_STYLE):
-        sheet = Figure(figsize=size, layout="constrained")
+        sheet = Sheet(figsize=size, layout="constrained")
         FigureCanvasAgg(sheet)
         axes = sheet.subplots(rows, columns, squeeze=False)
         yield tuple(axes.flatten())
-        picture = io.BytesIO()
-        sheet.savefig(picture, format="png", metadata={"Software": None})
-        write_atomic(path, picture.getvalue())
+    if path is not None:
+        write_atomic(path, sheet._repr_png_())
 
 
 def _front_line(axes: Axes, rows: Sequence[Record], key: str, style: Mapping[str, Any]) -> None:

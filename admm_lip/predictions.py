@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,15 @@ from .networks.chain import build_module
 from .networks.network import Network
 from .networks.storage import load_network
 from .records import RunFolder, open_run, read_json
+from .shown import Fact, Row, Shown, number, word
 from .units import Array, Units
 
+if TYPE_CHECKING:
+    from .plots import Sheet
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions(Shown):
     """What a run says of raw rows.
 
     Attributes:
@@ -49,6 +53,42 @@ class Predictions:
     ratio: str
     norm: str
     left_out: tuple[str, ...] = ()
+
+    brief = ("rows", "lip", "mean_radius")
+
+    def title(self) -> str:
+        """What is predicted."""
+        return "predicted classes" if self.classes else "predicted values"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """How many rows, and what is proven of them."""
+        unit = f" {self.ratio}, {self.norm}"
+        found = [
+            word("rows", "rows", len(self.values)),
+            number("lip", "proven Lipschitz constant", self.lip, unit),
+        ]
+        if self.radius is not None and len(self.radius):
+            mean, raw = float(self.radius.mean()), f", raw {self.norm}"
+            found.append(number("mean_radius", "mean certified radius", mean, raw))
+        if self.left_out:
+            found.append(word("left_out", "columns left out", ", ".join(self.left_out)))
+        return tuple(found)
+
+    def table(self) -> list[Row]:
+        """One row per row: the class and its radius, or the values and their slope bound."""
+        if self.radius is not None:
+            pairs = zip(self.classes, self.radius.tolist(), strict=True)
+            return [{"class": name, "certified_radius": radius} for name, radius in pairs]
+        names, bound = self.names, {"slope_bound": self.lip}
+        return [dict(zip(names, row, strict=True)) | bound for row in self.values.tolist()]
+
+    def plot(self) -> Sheet:
+        """The share of rows beyond each certified radius, for classes."""
+        from .result_plots import plot_shares
+
+        if self.radius is None:
+            return super().plot()
+        return plot_shares(self.radius.tolist(), f"certified radius, raw {self.norm}")
 
 
 def predict(run: str | os.PathLike[str], rows: Any) -> Predictions:

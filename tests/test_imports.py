@@ -116,7 +116,7 @@ def test_an_optional_library_is_imported_in_one_file_and_lazily(module: str, whe
 FLOORS = (
     ("errors", "extras", "lazy", "strict_json"),
     ("files", "settings", "rounding", "units", "lipschitz"),
-    ("data", "solvers", "plots"),
+    ("data", "solvers", "plots", "result_plots", "shown"),
     ("networks",),
     ("foreign", "records"),
     ("certificates",),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from ..errors import CertificateError
 from ..networks.layers import Array
+from ..shown import Fact, Row, number, record_of, word
 from .claim_matrices import functionals_of
 from .document import Document, in_file, parsed
 from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, tuple_of, tuples_of
+
+if TYPE_CHECKING:
+    from ..plots import Sheet
 
 Functionals = Literal["pairwise", "per_output", "directions"]
 
@@ -89,14 +94,32 @@ class Certificate(Document):
             requested = number_of("requested", requested, least=0.0)
         keep(self, requested=requested, **_bound_of(self))
 
-    def claims(self) -> str:
-        """The bound."""
-        return f"lip={self.lip!r}"
+    brief = ("lip", "gap", "method", "promised")
 
-    def reported(self) -> dict[str, Any]:
-        """What the maker says and no check proves, by field."""
-        names = ("method", "requested", "lower_lip", "sampled_lower")
-        return {**{name: getattr(self, name) for name in names}, **super().reported()}
+    def facts(self) -> tuple[Fact, ...]:
+        """The bound and what it is held against."""
+        return (*bound_facts(vars(self), self.unit()), *self.makers_notes())
+
+    def table(self) -> list[Row]:
+        """One row per hidden layer: its slope range and its multipliers."""
+        own = self.multiplier[self.norm == "linf" :]  # t_0 belongs to the inputs
+        return [
+            {
+                "layer": k,
+                **slope._asdict(),
+                "multipliers": len(values),
+                "least": min(values, default=math.nan),
+                "greatest": max(values, default=math.nan),
+            }
+            for k, slope in enumerate(self.slopes)
+            for values in own[k : k + 1] or ((),)
+        ]
+
+    def plot(self) -> Sheet:
+        """The bound among what it is held against."""
+        from ..plots import plot_bounds
+
+        return plot_bounds({**vars(self), "measure": self.measure()})
 
     @classmethod
     def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -171,14 +194,37 @@ class FunctionalCertificate(Document):
             raise CertificateError(f"bounds: expected FunctionalBounds, got {shown(bounds)}")
         _check_directions(self.kind, [bound.direction for bound in bounds])
 
-    def claims(self) -> str:
-        """The bounds, in their order."""
-        return f"lips={[bound.lip for bound in self.bounds]!r:.200}"
+    brief = ("bounds", "largest", "gap", "promised")
 
-    def reported(self) -> dict[str, Any]:
-        """What the maker says and no check proves, by field."""
-        of_each = "method, lower_lip and sampled_lower of each"
-        return {"bounds": of_each, **super().reported()}
+    def facts(self) -> tuple[Fact, ...]:
+        """How many bounds, their range, and the largest gap."""
+        unit, lips = self.unit(), self.lips
+        gap = max(gap_of(b.lip, b.lower_lip) for b in self.bounds)
+        return (
+            word("bounds", f"{self.kind} bounds", len(lips)),
+            number("smallest", "from", float(lips.min()), unit),
+            number("largest", "to", float(lips.max()), unit),
+            number("mean", "mean", float(lips.mean()), unit),
+            Fact("gap", "largest relative gap", gap, f"{gap:.2g}", noted=True),
+            *self.makers_notes(),
+        )
+
+    def table(self) -> list[Row]:
+        """One row per functional."""
+        names = self.units and (self.units.output_names or self.units.classes)
+        return [
+            {
+                "functional": _terms(bound.direction, names or ()),
+                **record_of(bound_facts(vars(bound))),
+            }
+            for bound in self.bounds
+        ]
+
+    def plot(self) -> Sheet:
+        """Every bound among what it is held against."""
+        from ..result_plots import plot_functionals
+
+        return plot_functionals(self.table(), self.measure())
 
     @property
     def lips(self) -> Array:
@@ -224,10 +270,47 @@ def _check_directions(kind: str, given: Sequence[tuple[float, ...]]) -> None:
             )
 
 
-def _terms(direction: Any) -> str:
-    """A functional in the words of a person: ``f_0 - f_3``."""
-    terms = [f"{c:+g} f_{i}" for i, c in enumerate(direction) if c != 0.0]
-    return " ".join(terms).replace("+1 ", "+ ").replace("-1 ", "- ") or "0"
+def _terms(direction: Any, names: Sequence[str] = ()) -> str:
+    """A functional in the words of a person: ``f_0 - f_3``, with names where there are any."""
+    own = names if len(names) == len(direction) else [f"f_{i}" for i in range(len(direction))]
+    terms = [f"{c:+g} {name}" for c, name in zip(direction, own, strict=True) if c != 0.0]
+    said = " ".join(terms).replace("+1 ", "+ ").replace("-1 ", "- ")
+    return said.removeprefix("+ ") or "0"
+
+
+def bound_facts(bound: Mapping[str, Any], unit: str = "") -> tuple[Fact, ...]:
+    """What a bound states, from its fields by name; of a run's records as of a certificate.
+
+    Args:
+        bound: the fields.
+        unit: what is said after the bound.
+    """
+    asked, lip = bound.get("requested"), bound["lip"]
+    proven = number("lip", "proven Lipschitz constant", lip, unit)
+    if asked:
+        proven = proven._replace(said=f"{proven.said}   (asked for {asked:g})")
+    labels = {
+        "sampled_lower": "steepest slope sampled",
+        "lower_lip": "least provable this way",
+        "requested": "bound asked for",
+    }
+    gap = gap_of(lip, bound["lower_lip"])
+    return (
+        proven,
+        number("norm_product", "product of layer norms", bound["norm_product"]),
+        *(
+            number(n, s, bound[n], noted=True)
+            for n, s in labels.items()
+            if bound.get(n) is not None
+        ),
+        Fact("gap", "relative gap", gap, f"{gap:.2g}", noted=True),
+        *(word(n, n, bound[n], noted=True) for n in ("method",) if n in bound),
+    )
+
+
+def gap_of(lip: float, lower: float) -> float:
+    """Relative gap between a bound and the least provable one."""
+    return (lip - lower) / lip if lip > 0.0 else 0.0
 
 
 AnyCertificate = Certificate | FunctionalCertificate

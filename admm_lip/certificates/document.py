@@ -19,6 +19,7 @@ from ..files import write_atomic
 from ..networks.activations import promises_in
 from ..networks.layers import Shape
 from ..networks.network import Chain
+from ..shown import Fact, Shown, record_of, word
 from ..units import Units
 from .claim_matrices import NORMS, check_units
 from .fields import keep, number_of, numbers_of, one_of, shown, sizes_of, text_of, tuple_of
@@ -39,7 +40,7 @@ class LayerSlopes(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Document:
+class Document(Shown):
     """The fields that every certificate has.
 
     Whole numbers become floats; what is kept has passed every check of this module, whether it was
@@ -107,19 +108,32 @@ class Document:
             found[name] = (max(low, alpha), min(high, beta))
         return found
 
-    def claims(self) -> str:
-        """What is for a check to prove, in one line."""
-        raise NotImplementedError
-
     def reported(self) -> dict[str, Any]:
         """What the maker says and no check proves, by field."""
-        said: dict[str, Any] = {name: getattr(self, name) for name in _TEXTS if name != "digest"}
-        return {**said, "promised": self.promised} if self.promised else said
+        return record_of(fact for fact in self.facts() if fact.noted)
 
-    def __repr__(self) -> str:
-        said = ", ".join(f"{name}={value!r}" for name, value in self.reported().items())
-        measure = f"{self.norm}, {MODEL_UNITS if self.units is None else self.units.ratio()}"
-        return f"<{self.kind} certificate ({measure}): {self.claims()}; not proven: {said}>"
+    def title(self) -> str:
+        """Kind and measure."""
+        return f"{self.kind} certificate ({self.measure()})"
+
+    def measure(self) -> str:
+        """The norm of distances, and their unit."""
+        return f"{self.norm}, {MODEL_UNITS if self.units is None else self.units.ratio()}"
+
+    def unit(self) -> str:
+        """What is said after a bound: its unit, where that is known."""
+        return "" if self.units is None else f" {self.units.ratio()}"
+
+    def makers_notes(self) -> tuple[Fact, ...]:
+        """How the certificate was made, and which slopes were promised for it."""
+        labels = {
+            "solver": "solver",
+            "solver_version": "version of it",
+            "package_version": "version of admm-lip",
+            "promised": "slopes promised",
+        }
+        said = {name: getattr(self, name) for name in labels}
+        return tuple(word(n, labels[n], value, noted=True) for n, value in said.items() if value)
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` as JSON, atomically; floats are written so that they read back exactly."""

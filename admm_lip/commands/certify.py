@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import shown
 from ..lipschitz import NORMS
 from .arguments import UsageError, parse, say
 from .hints import certificate_beside, lines, verify
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..local.config import LocalConfig
     from ..local.result import LocalCertificate
     from ..networks.network import Network
+    from ..shown import Fact
     from ..solvers import SolverConfig
     from ..units import Units
 
@@ -167,8 +169,8 @@ def _certify(options: Namespace) -> int:
     network = open_network(path, shape)
     proof = _PROOFS[options.kind](options, network)
     say(describe(network))
-    for said in proof.lines:
-        say(f"  {said}")
+    for line in shown.lines([proof.distance, *proof.certificate.facts()]):
+        say(line)
     if output.exists():
         say(f"  {output} is there already and is left as it is; --output FILE writes this one")
     else:
@@ -185,10 +187,10 @@ def _certify(options: Namespace) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Proof:
-    """A certificate, what to say of it, and the one for all inputs that a local one leans on."""
+    """A certificate, how it measures, and the one for all inputs that a local one leans on."""
 
     certificate: AnyCertificate | LocalCertificate
-    lines: list[str]
+    distance: Fact
     leaned_on: FunctionalCertificate | None = None
 
 
@@ -205,13 +207,16 @@ def _solver(options: Namespace, usual: float) -> SolverConfig:
     return made
 
 
-def _distance(options: Namespace, network: Network) -> str:
+def _distance(options: Namespace, network: Network) -> Fact:
     from ..certificates.claim_matrices import distance_of
+    from ..shown import word
 
     units = _units(options)
     if units is not None:
-        return f"{'unit':<14}{units.ratio()}, {options.norm}, in the units of the run's data"
-    return f"{'inputs':<14}{distance_of(network, options.norm, options.input_scale is not None)}"
+        said = f"{units.ratio()}, {options.norm}, in the units of the run's data"
+        return word("distance", "unit", said)
+    said = distance_of(network, options.norm, options.input_scale is not None)
+    return word("distance", "inputs", said)
 
 
 def _measure(options: Namespace) -> dict[str, Any]:
@@ -239,15 +244,13 @@ def _units(options: Namespace) -> Units | None:
 def _prove_global(options: Namespace, network: Network) -> _Proof:
     from ..api import certify
     from ..solvers import SolverConfig
-    from .finish import bounds_of
 
     proven = certify(
         network,
         **_measure(options),
         solver=_solver(options, SolverConfig().tol),
     )
-    values = [f"{name:<14}{v:.9g}" for name, v in bounds_of(proven).items() if v is not None]
-    return _Proof(proven, [_distance(options, network), *values])
+    return _Proof(proven, _distance(options, network))
 
 
 def _prove_functionals(options: Namespace, network: Network) -> _Proof:
@@ -260,15 +263,7 @@ def _prove_functionals(options: Namespace, network: Network) -> _Proof:
         **_measure(options),
         solver=_solver(options, TOL),
     )
-    lips = functionals.lips
-    gap = max((b.lip - b.lower_lip) / b.lip if b.lip > 0.0 else 0.0 for b in functionals.bounds)
-    lines = [
-        _distance(options, network),
-        f"{options.kind}: {len(lips)} bounds, from {lips.min():.9g} to {lips.max():.9g}",
-        f"{'mean':<14}{lips.mean():.9g}",
-        f"{'largest gap':<14}{gap:.2g}, relative, to what any multiplier could prove",
-    ]
-    return _Proof(functionals, lines)
+    return _Proof(functionals, _distance(options, network))
 
 
 def _rows(options: Namespace) -> tuple[Tensor, Tensor]:
@@ -317,19 +312,12 @@ def _prove_local(options: Namespace, network: Network) -> _Proof:
     )
     if options.radius is None:
         found = local_radii(network, x, y, certificate=whole, config=config)
-        what = [
-            f"{'mean radius':<14}{float(found.radius.mean()):.6g}",
-            f"{'median radius':<14}{float(found.radius.median()):.6g}",
-        ]
     else:
         found = certify_local(network, x, options.radius, y, certificate=whole, config=config)
-        share = float(found.robust.double().mean())
-        what = [f"{'certified':<14}{share:.2%} at radius {options.radius:g}"]
-    lines = [_distance(options, network), f"local: {len(x)} test rows", *what]
-    return _Proof(found, lines, whole)
+    return _Proof(found, _distance(options, network), whole)
 
 
-# Kind -> the certificate, and what to say of it.
+# Kind -> the certificate, and how it measures.
 _PROOFS: Mapping[str, Callable[[Namespace, Network], _Proof]] = {
     "global": _prove_global,
     "pairwise": _prove_functionals,

@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import shown
 from ..api import certified_radii
-from ..certificates.certificate import Certificate
+from ..certificates.certificate import Certificate, bound_facts
 from ..data import DataSet
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import evaluate, measured_facts
 from ..networks.chain import read_network
 from ..networks.network import Network
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
+from ..shown import Fact
 from .hints import Hint
 from .hints import lines as hint_lines
-from .in_units import STANDARDISED, in_both_units, record_units, unit_rows
+from .in_units import STANDARDISED, in_both_units, record_units, unit_facts
 from .plot import draw_if_possible
 from .recipes import Job
 
@@ -141,7 +143,7 @@ def decision_regions(
 def summary_lines(folder: RunFolder, summary: Summary, hints: Iterable[Hint]) -> list[str]:
     """The summary for a person: the network, what was proven, what was measured, what next."""
     lines = ["", f"{summary['network']}" + _trained(summary), ""]
-    lines += [f"  {name:<28}{value}" for name, value in _results(summary)]
+    lines += shown.lines(_results(summary))
     lines += ["", f"  everything is in {folder.path}/"]
     plots = sorted(p.name for p in folder.plots.glob("*.png"))
     lines += [f"    {', '.join(sorted(p.name for p in folder.path.iterdir() if p.is_file()))}"]
@@ -158,40 +160,11 @@ def _trained(summary: Summary) -> str:
     return f", trained on {where} for {how} in {summary['train_seconds']:.1f} s"
 
 
-def _results(summary: Summary) -> list[tuple[str, str]]:
-    bounds, measured = summary["bounds"], summary.get("evaluation", {})
-    asked = f"   (asked for {bounds['requested']:g})" if bounds["requested"] else ""
+def _results(summary: Summary) -> list[Fact]:
+    """What a person is told of a run, from its summary."""
     named = summary.get("units")
-    rows: list[tuple[str, str]] = [
-        *(
-            unit_rows(named, asked)
-            if named
-            else [("proven Lipschitz constant", f"{bounds['lip']:.6g}{asked}")]
-        ),
-        ("product of layer norms", f"{bounds['norm_product']:.6g}"),
-        ("steepest slope sampled", f"{bounds['sampled_lower']:.6g}"),
-    ]
-    if "clean_accuracy" in measured:
-        radius = measured["report_radius"]
-        of = f" ({named['bound']} rows)" if named else ""
-        rows += [
-            ("clean accuracy", f"{measured['clean_accuracy']:.1%} of {measured['rows']} test rows"),
-            (
-                "certified accuracy",
-                f"{measured['certified_at_report']:.1%} at l2 radius {radius:g}{of}",
-            ),
-            (
-                "accuracy under attack",
-                f"{measured['attacked_at_report']:.1%} at that radius "
-                f"(PGD and random search, {measured['curve_rows']} rows)",
-            ),
-        ]
-    if "rmse" in measured:
-        targets = named["targets"] if named else ["the target"]
-        each = measured.get("rmse_targets") or [measured["rmse_raw"]]
-        errors = (f"{e:.5g} {t}" for e, t in zip(each, targets, strict=True))
-        rows += [
-            ("test error (RMSE)", f"{', '.join(errors)}, in the units of the file"),
-            ("variance explained", f"{measured.get('r2', float('nan')):.1%}"),
-        ]
-    return rows
+    stated = {fact.name: fact for fact in bound_facts(summary["bounds"])}
+    bound = unit_facts(summary) if named else [stated["lip"]]
+    of, targets = (named["bound"], named["targets"]) if named else ("", ["the target"])
+    measured = measured_facts(summary.get("evaluation", {}), of, targets)
+    return [*bound, stated["norm_product"], stated["sampled_lower"], *measured]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..shown import Fact, number
+
 if TYPE_CHECKING:
     from ..certificates.certificate import Certificate
     from ..networks.network import Network
@@ -64,19 +66,26 @@ def record_units(
     }
 
 
-def unit_rows(about: dict[str, Any], asked: str) -> list[tuple[str, str]]:
-    """The constants for a person, that of the bound first."""
-    texts = {
-        STANDARDISED: f"{about['lip'][STANDARDISED]:.6g}, of standardised columns",
-        RAW: f"{about['lip'][RAW]:.6g} {about['ratio']}, in the units of the file",
+def unit_facts(summary: dict[str, Any]) -> list[Fact]:
+    """The constants for a person, that of the bound first, from the summary of a run."""
+    from ..certificates.certificate import bound_facts
+
+    about, bounds = summary["units"], summary["bounds"]
+    units = {
+        STANDARDISED: ", of standardised columns",
+        RAW: f" {about['ratio']}, in the units of the file",
     }
     own = about["bound"]
     other = RAW if own == STANDARDISED else STANDARDISED
-    rows = [("proven Lipschitz constant", texts[own] + asked), ("in other words", texts[other])]
+    found = [
+        bound_facts(bounds, units[own])[0],
+        number(f"lip_{other}", "in other words", about["lip"][other], units[other]),
+    ]
     if len(about["slopes"]) == 1 and len(about["features"]) <= _SHOWN:
         ((target, slopes),) = about["slopes"].items()
         said = ", ".join(f"{value:.3g} per {name}" for name, value in slopes.items())
-        rows.append((f"slope of {target} at most", said))
+        found.append(Fact("slopes", f"slope of {target} at most", slopes, said))
     if about["dropped"]:
-        rows.append(("columns left out", ", ".join(about["dropped"])))
-    return rows
+        said = ", ".join(about["dropped"])
+        found.append(Fact("dropped", "columns left out", about["dropped"], said))
+    return found

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import shown
 from ..data import data_names
 from .arguments import UsageError, parse, say
 from .hints import Hint, typed, verify, words_of
@@ -169,7 +170,8 @@ def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units 
             about[name] = asdict(judged)
     summary = finish(folder, projected.model, projected.certificate, job, about, units)
     hints = [verify(folder.path), _half(options)]
-    for line in (*_report(projected), *summary_lines(folder, summary, hints)):
+    own = [fact for fact in projected.facts() if fact not in projected.certificate.facts()]
+    for line in (*shown.lines(own), *summary_lines(folder, summary, hints)):
         say(line)
     return 0
 
@@ -228,18 +230,6 @@ def _moved(
         resume=folder.resumable,
         progress=sys.stderr.isatty(),
     )
-
-
-def _report(projected: Projection) -> list[str]:
-    """Distance, and accuracies before and after where they were measured."""
-    lines = [f"moved by {projected.distance:.4g} (Frobenius norm of all weights together)"]
-    for name, judged in (("before", projected.before), ("after", projected.after)):
-        if judged is not None:
-            lines.append(
-                f"{name:<7} {judged.accuracy:.1%} correct, {judged.certified:.1%} certified at l2 "
-                f"radius {judged.radius:g} ({judged.kind} bounds, {judged.samples} rows)"
-            )
-    return lines
 
 
 def _half(options: Namespace) -> Hint:

@@ -8,9 +8,9 @@ broke.  The truth lies between the two curves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,22 @@ from ..certificates.certificate import Certificate
 from ..certificates.radii import radii_of
 from ..data import DataSet
 from ..networks.interface import interface_of
+from ..shown import Fact, Shown, share
 from ..units import Units
 from .attacks import AttackConfig, frozen, gradient_free, pgd
 from .config import EvaluateConfig as EvaluateConfig
 from .falsify import assert_sound, in_units
 from .samples import attackable
 
+if TYPE_CHECKING:
+    from ..plots import Sheet
+
 # Rows whose certified ball is attacked on purpose.
 _SOUND_ROWS = 1000
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """What was measured on the test set; every number is a plain float, ready for JSON.
 
     Attributes:
@@ -68,6 +72,55 @@ class Evaluation:
     def to_record(self) -> dict[str, Any]:
         """The fields that apply to the task, as a dictionary for JSON."""
         return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+
+    brief = ("clean_accuracy", "certified_at_report", "rmse")
+
+    def title(self) -> str:
+        """What was measured on what."""
+        return f"{self.task} on {self.rows} test rows"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """Accuracies, or errors."""
+        return measured_facts(self.to_record())
+
+    def plot(self) -> Sheet:
+        """Accuracy against radius, for a classifier."""
+        from ..plots import plot_radius
+
+        return plot_radius(self.to_record()) if self.radii else super().plot()
+
+
+def measured_facts(
+    measured: Mapping[str, Any], rows: str = "", targets: Sequence[str] = ("the target",)
+) -> tuple[Fact, ...]:
+    """What an evaluation states, from its record.
+
+    Args:
+        measured: :meth:`Evaluation.to_record`, or the same read from a run's folder.
+        rows: of what sort the rows are that radii are measured in.
+        targets: names of a regression's targets.
+    """
+    found: list[Fact] = []
+    if "clean_accuracy" in measured:
+        radius, of = measured["report_radius"], f" ({rows} rows)" if rows else ""
+        some = f"(PGD and random search, {measured['curve_rows']} rows)"
+        found += [
+            share(name, label, measured[name], said)
+            for name, label, said in (
+                ("clean_accuracy", "clean accuracy", f" of {measured['rows']} test rows"),
+                ("certified_at_report", "certified accuracy", f" at l2 radius {radius:g}{of}"),
+                ("attacked_at_report", "accuracy under attack", f" at that radius {some}"),
+            )
+        ]
+    if "rmse" in measured:
+        each = measured.get("rmse_targets") or [measured["rmse_raw"]]
+        errors = (f"{e:.5g} {t}" for e, t in zip(each, targets, strict=True))
+        said = f"{', '.join(errors)}, in the units of the file"
+        found += [
+            Fact("rmse", "test error (RMSE)", measured["rmse"], said),
+            share("r2", "variance explained", measured.get("r2", math.nan)),
+        ]
+    return tuple(found)
 
 
 def evaluate(

@@ -20,7 +20,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,12 @@ from ..foreign.open import network_of
 from ..local.result import LocalCertificate
 from ..networks.overrides import unwrapped
 from ..rounding import lengths
+from ..shown import Fact, Row, Shown, number, word
 from .attacks import AttackConfig, Norm, fooled, frozen, gradient_free, pgd, rays
 from .samples import attackable
+
+if TYPE_CHECKING:
+    from ..plots import Sheet
 
 # An attack ends on the sphere, give or take the rounding of its steps: aim this far inside.
 _ROUNDINGS = 1e3
@@ -49,8 +53,8 @@ class SoundnessError(AssertionError):
     """An attack succeeded strictly inside a certified radius: the certificate is wrong."""
 
 
-@dataclass(frozen=True, eq=False)
-class Falsification:
+@dataclass(frozen=True, eq=False, repr=False)
+class Falsification(Shown):
     """What attacks on certified radii found; had one succeeded, there would be none of these.
 
     Attributes:
@@ -69,6 +73,30 @@ class Falsification:
     distance: Tensor
     smallest_ratio: float
     median_ratio: float
+
+    def title(self) -> str:
+        """What came of it."""
+        return f"no attack succeeded inside a certified {self.norm} radius"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """How much was tried, and how near attacks came."""
+        more = " times the certified radius"
+        return (
+            word("samples", "rows attacked", self.samples),
+            word("attacks", "balls searched", self.attacks),
+            number("smallest_ratio", "nearest attack", self.smallest_ratio, more),
+            number("median_ratio", "median attack", self.median_ratio, more),
+        )
+
+    def table(self) -> list[Row]:
+        """One row per row: the distance of the nearest attack found."""
+        return [{"distance": distance} for distance in self.distance.tolist()]
+
+    def plot(self) -> Sheet:
+        """The share of rows on which no attack was found up to each distance."""
+        from ..result_plots import plot_shares
+
+        return plot_shares(self.distance.tolist(), f"{self.norm} distance of the nearest attack")
 
 
 class _Scaled(nn.Module):

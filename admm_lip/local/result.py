@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch as st
@@ -28,9 +28,13 @@ from ..errors import CertificateError, NetworkError
 from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.storage import safetensors_header
+from ..shown import Fact, Row, Shown, number, share, word
 from .columns import TENSORS, check_tensor
 from .config import ASKED, LEVELS
 from .input_region import Box
+
+if TYPE_CHECKING:
+    from ..plots import Sheet
 
 FORMAT = 2
 _MAX_FILE = 8 * 2**30
@@ -38,7 +42,7 @@ _ABOUT = {"format", "kind", "digest", "input_shape", "box", "norm", "input_scale
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LocalCertificate:
+class LocalCertificate(Shown):
     """Bounds on the ball of each of ``batch`` inputs.
 
     It speaks of the real-valued function of the stored weights, in evaluation mode.
@@ -147,12 +151,50 @@ class LocalCertificate:
         elif functionals > 1 and not bool(((labels >= 0) & (labels < functionals)).all()):
             raise CertificateError(f"labels: expected classes from 0 to {functionals - 1}")
 
-    def __repr__(self) -> str:
+    def title(self) -> str:
+        """Kind and measure."""
+        measure = "model input" if self.input_scale is None else "raw input"
         what = "without labels" if self.labels is None else "with labels"
-        return (
-            f"<local certificate ({self.norm}) of {len(self.x)} inputs {what}: lip, margin and "
-            "center; not proven: level, varying, ratio>"
-        )
+        return f"local certificate ({self.norm}, {measure}), {what}"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """Shares of the inputs, and their radii or bounds."""
+        held = self.radius if self.labels is None else self._proven_radius()
+        found = [word("rows", "inputs", len(self))]
+        if self.labels is not None:
+            shares = (("clean_accuracy", self.correct), ("certified_accuracy", self.robust))
+            found += [share(n, n.replace("_", " "), _mean(flags)) for n, flags in shares]
+        if len(self) and self.labels is None:
+            found.append(number("largest_lip", "largest constant", float(self.lip.max())))
+        if len(self):
+            found += [
+                number("mean_radius", "mean radius", float(held.mean())),
+                number("median_radius", "median radius", float(held.median())),
+            ]
+        return tuple(found)
+
+    def table(self) -> list[Row]:
+        """One row per input."""
+        columns: Row = {"radius": self.radius.tolist()}
+        if self.labels is None:
+            columns["lip"] = self.lip[:, 0].tolist()
+        else:
+            flags = ("labels", "predicted", "correct", "robust", "least_margin")
+            columns |= {name: getattr(self, name).tolist() for name in flags}
+            columns["decided"] = self.decided
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def plot(self) -> Sheet:
+        """The share of inputs beyond each proven radius; without labels, beyond each bound."""
+        from ..result_plots import plot_shares
+
+        if self.labels is None:
+            return plot_shares(self.lip[:, 0].tolist(), f"constant on the ball, {self.norm}")
+        return plot_shares(self._proven_radius().tolist(), f"certified radius, {self.norm}")
+
+    def _proven_radius(self) -> Tensor:
+        """The radius where the class is proven on the ball, else 0."""
+        return torch.where(self.robust, self.radius, 0.0)
 
     def __len__(self) -> int:
         return len(self.x)

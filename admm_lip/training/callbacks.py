@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from ..shown import Row as Row
 from .constraint import Constraint
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

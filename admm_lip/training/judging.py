@@ -14,6 +14,7 @@ from ..certificates.certifier import certify_global
 from ..certificates.functionals import certify_functionals
 from ..certificates.radii import radii_of
 from ..networks.chain import linear_layers
+from ..shown import Fact, Shown, share
 from ..solvers import SolverConfig
 from .kernel_layers import has_kernels
 from .precision import master_dtype, stored_dtype
@@ -24,8 +25,8 @@ Pair = tuple[Tensor, Tensor]
 _PAIRED = 16
 
 
-@dataclass(frozen=True)
-class Judged:
+@dataclass(frozen=True, repr=False)
+class Judged(Shown):
     """A classifier on labelled data.
 
     Attributes:
@@ -41,6 +42,18 @@ class Judged:
     certified: float
     radius: float
     kind: str
+
+    def title(self) -> str:
+        """What was measured on what."""
+        return f"classifier on {self.samples} rows"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """Accuracy, and certified accuracy at the radius."""
+        at = f" at l2 radius {self.radius:g} ({self.kind} bounds, {self.samples} rows)"
+        return (
+            share("accuracy", "clean accuracy", self.accuracy),
+            share("certified", "certified accuracy", self.certified, at),
+        )
 
 
 @dataclass(frozen=True, eq=False)

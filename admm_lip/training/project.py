@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from ..networks.layers import Shape
 from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..settings import BOUND, COUNT
+from ..shown import Fact, Shown, number, word
 from ..solvers import (
     CertifyProblem,
     ProjectProblem,
@@ -55,6 +56,9 @@ from .project_kernels import moved_by, nearest_kernels, not_held
 from .signals import EXIT_CODES
 from .start import CAST_MARGIN
 
+if TYPE_CHECKING:
+    from ..plots import Sheet
+
 _TRIALS = 30
 # Trials of T are compared at this tolerance; the last projection has the caller's.
 _TRIAL_TOL = 1e-4
@@ -64,8 +68,8 @@ _ATTEMPTS = 5
 _SLACK = 2e-3
 
 
-@dataclass(frozen=True, eq=False)
-class Projection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Projection(Shown):
     """What :func:`project` returns.
 
     Attributes:
@@ -95,6 +99,31 @@ class Projection:
     def after(self) -> Judged | None:
         """The classifier that came out, on the same data."""
         return None if self._judge is None else self._judge.judged(self.model)
+
+    brief = ("lip", "gap", "distance", "stopped")
+
+    def title(self) -> str:
+        """What it is."""
+        return "projected network"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """How far the weights moved, the proof, and the accuracies that have been measured."""
+        measured = {name: vars(self).get(name) for name in ("before", "after")}
+        return (
+            number("distance", "weights moved by", self.distance, " (Frobenius norm of all)"),
+            word("stopped", "ended", self.stopped),
+            *self.certificate.facts(),
+            *(
+                fact._replace(name=f"{fact.name}_{name}", label=f"{fact.label} {name}")
+                for name, judged in measured.items()
+                if judged is not None
+                for fact in judged.facts()
+            ),
+        )
+
+    def plot(self) -> Sheet:
+        """The bound among what it is held against."""
+        return self.certificate.plot()
 
 
 def project(

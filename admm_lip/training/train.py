@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ..data.labels import Classes
 from ..errors import TrainingFailed
 from ..lipschitz import Lipschitz
 from ..networks.overrides import unwrapped
+from ..shown import Fact, Shown, number, word
 from ..units import Units
 from .admm_state import AdmmState, read_weights
 from .batches import Batches, TensorBatches, as_batches
@@ -41,11 +42,14 @@ from .precision import master_dtype, stored_dtype
 from .run import Progress, Run
 from .start import loss_scale
 
+if TYPE_CHECKING:
+    from ..plots import Sheet
+
 __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
 
 
-@dataclass(frozen=True, eq=False)
-class TrainResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainResult(Shown):
     """What a run gives back.
 
     Attributes:
@@ -83,6 +87,41 @@ class TrainResult:
         :func:`admm_lip.certify`, which convolutions need called with the shape of their inputs.
         """
         return certify_global(self.model) if self._proof is None else self._proof
+
+    brief = ("rounds", "loss", "lip", "gap", "stopped")
+
+    def title(self) -> str:
+        """What was enforced."""
+        enforced = {"bound": self.config.bound, "penalty": self.config.mu}
+        given = [f"{name} {value:g}" for name, value in enforced.items() if value is not None]
+        return f"network trained under {given[0]}" if given else "network trained without a bound"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """The run, and the proof where it has been made."""
+        proof = self._proof or vars(self).get("certificate")
+        last = self.history[-1:]
+        return (
+            *(() if proof is None else proof.facts()),
+            word("rounds", "rounds", len(self.history)),
+            *(number("loss", "last loss", row["loss"]) for row in last),
+            word("steps", "optimizer steps", self.steps),
+            number("seconds", "seconds of training", self.seconds),
+            word("stopped", "ended", self.stopped),
+        )
+
+    def table(self) -> Sequence[Row]:
+        """The history, one row per round."""
+        return self.history
+
+    def plot(self) -> Sheet:
+        """The history."""
+        from ..plots import plot_epochs, plot_training
+
+        if not self.history:
+            raise ValueError("plot: expected a history, the run ended before its first round")
+        if self.state is None:
+            return plot_epochs(self.history)
+        return plot_training(self.history, requested=self.config.bound)
 
 
 def train(

@@ -183,12 +183,15 @@ class TestFiguresBeside:
 
     def test_what_is_not_proven_is_named_apart(self, model: nn.Sequential) -> None:
         found = certify(model, requested=2.0)
-        said = repr(found)
-        claim, _, noted = said.partition("; not proven: ")
-        assert repr(found.lip) in claim
-        assert "multiplier" not in said
-        for name in ("method", "requested", "lower_lip", "sampled_lower", "solver", "package_v"):
-            assert name in noted
+        claim, _, noted = repr(found).partition("; not proven: ")
+        assert f"lip {found.lip:.6g}" in claim
+        assert "gap" in noted and "method" in noted
+        above, _, below = found.summary().partition("not proven, noted by its maker:")
+        for name in ("method", "requested", "lower_lip", "sampled_lower", "gap", "solver"):
+            (fact,) = (f for f in found.facts() if f.name == name)
+            assert fact.label in below and fact.label not in above
+            assert name in found.reported()
+        assert "lip" not in found.reported() and "norm_product" not in found.reported()
 
 
 class TestNumbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,9 @@ def test_local_radii_are_written_and_verified(
     assert cli.main(["certify", str(folder), *words]) == 0
     found = LocalCertificate.load("near.safetensors")
     assert (len(found.radius), found.norm, found.input_scale) == (20, norm, (0.5,) * 64)
+    assert bool((found.robust == (found.radius > 0.0)).all())  # what is stated, the record proves
     said = capsys.readouterr().out
-    assert f"mean radius   {float(found.radius.mean()):.6g}" in said
+    assert re.search(rf"mean radius +{float(found.radius.mean()):.6g}\n", said)
     assert "in raw units" in said
     assert cli.main(["verify", str(folder), "--certificate", "near.safetensors"]) == 0
     assert f"verified: local bounds ({norm})" in capsys.readouterr().out
@@ -57,7 +59,8 @@ def test_one_radius_states_the_share_that_is_certified(
     assert cli.main(["certify", str(folder), *words, "--output", "near.safetensors"]) == 0
     found = LocalCertificate.load("near.safetensors")
     share = float(found.robust.double().mean())
-    assert f"certified     {share:.2%} at radius 0.1" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"certified accuracy {share:.1%} mean radius" in said
     Path("near.pairs.json").unlink()
     code = cli.main(["verify", str(folder), "--certificate", "near.safetensors"])
     leans = bool((found.level == 1).any())
@@ -100,8 +103,9 @@ def test_a_fine_tuned_projection_says_what_it_bought(
     words = ["--bound", "1", "--finetune", "digits", "--epochs", "2", "--eps", "0.1"]
     assert cli.main(["project", str(folder), *words, "--run-dir", "tuned"]) == 0
     said = capsys.readouterr().out
-    assert "before " in said
-    assert "certified at l2 radius 0.1 (pairwise bounds, 360 rows)" in said
+    at = r" +[\d.]+% at l2 radius 0.1 \(pairwise bounds, 360 rows\)\n"
+    for when in ("before", "after"):
+        assert re.search(f"certified accuracy {when}{at}", said)
     summary = json.loads(Path("tuned/summary.json").read_text())
     assert summary["finetuned"] == {"data": "digits", "epochs": 2}
     assert summary["after"]["certified"] > 0.5

@@ -23,7 +23,7 @@ def test_no_attack_succeeds_inside_and_none_is_below_the_global_radius(activatio
     whole = certify(model)
     found = local_radii(model, x, y, certificate=whole)
     floor = certified_radii(model, x, y, certificate=whole)
-    assert bool((found.radius >= floor).all())
+    assert bool((found.radius >= floor * (1.0 - 1e-9)).all())
     assert found.radius[:3].tolist() == [0.0] * 3
     assert float((found.radius[3:] / floor[3:]).median()) > 1.2
     assert found.robust[3:].all()
