@@ -44,7 +44,7 @@ _FRONT: dict[str, dict[str, Any]] = {
     "bound": {"color": BLUE, "marker": "o", "ms": 9, "label": "bound enforced"},
     "penalty": {"color": ORANGE, "marker": "D", "ms": 5.5, "label": "penalty μL²"},
 }
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -306,7 +306,7 @@ class Sheet(Figure):
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             self.savefig(picture, format="png", metadata={"Software": None})
         return picture.getvalue()
 
@@ -323,7 +323,7 @@ def figure(
     path: Path | None, size: tuple[float, float], rows: int = 1, columns: int = 1
 ) -> Iterator[tuple[Axes, ...]]:
     """Axes to draw on, saved to ``path`` afterwards: the old file or the new one, never half."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         sheet = Sheet(figsize=size, layout="constrained")
         FigureCanvasAgg(sheet)
         axes = sheet.subplots(rows, columns, squeeze=False)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .problem_file import save_problem as save_problem
     from .registry import available as available
     from .registry import doctor as doctor
+    from .registry import register_backend as register_backend
     from .solution import CertifySolution as CertifySolution
     from .solution import ProjectSolution as ProjectSolution
     from .solution import Status as Status
@@ -54,6 +55,7 @@ _HOMES = {
     "available": "registry",
     "doctor": "registry",
     "load_problem": "problem_file",
+    "register_backend": "registry",
     "save_problem": "problem_file",
     "solve_certify": "solve",
     "solve_project": "solve",

@@ -1,8 +1,9 @@
 """Which backends there are, and whether each can run here.
 
-To add a backend: (1) write a class with the members of ``backend.Backend`` in a file of its own;
-(2) add one row to ``_FACTORIES``, and its name to the rows of ``_AUTO`` it is good for; (3) run
-``tests/solvers``: every backend in the table goes through the same oracle suite.
+To add a backend to the package: (1) write a class with the members of ``backend.Backend`` in a file
+of its own; (2) add one row to ``_FACTORIES``, and its name to the rows of ``_AUTO`` it is good for;
+(3) run ``tests/solvers``: every backend in the table goes through the same oracle suite.  One of a
+user's own comes in by :func:`register_backend`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ _FACTORIES: Mapping[str, Callable[[], Backend]] = MappingProxyType(
     }
 )
 
+# Those that came in by ``register_backend``.
+_REGISTERED: dict[str, Backend] = {}
+
 AUTO = "auto"
 
 # What "auto" tries, by the order of the LMI (the sum of the widths) up to which a row holds.
@@ -55,10 +59,49 @@ _GENERAL_LIMIT = 6000
 
 def names() -> tuple[str, ...]:
     """The names of all backends, usable here or not."""
-    return tuple(_FACTORIES)
+    return (*_FACTORIES, *_REGISTERED)
 
 
-@cache
+def register_backend(made: Backend) -> None:
+    """Let ``SolverConfig`` ask for a backend of your own by its ``name``, or fall back to it.
+
+    It is measured as all others are: of a multiplier the bound is computed anew and proven through
+    rounding, of a projection whether the weights are feasible.  ``auto`` does not take it.
+
+    Args:
+        made: an object with the members of :class:`~admm_lip.solvers.backend.Backend`: ``name``,
+            ``availability``, ``certify``, ``project``.  One that has the name of an earlier one
+            of yours takes its place.
+
+    Raises:
+        TypeError: naming the member that is missing.
+        ValueError: for a name that is no word, or that one of the package's backends has.
+
+    Example:
+        >>> from admm_lip.solvers import Availability, SolverConfig, register_backend
+        >>> class Nothing:
+        ...     name = "nothing"
+        ...     def availability(self):
+        ...         return Availability(False, "an example")
+        ...     certify = project = None
+        >>> register_backend(Nothing())
+        Traceback (most recent call last):
+            ...
+        TypeError: backend: expected a method certify, got None
+    """
+    name = getattr(made, "name", None)
+    if not isinstance(name, str) or not name.isidentifier() or name in (AUTO, *_FACTORIES):
+        taken = ", ".join((AUTO, *_FACTORIES))
+        raise ValueError(
+            f"backend: expected a name that is a word and none of {taken}, got {name!r}"
+        )
+    for member in ("availability", "certify", "project"):
+        found = getattr(made, member, None)
+        if not callable(found):
+            raise TypeError(f"backend: expected a method {member}, got {found!r}")
+    _REGISTERED[name] = made
+
+
 def backend(name: str) -> Backend:
     """The backend called ``name``.
 
@@ -70,13 +113,20 @@ def backend(name: str) -> Backend:
         >>> backend("native").name
         'native'
     """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     if name not in _FACTORIES:
-        known = (AUTO, *_FACTORIES)
+        known = (AUTO, *names())
         near = get_close_matches(str(name).lower(), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UnknownBackend(
             f"solver: no backend named {name!r}; {hint}expected one of {', '.join(known)}"
         )
+    return _built(name)
+
+
+@cache
+def _built(name: str) -> Backend:
     return _FACTORIES[name]()
 
 

@@ -1,22 +1,36 @@
-"""What the documentation shows is run: doctests of the package, blocks of the README."""
+"""What the documentation shows is run: doctests of the package, code of the README and the site."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+from snippets import agrees, run_page
 
 from admm_lip import cli
 from admm_lip.commands.arguments import parse
+from admm_lip.networks.promises import PROMISES
+from admm_lip.solvers import registry
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The changelog apart, which speaks of earlier versions too.
+WRITTEN = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs/api").glob("*.md"),
+]
+PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(WRITTEN)}
+README = PAGES["README.md"]
 OPTIONAL = ("mosek", "onnx", "onnxruntime", "pandas")
 
 
@@ -53,24 +67,43 @@ def test_the_examples_of_a_module_run(
     assert result.failed == 0
 
 
-def blocks(language: str) -> dict[str, list[str]]:
-    """Fenced blocks of the README by the heading that they stand under."""
-    found: dict[str, list[str]] = {}
-    for part in re.split(r"^## ", README, flags=re.MULTILINE):
-        code = re.findall(rf"^```{language}\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
-        if code:
-            found[part.partition("\n")[0]] = code
-    return found
+WITH_CODE = [
+    name for name, text in PAGES.items() if re.search(r"^```(python|console)$", text, re.MULTILINE)
+]
 
 
-@pytest.mark.parametrize("section", blocks("python"))
-def test_the_python_of_a_section_runs_in_order(
-    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "readme"}
-    for number, code in enumerate(blocks("python")[section]):
-        exec(compile(code, f"README.md: {section}, block {number}", "exec"), names)
+    monkeypatch.setattr(registry, "_REGISTERED", {})  # what a page registers stays in it
+    for promised in list(PROMISES):
+        monkeypatch.delitem(PROMISES, promised)
+    for found in run_page(PAGES[name], name):
+        assert agrees(found.shown, found.printed), f"{found.code}\nprints now\n\n{found.printed}"
+
+
+def test_outputs_agree_by_words_and_by_numbers_up_to_rounding() -> None:
+    assert agrees("L = 1.0001 in 12.2 s", "L = 0.9999 in 3 s\n")
+    assert agrees("1,250 rows\n\nruns/a-20260101-000000/", "1,249 rows\n\nruns/a-20261231-235959/")
+    for printed in ("L = 1.2 in 12.2 s", "K = 1.0001 in 12.2 s", "L = 1.0001", "L = nan in 12.2 s"):
+        assert not agrees("L = 1.0001 in 12.2 s", printed)
+
+
+def test_a_page_knows_its_blocks(tmp_path: Path) -> None:
+    text = "```python\nx = 2\nprint(x)\n```\n\n```text\n3\n```\n"
+    (found,) = run_page(text, "page")
+    assert (found.shown, found.printed, text[slice(*found.span)]) == ("3\n", "2\n", "3\n")
+    marked = f"<!-- not run: needs a GPU -->\n{text}"
+    assert list(run_page(marked, "page")) == []
+    with pytest.raises(SyntaxError):
+        list(run_page(marked.replace("x = 2", "x ="), "page"))
+
+
+def shell_blocks(text: str) -> list[str]:
+    """What the blocks for a shell hold."""
+    return re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -80,8 +113,14 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in found]
 
 
-@pytest.mark.parametrize("words", commands(README), ids=" ".join)
-def test_every_command_in_the_readme_is_one(
+def every_command() -> list[list[str]]:
+    """Those of all pages, each once."""
+    found = {tuple(words): words for text in PAGES.values() for words in commands(text)}
+    return list(found.values())
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_shown_is_one(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module(f"admm_lip.commands.{words[0]}")
@@ -93,10 +132,86 @@ def test_every_command_in_the_readme_is_one(
     parse(module.parser(), words[1:])
 
 
-@pytest.mark.parametrize("code", [code for some in blocks("bash").values() for code in some])
+@pytest.mark.parametrize("code", sorted({c for text in PAGES.values() for c in shell_blocks(text)}))
 def test_the_shell_reads_every_shell_block(code: str) -> None:
     subprocess.run(["bash", "-n"], input=code, text=True, check=True)
 
 
 def test_the_list_of_commands_is_the_one_that_is_printed() -> None:
-    assert cli._overview().partition("commands:\n")[2].partition("\n\n")[0] in README
+    listed = cli._overview().partition("commands:\n")[2].partition("\n\n")[0]
+    assert listed in PAGES["docs/command_line.md"]
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 200
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_link_to_a_file_of_this_project_leads_somewhere(name: str) -> None:
+    here = (ROOT / name).parent
+    for target in re.findall(r"\]\(([^)#:\s]+)[^)\s]*\)", PAGES[name]):
+        if "auto_gallery/" in target:
+            script = target.partition("auto_gallery/")[2].partition(".")[0]
+            where = ROOT / "docs/gallery" / ("README.rst" if script == "index" else f"{script}.py")
+        else:
+            where = here / target
+        assert where.exists(), target
+
+
+def rows_of(name: str, **wanted: Any) -> list[dict[str, Any]]:
+    """Rows of a record that hold these values."""
+    record = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+    return [r for r in record["rows"] if all(r.get(k) == v for k, v in wanted.items())]
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def figures() -> list[str]:
+    """What the README's table says of results, from the records that it names."""
+    norms, pairs = (
+        mean(rows_of("certificates", network="plain", level=level), "certified_0.1")
+        for level in ("norm product", "pairwise LipSDP")
+    )
+    (ball,) = rows_of("local_table", network="mnist_mlp", level="tuned")
+    trained = {"data": "mnist", "contender": "ADMM, MaxMin", "eps": 0.5}
+    admm, cost = rows_of("images", **trained), rows_of("images_cost", **trained)
+    few = {"data": "mnist", "samples": 1000}
+    warm = rows_of("finetune", **few, subject="pgd", variant="all")
+    cold = rows_of("finetune", **few, variant="scratch")
+    (large,) = rows_of("image_bounds", network="random, 3 kernels of 16 channels")
+    solves = rows_of("solver_times", case="784-256-256-10", threads=1, kind="certify")
+    balls, forged = rows_of("attacked_balls"), rows_of("forgeries")
+    assert sum(row["false"] for row in forged) == 0
+    return [
+        f"{norms:.1f} % of the test set certified by norms, {pairs:.1f} % by pairs",
+        f"{ball['certified']} of 100 pictures in {ball['cpu_seconds_each']:.2f} s each; published "
+        f"are {ball['published_sdp_crown']:.1f} % in {ball['published_seconds']:g} s",
+        f"{mean(admm, 'clean'):.1f} % right, {mean(admm, 'certified'):.1f} % certified, in "
+        f"{mean(cost, 'ratio'):.1f} times",
+        f"{mean(warm, 'clean'):.1f} % right, {mean(warm, 'certified'):.1f} % certified; from "
+        f"scratch {mean(cold, 'clean'):.1f} and {mean(cold, 'certified'):.1f}",
+        f"{large['neurons']:,} neurons of convolutions within "
+        f"{100 * (1 - large['lower_lip'] / large['lip']):.1f} % of the best multipliers in "
+        f"{large['cpu_seconds']:.0f} s; the product of norms is "
+        f"{large['norm_product'] / large['lip']:.1f} times",
+        f"1e-6: {mean(solves, 'seconds'):.1f} s on one thread",
+        f"none of {sum(row.get('balls', 0) for row in balls):,} certified balls",
+        f"of {sum(row['forgeries'] for row in forged):,} forged certificates",
+    ]
+
+
+@pytest.mark.parametrize("figure", figures())
+def test_a_figure_of_the_readme_is_that_of_its_record(figure: str) -> None:
+    assert figure in README
+
+
+def test_every_benchmark_that_the_site_names_has_its_record() -> None:
+    from benchmarks.__main__ import BENCHMARKS
+
+    results = PAGES["docs/results.md"]
+    named = {name for name in BENCHMARKS if f"`{name}`" in results}
+    assert len(named) > 15
+    for name in named:
+        assert (ROOT / "benchmarks/results" / f"{name}.json").exists(), name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from admm_lip.solvers import (
     UnknownBackend,
     available,
     doctor,
+    register_backend,
     registry,
     solve,
     solve_certify,
@@ -70,15 +70,13 @@ class Scripted:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    """A backend called ``scripted`` in the table, and nothing logged yet."""
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """A backend called ``scripted`` among a user's own, and nothing logged yet."""
     backend = Scripted()
-    table = {**registry._FACTORIES, "scripted": lambda: backend}
-    monkeypatch.setattr(registry, "_FACTORIES", table)
+    monkeypatch.setattr(registry, "_REGISTERED", {})
     monkeypatch.setattr(solve, "_said", set())
-    registry.backend.cache_clear()
-    yield backend
-    registry.backend.cache_clear()
+    register_backend(backend)
+    return backend
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -108,6 +106,40 @@ def test_an_unknown_name_is_refused_with_its_near_miss(name: str, near: str) -> 
 def test_a_name_like_no_other_is_refused_without_a_hint() -> None:
     with pytest.raises(UnknownBackend, match="no backend named 'xyz'; expected one of auto"):
         registry.backend("xyz")
+
+
+def test_a_backend_of_a_users_own_is_asked_by_name_measured_and_replaced_by_its_next(
+    scripted: Scripted,
+) -> None:
+    class Boasting(Scripted):
+        """The native multipliers, and a bound that they do not prove."""
+
+        def certify(self, problem: CertifyProblem, config: SolverConfig, warm: Any) -> Any:
+            return replace(registry.backend("native").certify(problem, config, warm), lip_sq=1e-6)
+
+    register_backend(Boasting())
+    solution = solve_certify(CERTIFY, SolverConfig("scripted", fallback=()))
+    assert (solution.backend, scripted.warms) == ("scripted", [])
+    assert solution.lip == pytest.approx(solve_certify(CERTIFY).lip, rel=1e-6)
+    register_backend(again := Scripted())
+    assert registry.backend("scripted") is again
+    assert registry.names().count("scripted") == 1
+    assert "scripted" not in [b.name for b in registry.chain("auto", (), 10)]
+
+
+@pytest.mark.parametrize("name", ["auto", "native", "scs", "two words", "", None])
+def test_a_name_that_is_taken_or_no_word_is_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"backend: expected a name .* got {name!r}"):
+        register_backend(Scripted(name=name))
+
+
+def test_a_backend_without_a_method_is_refused_by_the_name_of_it() -> None:
+    class Half:
+        name = "half"
+        availability = certify = len
+
+    with pytest.raises(TypeError, match="expected a method project, got None"):
+        register_backend(Half())  # type: ignore[arg-type]
 
 
 def test_a_backend_is_made_once_and_knows_its_name() -> None:

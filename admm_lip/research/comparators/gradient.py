@@ -14,7 +14,7 @@ from ..input_gradients.objective import GradientPenalty, penalised_loss
 
 @dataclass(frozen=True)
 class InputGradient(Method):
-    """Minimise the loss and a penalty on the norm of its gradient in the input.
+    """Minimise the loss and a penalty on the norm of its gradient in the input::
 
         loss + eps * mean |g|_+ + lambda * max |g|_+ + mu/2 * mean |g|_+^2 / s
 
