@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .networks.registration import register_activation as register_activation
     from .predictions import Predictions as Predictions
     from .predictions import predict as predict
+    from .sharing import from_pretrained as from_pretrained
     from .solvers.config import SolverConfig as SolverConfig
+    from .training.callbacks import LogTo as LogTo
     from .training.constraint import Constraint as Constraint
     from .training.project import project as project
     from .training.train import TrainConfig as TrainConfig
@@ -50,6 +52,7 @@ _HOMES = {
     "TrainResult": "training.train",
     "Units": "units",
     "LocalCertificate": "local.result",
+    "LogTo": "training.callbacks",
     "LocalConfig": "local.config",
     "certified_radii": "api",
     "certify": "api",
@@ -57,6 +60,7 @@ _HOMES = {
     "certify_samples": "local.certify",
     "export_onnx": "certificates.in_onnx",
     "falsify": "evaluation.falsify",
+    "from_pretrained": "sharing",
     "load_certificate": "certificates.certificate",
     "open_network": "foreign.open",
     "predict": "predictions",

@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
     "PIL": ("plots", "reading pictures"),
     "sklearn": ("sklearn", "the estimators' way of fitting"),
     "pandas": ("pandas", "a result as a data frame"),
+    "huggingface_hub": ("hub", "sharing through the Hugging Face Hub"),
 }
 
 

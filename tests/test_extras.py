@@ -69,6 +69,7 @@ NEEDS: dict[str, str | list[str]] = {
     "PIL": 'load_data("images:run")',
     "sklearn": "import admm_lip.sklearn",
     "pandas": "result.to_frame()",
+    "huggingface_hub": 'from admm_lip.hub import from_hub; from_hub("owner/name")',
 }
 
 REFUSALS = f"""

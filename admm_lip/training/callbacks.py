@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -49,3 +51,45 @@ class Callback:
     def stop(self, moment: Moment) -> bool:
         """After every round: whether to end the run here."""
         return False
+
+
+class LogTo(Callback):
+    """Hands every number of every round to a logger, under its name in the history.
+
+    Args:
+        logger: what has ``add_scalar(name, value, step)``, such as TensorBoard's
+            ``SummaryWriter``, or a function that takes the same three.
+        prefix: put in front of the names, such as ``"train/"``.
+
+    Raises:
+        TypeError: for a logger that is neither.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip import LogTo, TrainConfig, train
+        >>> x = torch.rand(64, 4); y = (x[:, 0] > 0.5).long()
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> seen = {}
+        >>> def log(name, value, step):
+        ...     seen.setdefault(name, []).append((step, value))
+        >>> result = train(net, (x, y), TrainConfig(bound=2.0, epochs=2), progress=False,
+        ...                callbacks=[LogTo(log, prefix="train/")])
+        >>> [value for _, value in seen["train/lip"]] == [row["lip"] for row in result.history]
+        True
+    """
+
+    def __init__(self, logger: Any, prefix: str = "") -> None:
+        log = getattr(logger, "add_scalar", logger)
+        if not callable(log):
+            raise TypeError(
+                "logger: expected a function of name, value and step, or an object with "
+                f"add_scalar, got {type(logger).__name__}"
+            )
+        self.log: Callable[[str, float, int], Any] = log
+        self.prefix = prefix
+
+    def on_round(self, moment: Moment) -> None:
+        """Log the last row; words in it are left out."""
+        for name, value in moment.row.items():
+            if isinstance(value, int | float) and name != "step":
+                self.log(f"{self.prefix}{name}", float(value), moment.step)

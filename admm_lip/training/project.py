@@ -32,7 +32,8 @@ from ..networks.layers import Shape
 from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..settings import BOUND, COUNT
-from ..shown import Fact, Shown, number, word
+from ..sharing import Shareable
+from ..shown import Fact, number, word
 from ..solvers import (
     CertifyProblem,
     ProjectProblem,
@@ -69,7 +70,7 @@ _SLACK = 2e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Projection(Shown):
+class Projection(Shareable):
     """What :func:`project` returns.
 
     Attributes:

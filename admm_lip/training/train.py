@@ -22,7 +22,8 @@ from ..data.labels import Classes
 from ..errors import TrainingFailed
 from ..lipschitz import Lipschitz
 from ..networks.overrides import unwrapped
-from ..shown import Fact, Shown, number, word
+from ..sharing import Shareable
+from ..shown import Fact, number, word
 from ..units import Units
 from .admm_state import AdmmState, read_weights
 from .batches import Batches, TensorBatches, as_batches
@@ -49,7 +50,7 @@ __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainResult(Shown):
+class TrainResult(Shareable):
     """What a run gives back.
 
     Attributes:
@@ -89,6 +90,11 @@ class TrainResult(Shown):
         return certify_global(self.model) if self._proof is None else self._proof
 
     brief = ("rounds", "loss", "lip", "gap", "stopped")
+
+    def known_units(self) -> Units | None:
+        """Those of the bound; else the names of the classes, where the data had any."""
+        names = None if self.classes is None else tuple(str(name) for name in self.classes)
+        return self.certificate.units or (Units(classes=names) if names else None)
 
     def title(self) -> str:
         """What was enforced."""
