@@ -28,8 +28,8 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?(?!\.?\d)")
-# Numbers that differ from run to run: seconds, and the dates in the names of folders.
-_FREE = re.compile(r"\d+(?:\.\d+)?(?= (?:s|ms|min)\b)|\d{8}-\d{6}")
+# What differs from run to run: seconds, dates in the names of folders, versions.
+_FREE = re.compile(r"\d+(?:\.\d+)?(?= (?:s|ms|min)\b)|\d{8}-\d{6}|\b\d+\.\d+\.\d+\b")
 
 
 class Snippet(NamedTuple):

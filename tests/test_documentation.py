@@ -87,6 +87,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
 def test_outputs_agree_by_words_and_by_numbers_up_to_rounding() -> None:
     assert agrees("L = 1.0001 in 12.2 s", "L = 0.9999 in 3 s\n")
     assert agrees("1,250 rows\n\nruns/a-20260101-000000/", "1,249 rows\n\nruns/a-20261231-235959/")
+    assert agrees("version 0.1.0", "version 0.2.0")
     for printed in ("L = 1.2 in 12.2 s", "K = 1.0001 in 12.2 s", "L = 1.0001", "L = nan in 12.2 s"):
         assert not agrees("L = 1.0001 in 12.2 s", printed)
 
