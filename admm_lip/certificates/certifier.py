@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -155,6 +156,7 @@ def stated(
     }
 
 
+@cache
 def _version(package: str) -> str:
     """Version of a backend's package; the native one is this package's."""
     try:

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.chain import build_layer
 from ..networks.layers import Array
 from ..networks.network import Chain, Network
 from ..solvers.deadline import Deadline
-from .layer_scales import usual_power
+from .jacobian_field import JacobianField
 from .norm_product import scaled
 
 _SCALES = (0.3, 1.0, 3.0, 10.0)
@@ -65,11 +63,10 @@ def sampled_functionals(
     if not network.is_known:
         return [0.0] * len(directions)
     deadline = deadline or Deadline(None)
-    field = _Field(network, chain, measured, norm)
+    field, dual = JacobianField.of(network, chain, measured, norm), _DUAL[norm]
     rows = torch.from_numpy(directions)
-    count, size = len(rows), chain.widths[0]
-    entries = sum(w.size for w in chain.weights)
-    cloud = max(_KEPT, min(_CLOUD, _MAX_WORK // (entries * count)))
+    count, size = len(rows), field.points
+    cloud = max(_KEPT, min(_CLOUD, _MAX_WORK // (field.entries * count)))
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -77,7 +74,7 @@ def sampled_functionals(
 
     scales = torch.tensor(_SCALES, dtype=torch.float64).repeat(cloud)[:cloud, None]
     points = scales * normal(cloud, size)
-    values = torch.stack([field.values(points, c.expand(cloud, -1)) for c in rows])
+    values = torch.stack([_values(field, dual, points, c.expand(cloud, -1)) for c in rows])
     keep = values.topk(_KEPT, dim=1).indices
     best, steps = points[keep], scales[keep]
     values = values.gather(1, keep)
@@ -86,7 +83,7 @@ def sampled_functionals(
         if not deadline.has_time(rounds=1):
             break
         moved = best + 0.5**k * steps * normal(count, _KEPT, size)
-        search = partial(field.values, moved.flatten(0, 1), each)
+        search = partial(_values, field, dual, moved.flatten(0, 1), each)
         found = deadline.timed("rounds", search).view(count, _KEPT)
         gains = found > values
         best = torch.where(gains[..., None], moved, best)
@@ -94,39 +91,12 @@ def sampled_functionals(
     return [scaled(_SAFETY * v, field.power) for v in values.amax(dim=1).tolist()]
 
 
-class _Field:
-    """The gradients of ``c'f``, for pairs of a point and a functional."""
-
-    def __init__(
-        self, network: Network, chain: Chain, measured: Sequence[Array], norm: str
-    ) -> None:
-        self.weights = [torch.from_numpy(w) for w in chain.weights]
-        # Gradients are multiplied out of matrices near norm 1: no product leaves the range.
-        powers = [usual_power(w) for w in measured]
-        pairs = zip(measured, powers, strict=True)
-        self.unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in pairs]
-        self.power = sum(powers)
-        self.biases = [torch.from_numpy(b) for b in chain.biases]
-        self.activations = [build_layer(network, spec) for spec in chain.activations]
-        self.dual = _DUAL[norm]
-        self.rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
-
-    def values(self, points: Tensor, directions: Tensor) -> Tensor:
-        """``||J(x)'c||_*`` for each row of both, over ``2^power``."""
-        starts = range(0, len(points), self.rows)
-        parts = (slice(k, k + self.rows) for k in starts)
-        found = [self.dual(self._gradients(points[p], directions[p])) for p in parts]
-        return torch.nan_to_num(torch.cat(found), nan=0.0, posinf=0.0)  # where values overflow
-
-    def _gradients(self, x: Tensor, c: Tensor) -> Tensor:
-        slopes = []
-        for w, b, phi in zip(self.weights, self.biases, self.activations, strict=False):
-            with torch.enable_grad():
-                z = (x @ w.T + b).requires_grad_()
-                y = phi(z)
-                slopes.append(torch.autograd.grad(y.sum(), z)[0])
-            x = y.detach()
-        g = c @ self.unit[-1]
-        for w, d in zip(reversed(self.unit[:-1]), reversed(slopes), strict=True):
-            g = (g * d) @ w
-        return g
+def _values(
+    field: JacobianField, dual: Callable[[Tensor], Tensor], points: Tensor, directions: Tensor
+) -> Tensor:
+    """``||J(x)'c||_*`` for each row of both, over ``2^power``."""
+    rows, parts = max(1, _BATCH_ENTRIES // field.width), []
+    for k in range(0, len(points), rows):
+        part = slice(k, k + rows)
+        parts.append(dual(field.back(directions[part], field.slopes(points[part]))))
+    return torch.nan_to_num(torch.cat(parts), nan=0.0, posinf=0.0)  # where values overflow

@@ -1,31 +1,33 @@
 """The largest Jacobian norm found: a lower bound that no certificate may undercut.
 
-At almost every point the Jacobian of a chain is ``W_l D_l ... D_1 W_0`` with D_k the slopes of the
-activations there, and its norm is at most the Lipschitz constant.  Points are drawn at several
-scales, the best ones moved at random with a shrinking step, and the norm of the best Jacobian is
-computed from the full matrix.
+Points are drawn at several scales, the best ones moved at random with a shrinking step.  The vector
+that a point's Jacobian stretches most is found by power iteration, and handed on to the points
+nearby.  The norm of the best Jacobian is computed from the full matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.chain import build_layer, build_module
+from ..networks.chain import build_module
 from ..networks.forward import forward
 from ..networks.layers import Array
 from ..networks.network import Chain, Network
 from ..solvers.deadline import Deadline
-from .layer_scales import usual_power
+from .jacobian_field import JacobianField
 from .norm_product import scaled
 
+# Points drawn; the better half of them goes on.
 _POINTS = 256
 _ROUNDS = 12
 _POWER_STEPS = 6
+# From the vector of a point nearby.
+_LATER_POWER_STEPS = 2
 _SCALES = (0.3, 1.0, 3.0, 10.0)
 # Entries of a batch of activations of all layers: 64 MiB of float64.
 _MAX_BATCH_ENTRIES = 2**23
@@ -35,6 +37,24 @@ _MAX_WORK = 2**27
 _SAFETY = 1.0 - 1e-9
 # Samples of a network whose layers are not matrices, at each scale.
 _QUOTIENTS = 8
+
+
+class _Steep(NamedTuple):
+    """Points, the vectors that their Jacobians stretch most as far as known, and by how much."""
+
+    points: Tensor
+    vectors: Tensor
+    norms: Tensor
+
+    def at(self, index: Tensor) -> _Steep:
+        return _Steep(*(part[index] for part in self))
+
+    def or_else(self, other: _Steep) -> _Steep:
+        """Of each pair of points the steeper one."""
+        better = other.norms > self.norms
+        points = torch.where(better[:, None], other.points, self.points)
+        vectors = torch.where(better[:, None], other.vectors, self.vectors)
+        return _Steep(points, vectors, torch.where(better, other.norms, self.norms))
 
 
 def sampled_slope(
@@ -61,51 +81,38 @@ def sampled_slope(
     """
     if not network.is_known:
         return 0.0
-    # Jacobians are multiplied out of matrices near norm 1: no product leaves the range.
-    seen = chain.weights if measured is None else measured
-    powers = [usual_power(w) for w in seen]
-    unit = [torch.from_numpy(np.ldexp(w, -e)) for w, e in zip(seen, powers, strict=True)]
-    weights, biases = (list(map(torch.from_numpy, held)) for held in (chain.weights, chain.biases))
-    activations = [build_layer(network, spec) for spec in chain.activations]
-    slopes_at = partial(_slopes, weights, biases, activations)
-
-    def estimate(points: Tensor, start: Tensor) -> Tensor:
-        return _norms(unit, slopes_at(points), start, _STEEPEST[norm])
-
-    points, norms = _climbed(chain, estimate, seed, deadline or Deadline(None))
+    field = JacobianField.of(network, chain, measured, norm)
+    found = _climbed(field, _STEEPEST[norm], seed, deadline or Deadline(None))
     if norm != "l2":
-        return scaled(_SAFETY * float(norms.max()), sum(powers))
-    best = points[norms.argmax()][None]
-    full = _full_norm(unit, [d[0] for d in slopes_at(best)])
-    return scaled(_SAFETY * full, sum(powers))
+        return scaled(_SAFETY * float(found.norms.max()), field.power)
+    best = found.points[found.norms.argmax()][None]
+    return scaled(_SAFETY * _full_norm(field, best), field.power)
 
 
 def _climbed(
-    chain: Chain, estimate: Callable[[Tensor, Tensor], Tensor], seed: int, deadline: Deadline
-) -> tuple[Tensor, Tensor]:
-    """Points and what is estimated there of the Jacobian, from random vectors on."""
-    work = _MAX_WORK // sum(w.size for w in chain.weights)
-    count = max(6, min(_POINTS, work, _MAX_BATCH_ENTRIES // sum(chain.widths)))
-    count = count if chain.activations else 1
-    steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
+    field: JacobianField, steepest: Callable[[Tensor], Tensor], seed: int, deadline: Deadline
+) -> _Steep:
+    """Steep points, from random ones on."""
+    work = min(_MAX_WORK // field.entries, _MAX_BATCH_ENTRIES // field.width)
+    count = max(6, min(_POINTS, work)) if field.activations else 1
     generator = torch.Generator().manual_seed(seed)
 
-    def normal() -> Tensor:
-        return torch.randn(count, chain.widths[0], generator=generator, dtype=torch.float64)
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    points = steps * normal()
-    norms = estimate(points, normal())
-    for k in range(_ROUNDS if chain.activations else 0):
+    steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
+    start = steepest(normal(count, field.unit[0].shape[1]))
+    drawn = steps * normal(count, field.points)
+    found = _stretched(field, steepest, drawn, start, _POWER_STEPS)
+    for k in range(_ROUNDS if field.activations else 0):
         if not deadline.has_time(rounds=1):
             break
-        keep = norms.argsort(descending=True)[: count // 6 + 1].repeat(6)[:count]
-        points, norms, steps = points[keep], norms[keep], steps[keep]
-        moved = points + 0.5**k * steps * normal()
-        better = deadline.timed("rounds", partial(estimate, moved, normal()))
-        gains = better > norms
-        points = torch.where(gains[:, None], moved, points)
-        norms = torch.where(gains, better, norms)
-    return points, norms
+        keep = found.norms.argsort(descending=True)[: count // 12 + 1].repeat(6)[: count // 2]
+        found, steps = found.at(keep), steps[keep]
+        moved = found.points + 0.5**k * steps * normal(*found.points.shape)
+        search = partial(_stretched, field, steepest, moved, found.vectors, _LATER_POWER_STEPS)
+        found = found.or_else(deadline.timed("rounds", search))
+    return found
 
 
 def sampled_quotient(network: Network, deadline: Deadline, seed: int = 0) -> float:
@@ -147,23 +154,6 @@ def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tenso
     return v
 
 
-def _slopes(
-    weights: list[Tensor],
-    biases: list[Tensor],
-    activations: Sequence[Callable[[Tensor], Tensor]],
-    points: Tensor,
-) -> list[Tensor]:
-    """Per hidden layer, the derivative of each neuron's activation: shape (points, neurons)."""
-    found, x = [], points
-    for w, b, phi in zip(weights, biases, activations, strict=False):
-        with torch.enable_grad():
-            z = (x @ w.T + b).requires_grad_()
-            y = phi(z)
-            found.append(torch.autograd.grad(y.sum(), z)[0])
-        x = y.detach()
-    return found
-
-
 def _unit(u: Tensor) -> Tensor:
     length: Tensor = u.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
     return u / length
@@ -177,32 +167,27 @@ def _signs(u: Tensor) -> Tensor:
 _STEEPEST: Mapping[str, Callable[[Tensor], Tensor]] = {"l2": _unit, "linf": _signs}
 
 
-def _norms(
-    weights: list[Tensor],
-    slopes: list[Tensor],
-    start: Tensor,
+def _stretched(
+    field: JacobianField,
     steepest: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Per point, a lower estimate of the Jacobian's norm: a few steps of power iteration on J'J."""
-    v = steepest(start)
-    norms = start.new_zeros(len(start))
-    for _ in range(_POWER_STEPS):
-        u = v
-        for w, d in zip(weights, slopes, strict=False):
-            u = (u @ w.T) * d
-        u = u @ weights[-1].T
+    points: Tensor,
+    vectors: Tensor,
+    steps: int,
+) -> _Steep:
+    """The points with lower estimates of the Jacobian's norm, by ``v <- steepest(J'J v)``."""
+    slopes, norms = field.slopes(points), points.new_zeros(len(points))
+    for _ in range(steps):
+        u = field.forth(vectors, slopes)
         norms = u.norm(dim=1)
-        for w, d in zip(reversed(weights[1:]), reversed(slopes), strict=True):
-            u = (u @ w) * d
-        v = steepest(u @ weights[0])
-    return torch.nan_to_num(norms, nan=0.0, posinf=0.0)  # where the values overflow
+        vectors = steepest(field.back(u, slopes))
+    # Where the values overflow, nothing is known.
+    return _Steep(points, vectors.nan_to_num(), torch.nan_to_num(norms, nan=0.0, posinf=0.0))
 
 
-def _full_norm(weights: list[Tensor], slopes: list[Tensor]) -> float:
+def _full_norm(field: JacobianField, point: Tensor) -> float:
     """Norm of the Jacobian at one point, multiplied out from the output on."""
-    jacobian = weights[-1]
-    for w, d in zip(reversed(weights[:-1]), reversed(slopes), strict=True):
-        jacobian = (jacobian * d) @ w
+    outputs = torch.eye(field.unit[-1].shape[0], dtype=torch.float64)
+    jacobian = field.back(outputs, field.slopes(point))
     if not bool(torch.isfinite(jacobian).all()):
         return 0.0
     return float(torch.linalg.matrix_norm(jacobian, 2))

@@ -1,13 +1,15 @@
-"""How far one may go: Lanczos on the scaled direction, never an eigendecomposition.
+"""How far one may go: the least eigenvalue of the scaled direction.
 
-The largest step a with ``K K' + a D >= 0`` is ``-1 / lambda_min(K^{-1} D K^{-T})``.  Lanczos with
-full reorthogonalisation finds the least eigenvalue in a few products; its residual is subtracted,
-so that the step errs on the short side.
+The largest step a with ``K K' + a D >= 0`` is ``-1 / lambda_min(K^{-1} D K^{-T})``.  Small
+operators are written out and decomposed.  Of large ones, Lanczos with full reorthogonalisation
+finds the least eigenvalue in a few products; its residual is subtracted, so that the step errs on
+the short side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +21,11 @@ from ...phases import phase
 from .block_cholesky import Band, Cliques, Factor, block_slices
 
 PRODUCTS = 30
+# Up to this order an eigendecomposition costs less than the Python of Lanczos.
+_DENSE = 300
+
+# A symmetric operator: of a vector, or of the columns of a matrix.
+Product = Callable[[Tensor], Tensor]
 
 
 @phase("step length")
@@ -30,57 +37,65 @@ def slack_step(factor: Factor, direction: Band, accuracy: float = 1e-2) -> float
 
     def product(x: Tensor) -> Tensor:
         y = [x[s] for s in at]
-        y[last] = torch.mv(inverses[last].T, y[last])
+        y[last] = inverses[last].T @ y[last]
         for k in range(last - 1, -1, -1):
-            y[k] = torch.mv(inverses[k].T, torch.addmv(y[k], below[k].T, y[k + 1], alpha=-1.0))
-        z = [torch.mv(d, v) for d, v in zip(direction.diagonal, y, strict=True)]
+            y[k] = inverses[k].T @ (y[k] - below[k].T @ y[k + 1])
+        z = [d @ v for d, v in zip(direction.diagonal, y, strict=True)]
         for k, block in enumerate(direction.lower):
-            z[k + 1].addmv_(block, y[k])
-            z[k].addmv_(block.T, y[k + 1])
-        z[0] = torch.mv(inverses[0], z[0])
+            z[k + 1] += block @ y[k]
+            z[k] += block.T @ y[k + 1]
+        z[0] = inverses[0] @ z[0]
         for k, block in enumerate(below):
-            z[k + 1] = torch.mv(inverses[k + 1], z[k + 1].addmv_(block, z[k], alpha=-1.0))
+            z[k + 1] = inverses[k + 1] @ (z[k + 1] - block @ z[k])
         return torch.cat(z)
 
-    return _step(product, at[-1].stop, factor.pivots[0], accuracy)
+    return _step([(product, at[-1].stop)], factor.pivots[0], accuracy)
 
 
 @phase("step length")
 def cliques_step(cliques: Cliques, direction: Band, accuracy: float = 1e-2) -> float:
     """Largest a for which every clique of ``Z + a dZ`` is positive semidefinite.
 
-    The cliques are independent, so they form one block-diagonal operator.
+    The cliques are independent: small ones are taken one by one, others form one block-diagonal
+    operator.
     """
-    sizes = [d.shape[0] for d in direction.diagonal]
-    at = block_slices([n for pair in pairwise(sizes) for n in pair])
+    products = [partial(_clique_product, cliques, direction, k) for k in range(len(cliques.rest))]
+    sizes = [a.shape[0] + b.shape[0] for a, b in pairwise(direction.diagonal)]
+    at = block_slices(sizes)
 
-    def product(x: Tensor) -> Tensor:
-        out = []
-        for k, block in enumerate(direction.lower):
-            (top, rest), side = cliques.inverses[k], cliques.below[k]
-            y2 = torch.mv(rest.T, x[at[2 * k + 1]])
-            y1 = torch.mv(top.T, torch.addmv(x[at[2 * k]], side.T, y2, alpha=-1.0))
-            z1 = torch.mv(direction.diagonal[k], y1).addmv_(block.T, y2)
-            z2 = torch.mv(direction.diagonal[k + 1], y2).addmv_(block, y1)
-            out.append(torch.mv(top, z1))
-            out.append(torch.mv(rest, z2.addmv_(side, out[-1], alpha=-1.0)))
-        return torch.cat(out)
+    def all_of_them(x: Tensor) -> Tensor:
+        return torch.cat([product(x[s]) for product, s in zip(products, at, strict=True)])
 
-    return _step(product, at[-1].stop, cliques.pivots[0], accuracy)
+    small = max(sizes) <= _DENSE
+    parts = list(zip(products, sizes, strict=True)) if small else [(all_of_them, at[-1].stop)]
+    return _step(parts, cliques.pivots[0], accuracy)
 
 
-def _step(product: Callable[[Tensor], Tensor], order: int, like: Tensor, accuracy: float) -> float:
-    least = least_eigenvalue(product, order, like, accuracy)
+def _clique_product(cliques: Cliques, direction: Band, k: int, x: Tensor) -> Tensor:
+    """``K^{-1} D K^{-T} x`` of clique k."""
+    (top, rest), side, block = cliques.inverses[k], cliques.below[k], direction.lower[k]
+    n = top.shape[0]
+    y2 = rest.T @ x[n:]
+    y1 = top.T @ (x[:n] - side.T @ y2)
+    z1 = top @ (direction.diagonal[k] @ y1 + block.T @ y2)
+    return torch.cat([z1, rest @ (direction.diagonal[k + 1] @ y2 + block @ y1 - side @ z1)])
+
+
+def _step(parts: list[tuple[Product, int]], like: Tensor, accuracy: float) -> float:
+    least = min(least_eigenvalue(product, order, like, accuracy) for product, order in parts)
     return -1.0 / least if least < 0.0 else float("inf")
 
 
-def least_eigenvalue(
-    product: Callable[[Tensor], Tensor], order: int, like: Tensor, accuracy: float
-) -> float:
+def least_eigenvalue(product: Product, order: int, like: Tensor, accuracy: float) -> float:
     """Lower estimate of the least eigenvalue of a symmetric operator: Ritz value less residual.
 
     Stops when the residual is below ``accuracy`` times the value, or after ``PRODUCTS`` products.
+    A small operator's is that of its matrix.
     """
+    if order <= _DENSE:
+        matrix = product(torch.eye(order, dtype=like.dtype, device=like.device))
+        finite = bool(torch.isfinite(matrix).all())
+        return float(torch.linalg.eigvalsh(matrix)[0]) if finite else float("-inf")
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(order, generator=generator, dtype=torch.float64).to(like)
     q = q / torch.linalg.vector_norm(q)

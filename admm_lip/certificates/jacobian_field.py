@@ -1,0 +1,105 @@
+"""The Jacobian of a chain at given points, of the size that its norm needs.
+
+At almost every point it is ``W_l D_l ... D_1 W_0`` with D_k the slopes of the activations there.  A
+wide first matrix is ``W_0 = R Q`` with orthonormal rows Q: normally distributed x have normally
+distributed ``Q x``, so points are drawn as inputs of R, and the l2 norm of ``J`` is that of J
+with R in place of ``W_0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..networks.chain import build_layer
+from ..networks.layers import Array
+from ..networks.network import Chain, Network
+from .layer_scales import usual_power
+
+
+@dataclass(frozen=True, eq=False)
+class JacobianField:
+    """Matrices of a chain, for its Jacobian at points.
+
+    Attributes:
+        weights: those that points go through, the first one reduced to ``points`` columns.
+        biases, activations: of the chain.
+        unit: those of the Jacobian, each over a power of two that brings it near norm 1, so that no
+            product leaves the range; the first one reduced for inputs in l2.
+        power: the sum of these powers.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    activations: list[nn.Module]
+    unit: list[Tensor]
+    power: int
+
+    @classmethod
+    def of(
+        cls, network: Network, chain: Chain, measured: Sequence[Array] | None, norm: str
+    ) -> JacobianField:
+        """The field of a chain whose Jacobian is in the units of the matrices ``measured``."""
+        seen = chain.weights if measured is None else measured
+        powers, unit = _near_one(seen)
+        entry, own = usual_power(chain.weights[0]), list(map(torch.from_numpy, chain.weights))
+        own[0] = torch.from_numpy(np.ldexp(_reduced(np.ldexp(chain.weights[0], -entry)), entry))
+        if norm == "l2":
+            unit[0] = torch.from_numpy(_reduced(unit[0].numpy()))
+        biases = list(map(torch.from_numpy, chain.biases))
+        activations = [build_layer(network, spec) for spec in chain.activations]
+        return cls(own, biases, activations, unit, sum(powers))
+
+    @property
+    def points(self) -> int:
+        """Length of a point."""
+        return self.weights[0].shape[1]
+
+    @property
+    def entries(self) -> int:
+        """Entries of all matrices: the work of a pass, per point."""
+        return sum(w.numel() for w in self.weights)
+
+    @property
+    def width(self) -> int:
+        """Numbers that a pass holds, per point."""
+        return self.points + sum(w.shape[0] for w in self.weights)
+
+    def slopes(self, points: Tensor) -> list[Tensor]:
+        """Per hidden layer, the derivative of each neuron's activation: shape (points, neurons)."""
+        found, x = [], points
+        for w, b, phi in zip(self.weights, self.biases, self.activations, strict=False):
+            with torch.enable_grad():
+                z = (x @ w.T + b).requires_grad_()
+                y = phi(z)
+                found.append(torch.autograd.grad(y.sum(), z)[0])
+            x = y.detach()
+        return found
+
+    def forth(self, vectors: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        """``J v`` for each point and its vector, over ``2^power``."""
+        for w, d in zip(self.unit, slopes, strict=False):
+            vectors = (vectors @ w.T) * d
+        return vectors @ self.unit[-1].T
+
+    def back(self, vectors: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        """``J'u`` for each point and its vector, over ``2^power``."""
+        vectors = vectors @ self.unit[-1]
+        for w, d in zip(reversed(self.unit[:-1]), reversed(slopes), strict=True):
+            vectors = (vectors * d) @ w
+        return vectors
+
+
+def _near_one(matrices: Sequence[Array]) -> tuple[list[int], list[Tensor]]:
+    powers = [usual_power(w) for w in matrices]
+    pairs = zip(matrices, powers, strict=True)
+    return powers, [torch.from_numpy(np.ldexp(w, -e)) for w, e in pairs]
+
+
+def _reduced(w: Array) -> Array:
+    """R of ``W = R Q``, or W itself where it is not wide."""
+    return np.linalg.qr(w.T, mode="r").T if w.shape[0] < w.shape[1] else w
