@@ -102,4 +102,7 @@ def _near_one(matrices: Sequence[Array]) -> tuple[list[int], list[Tensor]]:
 
 def _reduced(w: Array) -> Array:
     """R of ``W = R Q``, or W itself where it is not wide."""
-    return np.linalg.qr(w.T, mode="r").T if w.shape[0] < w.shape[1] else w
+    if w.shape[0] >= w.shape[1]:
+        return w
+    triangle: Tensor = torch.linalg.qr(torch.from_numpy(w.T), mode="r").R
+    return triangle.T.numpy()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from admm_lip.certificates import sampled_slope as module
+from admm_lip.certificates.jacobian_field import JacobianField
 from admm_lip.certificates.sampled_slope import sampled_slope
 from admm_lip.networks.chain import read_network
 
@@ -45,3 +48,28 @@ def test_every_batch_size_gives_a_lower_bound_and_the_same_one_again(
     )
     assert 0.2 * product < found <= product
     assert sampled_slope(network, chain) == found
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("widths", [(20, 6, 5, 3), (4, 6, 5, 3), (9, 1, 4)])
+def test_the_jacobian_of_a_reduced_point_is_that_of_an_input(
+    norm: str, widths: tuple[int, ...]
+) -> None:
+    torch.manual_seed(2)
+    layers = [nn.Linear(a, b).double() for a, b in pairwise(widths)]
+    model = nn.Sequential(*(part for w in layers for part in (w, nn.Tanh())))[:-1]
+    network = read_network(model)
+    raw = [w.copy() for w in network.chain().weights]
+    raw[0] = raw[0] * np.geomspace(1e-3, 1e3, widths[0])
+    field = JacobianField.of(network, network.chain(), raw, norm)
+    assert field.points == min(widths[:2])
+    point = torch.randn(1, field.points, dtype=torch.float64)
+    x = torch.linalg.lstsq(layers[0].weight.detach(), field.weights[0] @ point[0]).solution
+    own = torch.autograd.functional.jacobian(model, x) @ torch.diag(
+        torch.from_numpy(np.geomspace(1e-3, 1e3, widths[0]))
+    )
+    found = field.back(torch.eye(widths[-1], dtype=torch.float64), field.slopes(point))
+    found = torch.ldexp(found, torch.tensor(field.power))
+    if norm == "linf":
+        torch.testing.assert_close(found, own)
+    torch.testing.assert_close(found @ found.T, own @ own.T)

@@ -8,7 +8,7 @@ the short side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -67,8 +67,9 @@ def cliques_step(cliques: Cliques, direction: Band, accuracy: float = 1e-2) -> f
         return torch.cat([product(x[s]) for product, s in zip(products, at, strict=True)])
 
     small = max(sizes) <= _DENSE
-    parts = list(zip(products, sizes, strict=True)) if small else [(all_of_them, at[-1].stop)]
-    return _step(parts, cliques.pivots[0], accuracy)
+    whole: list[tuple[Product, int]] = [(all_of_them, at[-1].stop)]
+    parts = zip(products, sizes, strict=True)
+    return _step(list(parts) if small else whole, cliques.pivots[0], accuracy)
 
 
 def _clique_product(cliques: Cliques, direction: Band, k: int, x: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def _clique_product(cliques: Cliques, direction: Band, k: int, x: Tensor) -> Ten
     return torch.cat([z1, rest @ (direction.diagonal[k + 1] @ y2 + block @ y1 - side @ z1)])
 
 
-def _step(parts: list[tuple[Product, int]], like: Tensor, accuracy: float) -> float:
+def _step(parts: Sequence[tuple[Product, int]], like: Tensor, accuracy: float) -> float:
     least = min(least_eigenvalue(product, order, like, accuracy) for product, order in parts)
     return -1.0 / least if least < 0.0 else float("inf")
 
