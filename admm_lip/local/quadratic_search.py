@@ -25,8 +25,8 @@ from .input_region import chunks
 from .quadratic_pass import QuadraticPass
 from .quadratic_proof import SPARE, OpenPass, Witness, lowered
 
-# Functionals searched together: more take no longer each, but more memory.
-_TOGETHER = 48
+# Neurons of the functionals searched together: below, torch's calls cost more than its arithmetic.
+_TOGETHER = 2**18
 # Rates of Adam for p and log t, and how it forgets.
 _RATES, _BETAS = (0.3, 0.1), (0.9, 0.99)
 _SHARE = 0.15
@@ -47,9 +47,10 @@ def searched(own: OpenPass, rows: Tensor, asked: Tensor, steps: int) -> tuple[Wi
     """
     asked = own.among(asked)
     passing, functionals = own.at(asked), rows[asked][:, None]
+    together = max(1, _TOGETHER // sum(passing.widths))
     parts = [
         _run(_Search.begun(passing.select(part), functionals[part]), steps)
-        for part in chunks(torch.arange(len(functionals)), _TOGETHER)
+        for part in chunks(torch.arange(len(functionals)), together)
     ]
     witness = Witness(asked, *(torch.cat(same) for same in zip(*parts, strict=True)))
     return witness, own.proven(rows, witness, spare=SPARE)
