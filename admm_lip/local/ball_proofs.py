@@ -32,6 +32,8 @@ from .tasks import Task
 _UNASKED = 1e-300
 # Claims are this much below what was found: a check sums in another order.
 _SPARE = 1e-9
+# A search that goes on from another radius takes one step for so many.
+_GOING_ON = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class Outcome:
         varying: share of hidden units that can move, ``(batch,)``; NaN where not computed.
         ratio: hidden layers' factor over that of their own norms, ``(batch,)``; NaN likewise.
         witness: of the margins that a search has found, where one was begun.
+        states: where the searches of margins stand, ``(batch, m, ...)``, NaN where there was none.
     """
 
     found: Found
@@ -53,6 +56,7 @@ class Outcome:
     varying: Tensor
     ratio: Tensor
     witness: Witness | None = None
+    states: Tensor | None = None
 
 
 def prove(
@@ -62,6 +66,7 @@ def prove(
     decide: bool = False,
     cheaply: bool = False,
     deadline: float = math.inf,
+    states: Tensor | None = None,
 ) -> Outcome:
     """Bounds of a batch at the given radii.
 
@@ -72,9 +77,10 @@ def prove(
         cheaply: by lines, no Lipschitz bounds but those known for all inputs; by norms, no masked
             ones.
         deadline: see :class:`Wanted`.
+        states: those of an outcome at other radii, from which searches go on.
     """
     if task.config.by_lines:
-        outcome = _by_lines(task, radii, decide, cheaply, deadline)
+        outcome = _by_lines(task, radii, decide, cheaply, deadline, states)
     else:
         outcome = _by_norms(task, radii, decide or task.config.decide, cheaply)
     everywhere = torch.isposinf(radii)[:, None]
@@ -86,7 +92,14 @@ def prove(
     return replace(outcome, found=found, margin=margin)
 
 
-def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: float) -> Outcome:
+def _by_lines(
+    task: Task,
+    radii: Tensor,
+    decide: bool,
+    cheaply: bool,
+    deadline: float,
+    states: Tensor | None,
+) -> Outcome:
     net, centred = task.prepared.curved, task.labels is not None
     seen = Seen.of(task, radii)
     slopes, witness = seen.slopes(centred), None
@@ -95,7 +108,9 @@ def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: 
         if task.config.quadratic:
             open_ = task.items & (margin <= 0.0) & (center > 0.0)
             steps = task.config.steps if task.config.tuned and not cheaply else 0
-            margin, witness = _quadratic(seen, task.functionals[:, :, 0], open_, margin, steps)
+            steps = steps if states is None else -(-steps // _GOING_ON)
+            rows = task.functionals[:, :, 0]
+            margin, witness, states = _quadratic(seen, rows, open_, margin, steps, states)
         margin, radius = torch.where(seen.everywhere, -math.inf, margin), seen.lines.region.radius
         asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
         goal = center / radius[:, None] * (1.0 - 1e-8)
@@ -110,24 +125,27 @@ def _by_lines(task: Task, radii: Tensor, decide: bool, cheaply: bool, deadline: 
         wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
         found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
     nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    return Outcome(_finite(found, slopes), margin, center, nan, nan, witness)
+    return Outcome(_finite(found, slopes), margin, center, nan, nan, witness, states)
 
 
 def _quadratic(
-    seen: Seen, rows: Tensor, open_: Tensor, margin: Tensor, steps: int
-) -> tuple[Tensor, Witness | None]:
+    seen: Seen, rows: Tensor, open_: Tensor, margin: Tensor, steps: int, states: Tensor | None
+) -> tuple[Tensor, Witness | None, Tensor | None]:
     """Margins raised where they are open: in closed form, then by a search."""
     passing = seen.open_pass(open_.any(dim=1))
     if passing is None:
-        return margin, None
+        return margin, None, states
     margin = torch.maximum(margin, passing.closed(rows, open_, SPARE))
     open_ = passing.among(open_ & (margin <= 0.0))
     if not steps or not bool(open_.any()):
-        return margin, None
-    witness, found = searched(passing, rows, open_, steps)
-    better = found > margin[open_]
-    margin[open_] = torch.maximum(found, margin[open_])
-    return margin, witness.select(better)
+        return margin, None, states
+    found = searched(passing, rows, open_, steps, states)
+    if states is None:
+        states = margin.new_full((*margin.shape, found.state.shape[1]), math.nan)
+    states[open_] = found.state
+    better = found.proven > margin[open_]
+    margin[open_] = torch.maximum(found.proven, margin[open_])
+    return margin, found.witness.select(better), states
 
 
 def _on_balls(found: Found, everywhere: Tensor) -> Found:

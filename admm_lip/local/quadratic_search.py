@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,24 +37,45 @@ _MOST = torch.finfo(torch.float32).max
 _INSIDE = 1e-3
 
 
-def searched(own: OpenPass, rows: Tensor, asked: Tensor, steps: int) -> tuple[Witness, Tensor]:
-    """The best slopes and curvatures found, and what they prove, ``(rows,)``.
+class Searched(NamedTuple):
+    """What a search of some functionals, ``(rows,)``, ended with.
+
+    Attributes:
+        witness: the best slopes and curvatures.
+        proven: what they prove, ``(rows,)``.
+        state: where it stood when it found them, ``(rows, 3 parameters + 1)``: a search at a
+            radius nearby goes on from there.
+    """
+
+    witness: Witness
+    proven: Tensor
+    state: Tensor
+
+
+def searched(
+    own: OpenPass, rows: Tensor, asked: Tensor, steps: int, start: Tensor | None = None
+) -> Searched:
+    """The best slopes and curvatures found.
 
     Args:
         own: the pass of the samples.
         rows: ``(batch, m, n_out)``.
         asked: ``(batch, m)``; what is not in the pass is left out.
         steps: of Adam.
+        start: ``(batch, m, 3 parameters + 1)``: states of earlier searches, NaN where there was
+            none; such a search begins with the closed form.
     """
     asked = own.among(asked)
     passing, functionals = own.at(asked), rows[asked][:, None]
+    begun = None if start is None else start[asked]
     together = max(1, _TOGETHER // sum(passing.widths))
     parts = [
-        _run(_Search.begun(passing.select(part), functionals[part]), steps)
+        _run(_Search.begun(passing.select(part), functionals[part], begun, part), steps)
         for part in chunks(torch.arange(len(functionals)), together)
     ]
-    witness = Witness(asked, *(torch.cat(same) for same in zip(*parts, strict=True)))
-    return witness, own.proven(rows, witness, spare=SPARE)
+    slopes, curvatures, state = (torch.cat(same) for same in zip(*parts, strict=True))
+    witness = Witness(asked, slopes, curvatures)
+    return Searched(witness, own.proven(rows, witness, spare=SPARE), state)
 
 
 @dataclass(eq=False)
@@ -61,47 +83,56 @@ class _Search:
     """Some functionals, ``(rows, 1, n_out)``, each of the sample of its pass.
 
     Attributes:
-        free: p of every layer, then log shares.
+        free: p of every neuron, then the log share of every layer, ``(rows, 1, parameters)``.
         first: running means of the gradients, and
         second: of their squares.
+        steps: made so far, ``(rows, 1, 1)``.
         seen: slopes and D of the last bound, layer by layer.
     """
 
     passing: QuadraticPass
     rows: Tensor
-    free: list[Tensor]
-    first: list[Tensor]
-    second: list[Tensor]
+    free: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
     seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def begun(passing: QuadraticPass, rows: Tensor) -> _Search:
-        """From the closed form."""
-        places, shares = [], []
+    def begun(passing: QuadraticPass, rows: Tensor, states: Tensor | None, part: Tensor) -> _Search:
+        """From the closed form, or from where an earlier search stands."""
+        places = []
         for h in passing.hidden:
             inside = (h.slope - h.below) / torch.where(h.below == 1.0, 1.0, 1.0 - h.below)
-            places.append(torch.logit(inside.clamp(_INSIDE, 1.0 - _INSIDE))[:, None])
-            shares.append(torch.full_like(places[-1][..., :1], math.log(_SHARE)))
-        free = places + shares
-        first, second = ([torch.zeros_like(p) for p in free] for _ in range(2))
-        return _Search(passing, rows, free, first, second)
+            places.append(torch.logit(inside.clamp(_INSIDE, 1.0 - _INSIDE)))
+        free = torch.cat(places, dim=1)
+        shares = torch.full_like(free[:, : len(places)], math.log(_SHARE))
+        free = torch.cat([free, shares], dim=1)
+        count = free.shape[1]
+        state = torch.cat([free, free.new_zeros(len(free), 2 * count + 1)], dim=1)
+        if states is not None:
+            state = torch.where(states[part].isnan(), state, states[part])
+        parts = torch.split(state[:, None], [count, count, count, 1], dim=-1)
+        free, first, second, steps = parts
+        return _Search(passing, rows, free, first, second, steps)
+
+    def state(self) -> Tensor:
+        """Where it stands, ``(rows, 3 parameters + 1)``."""
+        return torch.cat([self.free.detach(), self.first, self.second, self.steps], -1)[:, 0]
 
     def select(self, rows: Tensor) -> _Search:
         """That of some of the functionals."""
-        free, first, second = (
-            [p[rows].detach() for p in part] for part in (self.free, self.first, self.second)
-        )
-        return _Search(self.passing.select(rows), self.rows[rows], free, first, second)
+        free, first, second = self.free[rows].detach(), self.first[rows], self.second[rows]
+        passing = self.passing.select(rows)
+        return _Search(passing, self.rows[rows], free, first, second, self.steps[rows])
 
-    def step(self, count: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def step(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """What is proven, with its slopes and curvatures, ``(rows, ...)``, and a step of Adam."""
-        for p in self.free:
-            p.requires_grad_(True)
+        self.free.requires_grad_(True)
         with torch.enable_grad():
             bound, spent = self.passing.bound(self.rows, self._choose, self.passing.shared_growth)
-            gradients = torch.autograd.grad(bound.sum(), self.free)
-        for k, gradient in enumerate(gradients):
-            self._move(k, gradient.nan_to_num(0.0, 0.0, 0.0), count)
+            (gradient,) = torch.autograd.grad(bound.sum(), self.free)
+        self._move(gradient.nan_to_num(0.0, 0.0, 0.0))
         layers = [self.seen[k] for k in range(len(self.passing.hidden))]
         slopes, curvatures = (
             torch.cat([v.detach()[:, 0] for v in part], 1).nan_to_num(0.0).clamp(max=_MOST).float()
@@ -110,39 +141,46 @@ class _Search:
         return lowered(bound.detach(), spent.detach(), SPARE)[:, 0], (slopes, curvatures)
 
     def _choose(self, k: int, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        here, count = self.passing.hidden[k], len(self.passing.hidden)
+        here, widths = self.passing.hidden[k], self.passing.widths
+        place = self.free.narrow(-1, sum(widths[:k]), widths[k])
+        share = self.free.narrow(-1, sum(widths) + k, 1)
         kinked = here.kinked[:, None]
-        between = here.below + (1.0 - here.below) * torch.sigmoid(self.free[k])
+        between = here.below + (1.0 - here.below) * torch.sigmoid(place)
         slope = torch.where(kinked > 0.0, between, here.slope[:, None])
         unit = self.passing.unit(k, c).detach()
-        t = self.free[count + k].exp() * unit
-        d = m[..., None] * here.steepest.square()[:, None] + t * kinked
+        d = m[..., None] * here.steepest.square()[:, None] + share.exp() * unit * kinked
         self.seen[k] = slope, d / unit
         return slope, d
 
-    def _move(self, k: int, gradient: Tensor, count: int) -> None:
+    def _move(self, gradient: Tensor) -> None:
         """Upwards."""
-        rate = _RATES[k // len(self.passing.hidden)]
-        self.first[k] = torch.lerp(gradient, self.first[k], _BETAS[0])
-        self.second[k] = torch.lerp(gradient.square(), self.second[k], _BETAS[1])
-        mean = self.first[k] / (1.0 - _BETAS[0] ** count)
-        size = (self.second[k] / (1.0 - _BETAS[1] ** count)).sqrt()
-        self.free[k] = (self.free[k] + rate * mean / (size + TINY)).detach()
+        neurons = sum(self.passing.widths)
+        rate = torch.full_like(gradient[:1], _RATES[0])
+        rate[..., neurons:] = _RATES[1]
+        self.steps = self.steps + 1.0
+        self.first = torch.lerp(gradient, self.first, _BETAS[0])
+        self.second = torch.lerp(gradient.square(), self.second, _BETAS[1])
+        mean = self.first / (1.0 - _BETAS[0] ** self.steps)
+        size = (self.second / (1.0 - _BETAS[1] ** self.steps)).sqrt()
+        self.free = (self.free + rate * mean / (size + TINY)).detach()
 
 
-def _run(search: _Search, steps: int) -> tuple[Tensor, Tensor]:
-    """Slopes and curvatures of the best bounds seen, ``(rows, neurons)`` each."""
+def _run(search: _Search, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes and curvatures of the best bounds seen, ``(rows, neurons)`` each, and the states."""
     count, left = len(search.rows), torch.arange(len(search.rows))
     slopes = torch.zeros(count, sum(search.passing.widths))
     curvatures, best = torch.zeros_like(slopes), torch.full((count,), -torch.inf).double()
-    for step in range(1, steps + 1):
-        found, seen = search.step(step)
+    states = search.state()
+    for _ in range(steps):
+        before = search.state()
+        found, seen = search.step()
         better = found > best[left]
         kept = left[better]
         best[kept], slopes[kept], curvatures[kept] = found[better], *(part[better] for part in seen)
+        states[kept] = before[better]
         open_ = (best[left] <= 0.0).nonzero()[:, 0]
         if not len(open_):
             break
         if len(open_) < len(left):
             search, left = search.select(open_), left[open_]
-    return slopes, curvatures
+    return slopes, curvatures, states

@@ -86,26 +86,44 @@ def local_radii(
     for done, rows in enumerate(task.batches()):
         seconds = task.config.seconds
         deadline = math.inf if seconds is None else begun + seconds * (done + 1) * len(rows)
-        radii[rows] = search(task.part(rows), floor[rows], deadline)
-        found.append(prove(task.part(rows), radii[rows], decide=True))
-        # The floor is rounded otherwise than the record: what that misses by a hair is given up,
-        # and what holds on a ball holds on a smaller one.
-        held = holds(task.part(rows), found[-1], radii[rows])
-        radii[rows] = torch.where(held, radii[rows], radii[rows] * (1.0 - _HAIR))
+        part = task.part(rows)
+        radii[rows], outcome = _proven(part, floor[rows], *search(part, floor[rows], deadline))
+        found.append(outcome)
     return assembled(task, radii, found)
 
 
-def search(task: Task, floor: Tensor, deadline: float) -> Tensor:
-    """Proven radii of a batch, by lines alone, then by all means; ``floor`` is proven already."""
+def _proven(
+    task: Task, floor: Tensor, radii: Tensor, states: Tensor | None
+) -> tuple[Tensor, Outcome]:
+    """The proofs at these radii: what does not come out again is proven at smaller ones."""
+    outcome = prove(task, radii, decide=True, states=states)
+    for share in (1.0 - task.config.tol, 0.0):
+        lost = (radii > floor) & ~holds(task, outcome, radii)
+        if not bool(lost.any()):
+            break
+        radii = torch.where(lost, floor.maximum(share * radii), radii)
+        outcome = prove(task, radii, decide=True, states=states)
+    # The floor is rounded otherwise than the record: what that misses by a hair is given up, and
+    # what holds on a ball holds on a smaller one.
+    held = holds(task, outcome, radii)
+    return torch.where(held, radii, radii * (1.0 - _HAIR)), outcome
+
+
+def search(task: Task, floor: Tensor, deadline: float) -> tuple[Tensor, Tensor | None]:
+    """Proven radii of a batch, by lines alone, then by all means; ``floor`` is proven already.
+
+    The second is where the searches of quadratic bounds stand.
+    """
     zero = torch.zeros_like(floor)
     at_x = prove(task, zero, cheaply=True)
     right = holds(task, at_x, zero) & torch.isfinite(floor)
     proven = torch.where(right, torch.maximum(floor, _by_own_norms(task, at_x)), zero)
     guess = torch.where(proven > 0.0, proven * _GROWTH, _CAUTION * first_guess(task, at_x))
-    proven = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, cheaply=True)
+    proven, _ = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, cheaply=True)
     first = torch.where(proven > 0.0, proven * _LATER_GROWTH, guess)
-    proven = _bracket(task, proven, torch.where(right, first, 0.0), deadline, cheaply=False)
-    return torch.where(torch.isfinite(floor), proven, floor)
+    first = torch.where(right, first, 0.0)
+    proven, states = _bracket(task, proven, first, deadline, cheaply=False)
+    return torch.where(torch.isfinite(floor), proven, floor), states
 
 
 def _by_own_norms(task: Task, at_x: Outcome) -> Tensor:
@@ -119,23 +137,42 @@ def _by_own_norms(task: Task, at_x: Outcome) -> Tensor:
 
 def _bracket(
     task: Task, proven: Tensor, guess: Tensor, deadline: float, *, cheaply: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Grow while proofs succeed, then halve between proven and failed; a guess of 0 is left."""
     failed = torch.full_like(proven, math.inf)
     growth = _GROWTH if cheaply else _LATER_GROWTH
     active = guess > 0.0
+    states: Tensor | None = None
     for _ in range(task.config.rounds):
         rows = active.nonzero()[:, 0]
         if not len(rows) or time.monotonic() >= deadline:
             break
         tried, part = guess[rows], task.part(rows)
-        outcome = prove(part, tried, decide=True, cheaply=cheaply, deadline=deadline)
+        outcome = prove(
+            part,
+            tried,
+            decide=True,
+            cheaply=cheaply,
+            deadline=deadline,
+            states=None if states is None else states[rows],
+        )
+        states = _kept(states, rows, outcome.states, len(proven))
         good = holds(part, outcome, tried)
         proven[rows] = torch.where(good, tried.maximum(proven[rows]), proven[rows])
         failed[rows] = torch.where(good, failed[rows], tried)
         guess = torch.where(torch.isinf(failed), proven * growth, 0.5 * (proven + failed))
         active &= failed - proven > task.config.tol * proven
-    return proven
+    return proven, states
+
+
+def _kept(states: Tensor | None, rows: Tensor, found: Tensor | None, count: int) -> Tensor | None:
+    """States of all samples after those of some have been found."""
+    if found is None:
+        return states
+    if states is None:
+        states = found.new_full((count, *found.shape[1:]), math.nan)
+    states[rows] = found
+    return states
 
 
 def holds(task: Task, outcome: Outcome, radii: Tensor) -> Tensor:

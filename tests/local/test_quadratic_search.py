@@ -68,7 +68,7 @@ def test_any_slopes_and_curvatures_prove_no_more_than_the_truth(
     passing, rows = open_pass(model, x, radius, LocalConfig(box=box, norm=norm))
     items = torch.tensor([[False, True]] * 3)
     neurons = sum(passing.own.widths)
-    tuned, found = searched(passing, rows, items, 8)
+    tuned, found, _ = searched(passing, rows, items, 8)
     slopes = torch.rand(3, neurons, generator=random) * 2.0 - 0.5
     curvatures = torch.rand(3, neurons, generator=random) * 10.0 ** (
         4.0 * torch.rand(3, 1, generator=random) - 3.0
@@ -114,13 +114,34 @@ def test_dearer_levels_lose_nothing_and_samples_agree(activation: str, norm: str
         assert bool((margin >= tuned.margin - 1e-11).all())
 
 
+def test_a_search_goes_on_from_where_another_found_its_best() -> None:
+    """Its first bound is that best one; what has no state begins anew."""
+    model = network("relu", (4, 16, 16, 3), seed=7)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(2)).double()
+    passing, rows = open_pass(model, x, torch.full((6,), 0.9).double(), LocalConfig())
+    asked = torch.tensor([[False, True, True]] * 6)
+    _, short, _ = searched(passing, rows, asked, 1)
+    _, found, state = searched(passing, rows, asked, 20)
+    left = found <= 0.0  # what is proven leaves the search at once
+    assert bool((found > short)[left].any())
+    start = torch.full((6, 3, state.shape[1]), torch.nan, dtype=torch.float64)
+    start[asked] = state
+    start[0, 1] = torch.nan
+    _, again, _ = searched(passing, rows, asked, 1, start)
+    torch.testing.assert_close(again[1:], found[1:])
+    torch.testing.assert_close(again[0], short[0])
+    _, further, _ = searched(passing, rows, asked, 10, start)
+    assert bool((further >= again - 1e-12).all())
+    assert bool((further > again + 1e-6)[left].any())
+
+
 def test_a_sample_without_a_ball_is_left_out() -> None:
     """Its functionals are not taken for those of another sample."""
     model = network("relu", (4, 16, 16, 3), seed=7)
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(2)).double()
     passing, rows = open_pass(model, x, torch.tensor([0.0, 0.3, 0.0]).double(), LocalConfig())
     asked = torch.tensor([[False, True, True]] * 3)
-    witness, found = searched(passing, rows, asked, 2)
+    witness, found, _ = searched(passing, rows, asked, 2)
     assert witness.items.tolist() == [[False] * 3, [False, True, True], [False] * 3]
     assert len(found) == len(witness.slopes) == 2
     closed = passing.closed(rows, asked)

@@ -203,7 +203,7 @@ def norm_of_gram(q: Tensor) -> float:
     if top == 0.0:
         return 0.0
     scaled = q / top  # products of very small or large entries would leave the range
-    return top * _norm(lambda x: torch.mv(scaled, x), scaled)
+    return top * _norm(lambda x: scaled @ x, scaled)
 
 
 def norm_sq(w: Tensor) -> float:
@@ -211,7 +211,7 @@ def norm_sq(w: Tensor) -> float:
     wide = w if w.shape[0] <= w.shape[1] else w.T
     if wide.shape[0] <= _EXACT_NORMS:
         return max(_top_eigenvalue(wide @ wide.T), 0.0)
-    return max(_norm(lambda x: torch.mv(wide, torch.mv(wide.T, x)), wide), 0.0)
+    return max(_norm(lambda x: wide @ (wide.T @ x), wide), 0.0)
 
 
 def _norm(product: Callable[[Tensor], Tensor], like: Tensor) -> float:
