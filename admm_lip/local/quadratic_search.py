@@ -67,12 +67,14 @@ def searched(
     """
     asked = own.among(asked)
     passing, functionals = own.at(asked), rows[asked][:, None]
-    begun = None if start is None else start[asked]
+    states = None if start is None else start[asked]
+
+    def begun(part: Tensor) -> _Search:
+        own_states = None if states is None else states[part]
+        return _Search.begun(passing.select(part), functionals[part], own_states)
+
     together = max(1, _TOGETHER // sum(passing.widths))
-    parts = [
-        _run(_Search.begun(passing.select(part), functionals[part], begun, part), steps)
-        for part in chunks(torch.arange(len(functionals)), together)
-    ]
+    parts = [_run(begun(part), steps) for part in chunks(torch.arange(len(functionals)), together)]
     slopes, curvatures, state = (torch.cat(same) for same in zip(*parts, strict=True))
     witness = Witness(asked, slopes, curvatures)
     return Searched(witness, own.proven(rows, witness, spare=SPARE), state)
@@ -99,7 +101,7 @@ class _Search:
     seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def begun(passing: QuadraticPass, rows: Tensor, states: Tensor | None, part: Tensor) -> _Search:
+    def begun(passing: QuadraticPass, rows: Tensor, states: Tensor | None) -> _Search:
         """From the closed form, or from where an earlier search stands."""
         places = []
         for h in passing.hidden:
@@ -111,7 +113,7 @@ class _Search:
         count = free.shape[1]
         state = torch.cat([free, free.new_zeros(len(free), 2 * count + 1)], dim=1)
         if states is not None:
-            state = torch.where(states[part].isnan(), state, states[part])
+            state = torch.where(states.isnan(), state, states)
         parts = torch.split(state[:, None], [count, count, count, 1], dim=-1)
         free, first, second, steps = parts
         return _Search(passing, rows, free, first, second, steps)
