@@ -167,7 +167,7 @@ def certify(
             neuron of the rest; ``"every_size"``: one per channel, of a chain of convolutions
             without stride, for images of every size at once; ``"auto"`` or not given: per channel
             beyond 3,000 neurons.
-        progress: show a bar where functionals take more than two seconds.
+        progress: say how far functionals are, after two seconds.
         local: what ``kind="local"`` took before it had a door of its own.
 
     Returns:

@@ -12,10 +12,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from typing import Any
 
+from .commands.outcome import Outcome
 from .errors import Terminated
 
 # name -> one line of help; the module is admm_lip.commands.<name>
@@ -23,7 +24,7 @@ _COMMANDS = {
     "train": "train a network under a Lipschitz bound, prove it, and draw the results",
     "certify": "prove a Lipschitz bound for a network that is already trained",
     "verify": "check a certificate against its network (no torch, no solver)",
-    "predict": "predict raw rows by a run, with what is proven of them",
+    "predict": "predict rows by a run or a file, with what is proven of them",
     "project": "move a trained network to the nearest one that meets a bound",
     "compare": "penalty against enforced bound over a grid, with a plot of the front",
     "plot": "draw the plots of a run again, from its records",
@@ -36,8 +37,9 @@ start here:
   admm-lip verify runs/RUN                     check the proof of a run
   admm-lip train --help                        every option, with its default
 
+--json prints one JSON object, and nothing else, to standard output.
 --debug shows where an error came from."""
-_INTERRUPTED, _TERMINATED = 130, 143
+_ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,25 +52,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    debug, wanted = "--debug" in words, "--json" in words
+    words = [word for word in words if word not in ("--debug", "--json")]
+    try:
+        if not wanted:
+            return _outcome(words, debug).code
+        with redirect_stdout(sys.stderr):
+            outcome = _outcome(words, debug)
+        from .records import as_json
+
+        about = {"command": words[0] if words else None, **outcome.record}
+        sys.stdout.write(as_json(about) + "\n")
+        return outcome.code
+    except BrokenPipeError:
+        return 0
+
+
+def _outcome(words: list[str], debug: bool) -> Outcome:
+    """Run one command; an error is said, and is the outcome too."""
     try:
         with _termination():
             return _dispatch(words)
     except Terminated:
-        sys.stderr.write("admm-lip: terminated\n")
-        return _TERMINATED
+        return _failed("terminated", _TERMINATED)
     except KeyboardInterrupt:
-        sys.stderr.write("admm-lip: interrupted\n")
-        return _INTERRUPTED
+        return _failed("interrupted", _INTERRUPTED)
     except BrokenPipeError:
-        return 0
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
-            sys.stderr.write(f"admm-lip: error: {_message(error)}\n")
-        return 2
+        return _failed(_message(error), _ERROR, "" if debug else "error: ")
+
+
+def _failed(message: str, code: int, kind: str = "") -> Outcome:
+    if kind or code != _ERROR:
+        sys.stderr.write(f"admm-lip: {kind}{message}\n")
+    return Outcome({"error": message}, code)
 
 
 @contextmanager
@@ -88,15 +108,15 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str]) -> Outcome:
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview())
-        return 0
+        return Outcome({"commands": _COMMANDS})
     if words[0] == "--version":
         from importlib.metadata import version
 
         sys.stdout.write(f"admm-lip {version('admm-lip')}\n")
-        return 0
+        return Outcome({"version": version("admm-lip")})
     name = words[0]
     if name not in _COMMANDS:
         near = get_close_matches(name, _COMMANDS, n=1)
@@ -104,9 +124,10 @@ def _dispatch(words: list[str]) -> int:
         raise ValueError(f"no command {name!r}; {hint}expected one of {', '.join(_COMMANDS)}")
     command = importlib.import_module(f"admm_lip.commands.{name}")
     try:
-        return int(command.run(words[1:]))
+        outcome: Outcome = command.run(words[1:])
     except SystemExit as stop:  # --help and --print-config end that way
-        return int(stop.code or 0)
+        return Outcome({}, int(stop.code or 0))
+    return outcome
 
 
 def _overview() -> str:

@@ -1,10 +1,10 @@
-"""Predictions of a trained run on raw rows, with what is proven of them, from its folder alone."""
+"""Predictions of a run, or of a network in a file, on raw rows, with what is proven of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .certificates.certificate import Certificate
+from .certificates.beside import certificate_of, has_certificate
+from .certificates.certificate import AnyCertificate, Certificate, load_certificate
 from .certificates.radii import radii_of
 from .certificates.verify import check
 from .data.options import DataError
 from .data.table import read_features
+from .foreign.open import open_network
 from .networks.chain import build_module
 from .networks.network import Network
-from .networks.storage import load_network
 from .records import RunFolder, open_run, read_json
 from .shown import Fact, Row, Shown, number, word
 from .units import Array, Units
@@ -37,11 +38,11 @@ class Predictions(Shown):
         names: of the outputs, or of the classes.
         classes: the predicted class of each row by its name, ``()`` for a regression.
         radius: of a classifier: how far a raw row may move before its class can change, proven,
-            ``(rows,)``; ``None`` for a regression and where no such proof is in the folder.
-        lip: the proven Lipschitz constant of the raw function; ``None`` for a classifier whose
-            radii say more.
+            ``(rows,)``; ``None`` for a regression and where nothing is proven.
+        lip: the proven Lipschitz constant of the raw function; ``None`` where there is no
+            certificate, or one of functionals.
         ratio: the unit of ``lip``.
-        norm: of input distances.
+        norm: of input distances; empty where nothing is proven.
         left_out: columns of the rows that the run does not take.
     """
 
@@ -49,7 +50,7 @@ class Predictions(Shown):
     names: tuple[str, ...]
     classes: tuple[str, ...]
     radius: Array | None
-    lip: float
+    lip: float | None
     ratio: str
     norm: str
     left_out: tuple[str, ...] = ()
@@ -91,15 +92,27 @@ class Predictions(Shown):
         return plot_shares(self.radius.tolist(), f"certified radius, raw {self.norm}")
 
 
-def predict(run: str | os.PathLike[str], rows: Any) -> Predictions:
-    """Predict raw rows by the network of a run folder; its proof is checked on the way.
+def predict(
+    run: str | os.PathLike[str],
+    rows: Any,
+    *,
+    task: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Predictions:
+    """Predict raw rows by a network on disk; the certificate beside it is checked on the way.
 
     Args:
-        run: folder of a training run (``admm-lip train``).
+        run: folder of a training run (``admm-lip train``), or what
+            :func:`admm_lip.open_network` reads.
         rows: a CSV file's path, a data frame, a mapping of columns, or numbers ``(rows, features)``
-            in the order of the run's features.  Columns are found by name; others are left out.
+            in the order of the run's features.  Columns are found by name, others are left out;
+            where features have no names, all columns are taken in their order.
+        task: ``"classification"`` or ``"regression"``; ``None``: as the run was trained, of a file
+            regression.
+        input_shape: of one input, where a file leaves it open.
 
     Raises:
+        NetworkError: for a network that cannot be read.
         RunFolderError: for a folder that is no finished run.
         DataError: naming the columns that are missing, or the row and column of what is no finite
             number.
@@ -120,28 +133,29 @@ def predict(run: str | os.PathLike[str], rows: Any) -> Predictions:
         >>> found.values.shape, found.ratio
         ((2, 1), 'b per a')
     """
-    folder = open_run(run)
-    network = load_network(folder.path)
-    chain = network.chain()
-    units = units_of(folder)
-    certificate = Certificate.load(_raw_certificate(folder))
-    check(certificate, network)
-    if units is None:
-        units = Units(input_names=tuple(str(c) for c in range(chain.widths[0])))
-    elif certificate.units is None or certificate.units != units:
-        raise DataError(f"{folder.units}: expected the units of the certificate beside it")
-    raw, left_out = raw_rows(rows, units)
+    if task not in (None, "classification", "regression"):
+        raise ValueError(f"task: expected classification, regression or none, got {task!r}")
+    path = Path(run)
+    folder = open_run(path) if path.is_dir() else None
+    network = open_network(path, input_shape)
+    certificate = _certificate(path) if folder is None else load_certificate(_raw_of(folder))
+    if certificate is not None:
+        check(certificate, network)
+    units, named = _units(path, network, certificate)
+    raw, left_out = raw_rows(rows, units, named)
     scores = _outputs(network, units.to_model(raw))
-    own = units.classes or _numbered(folder, scores.shape[1])
+    own = units.classes
+    if not own and (task or _task(folder)) == "classification":
+        own = tuple(map(str, range(max(2, scores.shape[1]))))
     picked = _classes(scores) if own else np.zeros(0, dtype=np.int64)
     return Predictions(
         values=scores if own else units.from_model(scores),
         names=own or units.output_names or tuple(f"output {k}" for k in range(scores.shape[1])),
         classes=tuple(own[k] for k in picked),
-        radius=_radii(network, raw, picked, certificate, units) if own else None,
-        lip=certificate.lip,
+        radius=_radii(network, raw, picked, certificate, units) if own and certificate else None,
+        lip=certificate.lip if isinstance(certificate, Certificate) else None,
         ratio=units.ratio(),
-        norm=certificate.norm,
+        norm=certificate.norm if certificate else "",
         left_out=left_out,
     )
 
@@ -151,19 +165,27 @@ def units_of(folder: RunFolder) -> Units | None:
     return Units.from_json(read_json(folder.units)) if folder.units.is_file() else None
 
 
-def raw_rows(rows: Any, units: Units) -> tuple[Array, tuple[str, ...]]:
-    """Rows of any of the kinds that :func:`predict` takes, and the columns left out."""
+def raw_rows(rows: Any, units: Units, named: bool = True) -> tuple[Array, tuple[str, ...]]:
+    """Rows of any of the kinds that :func:`predict` takes, and the columns left out.
+
+    Args:
+        rows: of one of these kinds.
+        units: of the features.
+        named: whether columns are found by name.
+    """
     if isinstance(rows, str | os.PathLike):
-        return read_features(Path(rows), units)
+        return read_features(Path(rows), units, named)
     wanted, left_out = units.input_names, tuple[str, ...]()
-    if isinstance(rows, Mapping) or hasattr(rows, "columns"):
-        named = [str(name) for name in rows]
-        missing = [name for name in wanted if name not in named]
+    if not named and isinstance(rows, Mapping):
+        rows = np.stack([np.asarray(column) for column in rows.values()], axis=-1)
+    elif named and (isinstance(rows, Mapping) or hasattr(rows, "columns")):
+        there = [str(name) for name in rows]
+        missing = [name for name in wanted if name not in there]
         if missing:
             raise DataError(
                 f"rows: expected the columns {', '.join(wanted)}; missing: {', '.join(missing)}"
             )
-        left_out = tuple(name for name in named if name not in wanted)
+        left_out = tuple(name for name in there if name not in wanted)
         keys = {str(name): name for name in rows}
         rows = np.stack([np.asarray(rows[keys[name]]) for name in wanted], axis=-1)
     return _numbers(rows, wanted), left_out
@@ -194,7 +216,24 @@ def _numbers(rows: Any, names: tuple[str, ...]) -> Array:
     return values
 
 
-def _raw_certificate(folder: RunFolder) -> Path:
+def _certificate(path: Path) -> AnyCertificate | None:
+    """Of a network in a file; ``None`` where there is none."""
+    return certificate_of(path) if has_certificate(path) else None
+
+
+def _units(path: Path, network: Network, certificate: AnyCertificate | None) -> tuple[Units, bool]:
+    """Units of the rows, of the run or else of the certificate, and whether features are named."""
+    own, stated = units_of(RunFolder(path)), certificate and certificate.units
+    if own is not None and own != stated:
+        raise DataError(f"units: {path} has others than its certificate; certify the run anew")
+    units = own or stated or Units()
+    if units.input_names:
+        return units, True
+    names = tuple(map(str, range(network.chain().widths[0])))
+    return replace(units, input_names=names), False
+
+
+def _raw_of(folder: RunFolder) -> Path:
     """The certificate in raw units: its own file where the bound was meant in others."""
     return folder.raw_certificate if folder.raw_certificate.is_file() else folder.certificate
 
@@ -208,11 +247,10 @@ def _outputs(network: Network, rows: Array) -> Array:
     return np.asarray(found.numpy())
 
 
-def _numbered(folder: RunFolder, outputs: int) -> tuple[str, ...]:
-    """Classes without names, where the run was judged as a classifier."""
-    summary = read_json(folder.summary) if folder.summary.is_file() else {}
-    task = summary.get("evaluation", {}).get("task")
-    return tuple(str(k) for k in range(outputs)) if task == "classification" else ()
+def _task(folder: RunFolder | None) -> Any:
+    """What the run was judged as."""
+    summary = read_json(folder.summary) if folder and folder.summary.is_file() else {}
+    return summary.get("evaluation", {}).get("task")
 
 
 def _classes(scores: Array) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -222,10 +260,10 @@ def _classes(scores: Array) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _radii(
-    network: Network, raw: Array, picked: Any, certificate: Certificate, units: Units
+    network: Network, raw: Array, picked: Any, certificate: AnyCertificate, units: Units
 ) -> Array:
     """Proven radii of the predicted classes, in raw units."""
     labels = torch.from_numpy(picked)
-    own = units if certificate.units is not None else None
+    own = certificate.units and units
     found = radii_of(network, torch.from_numpy(raw), labels, certificate, units=own)
     return np.asarray(found.numpy())

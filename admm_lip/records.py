@@ -267,14 +267,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, text.encode())
 
 
+def as_json(record: Mapping[str, Any], indent: int | None = None) -> str:
+    """A record as JSON; NaN and infinity become null, as JSON has neither."""
+    return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON; NaN and infinity become null, as JSON has neither."""
-    write_text(path, json.dumps(_finite(record), indent=2) + "\n")
+    """Write a record as JSON."""
+    write_text(path, as_json(record, 2) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write records as JSON lines."""
-    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows))
+    write_text(path, "".join(as_json(row) + "\n" for row in rows))
 
 
 def write_yaml(path: Path, record: Mapping[str, Any]) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..foreign.open import network_of
 from ..networks.layers import Shape
 from ..networks.network import Network
+from ..progress import working
 from ..solvers.config import SolverConfig
 from ..solvers.deadline import Deadline
 from ..units import Units
@@ -127,16 +127,12 @@ def _proofs(
         left, rounds = deadline.limit(), math.ceil((len(wanted) - k) / workers)
         return prove(task, config, Deadline(None if left is None else left / rounds))
 
-    with _pool(workers) as pool:
-        bar = tqdm(
-            pool.map(one, range(len(wanted))),
-            total=len(wanted),
-            desc="certify",
-            unit="functional",
-            delay=2.0,
-            disable=None if progress else True,
-        )
-        return list(bar)
+    found = list[Proven]()
+    with _pool(workers) as pool, working("certify", len(wanted), "bounds", show=progress) as work:
+        for proven in pool.map(one, range(len(wanted))):
+            found.append(proven)
+            work.step()
+    return found
 
 
 def compressed(matrices: Matrices) -> Matrices:

@@ -17,6 +17,8 @@ from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatte
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from ..progress import aside
+
 
 class UsageError(ValueError):
     """What was typed cannot be used; the message says what to type instead."""
@@ -35,6 +37,9 @@ _WORDS = {
 
 # How a value of a type is written in the help.
 _VALUES: Mapping[Any, str] = {int: "N", float: "X", bool: "{true,false}"}
+
+
+_EVERYWHERE = "--json prints one JSON object, and nothing else, to standard output."
 
 
 class Formatter(RawDescriptionHelpFormatter):
@@ -65,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"admm-lip {command}",
             usage=f"admm-lip {usage or command + ' [options]'}",
             description=textwrap.dedent(description).strip(),
-            epilog=textwrap.dedent(epilog).strip(),
+            epilog=f"{textwrap.dedent(epilog).strip()}\n\n{_EVERYWHERE}",
             allow_abbrev=False,
             exit_on_error=False,
             **{"formatter_class": Formatter, **more},
@@ -148,5 +153,6 @@ def _dashed(argument: str) -> str:
 
 def say(text: str = "") -> None:
     """Print to standard output, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    with aside():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import shown
 from ..lipschitz import NORMS
+from ..progress import working
 from .arguments import UsageError, parse, say
-from .hints import certificate_beside, lines, verify
+from .hints import lines, verify
 from .in_units import RAW, STANDARDISED
 from .options import SettingsParser, add_config, add_threads_option, config_of, threads
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -102,8 +104,8 @@ def _add_claim_options(made: SettingsParser) -> None:
         metavar="FILE",
         default=None,
         help="Where to write the certificate (not given: certificate.json in the folder, or "
-        "NAME.certificate.json beside the file, unless it is there already; for --kind local "
-        "local.safetensors).",
+        "NAME.certificate.json beside the file, in place of an earlier one of the same claim; for "
+        "--kind local local.safetensors).",
     )
 
 
@@ -149,40 +151,43 @@ def _add_solver_options(made: SettingsParser) -> None:
     )
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     options = parse(parser(), arguments)
     with threads(options.threads):
         return _certify(options)
 
 
-def _certify(options: Namespace) -> int:
-    from ..errors import RunFolderError
+def _certify(options: Namespace) -> Outcome:
+    from ..certificates.beside import certificate_beside
     from ..foreign import open_network
     from .finish import describe
+    from .placing import check_replaceable, held, instead, leaned_on_beside, place_of, stated
 
     path = Path(options.network)
-    output = Path(options.output) if options.output else certificate_beside(path, options.kind)
-    if options.output and output.exists():
-        raise RunFolderError(f"output: {output} exists; name another file with --output")
+    if options.output:
+        check_replaceable(Path(options.output), options.kind)
     shape = tuple(options.input_shape) if options.input_shape else None
     network = open_network(path, shape)
-    proof = _PROOFS[options.kind](options, network)
+    with working(f"certify {describe(network)}"):
+        proof = _PROOFS[options.kind](options, network)
     say(describe(network))
     for line in shown.lines([proof.distance, *proof.certificate.facts()]):
         say(line)
-    if output.exists():
-        say(f"  {output} is there already and is left as it is; --output FILE writes this one")
-    else:
-        proof.certificate.save(output)
-        say(f"  written to {output}")
-        more = () if output == certificate_beside(path) else ("--certificate", output)
-        if proof.leaned_on is not None:
-            proof.leaned_on.save(leaned_on_beside(output))
-            say(f"  and what it leans on to {leaned_on_beside(output)}")
-        for line in lines([verify(path, *more)]):
-            say(line)
-    return 0
+    usual = certificate_beside(path, options.kind)
+    output = Path(options.output) if options.output else place_of(usual, proof.certificate)
+    before = held(output)
+    proof.certificate.save(output)
+    say(f"  written to {output}{instead(before, proof.certificate)}")
+    more = () if output == certificate_beside(path) else ("--certificate", output)
+    if proof.leaned_on is not None:
+        proof.leaned_on.save(leaned_on_beside(output))
+        say(f"  and what it leans on to {leaned_on_beside(output)}")
+    for line in lines([verify(path, *more)]):
+        say(line)
+    claim = shown.record_of(proof.certificate.facts()) | stated(proof.certificate)
+    about = {"network": path, "layers": describe(network), "written": output}
+    return Outcome({**about, "replaced": before and stated(before), **claim})
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +197,6 @@ class _Proof:
     certificate: AnyCertificate | LocalCertificate
     distance: Fact
     leaned_on: FunctionalCertificate | None = None
-
-
-def leaned_on_beside(output: Path) -> Path:
-    """Where the certificate for all inputs lies that a local one leans on."""
-    return output.with_suffix(".pairs.json")
 
 
 def _solver(options: Namespace, usual: float) -> SolverConfig:
@@ -311,9 +311,11 @@ def _prove_local(options: Namespace, network: Network) -> _Proof:
         **measure,
     )
     if options.radius is None:
-        found = local_radii(network, x, y, certificate=whole, config=config)
+        found = local_radii(network, x, y, certificate=whole, config=config, progress=True)
     else:
-        found = certify_local(network, x, options.radius, y, certificate=whole, config=config)
+        found = certify_local(
+            network, x, options.radius, y, certificate=whole, config=config, progress=True
+        )
     return _Proof(found, _distance(options, network), whole)
 
 

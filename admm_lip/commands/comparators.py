@@ -53,9 +53,7 @@ def radius_of_method(name: str, radius: float) -> dict[str, Any]:
     return {"eps": radius} if name in _FINISH else {}
 
 
-def train_and_finish(
-    folder: RunFolder, job: Job, method: Method, *, progress: bool
-) -> Summary | str:
+def train_and_finish(folder: RunFolder, job: Job, method: Method) -> Summary | str:
     """Train by ``method``, certify the plain network that it ends with, measure, record, draw.
 
     Returns:
@@ -74,7 +72,6 @@ def train_and_finish(
         method=method,
         run_dir=folder.path,
         resume=folder.resumable,
-        progress=progress,
     )
     write_rows(folder.epochs, result.history)
     if result.stopped in EXIT_CODES:

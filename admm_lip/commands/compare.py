@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RunFolderError, Terminated
+from ..progress import working
 from .arguments import UsageError, parse, say
 from .hints import typed
 from .options import SettingsParser, add_threads_option, threads
+from .outcome import Outcome
 from .run_options import (
     add_data_options,
     add_evaluate_options,
@@ -66,8 +68,8 @@ def parser() -> SettingsParser:
     return made
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     made = parser()
     options = parse(made, arguments)
     from ..records import default_run_path
@@ -91,23 +93,27 @@ def run(arguments: list[str]) -> int:
     else:
         opened = continued_run(earlier, settings, (*grid, "data_dir"))
     with opened as folder, threads(options.threads):
-        _compare(folder, values, first, grid)
-    return 0
+        rows = _compare(folder, values, first, grid)
+    return Outcome({"run": folder.path, "norm": "l2", "rows": rows})
 
 
 _FROM_GRID = ("bound", "mu", "seed")
 _Cell = tuple[str, float, int]
 
 
-def _compare(folder: RunFolder, values: dict[str, Any], first: Job, grid: dict[str, Any]) -> None:
-    """Every cell of the grid that is not in the folder yet, each kept as soon as it is done."""
+def _compare(
+    folder: RunFolder, values: dict[str, Any], first: Job, grid: dict[str, Any]
+) -> list[Row]:
+    """Every cell of the grid, each that is not in the folder yet kept as soon as it is done."""
     from ..records import write_rows
 
     data = data_digest(first)
     done = _earlier_rows(folder, data)
+    found = []
     say(_COLUMNS.format("mode", "asked", "seed", "proven L", "clean", "certified", "seconds"))
     try:
         for row in _rows(values, first, grid, done):
+            found.append(row)
             if _cell(row) not in done:
                 done[_cell(row)] = row | {"data": data}
                 write_rows(folder.front, done.values())
@@ -118,6 +124,7 @@ def _compare(folder: RunFolder, values: dict[str, Any], first: Job, grid: dict[s
         raise
     finally:
         _wrap_up(folder)
+    return found
 
 
 def _cell(row: Row) -> _Cell:
@@ -151,14 +158,19 @@ def _rows(
         known = done.get((mode, asked, seed))
         return known or _one(prepare({**values, name: asked, "seed": seed}, first.data), asked)
 
-    for seed in grid["seeds"]:
-        reached = []
-        for mu in grid["mus"]:
-            found = row("mu", "penalty", mu, seed)
-            reached.append(found["lip"])
-            yield found
-        for bound in reached if grid["bounds"] is None else grid["bounds"]:
-            yield row("bound", "bound", bound, seed)
+    bounds = len(grid["mus"] if grid["bounds"] is None else grid["bounds"])
+    cells = len(grid["seeds"]) * (len(grid["mus"]) + bounds)
+    with working("compare", cells, "runs") as work:
+        for seed in grid["seeds"]:
+            reached = []
+            for mu in grid["mus"]:
+                found = row("mu", "penalty", mu, seed)
+                reached.append(found["lip"])
+                yield found
+                work.step()
+            for bound in reached if grid["bounds"] is None else grid["bounds"]:
+                yield row("bound", "bound", bound, seed)
+                work.step()
 
 
 def data_digest(job: Job) -> str:
@@ -173,7 +185,7 @@ def _one(job: Job, asked: float) -> Row:
     from ..evaluation.evaluate import evaluate, report_radius
     from ..training.train import train
 
-    result = train(job.model, job.data.train, job.train, progress=False)
+    result = train(job.model, job.data.train, job.train)
     if result.stopped == "terminated":
         raise Terminated
     if result.stopped == "interrupted":

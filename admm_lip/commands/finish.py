@@ -101,6 +101,8 @@ def bounds_of(certificate: Certificate) -> Summary:
         "norm_product": certificate.norm_product,
         "sampled_lower": certificate.sampled_lower,
         "lower_lip": certificate.lower_lip,
+        "norm": certificate.norm,
+        "unit": None if certificate.units is None else certificate.units.ratio(),
     }
 
 

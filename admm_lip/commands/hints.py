@@ -13,12 +13,6 @@ from .arguments import Parser, word_of
 Hint = tuple[str, str]
 
 
-def certificate_beside(path: Path, kind: str = "global") -> Path:
-    """Where the certificate of a network is, or goes, unless another place is named."""
-    name = "local.safetensors" if kind == "local" else "certificate.json"
-    return path / name if path.is_dir() else path.with_suffix(f".{name}")
-
-
 def typed(command: str, *words: object) -> str:
     """A command as it is typed into a shell, folders with spaces and all."""
     return shlex.join(["admm-lip", command, *map(str, words)])

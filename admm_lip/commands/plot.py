@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..extras import MissingExtra
 from .arguments import Parser, parse, say
 from .hints import typed
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from ..records import RunFolder
@@ -28,14 +29,15 @@ def parser() -> Parser:
     return made
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     options = parse(parser(), arguments)
     from ..records import open_run
 
-    for path in draw(open_run(options.run)):
+    drawn = draw(open_run(options.run))
+    for path in drawn:
         say(str(path))
-    return 0
+    return Outcome({"plots": drawn})
 
 
 def draw_if_possible(folder: RunFolder) -> list[Path]:

@@ -1,4 +1,4 @@
-"""``admm-lip predict``: a table of raw rows through a trained run, with what is proven of it."""
+"""``admm-lip predict``: a table of raw rows through a network, with what is proven of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..progress import working
 from .arguments import Parser, UsageError, parse, say
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from ..predictions import Predictions
@@ -19,21 +21,37 @@ def parser() -> Parser:
     made = Parser(
         "predict",
         """
-        Predict the rows of a CSV file by a run, in the units of the data that it was trained on.
-        Columns are found by name, in any order; others are left out.  A regression's predictions
+        Predict the rows of a CSV file by a run, in the units of the data that it was trained on,
+        or by a network in a file: ONNX (also of scikit-learn's estimators), torch.export,
+        safetensors.  Columns are found by name, in any order, and others are left out; where the
+        inputs have no names, all columns are taken in their order.  A regression's predictions
         come with the proven slope of the fitted function, a classifier's with the proven distance
-        that a row may move before its class can change, all in raw units.  Nothing but the run's
-        folder is needed, and its proof is checked on the way.
+        that a row may move before its class can change, all in raw units.  The proof is the
+        certificate beside the network, or inside its ONNX file, and is checked on the way; without
+        one the predictions stand alone.
         """,
         """
         examples:
           admm-lip predict runs/RUN rows.csv
           admm-lip predict runs/RUN rows.csv --output predictions.csv
+          admm-lip predict model.onnx rows.csv --task classification
         """,
-        usage="predict RUN ROWS [options]",
+        usage="predict PATH ROWS [options]",
     )
-    made.add_argument("run", type=str, help="Folder of a run.")
+    made.add_argument(
+        "run",
+        type=str,
+        metavar="path",
+        help="Folder of a run, or an ONNX, safetensors or torch.export file.",
+    )
     made.add_argument("rows", type=str, help="CSV file of raw rows.")
+    made.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        default=None,
+        help="Whether the outputs are scores of classes or values (not given: as the run was "
+        "trained; of a file, regression).",
+    )
     made.add_argument(
         "--output",
         type=str,
@@ -44,8 +62,8 @@ def parser() -> Parser:
     return made
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     options = parse(parser(), arguments)
     from ..predictions import predict
     from ..records import write_text
@@ -53,39 +71,63 @@ def run(arguments: list[str]) -> int:
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists():
         raise UsageError(f"output: {output} exists; name another file with --output")
-    found = predict(options.run, options.rows)
-    text = _table(found)
+    with working("predict"):
+        found = predict(options.run, options.rows, task=options.task)
+    text = _text(_table(found))
     if output is None:
         sys.stdout.write(text)
         # Beside the table, so that a pipe gets the table alone.
         sys.stderr.write("".join(f"{line}\n" for line in _notes(found)))
-        return 0
-    write_text(output, text)
-    say(f"{len(found.values)} rows written to {output}")
-    for line in _notes(found):
-        say(line)
-    return 0
+    else:
+        write_text(output, text)
+        say(f"{len(found.values)} rows written to {output}")
+        for line in _notes(found):
+            say(line)
+    return Outcome(_record(found) | {"output": output})
 
 
-def _table(found: Predictions) -> str:
+def _record(found: Predictions) -> dict[str, Any]:
+    """Everything, for ``--json``."""
+    return {
+        "rows": _table(found),
+        "scores": found.values.tolist() if found.classes else None,
+        "classes": found.names if found.classes else None,
+        "lip": found.lip,
+        "unit": found.ratio,
+        "norm": found.norm or None,
+        "left_out": found.left_out,
+    }
+
+
+def _table(found: Predictions) -> list[dict[str, Any]]:
+    """One row per row: its class and how far that holds, or its values and their slope."""
+    if found.classes:
+        radii = [None] * len(found.classes) if found.radius is None else found.radius.tolist()
+        pairs = zip(found.classes, radii, strict=True)
+        return [{"class": name, "certified_radius": radius} for name, radius in pairs]
+    proven = {"slope_bound": found.lip}
+    return [dict(zip(found.names, row, strict=True)) | proven for row in found.values.tolist()]
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
     """The predictions as CSV; floats read back exactly."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if found.classes:
-        assert found.radius is not None
-        writer.writerow(["class", "certified_radius"])
-        writer.writerows(zip(found.classes, map(repr, found.radius.tolist()), strict=True))
-    else:
-        writer.writerow([*found.names, "slope_bound"])
-        writer.writerows([*map(repr, row), repr(found.lip)] for row in found.values.tolist())
+    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
 def _notes(found: Predictions) -> list[str]:
     """What is proven, in its unit, and which columns were not used."""
-    slope = f"proven: slope at most {found.lip:.6g} {found.ratio}, {found.norm}"
-    radius = f"proven: no row changes its class within its certified_radius (raw {found.norm})"
-    lines = [radius if found.classes else slope]
+    if not found.norm:
+        lines = ["nothing is proven: no certificate is beside the network; admm-lip certify first"]
+    elif found.classes:
+        lines = [f"proven: no row changes its class within its certified_radius (raw {found.norm})"]
+    elif found.lip is None:
+        lines = ["the certificate is one of functionals, and bounds no slope of all outputs"]
+    else:
+        lines = [f"proven: slope at most {found.lip:.6g} {found.ratio}, {found.norm}"]
     if found.left_out:
         lines.append(f"left out: {', '.join(found.left_out)}")
     return lines

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import shown
 from ..data import data_names
+from ..progress import working
 from .arguments import UsageError, parse, say
 from .hints import Hint, typed, verify, words_of
 from .in_units import RAW
 from .options import SettingsParser, add_config, add_threads_option, config_of, flat, threads
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -98,8 +99,8 @@ def _add_finetune_options(made: SettingsParser) -> None:
     add_config(made, "fine-tuning, in detail", FinetuneConfig)
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     made = parser()
     options = parse(made, arguments)
     from ..records import read_yaml
@@ -113,11 +114,11 @@ def run(arguments: list[str]) -> int:
         raise UsageError("PATH: expected the folder or file of a network, or --resume RUN")
     if options.bound is None:
         raise UsageError("bound: expected --bound L, a number > 0, got none")
-    with threads(options.threads):
+    with threads(options.threads), working("project"):
         return _project(options, earlier)
 
 
-def _project(options: Namespace, earlier: RunFolder | None) -> int:
+def _project(options: Namespace, earlier: RunFolder | None) -> Outcome:
     from ..foreign import open_network
     from ..networks.chain import build_module
     from ..predictions import units_of
@@ -145,7 +146,7 @@ def _project(options: Namespace, earlier: RunFolder | None) -> int:
 _WHERE = ("run_dir", "overwrite", "resume", "config")
 
 
-def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units | None) -> int:
+def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units | None) -> Outcome:
     """Project, and leave the result in the folder; ``units`` are those of the run's data."""
     from ..records import read_yaml
     from ..training.signals import EXIT_CODES
@@ -173,7 +174,7 @@ def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units 
     own = [fact for fact in projected.facts() if fact not in projected.certificate.facts()]
     for line in (*shown.lines(own), *summary_lines(folder, summary, hints)):
         say(line)
-    return 0
+    return Outcome({"run": folder.path, **summary})
 
 
 def _judging(settings: dict[str, Any], units: Units | None) -> Job | None:
@@ -228,7 +229,6 @@ def _moved(
         config=config_of(FinetuneConfig, options),
         run_dir=folder.path,
         resume=folder.resumable,
-        progress=sys.stderr.isatty(),
     )
 
 

@@ -11,6 +11,7 @@ from ..files import exclusive, write_atomic
 from ..records import RunFolder, as_yaml, create_run, open_run, read_yaml, write_yaml
 from .arguments import UsageError, say
 from .hints import typed
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -96,10 +97,10 @@ def _undone_if_refused(file: Path, before: bytes) -> Iterator[None]:
         raise
 
 
-def stopped_by_signal(folder: RunFolder, command: str, stopped: str) -> int:
-    """Say how to go on after Ctrl-C or SIGTERM; returns the exit code."""
+def stopped_by_signal(folder: RunFolder, command: str, stopped: str) -> Outcome:
+    """Say how to go on after Ctrl-C or SIGTERM."""
     from ..training.signals import EXIT_CODES
 
     say(f"{stopped}; what it had is in {folder.path}")
     say(f"continue with: {typed(command, '--resume', folder.path)}")
-    return EXIT_CODES[stopped]
+    return Outcome({"error": stopped, "run": folder.path}, EXIT_CODES[stopped])

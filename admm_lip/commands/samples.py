@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -49,7 +48,7 @@ def finish_samples(
     begun = time.perf_counter()
     level = "masked" if method.bound == "local" else "product"
     config = LocalConfig(level, box=method.data_range, decide=True)
-    report = certify_local(model, x, job.train.eps, y, config=config, progress=sys.stderr.isatty())
+    report = certify_local(model, x, job.train.eps, y, config=config, progress=True)
     seconds = time.perf_counter() - begun
     robust = robust_samples(model, x, y, job.train.eps, report.robust, _attack(job, method))
     write_rows(folder.samples, _verdicts(rows, y, report, robust))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from .arguments import Parser, parse, say
+from .outcome import Outcome
 
 
 def parser() -> Parser:
@@ -17,11 +20,11 @@ def parser() -> Parser:
     )
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     parse(parser(), arguments)
-    from ..solvers import doctor
+    from ..solvers import available, doctor
 
     for line in doctor():
         say(line)
-    return 0
+    return Outcome({"solvers": {name: asdict(found) for name, found in available().items()}})

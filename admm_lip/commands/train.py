@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import working
 from .arguments import UsageError, parse, say
 from .comparators import ADMM, method_of, radius_of_method, train_and_finish
 from .compare import parser as parser_of_compare
 from .hints import Hint, typed, verify, words_of
 from .options import SettingsParser, add_threads_option, threads
+from .outcome import Outcome
 from .run_options import (
     add_convnet_options,
     add_data_options,
@@ -84,7 +85,7 @@ def parser() -> SettingsParser:
         default=None,
         help=f"Settings by name, below all others: {', '.join(_recipes())} (not given: none).",
     )
-    group.add_argument("--quiet", action="store_true", help="No progress bar.")
+    group.add_argument("--quiet", action="store_true", help="Say nothing of how far it is.")
     _add_method_options(made)
     add_data_options(made)
     add_units_option(made)
@@ -95,8 +96,8 @@ def parser() -> SettingsParser:
     return made
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     made = parser()
     options = parse(made, arguments)
     from .run_folders import earlier_run
@@ -110,7 +111,7 @@ def run(arguments: list[str]) -> int:
         return _train(options, earlier, method)
 
 
-def _train(options: Namespace, earlier: RunFolder | None, method: Method | None) -> int:
+def _train(options: Namespace, earlier: RunFolder | None, method: Method | None) -> Outcome:
     from ..records import default_run_path
     from .recipes import prepare
     from .run_folders import continued_run, new_run
@@ -122,14 +123,11 @@ def _train(options: Namespace, earlier: RunFolder | None, method: Method | None)
         opened = new_run(path, settings, options.overwrite)
     else:
         opened = continued_run(earlier, settings)
-    progress = not options.quiet and sys.stderr.isatty()
-    with opened as folder:
-        if method is not None:
-            return _compare(folder, job, method, progress)
-        return _admm(folder, job, progress)
+    with opened as folder, working("train", show=not options.quiet):
+        return _admm(folder, job) if method is None else _compare(folder, job, method)
 
 
-def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
+def _admm(folder: RunFolder, job: Job) -> Outcome:
     from ..training.signals import EXIT_CODES
     from ..training.train import train
     from .finish import finish_run, summary_lines
@@ -142,7 +140,6 @@ def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
         units=job.units,
         run_dir=folder.path,
         resume=folder.resumable,
-        progress=progress,
     )
     stopped = result.stopped in EXIT_CODES
     summary = finish_run(folder, job, result, measure=not stopped)
@@ -152,7 +149,7 @@ def _admm(folder: RunFolder, job: Job, progress: bool) -> int:
     hints = _after_training(folder.path, job.settings, job.train.bound)
     for line in summary_lines(folder, summary, hints):
         say(line)
-    return 0
+    return Outcome({"run": folder.path, **summary})
 
 
 def _after_training(path: Path, settings: Mapping[str, Any], bound: float | None) -> list[Hint]:
@@ -211,12 +208,12 @@ def _method_settings(method: Method | None) -> dict[str, Any]:
     return {"method": method.name, "method_settings": dataclasses.asdict(method)}
 
 
-def _compare(folder: RunFolder, job: Job, method: Method, progress: bool) -> int:
+def _compare(folder: RunFolder, job: Job, method: Method) -> Outcome:
     from .finish import summary_lines
     from .run_folders import stopped_by_signal
     from .samples import sample_lines
 
-    summary = train_and_finish(folder, job, method, progress=progress)
+    summary = train_and_finish(folder, job, method)
     if isinstance(summary, str):
         return stopped_by_signal(folder, "train", summary)
     if "samples" in summary:
@@ -225,7 +222,7 @@ def _compare(folder: RunFolder, job: Job, method: Method, progress: bool) -> int
         said = summary_lines(folder, summary, _after_training(folder.path, job.settings, None))
     for line in said:
         say(line)
-    return 0
+    return Outcome({"run": folder.path, **summary})
 
 
 def _recipes() -> list[str]:

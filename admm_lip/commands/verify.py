@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..progress import working
 from .arguments import Parser, UsageError, parse, say
-from .hints import certificate_beside
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from ..certificates.certificate import AnyCertificate
@@ -49,41 +50,52 @@ def parser() -> Parser:
     return made
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(arguments: list[str]) -> Outcome:
+    """Run the command."""
     options = parse(parser(), arguments)
     from ..api import verify
+    from ..certificates.beside import certificate_of
     from ..certificates.certificate import load_certificate
     from ..foreign import open_network
+    from .placing import stated
 
     path = Path(options.network)
     if options.certificate is not None and options.certificate.endswith(".safetensors"):
         return _verify_local(path, Path(options.certificate), exact=options.exact)
-    certificate = _certificate(path, options.certificate)
+    given = options.certificate
+    certificate = certificate_of(path) if given is None else load_certificate(given)
     network = open_network(path, certificate.input_shape)
-    verify(certificate, network)
-    if options.exact:
-        from ..certificates.exact import exact_check
+    with working("verify"):
+        verify(certificate, network)
+        if options.exact:
+            from ..certificates.exact import exact_check
 
-        exact_check(network, certificate)
+            exact_check(network, certificate)
     how = " (also in exact arithmetic)" if options.exact else ""
     say(f"verified{how}: {_claim(path, certificate)}")
     noted = ", ".join(f"{k} {v}" for k, v in certificate.reported().items() if v not in (None, ""))
     say(f"not proven, only noted by its maker: {noted}")
+    found = [certificate]
     raw = path / "certificate.raw.json"
-    if options.certificate is None and raw.is_file():
-        beside = load_certificate(raw)
-        verify(beside, network)
-        say(f"verified: {_claim(path, beside)}")
-    return 0
+    if given is None and raw.is_file():
+        found.append(load_certificate(raw))
+        verify(found[1], network)
+        say(f"verified: {_claim(path, found[1])}")
+    return Outcome(
+        {
+            "network": path,
+            "exact": options.exact,
+            "verified": [{**stated(c), "not_proven": c.reported()} for c in found],
+        }
+    )
 
 
-def _verify_local(path: Path, file: Path, *, exact: bool) -> int:
+def _verify_local(path: Path, file: Path, *, exact: bool) -> Outcome:
     """A local certificate, and the one for all inputs that it leans on."""
     from ..certificates.certificate import load_certificate
     from ..foreign import open_network
     from ..local import LocalCertificate, verify_local
-    from .certify import leaned_on_beside
+    from .placing import leaned_on_beside, stated
 
     if exact:
         raise UsageError("exact: expected a certificate for all inputs, got a local one")
@@ -98,7 +110,9 @@ def _verify_local(path: Path, file: Path, *, exact: bool) -> int:
         f"inputs, radii from {float(radii.min()):.6g} to {float(radii.max()):.6g}"
     )
     say("not proven, only noted by its maker: level")
-    return 0
+    not_proven = {"level": "of each bound"}
+    verified = [{**stated(found), "not_proven": not_proven}]
+    return Outcome({"network": path, "exact": False, "verified": verified})
 
 
 def _claim(path: Path, certificate: AnyCertificate) -> str:
@@ -114,13 +128,3 @@ def _claim(path: Path, certificate: AnyCertificate) -> str:
         f"{len(lips)} {certificate.kind} bounds ({norm}) of the network in {path}, "
         f"from {lips.min():.9g} to {lips.max():.9g}"
     )
-
-
-def _certificate(path: Path, given: str | None) -> AnyCertificate:
-    """The certificate to check: the one named, the one beside the network, or inside its file."""
-    from ..certificates.certificate import load_certificate
-    from ..certificates.in_onnx import read_certificate
-
-    beside = Path(given) if given is not None else certificate_beside(path)
-    inside = path.is_file() and given is None and not beside.exists()
-    return read_certificate(path) if inside else load_certificate(beside)

@@ -58,11 +58,11 @@ def load_table(path: Path, options: TableOptions) -> DataSet:
     )
 
 
-def read_features(path: Path, units: Units) -> tuple[Array, tuple[str, ...]]:
+def read_features(path: Path, units: Units, named: bool = True) -> tuple[Array, tuple[str, ...]]:
     """The features of a file's rows, in the order of ``units.input_names``.
 
-    Columns are found by name, in any order; a file without a header must hold exactly the features,
-    in their order.
+    Columns are found by name, in any order; a file without a header, or with features that have
+    no names (``named=False``), must hold exactly the features, in their order.
 
     Returns:
         float64 ``(rows, features)``, and the names of the columns that were left out.
@@ -74,6 +74,13 @@ def read_features(path: Path, units: Units) -> tuple[Array, tuple[str, ...]]:
     if not rows:
         raise DataError(f"{path}: expected rows of numbers below the header, got none")
     wanted = units.input_names
+    if not named and len(header) != len(wanted):
+        raise DataError(
+            f"{path}: expected {len(wanted)} columns, one for each input of the network, got "
+            f"{len(header)}"
+        )
+    if not named:
+        return _numbers(path, header, rows, list(range(len(wanted)))), ()
     if header == [str(c) for c in range(len(header))] and list(wanted) != header:
         if len(header) != len(wanted):
             raise DataError(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..certificates.certificate import AnyCertificate
 from ..certificates.claim_matrices import scales_of, units_given
@@ -23,6 +22,7 @@ from ..certificates.radii import labels_of, points_of
 from ..data.arrays import as_numbers
 from ..foreign.open import network_of
 from ..networks.network import Network
+from ..progress import working
 from .ball_proofs import Outcome, prove
 from .config import LocalConfig as LocalConfig
 from .config import check_inside
@@ -63,7 +63,7 @@ def certify_local(
         config: effort and input box.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
-        progress: whether to show a bar.
+        progress: whether to say how far it is, after two seconds.
 
     Returns:
         A :class:`LocalCertificate`, every number of it proven through rounding.
@@ -87,10 +87,11 @@ def certify_local(
     radii = checked_radii(radius, len(task.points))
     begun = time.monotonic()
     outcomes = []
-    batches = tqdm(task.batches(), desc="certify", unit="batch", disable=not progress)
-    for done, rows in enumerate(batches):
-        share = _deadline(task.config, begun, (done + 1) * len(rows))
-        outcomes.append(prove(task.part(rows), radii[rows], deadline=share))
+    with working("certify", len(task.points), "rows", show=progress) as work:
+        for done, rows in enumerate(task.batches()):
+            share = _deadline(task.config, begun, (done + 1) * len(rows))
+            outcomes.append(prove(task.part(rows), radii[rows], deadline=share))
+            work.step(len(rows))
     return assembled(task, radii, outcomes)
 
 

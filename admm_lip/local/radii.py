@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..certificates.certificate import AnyCertificate
 from ..certificates.radii import radii_of
 from ..networks.network import Network
+from ..progress import working
 from ..rounding import lengths
 from .ball_proofs import Outcome, prove
 from .certify import assembled, task_of
@@ -46,6 +47,7 @@ def local_radii(
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
     classes: Sequence[Any] | None = None,
+    progress: bool = False,
 ) -> LocalCertificate:
     """The largest l2 radius at which each input's class is proven, with its proof.
 
@@ -58,6 +60,7 @@ def local_radii(
         config: effort, input box, accuracy.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
+        progress: whether to say how far it is, after two seconds.
 
     Returns:
         A certificate whose ``radius`` holds the radii, 0 where the class is wrong or tied.
@@ -83,12 +86,14 @@ def local_radii(
     begun = time.monotonic()
     found: list[Outcome] = []
     radii = torch.zeros_like(floor)
-    for done, rows in enumerate(task.batches()):
-        seconds = task.config.seconds
-        deadline = math.inf if seconds is None else begun + seconds * (done + 1) * len(rows)
-        part = task.part(rows)
-        radii[rows], outcome = _proven(part, floor[rows], *search(part, floor[rows], deadline))
-        found.append(outcome)
+    with working("certify", len(task.points), "rows", show=progress) as work:
+        for done, rows in enumerate(task.batches()):
+            seconds = task.config.seconds
+            deadline = math.inf if seconds is None else begun + seconds * (done + 1) * len(rows)
+            part = task.part(rows)
+            radii[rows], outcome = _proven(part, floor[rows], *search(part, floor[rows], deadline))
+            found.append(outcome)
+            work.step(len(rows))
     return assembled(task, radii, found)
 
 

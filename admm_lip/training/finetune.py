@@ -132,7 +132,7 @@ def finetuned(
         epochs: passes over the data.
         config: everything else.
         solver: of the projections.
-        progress: show a bar.
+        progress: say how far it is, after two seconds.
         run_dir: folder for checkpoints.
         resume: continue from the one there.
     """

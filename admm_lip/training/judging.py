@@ -65,7 +65,7 @@ class Judge:
         pair: inputs and labels, drawn when they are first needed.
         radius: at which accuracy is certified.
         solver: of the certificate of many outputs.
-        progress: show a bar.
+        progress: say how far it is, after two seconds.
     """
 
     given: nn.Module

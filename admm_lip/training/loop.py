@@ -9,13 +9,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import TrainingFailed
+from ..progress import working
 from .batches import Batches
 from .callbacks import Moment, Row
 from .keeper import Keeper
@@ -47,14 +46,18 @@ def run_steps(run: Run, at: Progress, keeper: Keeper, show: bool) -> str:
     run.model.train()
     deferred = run.constraint is not None or keeper.folder is not None
     watch = deferred_signals() if deferred else nullcontext(Asked())
-    with _bar(run, at, show) as bar, watch as asked:
+    name = "training" if run.constraint is not None else run.method.name
+    with (
+        working(name, run.total_steps, "steps", done=at.step, show=show) as work,
+        watch as asked,
+    ):
         for batch, rows in _stream(run, at.step):
             _step(run, at, batch, rows)
             at.seconds = time.perf_counter() - begun
             ended = _end_step(run, at)
-            bar.update()
+            work.step()
             if ended:
-                bar.set_postfix(_postfix(at.history[-1]), refresh=False)
+                work.note = _note(at.history[-1])
                 if (reason := _ended_by(run, at)) is not None:
                     return reason
             if at.step < run.total_steps and (ended or run.constraint is None):
@@ -70,18 +73,6 @@ def run_steps(run: Run, at: Progress, keeper: Keeper, show: bool) -> str:
 def epoch_seed(seed: int, epoch: int) -> int:
     """A seed of its own for every epoch of every run."""
     return (seed * 1_000_003 + epoch) % (2**63)
-
-
-def _bar(run: Run, at: Progress, show: bool) -> tqdm[Any]:
-    name = "training" if run.constraint is not None else run.method.name
-    return tqdm(
-        total=run.total_steps,
-        initial=at.step,
-        desc=name,
-        unit="step",
-        disable=not show,
-        mininterval=0.2,
-    )
 
 
 def _stream(run: Run, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
@@ -241,10 +232,10 @@ def mean_loss(at: Progress) -> float:
     return mean
 
 
-# Columns that say less, or that the bar itself says.
+# Columns that say less, or that are said anyway.
 _NOT_SHOWN = {"round", "ball_norm", "relative_residual", "rho", "status", "backend", "iterations"}
 _NOT_SHOWN |= {"step", "epoch", "seconds"}
 
 
-def _postfix(row: Row) -> dict[str, str]:
-    return {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_SHOWN}
+def _note(row: Row) -> str:
+    return ", ".join(f"{name} {v:.4g}" for name, v in row.items() if name not in _NOT_SHOWN)

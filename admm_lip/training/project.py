@@ -168,7 +168,7 @@ def project(
         config: of the fine-tuning.
         run_dir: folder for checkpoints of the fine-tuning; ``None`` writes nothing.
         resume: continue from the checkpoint in ``run_dir``, to the identical result.
-        progress: show a bar.
+        progress: say how far it is, after two seconds.
         input_shape: of one input without the batch; needed for convolutions only, and read off
             the data to fine-tune on.
 

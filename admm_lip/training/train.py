@@ -179,7 +179,7 @@ def train(
         run_dir: folder for checkpoints; ``None`` writes nothing.
         resume: continue from the checkpoint in ``run_dir``, to the identical result; with more
             ``epochs`` for longer.
-        progress: show a bar.
+        progress: say how far it is, after two seconds.
 
     Returns:
         The trained model with its certificate, history and last state.

@@ -281,17 +281,6 @@ class TestOtherCommands:
         assert cli.main(["verify", str(copy)]) == 2
         assert "digest: the certificate is of another network" in capsys.readouterr().err
 
-    def test_certify_writes_a_certificate_but_never_over_one(self, trained, tmp_path, capsys):
-        before = (trained / "certificate.json").read_bytes()
-        output = tmp_path / "proof.json"
-        assert cli.main(["certify", str(trained), "--output", str(output)]) == 0
-        verify(Certificate.load(output), trained)
-        assert cli.main(["certify", str(trained)]) == 0
-        assert "is left as it is" in capsys.readouterr().out
-        assert (trained / "certificate.json").read_bytes() == before
-        assert cli.main(["certify", str(trained), "--output", str(output)]) == 2
-        assert "exists; name another file" in capsys.readouterr().err
-
     def test_project_meets_the_bound_and_measures(self, trained, capsys):
         assert cli.main(["project", str(trained), "--bound", "0.5", "--run-dir", "half"]) == 0
         certificate = Certificate.load("half/certificate.json")
@@ -369,7 +358,7 @@ BAD = {
     "config": (["train", "--config", "no.yaml"], "config: File does not exist"),
     "bad key": (["train", "--config", "bad.yaml"], "Option 'bond' is not accepted; did you mean"),
     "no run": (["train", "--resume", "no"], "expected a run folder, but no does not exist"),
-    "verify": (["verify", "no"], "expected a certificate file, found none"),
+    "verify": (["verify", "no"], "expected the file or folder of a network, found none"),
     "certify": (["certify", "full"], "expected a file architecture.json in full, found none"),
     "project": (["project", "full"], "bound: expected --bound L, a number > 0, got none"),
     "plot": (["plot", "full"], "full is not a run folder: it has no config.yaml"),

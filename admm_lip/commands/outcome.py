@@ -1,0 +1,18 @@
+"""What a command ends with: its figures, for ``--json``, and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What a command found.
+
+    Attributes:
+        record: plain values by name, those with a unit beside a field that says it.
+        code: 0, or the exit code of an error or a signal.
+    """
+
+    record: Mapping[str, Any]
+    code: int = 0
