@@ -11,13 +11,14 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from typing import Any
 
 from .commands.outcome import Outcome
-from .errors import Terminated
+from .errors import OutputsLeftOut, Terminated
 
 # name -> one line of help; the module is admm_lip.commands.<name>
 _COMMANDS = {
@@ -56,12 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word not in ("--debug", "--json")]
     try:
         if not wanted:
-            return _outcome(words, debug).code
-        with redirect_stdout(sys.stderr):
+            with _noting():
+                return _outcome(words, debug).code
+        with redirect_stdout(sys.stderr), _noting() as notes:
             outcome = _outcome(words, debug)
         from .records import as_json
 
-        about = {"command": words[0] if words else None, **outcome.record}
+        about = {"command": words[0] if words else None, **outcome.record, "notes": notes}
         sys.stdout.write(as_json(about) + "\n")
         return outcome.code
     except BrokenPipeError:
@@ -83,6 +85,21 @@ def _outcome(words: list[str], debug: bool) -> Outcome:
         if debug:
             traceback.print_exc()
         return _failed(_message(error), _ERROR, "" if debug else "error: ")
+
+
+@contextmanager
+def _noting() -> Iterator[list[str]]:
+    """Warnings as notes of one line each; gives those that there were."""
+    notes: list[str] = []
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        notes.append(str(message))
+        sys.stderr.write(f"admm-lip: note: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", OutputsLeftOut)
+        warnings.showwarning = note
+        yield notes
 
 
 def _failed(message: str, code: int, kind: str = "") -> Outcome:

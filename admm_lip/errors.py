@@ -16,6 +16,10 @@ class UnsupportedModule(NetworkError):
     """A module, a function or an option that is not an affine map or a known activation."""
 
 
+class OutputsLeftOut(UserWarning):
+    """Outputs of a file that are labels or probabilities; what is read is what they come from."""
+
+
 class CertificateError(ValueError):
     """A certificate that cannot be read, is of another network, or does not prove its bound."""
 

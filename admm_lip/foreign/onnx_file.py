@@ -20,6 +20,7 @@ from ..extras import extra
 from ..networks.layers import Shape
 from .graph import Graph, Node, Ref, input_shape, node_label
 from .limits import read_limited
+from .onnx_outputs import output_of
 from .onnx_tensors import FLOATS, MAX_BYTES, Decoder, text
 
 Array = npt.NDArray[Any]
@@ -73,26 +74,24 @@ class OnnxModel:
         _check_functions(self.proto)
         if proto.sparse_initializer:
             raise UnsupportedModule("sparse initializers are not supported; store dense ones")
-        decode = Decoder(self.folder)
-        constants = {text(t.name): decode.tensor(t, text(t.name)) for t in proto.initializer}
-        if len(constants) < len(proto.initializer):
-            raise NetworkError("an initializer's name stands more than once")
-        given = [v for v in proto.input if text(v.name) not in constants]
-        if len(given) != 1 or len(proto.output) != 1:
+        output, leading = output_of(proto)
+        decode, constants = Decoder(self.folder), _initializers(proto)
+        used = {text(name) for node in leading for name in node.input}
+        unused = constants.keys() - used if len(leading) < len(proto.node) else set[str]()
+        constants = {k: decode.tensor(t, k) for k, t in constants.items() if k not in unused}
+        given = [v for v in proto.input if text(v.name) not in {*constants, *unused}]
+        if len(given) != 1:
             raise UnsupportedModule(
-                "expected one input and one output, got the inputs "
-                f"{[text(v.name) for v in given]!r:.200} and the outputs "
-                f"{[text(v.name) for v in proto.output]!r:.200}"
+                f"expected one input, got {[text(v.name) for v in given]!r:.200}"
             )
         batch, sizes = _input_shape(given[0], shape)
         nodes = []
-        for node in proto.node:
+        for node in leading:
             if node.op_type == "Constant":
                 _take_constant(node, decode, constants)
             else:
                 nodes.append(_node(node, inputs, decode))
-        ends = text(given[0].name), text(proto.output[0].name)
-        return Graph(tuple(nodes), constants, ends[0], sizes, batch, ends[1])
+        return Graph(tuple(nodes), constants, text(given[0].name), sizes, batch, output)
 
 
 def parse(path: Path) -> OnnxModel:
@@ -198,6 +197,13 @@ def _check_functions(proto: Any) -> None:
         raise UnsupportedModule(
             f"functions: the file redefines the standard operators {own!r:.200}; inline them"
         )
+
+
+def _initializers(proto: Any) -> dict[str, Any]:
+    found = {text(t.name): t for t in proto.initializer}
+    if len(found) < len(proto.initializer):
+        raise NetworkError("an initializer's name stands more than once")
+    return found
 
 
 def _input_shape(value: Any, given: Shape | None) -> tuple[int | None, Shape]:

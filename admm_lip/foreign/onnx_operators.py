@@ -101,6 +101,31 @@ def _concatenate(layers: Layers, call: Call, places: list[Position]) -> None:
     layers.concatenate(call, places, axis)
 
 
+def _scaler(layers: Layers, call: Call) -> None:
+    """``(x - offset) * scale``, per feature or by one number."""
+    for operation, key in (("sub", "offset"), ("mul", "scale")):
+        numbers = np.asarray(call[key], dtype=np.float32)
+        if layers.shape != (layers.shape[0],) or numbers.size not in (1, layers.shape[0]):
+            raise NetworkError(
+                f"{call.label}: {key} of {numbers.size} numbers does not fit a value of shape "
+                f"{layers.shape}, batch apart"
+            )
+        layers.arithmetic(call, operation, numbers)
+
+
+def _linear_regressor(layers: Layers, call: Call) -> None:
+    call.need("post_transform", "NONE")
+    rows = np.asarray(call["coefficients"], dtype=np.float32)
+    targets = call.integer("targets")
+    if targets < 1 or rows.size % targets or len(call["intercepts"]) not in (0, targets):
+        raise NetworkError(
+            f"{call.label}: {rows.size} coefficients and {len(call['intercepts'])} intercepts do "
+            f"not fit {targets} targets"
+        )
+    bias = np.asarray(call["intercepts"], dtype=np.float32) if call["intercepts"] else None
+    layers.linear(call, rows.reshape(targets, -1), bias)
+
+
 def _cast_value(layers: Layers, call: Call) -> None:
     """To float32 or float64, as ONNX numbers them; others round the values."""
     call.need("to", 1, 11)
@@ -245,6 +270,12 @@ OPERATORS: Mapping[str, Operator] = {
         {**_WINDOW, "kernel_shape": None, "ceil_mode": 0, "count_include_pad": 0},
     ),
     "Identity": Operator(("input",), _identity),
+    "ai.onnx.ml::Scaler": Operator(("X",), _scaler, {"offset": (), "scale": ()}),
+    "ai.onnx.ml::LinearRegressor": Operator(
+        ("X",),
+        _linear_regressor,
+        {"coefficients": (), "intercepts": (), "targets": 1, "post_transform": "NONE"},
+    ),
     "Dropout": Operator(
         ("data", "ratio", "training_mode"),
         _dropout,

@@ -131,7 +131,13 @@ def test_every_option_that_a_text_names_exists() -> None:
     """Errors and hints say ``--name``: some command must take it."""
     actions = [action for name in cli._COMMANDS for action in parser_of(name)._actions]
     known = {name for action in actions for name in action.option_strings}
-    known |= {"--debug", "--version", "--name", "--batch_size"}  # two of cli.py, two of docstrings
+    known |= {
+        "--debug",
+        "--json",
+        "--version",
+        "--name",
+        "--batch_size",
+    }  # two of cli.py, two of docstrings
     for path in (
         *COMMANDS.glob("*.py"),
         *(COMMANDS.parent / f"{n}.py" for n in ("cli", "records")),

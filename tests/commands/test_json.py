@@ -94,7 +94,7 @@ def test_solvers_help_and_version(capsys: Printed) -> None:
     assert printed(["solvers"], capsys)["solvers"]["native"]["usable"] is True
     assert printed(["--version"], capsys)["version"]
     assert set(printed(["help"], capsys)["commands"]) == set(cli._COMMANDS)
-    assert printed(["verify", "--help"], capsys) == {"command": "verify"}
+    assert printed(["verify", "--help"], capsys) == {"command": "verify", "notes": []}
 
 
 def test_a_bound_without_end_is_null(home: Path, capsys: Printed) -> None:
