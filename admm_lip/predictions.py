@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from .certificates.radii import radii_of
 from .certificates.verify import check
 from .data.options import DataError
 from .data.table import read_features
+from .errors import RunFolderError
 from .foreign.open import open_network
 from .networks.chain import build_module
 from .networks.network import Network
@@ -27,6 +30,9 @@ from .units import Array, Units
 
 if TYPE_CHECKING:
     from .plots import Sheet
+
+# A run on a table; the settings are not read as YAML, which is not in the base install.
+_TABLE = re.compile(r"^data: ['\"]?csv:", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,10 +70,9 @@ class Predictions(Shown):
     def facts(self) -> tuple[Fact, ...]:
         """How many rows, and what is proven of them."""
         unit = f" {self.ratio}, {self.norm}"
-        found = [
-            word("rows", "rows", len(self.values)),
-            number("lip", "proven Lipschitz constant", self.lip, unit),
-        ]
+        found = [word("rows", "rows", len(self.values))]
+        if self.lip is not None:
+            found.append(number("lip", "proven Lipschitz constant", self.lip, unit))
         if self.radius is not None and len(self.radius):
             mean, raw = float(self.radius.mean()), f", raw {self.norm}"
             found.append(number("mean_radius", "mean certified radius", mean, raw))
@@ -77,8 +82,9 @@ class Predictions(Shown):
 
     def table(self) -> list[Row]:
         """One row per row: the class and its radius, or the values and their slope bound."""
-        if self.radius is not None:
-            pairs = zip(self.classes, self.radius.tolist(), strict=True)
+        if self.classes:
+            radii = [None] * len(self.classes) if self.radius is None else self.radius.tolist()
+            pairs = zip(self.classes, radii, strict=True)
             return [{"class": name, "certified_radius": radius} for name, radius in pairs]
         names, bound = self.names, {"slope_bound": self.lip}
         return [dict(zip(names, row, strict=True)) | bound for row in self.values.tolist()]
@@ -223,9 +229,15 @@ def _certificate(path: Path) -> AnyCertificate | None:
 
 def _units(path: Path, network: Network, certificate: AnyCertificate | None) -> tuple[Units, bool]:
     """Units of the rows, of the run or else of the certificate, and whether features are named."""
-    own, stated = units_of(RunFolder(path)), certificate and certificate.units
+    folder = RunFolder(path)
+    own, stated = units_of(folder), certificate and certificate.units
+    if own is None and folder.config.is_file() and _TABLE.search(folder.config.read_text()):
+        raise RunFolderError(
+            f"run: {path} was trained on standardised columns by a version that did not keep their "
+            f"units; train it anew with: admm-lip train --config {shlex.quote(str(folder.config))}"
+        )
     if own is not None and own != stated:
-        raise DataError(f"units: {path} has others than its certificate; certify the run anew")
+        raise DataError(f"{path}: expected the units of the certificate beside them")
     units = own or stated or Units()
     if units.input_names:
         return units, True

@@ -171,10 +171,14 @@ class Document(Shown):
         """A certificate of this class from the JSON object of its file."""
         names = {f.name for f in fields(cls)} | {"checksum"}
         old = isinstance(data, dict) and type(data.get("format")) is int and data["format"] == 1
-        names = (names | {"input_scale"}) - {"switch", "every_size"} if old else names
-        if not isinstance(data, dict) or set(data) != names:
-            got = sorted(set(data) ^ names) if isinstance(data, dict) else data
-            raise CertificateError(f"not a certificate of format {FORMAT}: see {shown(got)}")
+        names = (names | {"input_scale"}) - _ADDED if old else names
+        wrong = set(data) ^ names if isinstance(data, dict) else set()
+        if not isinstance(data, dict) or wrong not in (set(), names & _ADDED):
+            got = sorted(wrong) if isinstance(data, dict) else data
+            raise CertificateError(
+                f"not a certificate of format {FORMAT}: see {shown(got)}; certify the network anew "
+                "(admm-lip certify PATH)"
+            )
         stated = {name: value for name, value in data.items() if name != "checksum"}
         if data["checksum"] != checksum(stated):
             raise CertificateError(
@@ -194,6 +198,10 @@ class Document(Shown):
             "input_shape": tuple_of("input_shape", data["input_shape"]),
             "units": None if data["units"] is None else _units_of(data["units"]),
         }
+
+
+# Fields that format 2 was given later; a file of before means their defaults.
+_ADDED = frozenset({"switch", "every_size"})
 
 
 def _units_of(data: Any) -> Units:

@@ -142,8 +142,8 @@ def _earlier_rows(folder: RunFolder, data: str) -> dict[_Cell, Row]:
     rows = read_rows(folder.front) if folder.front.is_file() else []
     if any(row.get("data") != data for row in rows):
         raise RunFolderError(
-            f"resume: {folder.front} was made on other data; put them back, or compare in another "
-            "folder"
+            f"resume: {folder.front} was made on other data, or by a version that did not note "
+            "them; put them back, or compare in another folder"
         )
     return {_cell(row): row for row in rows}
 

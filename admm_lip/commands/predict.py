@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> Outcome:
         raise UsageError(f"output: {output} exists; name another file with --output")
     with working("predict"):
         found = predict(options.run, options.rows, task=options.task)
-    text = _text(_table(found))
+    text = _text(found.table())
     if output is None:
         sys.stdout.write(text)
         # Beside the table, so that a pipe gets the table alone.
@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> Outcome:
 def _record(found: Predictions) -> dict[str, Any]:
     """Everything, for ``--json``."""
     return {
-        "rows": _table(found),
+        "rows": found.table(),
         "scores": found.values.tolist() if found.classes else None,
         "classes": found.names if found.classes else None,
         "lip": found.lip,
@@ -97,16 +97,6 @@ def _record(found: Predictions) -> dict[str, Any]:
         "norm": found.norm or None,
         "left_out": found.left_out,
     }
-
-
-def _table(found: Predictions) -> list[dict[str, Any]]:
-    """One row per row: its class and how far that holds, or its values and their slope."""
-    if found.classes:
-        radii = [None] * len(found.classes) if found.radius is None else found.radius.tolist()
-        pairs = zip(found.classes, radii, strict=True)
-        return [{"class": name, "certified_radius": radius} for name, radius in pairs]
-    proven = {"slope_bound": found.lip}
-    return [dict(zip(found.names, row, strict=True)) | proven for row in found.values.tolist()]
 
 
 def _text(rows: list[dict[str, Any]]) -> str:

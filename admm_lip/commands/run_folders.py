@@ -73,7 +73,7 @@ def continued_run(
         folder.remove_leftovers()
         before, now = file.read_bytes(), as_yaml(settings)
         for name, then in read_yaml(file).items():
-            if name not in free and now.get(name) != then:
+            if name not in free and not _same(then, now.get(name)):
                 raise UsageError(
                     f"resume: {folder.path} is a run with {name} {then!r}, not {now.get(name)!r}; "
                     "resume with the same settings, or start another run"
@@ -83,6 +83,13 @@ def continued_run(
         write_yaml(file, settings)
         with _undone_if_refused(file, before):
             yield folder
+
+
+def _same(then: Any, now: Any) -> bool:
+    """Whether a setting is what it was; what an earlier version did not know has its default."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return all(_same(value, now.get(name)) for name, value in then.items())
+    return bool(then == now)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,17 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 def _check_sum(path: Path, content: bytes, metadata: dict[str, str]) -> None:
     start, stop = _place_of_sum(content)
-    if start == stop and metadata.get("format") != FORMAT:
+    ours = metadata.get("format") == FORMAT
+    summed = hashlib.sha256(content[:start] + _NO_SUM + content[stop:]).hexdigest()
+    if (ours or start < stop) and summed.encode() != content[start:stop]:
+        raise _damaged(path, "its checksum does not fit its content")
+    if not ours:
+        again = shlex.join(["admm-lip", "train", "--config", str(path.parent / "config.yaml")])
         raise CheckpointError(
             f"checkpoint: expected format {FORMAT!r} in {path}, got {metadata.get('format')!r}; "
-            "it was not written by this version, so start afresh in another folder"
+            "it was not written by this version, so start afresh in another folder (a run of the "
+            f"command line with: {again})"
         )
-    summed = hashlib.sha256(content[:start] + _NO_SUM + content[stop:]).hexdigest()
-    if summed.encode() != content[start:stop]:
-        raise _damaged(path, "its checksum does not fit its content")
 
 
 def _damaged(path: Path, why: object) -> CheckpointError:

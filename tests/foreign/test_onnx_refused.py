@@ -168,8 +168,8 @@ def add_output(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (add_input, r"expected one input and one output, got the inputs \['x', 'z'\]"),
-        (add_output, r"and the outputs \['y', 'v0'\]"),
+        (add_input, r"expected one input, got \['x', 'z'\]"),
+        (add_output, r"expected one output, .* got 'y' .*, 'v0' .*; keep one of them"),
         (lambda m: m.ClearField("opset_import"), r"opset: expected one version from 7"),
         (lambda m: setattr(m.opset_import[0], "version", 6), r"opset: .* got \[6\]"),
         (lambda m: setattr(m.opset_import[0], "version", 999), r"opset: .* got \[999\]"),
