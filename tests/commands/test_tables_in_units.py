@@ -112,7 +112,7 @@ def test_certify_and_verify_take_a_run_as_it_is(trained, capsys):
     assert cli.main(["verify", run]) == 0
     assert "t per (a, b, c, d)" in capsys.readouterr().out
     assert cli.main(["certify", run, "--output", "raw.json"]) == 0
-    assert "unit          t per (a, b, c, d), l2" in capsys.readouterr().out
+    assert "t per (a, b, c, d), l2, in the units of the run's data" in capsys.readouterr().out
     kept = Certificate.load(trained / "run/certificate.raw.json")
     assert Certificate.load("raw.json").lip == pytest.approx(kept.lip, rel=1e-3)
     assert cli.main(["certify", run, "--units", "standardised", "--output", "own.json"]) == 0
