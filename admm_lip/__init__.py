@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from .api import verify as verify
     from .certificates.certificate import Certificate as Certificate
     from .certificates.certificate import FunctionalCertificate as FunctionalCertificate
+    from .certificates.certificate import MonotoneCertificate as MonotoneCertificate
     from .certificates.certificate import load_certificate as load_certificate
     from .certificates.in_onnx import export_onnx as export_onnx
     from .errors import CertificateError as CertificateError
     from .evaluation.falsify import falsify as falsify
     from .foreign.open import open_network as open_network
+    from .lipschitz import All as All
     from .lipschitz import Lipschitz as Lipschitz
+    from .lipschitz import Monotone as Monotone
     from .local.certify import certify_local as certify_local
     from .local.certify import certify_samples as certify_samples
     from .local.config import LocalConfig as LocalConfig
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from .solvers.config import SolverConfig as SolverConfig
     from .training.callbacks import LogTo as LogTo
     from .training.constraint import Constraint as Constraint
+    from .training.monotone import PlusLinear as PlusLinear
     from .training.project import project as project
     from .training.train import TrainConfig as TrainConfig
     from .training.train import TrainResult as TrainResult
@@ -41,6 +45,10 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it.
 _HOMES = {
+    "All": "lipschitz",
+    "Monotone": "lipschitz",
+    "MonotoneCertificate": "certificates.certificate",
+    "PlusLinear": "training.monotone",
     "Certificate": "certificates.certificate",
     "CertificateError": "errors",
     "Constraint": "training.constraint",

@@ -19,6 +19,7 @@ from .certificates.certificate import (
     Certificate,
     FunctionalCertificate,
     Functionals,
+    MonotoneCertificate,
     load_certificate,
 )
 from .certificates.claim_matrices import units_given
@@ -27,6 +28,7 @@ from .errors import CertificateError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .lipschitz import Monotone
     from .local.config import LocalConfig
     from .local.result import LocalCertificate
     from .networks.layers import Shape
@@ -70,6 +72,12 @@ _FUNCTIONALS = Kind(
 )
 KINDS: Mapping[str, Kind] = {
     "global": _GLOBAL,
+    "monotone": _GLOBAL._replace(
+        record="certificates.certificate:MonotoneCertificate",
+        prove="certificates.monotone:certify_monotone",
+        check="certificates.monotone:check_monotone",
+        options=("monotone", *_GLOBAL.options),
+    ),
     "pairwise": _FUNCTIONALS,
     "per_output": _FUNCTIONALS,
     "directions": _FUNCTIONALS._replace(options=("kind", "directions", "progress")),
@@ -109,6 +117,23 @@ def certify(
     model: nn.Module | Network,
     input_shape: Shape | None = None,
     *,
+    kind: Literal["monotone"],
+    monotone: Monotone,
+    norm: str = "l2",
+    units: Units | None = None,
+    input_scale: Any = None,
+    solver: str | SolverConfig = "auto",
+    requested: float | None = None,
+    multiplier: Sequence[Any] | None = None,
+    structure: str | None = None,
+) -> MonotoneCertificate: ...
+
+
+@overload
+def certify(
+    model: nn.Module | Network,
+    input_shape: Shape | None = None,
+    *,
     kind: Functionals,
     directions: Any = None,
     norm: str = "l2",
@@ -125,6 +150,7 @@ def certify(
     *,
     kind: str = "global",
     directions: Any = None,
+    monotone: Monotone | None = None,
     norm: str = "l2",
     units: Units | None = None,
     input_scale: Any = None,
@@ -150,9 +176,11 @@ def certify(
         input_shape: shape of one input without the batch; needed in front of convolutions.
         kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
             which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
-            ``"directions"``: the functionals given.  On balls around inputs:
+            ``"directions"``: the functionals given; ``"monotone"``: all outputs together, and that
+            one never falls (rises) in some inputs.  On balls around inputs:
             :func:`admm_lip.certify_local`.
         directions: linear functionals of the outputs, shape ``(functionals, outputs)``.
+        monotone: the :class:`admm_lip.Monotone` to prove, for ``kind="monotone"``.
         norm: of inputs: ``"l2"`` or ``"linf"``.
         units: of a user's rows, where the model takes and gives standardised numbers: the bound
             is then of the raw function F (:class:`admm_lip.Units`), in raw units.
@@ -196,6 +224,7 @@ def certify(
     given = {
         "kind": kind,
         "directions": directions,
+        "monotone": monotone,
         "requested": requested,
         "multiplier": multiplier,
         "structure": structure,

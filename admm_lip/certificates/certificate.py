@@ -14,6 +14,7 @@ from ..errors import CertificateError
 from ..networks.layers import Array
 from ..shown import Fact, Row, number, record_of, word
 from .claim_matrices import functionals_of
+from .column_proof import ColumnProof
 from .document import Document, in_file, parsed
 from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, tuple_of, tuples_of
 
@@ -94,7 +95,7 @@ class Certificate(Document):
             requested = number_of("requested", requested, least=0.0)
         keep(self, requested=requested, **_bound_of(self))
 
-    brief = ("lip", "gap", "method", "promised")
+    brief: ClassVar[tuple[str, ...]] = ("lip", "gap", "method", "promised")
 
     def facts(self) -> tuple[Fact, ...]:
         """The bound and what it is held against."""
@@ -313,11 +314,53 @@ def gap_of(lip: float, lower: float) -> float:
     return (lip - lower) / lip if lip > 0.0 else 0.0
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MonotoneCertificate(Certificate):
+    """A :class:`Certificate` that also proves one output monotone in some inputs.
+
+    Attributes:
+        columns: one proof per input and output.  They are about the numbers that the model takes
+            and gives; units, whose scales are positive, change no sign.
+    """
+
+    columns: tuple[ColumnProof, ...]
+    kind: str = "monotone"
+    kinds: ClassVar[tuple[str, ...]] = ("monotone",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        columns = self.columns
+        if not (isinstance(columns, tuple) and columns) or not all(
+            isinstance(column, ColumnProof) for column in columns
+        ):
+            raise CertificateError(f"columns: expected ColumnProofs, got {shown(columns)}")
+
+    brief = (*Certificate.brief, "increasing", "decreasing")
+
+    def facts(self) -> tuple[Fact, ...]:
+        """The bound, the columns of either direction, and what the bound is held against."""
+        names = () if self.units is None else self.units.input_names
+        said: dict[int, list[str]] = {1: [], -1: []}
+        for proof in self.columns:
+            said[proof.sign].append(str(names[proof.column] if names else proof.column))
+        ways = (("increasing", said[1]), ("decreasing", said[-1]))
+        lip, *others = super().facts()
+        return (lip, *(word(way, f"{way} in", ", ".join(c)) for way, c in ways if c), *others)
+
+    @classmethod
+    def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
+        rows = tuple_of("columns", data["columns"])
+        columns = (ColumnProof.from_data(f"columns[{k}]", row) for k, row in enumerate(rows))
+        return super()._from_lists({**data, "columns": tuple(columns)})
+
+
 AnyCertificate = Certificate | FunctionalCertificate
 
 # The class of each kind of certificate.
 CLASSES: Mapping[str, type[Certificate] | type[FunctionalCertificate]] = {
-    kind: cls for cls in (Certificate, FunctionalCertificate) for kind in cls.kinds
+    kind: cls
+    for cls in (Certificate, MonotoneCertificate, FunctionalCertificate)
+    for kind in cls.kinds
 }
 
 

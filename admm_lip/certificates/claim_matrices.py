@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from ..errors import CertificateError, UnitsError
 from ..lipschitz import NORMS as NORMS
@@ -189,6 +190,27 @@ def functional(matrices: Matrices, direction: Array, outputs: Array | None = Non
         weights=(*matrices.weights[:-1], row[None]),
         errors=(*matrices.errors[:-1], off),
     )
+
+
+def off_centre(matrices: Matrices, direction: Array, column: int, centre: float) -> Matrices:
+    """The chain of ``c' f - centre x_j`` as a function of ``x_j`` alone, the other inputs held.
+
+    ``c'f`` never falls in ``x_j`` if that function's constant is at most ``centre``: its slope s
+    then has ``|s - centre| <= centre``, so ``0 <= s <= 2 centre``.  The input is carried past the
+    activations by neurons of slope 1, which the proof substitutes.
+    """
+    chain = functional(matrices, direction)
+    weights = [chain.weights[0][:, [column]], *chain.weights[1:]]
+    errors = list(chain.errors)
+    if len(weights) == 1:
+        weights[0] = weights[0] - centre
+        errors[0] = _SLACK * (errors[0] + _U * float(np.abs(weights[0]).sum()))
+        return replace(chain, weights=tuple(weights), errors=tuple(errors))
+    one = np.ones((1, 1))
+    between = (block_diag(weight, one) for weight in weights[1:-1])
+    past = (np.vstack([weights[0], one]), *between, np.hstack([weights[-1], -centre * one]))
+    slopes = tuple(Slopes(np.append(s.alpha, 1.0), np.append(s.beta, 1.0)) for s in chain.slopes)
+    return Matrices(past, slopes, chain.errors)
 
 
 def functionals_of(kind: str, directions: Any, outputs: int) -> Array:

@@ -120,6 +120,7 @@ def _per_output_steepness(certificate: Any, outputs: int) -> Array:
 # Per kind of certificate, its bounds for the difference of two outputs.
 _STEEPNESS: Mapping[str, Callable[[Any, int], Array]] = {
     "global": _global_steepness,
+    "monotone": _global_steepness,
     "pairwise": _pairwise_steepness,
     "per_output": _per_output_steepness,
 }

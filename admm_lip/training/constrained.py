@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..lipschitz import Lipschitz
+from ..lipschitz import All, Lipschitz
 from ..networks.chain import linear_layers, read_network
 from ..networks.layers import Shape
 from ..networks.module_state import evaluating
 from ..networks.sorting import HALF_ABS
 from ..units import Units
+from .config import TrainConfig
 from .kernel_layers import has_kernels, kernel_layers
 from .layer_norms import training_constraint
 from .terms import Activations
@@ -103,6 +104,32 @@ def units_once(asked: Lipschitz, units: Units | None) -> Units | None:
     if units is not None and asked.units is not None:
         raise ValueError("units: expected once, got them in Lipschitz(units=...) and beside it")
     return units or asked.units
+
+
+def asked_of(
+    config: TrainConfig | Lipschitz | All, constraint: Lipschitz | All | None, units: Units | None
+) -> tuple[TrainConfig, Lipschitz | All | None]:
+    """The settings, and what is asked, which is given in one of three places.
+
+    Raises:
+        ValueError: where it is given twice, or cannot be kept.
+    """
+    if isinstance(config, Lipschitz | All):
+        if constraint is not None:
+            raise ValueError("constraint: expected once, got one in the place of config as well")
+        constraint, config = config, TrainConfig()
+    if constraint is None:
+        return config, config.asked(units)
+    if config.asked() is not None:
+        raise ValueError(
+            "constraint: goes with settings without bound and mu, got "
+            f"bound={config.bound!r} and mu={config.mu!r}"
+        )
+    own = constraint.lipschitz if isinstance(constraint, All) else constraint
+    check_asked(own)
+    own = replace(own, units=units_once(own, units))
+    config = replace(config, bound=own.bound, mu=own.mu)
+    return config, All(own, constraint.monotone) if isinstance(constraint, All) else own
 
 
 def check_master(dtype: torch.dtype) -> None:

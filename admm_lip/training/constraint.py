@@ -23,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..certificates.certificate import Certificate
+from ..certificates.monotone import certify_monotone
 from ..errors import TrainingFailed
-from ..lipschitz import Lipschitz
+from ..lipschitz import All, Lipschitz
 from ..networks.layers import Shape
 from ..networks.overrides import unwrapped
 from ..solvers import SolveFailed
@@ -34,6 +35,7 @@ from .config import AdmmConfig
 from .constrained import check_asked, check_master, constrained, group_of
 from .layer_norms import layer_start
 from .metric import PLAIN, Metric
+from .monotone import core_of
 from .multiplier_step import resolve_multiplier_step
 from .optimize import reads_value
 from .precision import stored_dtype
@@ -73,7 +75,8 @@ class Constraint:
     Args:
         model: Linear layers and activations in turn, or a path of convolutions and pools with such
             a head, as for :func:`admm_lip.train`, in float32 or float64; it is changed in place.
-        asked: the bound or the price, l2.
+        asked: the bound or the price, l2; or :class:`All` of a bound and a direction, for a
+            :class:`~admm_lip.PlusLinear`.
         config: how it is kept.
         mean: of the inputs, ``(features,)``: the first layer works on ``x - mean`` until the end,
             which changes no function and makes training easier where inputs are not centred.
@@ -108,7 +111,7 @@ class Constraint:
     def __init__(
         self,
         model: nn.Module,
-        asked: Lipschitz,
+        asked: Lipschitz | All,
         config: AdmmConfig | None = None,
         *,
         mean: Tensor | None = None,
@@ -119,9 +122,11 @@ class Constraint:
         input_shape: Shape | None = None,
     ) -> None:
         self.model, config = unwrapped(model), config or AdmmConfig()
-        check_asked(asked)
+        self._core, own = core_of(self.model, asked)
+        self._whole = asked if isinstance(asked, All) else None
+        check_asked(own)
         self.dtype = dtype or stored_dtype(self.model)
-        found = constrained(self.model, input_shape)
+        found = constrained(self._core, input_shape)
         self._layers = found.layers
         self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
         check_master(self.parameters[0].dtype)
@@ -130,8 +135,8 @@ class Constraint:
         if scratch:
             orthogonal_(layers, config.seed)
         weights = read_weights(self.parameters)
-        metric = PLAIN if asked.units is None else Metric.of(asked.units, weights)
-        self.terms = Terms(asked, found.slopes, config, metric)
+        metric = PLAIN if own.units is None else Metric.of(own.units, weights)
+        self.terms = Terms(own, found.slopes, config, metric)
         self._multiplier_step = resolve_multiplier_step(
             config.multiplier_step,
             found.kinds,
@@ -152,7 +157,7 @@ class Constraint:
 
     @property
     def asked(self) -> Lipschitz:
-        """The bound or the price."""
+        """The bound or the price; of the core, where there is a linear term beside it."""
         return self.terms.asked
 
     @property
@@ -218,6 +223,8 @@ class Constraint:
         Under a smaller bound the network is scaled into it, evenly over its layers.
         """
         check_asked(asked)
+        if self._whole is not None:
+            raise ValueError("asked: cannot change beside a linear term; make another constraint")
         if asked.units != self.asked.units:
             raise ValueError("units: cannot change while training; make another constraint")
         if self.state.steps:
@@ -250,7 +257,15 @@ class Constraint:
             self._centring.undo()
             self._centring = None
         self.model.eval().to(self.dtype)
-        certificate = certified(self.model, self.parameters, self.state, self.terms)
+        certificate = certified(self._core, self.parameters, self.state, self.terms)
+        if self._whole is not None:
+            asked = self._whole.lipschitz
+            certificate = certify_monotone(
+                self.model,
+                monotone=self._whole.monotone,
+                units=asked.units,
+                requested=asked.bound,
+            )
         return Finished(self.model, certificate)
 
     def state_dict(self) -> dict[str, Any]:
@@ -273,7 +288,8 @@ class Constraint:
 
     def _identity(self) -> dict[str, str]:
         mean = None if self._centring is None else self._centring.mean
-        return identity(self.terms, self.dtype, mean, self.parameters)
+        own = identity(self.terms, self.dtype, mean, self.parameters)
+        return own if self._whole is None else {**own, "monotone": str(self._whole.monotone)}
 
     def _begin(self, begun: Start) -> None:
         """Enter its state, and let the whole network follow the consensus."""

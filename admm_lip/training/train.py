@@ -20,7 +20,7 @@ from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
 from ..data.labels import Classes
 from ..errors import TrainingFailed
-from ..lipschitz import Lipschitz
+from ..lipschitz import All, Lipschitz
 from ..networks.overrides import unwrapped
 from ..sharing import Shareable
 from ..shown import Fact, number, word
@@ -30,7 +30,7 @@ from .batches import Batches, TensorBatches, as_batches
 from .callbacks import Callback, Row
 from .centring import mean_input
 from .config import TrainConfig
-from .constrained import check_asked, trained_layers, units_once
+from .constrained import asked_of, trained_layers
 from .constraint import Constraint
 from .keeper import Keeper, held
 from .kernel_layers import has_kernels
@@ -38,6 +38,7 @@ from .loop import run_steps
 from .losses import BoundedLoss, resolve_loss
 from .method import Method
 from .metric import Metric
+from .monotone import PlusLinear, core_of
 from .optimize import make_optimizer, schedule_of
 from .precision import master_dtype, stored_dtype
 from .run import Progress, Run
@@ -133,9 +134,10 @@ class TrainResult(Shareable):
 def train(
     model: nn.Module | TrainResult,
     data: Any,
-    config: TrainConfig | Lipschitz,
+    config: TrainConfig | Lipschitz | All,
     loss: Any = None,
     *,
+    constraint: Lipschitz | All | None = None,
     method: Method | None = None,
     units: Units | None = None,
     batch: Callable[[Any], Any] | None = None,
@@ -162,7 +164,10 @@ def train(
             data frames, series or lists.  Inputs take the model's dtype; integers, booleans and
             words are class labels, floats are numbers (``reading.py``).
         config: all settings, with ``bound`` or ``mu``; a ``Lipschitz`` stands for the others'
-            defaults.
+            defaults, as an ``All`` does.
+        constraint: what is asked, beside settings without ``bound`` and ``mu``: a ``Lipschitz``, or
+            ``All(Lipschitz(...), Monotone(...))``, under which the network gets a linear term and
+            comes back as a :class:`~admm_lip.PlusLinear`.
         loss: overrides ``config.loss``: a name or any ``loss(outputs, targets)``.
         method: takes the place of the plain loss by its own objective (a gradient penalty, an
             adversarial loss, see ``methods``); the bound or penalty on L comes on top.
@@ -199,10 +204,11 @@ def train(
         >>> result.certificate.lip <= 2.0
         True
     """
-    config, units = _settings(config, units)
-    asked = config.asked(units)
+    config, asked = asked_of(config, constraint, units)
     _check_method(method, asked, units)
     earlier = model if isinstance(model, TrainResult) else None
+    if earlier is not None and isinstance(asked, All):
+        raise TypeError("model: expected a network under All(...), got a TrainResult")
     given = unwrapped(model.model if isinstance(model, TrainResult) else model)
     with held(run_dir, resume) as folder, torch.random.fork_rng(devices=[]):
         copied = copy.deepcopy(given)
@@ -211,6 +217,7 @@ def train(
         # Refused, by name, before data are read, but for convolutions, which ask for their shape.
         dense = asked is not None and not has_kernels(copied)
         layers = list(trained_layers(copied).values()) if dense else []
+        copied = PlusLinear(copied, asked) if isinstance(asked, All) else copied
         chosen = config.loss if loss is None else loss
         like: dict[str, Any] = {
             "batch_size": config.batch_size,
@@ -232,17 +239,7 @@ def train(
     return _finished(run, at, stopped)
 
 
-def _settings(
-    config: TrainConfig | Lipschitz, units: Units | None
-) -> tuple[TrainConfig, Units | None]:
-    """A ``Lipschitz`` as settings."""
-    if not isinstance(config, Lipschitz):
-        return config, units
-    check_asked(config)
-    return TrainConfig(bound=config.bound, mu=config.mu), units_once(config, units)
-
-
-def _check_method(method: Method | None, asked: Lipschitz | None, units: Units | None) -> None:
+def _check_method(method: Method | None, asked: Any, units: Units | None) -> None:
     """Raise unless the method can run under what is asked, or there is one where nothing is."""
     if asked is None:
         if method is None:
@@ -273,17 +270,17 @@ def _set_up(
     config: TrainConfig,
     loss: Any,
     method: Method,
-    asked: Lipschitz | None,
+    asked: Lipschitz | All | None,
     stored: torch.dtype,
     earlier: TrainResult | None,
     layers: list[nn.Linear],
 ) -> Run:
     """Check everything once, before the first step."""
     inputs, targets = _first_batch(batches)
-    length = 1.0
-    if asked is not None and asked.units is not None and layers:
+    length, moved = 1.0, None if asked is None else core_of(model, asked)[1]
+    if moved is not None and moved.units is not None and layers:
         weights = read_weights([layer.weight for layer in layers])
-        length = Metric.of(asked.units, weights).length
+        length = Metric.of(moved.units, weights).length
     own = resolve_loss(loss, targets, config.eps / length, config.temperature)
     constraint = None
     if asked is not None:
@@ -314,20 +311,20 @@ def _set_up(
         config=config,
         schedule=schedule_of(config.schedule),
         stored=stored,
-        units=None if asked is None else asked.units,
+        units=None if moved is None else moved.units,
         scaler=_scaler(config, optimizer, trained),
     )
 
 
 def _constraint(
     model: nn.Module,
-    asked: Lipschitz,
+    asked: Lipschitz | All,
     config: TrainConfig,
     earlier: TrainResult | None,
     **more: Any,
 ) -> Constraint:
     """A new constraint, or that of an earlier run, asking something else."""
-    if earlier is None:
+    if earlier is None or isinstance(asked, All):
         return Constraint(model, asked, config, **more)
     then = earlier.config.asked(asked.units)
     if earlier.state is None or then is None:
