@@ -74,7 +74,7 @@ def _console(code: str) -> str:
 
 
 def agrees(shown: str, printed: str) -> bool:
-    """Whether two outputs have the same words, and numbers that agree to 5 % or to 0.005."""
+    """Whether two outputs have the same words, and numbers that agree to 10 % or to 0.005."""
     one, other = (_FREE.sub("#", text) for text in (shown, printed))
     if [_NUMBER.sub("#", line).split() for line in _lines(one)] != [
         _NUMBER.sub("#", line).split() for line in _lines(other)
@@ -82,7 +82,7 @@ def agrees(shown: str, printed: str) -> bool:
         return False
     pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
     values = ((float(a.replace(",", "")), float(b.replace(",", ""))) for a, b in pairs)
-    return all(abs(a - b) <= max(0.05 * abs(a), 0.005) for a, b in values)
+    return all(abs(a - b) <= max(0.1 * abs(a), 0.005) for a, b in values)
 
 
 def _lines(text: str) -> list[str]:
