@@ -77,7 +77,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return [path]
 
 
-STUDY = Study("ablation", "One setting changed at a time", cells, run_cell, tabulate, draw)
+STUDY = Study("ablation", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

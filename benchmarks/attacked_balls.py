@@ -284,7 +284,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return []
 
 
-STUDY = Study("attacked_balls", "A million attacked balls", cells, run_cell, tabulate, draw, jobs=1)
+STUDY = Study("attacked_balls", cells, run_cell, tabulate, draw, jobs=1)
 
 
 def main(argv: list[str]) -> None:

@@ -9,7 +9,6 @@ the least CPU seconds of the repeats count, reading apart.  The bounds are compa
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -224,7 +223,10 @@ def compared(old: list[Found], new: list[Found]) -> Found:
 
 def main(argv: list[str]) -> None:
     """Run, print and record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks balls_paired", description=__doc__)
+    from . import record  # not in the workers, which have no package
+    from .catalogue import parser_of
+
+    parser = parser_of("balls_paired")
     parser.add_argument("--old", type=Path, required=True)
     parser.add_argument("--networks", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
@@ -241,6 +243,4 @@ def main(argv: list[str]) -> None:
         rows.append({"case": case, **compared(*found)})
         print(json.dumps(rows[-1]), flush=True)
     if options.case is None:
-        from . import record  # not in the workers, which have no package
-
         record.save("balls_paired", {"repeats": options.repeats}, rows)

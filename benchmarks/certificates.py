@@ -9,7 +9,6 @@ costs.  ``--keep`` saves the networks with their proofs, so that ``admm-lip veri
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from admm_lip.research.comparators import METHODS
 from admm_lip.training.train import TrainConfig, train
 
 from . import record
+from .catalogue import parser_of
 
 RADII = (0.1, 0.5, 1.58)
 Row = dict[str, Any]
@@ -162,7 +162,7 @@ def keep(folder: Path, model: nn.Module, proofs: Proofs) -> None:
 
 def main(argv: list[str]) -> None:
     """Train, certify, count, and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks certificates", description=__doc__)
+    parser = parser_of("certificates")
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])

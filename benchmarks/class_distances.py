@@ -9,7 +9,6 @@ caption distances) stand beside them for the sets they were given for.
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
@@ -18,13 +17,14 @@ from admm_lip.data import load_data
 from admm_lip.research.distances import class_distance
 
 from . import record
+from .catalogue import parser_of
 
 PUBLISHED = {"mnist": 0.417, "fashion": 0.626, "cifar10": 0.364}
 
 
 def main(argv: list[str]) -> None:
     """Measure every set and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks class_distances")
+    parser = parser_of("class_distances")
     parser.add_argument("--data-dir", default=None, help="folder of the image sets")
     parser.add_argument("--sets", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
     options = parser.parse_args(argv)

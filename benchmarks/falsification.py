@@ -134,9 +134,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return []
 
 
-STUDY = Study(
-    "falsification", "Attacks on certified radii", cells, run_cell, tabulate, draw, jobs=1
-)
+STUDY = Study("falsification", cells, run_cell, tabulate, draw, jobs=1)
 
 
 def main(argv: list[str]) -> None:

@@ -176,7 +176,6 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 STUDY = Study(
     "finetune",
-    "Networks somebody else trained, brought under bound 1 in two epochs (MNIST)",
     cells,
     run_cell,
     tabulate,

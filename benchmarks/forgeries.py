@@ -75,7 +75,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return []
 
 
-STUDY = Study("forgeries", "Forged certificates", cells, run_cell, tabulate, draw)
+STUDY = Study("forgeries", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

@@ -95,7 +95,7 @@ def _places(rows: list[Row]) -> range:
     return range(len(rows[0]["radii"]))
 
 
-STUDY = Study("front", "Penalty against enforced bound", cells, run_cell, tabulate, draw)
+STUDY = Study("front", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

@@ -11,7 +11,6 @@ the very score it is measured by; being wrong and flat needs room, so it gets tw
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +29,7 @@ from admm_lip.research.attack_suite import (
 from admm_lip.research.detection import auc, calibrate, roc, score
 
 from . import record
+from .catalogue import parser_of
 from .gradient_plots import plot_detection
 from .gradient_setting import SETTINGS, Pair, load_parts, method_of, predictions, trained
 
@@ -134,7 +134,7 @@ def one_model(name: str, seed: int, data_dir: str | None, epochs: int, count: in
 
 def main(argv: list[str]) -> None:
     """Run all seeds, write the record and the curves."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks gradient_detection")
+    parser = parser_of("gradient_detection")
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=6)

@@ -15,7 +15,6 @@ contradicted where the 95 % t-interval of the mean difference excludes 0, else u
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from admm_lip.research.distances import estimate_distances
 from admm_lip.research.input_gradients import jacobian_norms, loss_gradient_norms
 
 from . import record
+from .catalogue import parser_of
 from .gradient_plots import plot_study
 from .gradient_setting import SETTINGS, Pair, Parts, Setting, load_parts, method_of, trained
 
@@ -197,7 +197,7 @@ def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
 
 def main(argv: list[str], show: Callable[[list[Row], list[Row], Path], None] = plot_study) -> None:
     """Run the study, print its verdicts, write its record and its picture."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks gradient_study")
+    parser = parser_of("gradient_study")
     parser.add_argument("--data-dir", default=None, help="folder of the image sets")
     parser.add_argument("--sets", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

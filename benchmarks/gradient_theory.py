@@ -14,7 +14,6 @@ methods taking turns.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
 import statistics
@@ -38,6 +37,7 @@ from admm_lip.research.input_gradients import GradientPenalty, penalised_loss
 from admm_lip.training.train import TrainConfig, train
 
 from . import record
+from .catalogue import parser_of
 from .gradient_plots import plot_theory
 
 Row = dict[str, Any]
@@ -240,7 +240,7 @@ def cost_rows(repeats: int) -> list[Row]:
 
 def main(argv: list[str]) -> None:
     """Compute the three panels, the estimates and the cost; write record and picture."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks gradient_theory")
+    parser = parser_of("gradient_theory")
     parser.add_argument("--repeats", type=int, default=15, help="timed steps of each method")
     options = parser.parse_args(argv)
     panels = {"fit": fit_panel(), "lemma": lemma_panel(), "rate": rate_panel()}

@@ -31,6 +31,7 @@ from admm_lip.data import load_data
 from admm_lip.networks.chain import read_network
 
 from . import record
+from .catalogue import parser_of
 
 Shape = tuple[int, ...]
 Case = tuple[nn.Module, Shape]
@@ -205,7 +206,7 @@ def _neurons(model: nn.Module, shape: Shape) -> int:
 
 def main(argv: list[str]) -> None:
     """Certify every network and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks image_bounds", description=__doc__)
+    parser = parser_of("image_bounds")
     parser.add_argument("--data-dir", default=None, help="folder of CIFAR-10 and sdp_crown")
     parser.add_argument("--only", default=None, help="networks whose name contains this")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds of one certificate")

@@ -121,9 +121,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return []
 
 
-STUDY = Study(
-    "image_training", "Plain convolutions under L = 1", cells, run_cell, tabulate, draw, jobs=1
-)
+STUDY = Study("image_training", cells, run_cell, tabulate, draw, jobs=1)
 
 
 def main(argv: list[str]) -> None:

@@ -150,9 +150,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return [path]
 
 
-STUDY = Study(
-    "images", "MNIST and Fashion-MNIST: certified accuracy", cells, run_cell, tabulate, draw
-)
+STUDY = Study("images", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

@@ -78,7 +78,6 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 STUDY = Study(
     "images_tuning",
-    "Step sizes of the image study, on validation rows",
     cells,
     run_cell,
     tabulate,

@@ -10,7 +10,6 @@ The processes are forked from one that has imported everything, and so begin at 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import multiprocessing
@@ -29,6 +28,7 @@ from admm_lip.cli import main as main_of_the_package
 from admm_lip.files import meant_for
 from admm_lip.records import read_rows
 
+from .catalogue import parser_of
 from .record import save
 
 Words = tuple[str, ...]
@@ -271,7 +271,7 @@ def counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     """Kill until enough processes were met alive, and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks kills", description=__doc__)
+    parser = parser_of("kills")
     parser.add_argument("--kills", type=int, default=100)
     options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []

@@ -10,7 +10,6 @@ can exceed; and the certified radii that the search finds, all of them attacked.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from admm_lip.evaluation.falsify import assert_sound
 from admm_lip.local import LocalConfig, certify_local, local_radii, verify_local
 
 from . import record
+from .catalogue import parser_of
 from .certificates import SUBJECTS, timed, trained
 
 RADII = {"plain": (0.1,), "pgd": (0.5,)}
@@ -83,7 +83,7 @@ def radii_rows(name: str, model: nn.Module, x: Tensor, y: Tensor, pairs: Any) ->
 
 def main(argv: list[str]) -> None:
     """Train, certify, attack, and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks local_bounds")
+    parser = parser_of("local_bounds")
     parser.add_argument("--data-dir", default=None, help="folder of MNIST")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,6 @@ their seconds of a V100.
 
 from __future__ import annotations
 
-import argparse
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from admm_lip.local import LocalConfig, certify_local, verify_local
 
 from . import record
 from .balls_paired import network, pictures
+from .catalogue import parser_of
 from .certificates import timed
 
 # Radius in units of pixels from 0 to 1, scale of the model's inputs, box, and the published shares
@@ -82,7 +82,7 @@ def network_rows(folder: Path, count: int, name: str) -> list[Row]:
 
 def main(argv: list[str]) -> None:
     """Run, print and record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks local_table", description=__doc__)
+    parser = parser_of("local_table")
     parser.add_argument("--networks", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each one thread")

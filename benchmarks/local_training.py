@@ -231,7 +231,6 @@ def _percent(flags: Tensor) -> float:
 
 STUDY = Study(
     "local_training",
-    "Local against global Lipschitz bounds in training and certification",
     cells,
     run_cell,
     tabulate,

@@ -10,7 +10,6 @@ start and certification included.
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.training.method import Method
 
 from . import record
+from .catalogue import parser_of
 
 RADII = (0.1, 0.5, 1.58)
 
@@ -80,7 +80,7 @@ def one_seed(
 
 def main(argv: list[str]) -> None:
     """Run all seeds and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks mnist_bound", description=__doc__)
+    parser = parser_of("mnist_bound")
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15)

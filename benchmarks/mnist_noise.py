@@ -100,7 +100,6 @@ def _means(rows: list[Row], key: str, count: int) -> list[float]:
 
 STUDY = Study(
     "mnist_noise",
-    "The paper's MNIST networks under noise and attack",
     cells,
     run_cell,
     tabulate,

@@ -7,43 +7,28 @@ not committed, so that it cannot be older than its records.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import importlib
+import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from admm_lip.files import write_atomic
+from admm_lip.records import machine_stamp
 
 from . import record
+from .catalogue import BENCHMARKS, benchmark_of, machine, parser_of, question_of
 from .study import Study, succeeded
 from .tables import markdown
 
-STUDIES = (
-    "toy2d",
-    "mnist_noise",
-    "front",
-    "images_tuning",
-    "images",
-    "images_cost",
-    "image_training",
-    "square_wave",
-    "tabular",
-    "backends",
-    "ablation",
-    "finetune",
-    "falsification",
-    "attacked_balls",
-    "forgeries",
-    "local_training",
-)
 # Record -> why it is not on the page.
 EXCLUDED: dict[str, str] = {}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 72rem; margin: 2rem auto;
        padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #dde2e8;
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #dde2e8;
        padding-top: 1.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block;
         overflow-x: auto; }
@@ -56,38 +41,58 @@ img { max-width: 100%; } .small { color: #6b727b; font-size: 13px; }
 
 def main(argv: list[str]) -> None:
     """Write the page and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
+    parser = parser_of("report")
     parser.add_argument("--output", type=Path, default=record.RESULTS / "report.html")
     options = parser.parse_args(argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    sections = [
-        section(name, options.output.parent) if name in STUDIES else other(name)
-        for name in on_the_page()
-    ]
-    write_atomic(options.output, page([found for found, _ in sections]).encode())
-    for _, text in sections:
-        print(text, end="\n\n")
+    shown: list[str] = []
+    for question, names in groupby(on_the_page(), question_of):
+        sections = [section(name, options.output.parent) for name in names]
+        shown += [f"<h2>{html.escape(question)}</h2>", *(found for found, _ in sections)]
+        print(f"# {question}", *(text for _, text in sections), sep="\n\n", end="\n\n")
+    write_atomic(options.output, page(shown).encode())
     print(f"report: {options.output}")
 
 
 def on_the_page() -> list[str]:
-    """The records that the page is made of: the studies in their order, then all others.
+    """The records that the page is made of, in the order of the catalogue, then all others.
 
     Those of quick runs, which are not committed, are left out, and those of ``EXCLUDED``.
     """
     there = {p.stem for p in record.RESULTS.glob("*.json") if not p.stem.endswith("_quick")}
-    studies = [name for name in STUDIES if name in there]
-    return [*studies, *sorted(there - set(studies) - set(EXCLUDED))]
+    places = {name: place for place, name in enumerate(BENCHMARKS)}
+    return sorted(
+        there - set(EXCLUDED),
+        key=lambda name: (places.get(benchmark_of(name) or "", len(places)), name),
+    )
+
+
+def study_of(name: str) -> Study | None:
+    """The study that a record is of, if it is one."""
+    if name not in BENCHMARKS:
+        return None
+    return getattr(importlib.import_module(f"benchmarks.{name}"), "STUDY", None)
 
 
 def section(name: str, folder: Path) -> tuple[str, str]:
-    """HTML and markdown of one study; its pictures are drawn anew in ``folder``."""
-    study: Study = importlib.import_module(f"benchmarks.{name}").STUDY
-    loaded = record.load(name)
-    rows, table = succeeded(loaded["rows"]), table_of(name)
-    pictures = [_embedded(path) for path in (study.draw(rows, folder) if rows else [])]
-    parts = [f"<h2>{html.escape(study.title)}</h2>", _about(loaded), *pictures, as_html(table)]
-    return "\n".join(parts), f"## {study.title}\n\n{table}"
+    """HTML and markdown of one record; the pictures of a study are drawn anew in ``folder``."""
+    study, loaded, table = study_of(name), record.load(name), table_of(name)
+    if study:
+        rows = succeeded(loaded["rows"])
+        pictures = study.draw(rows, folder) if rows else []
+    else:
+        pictures = [p for p in (record.RESULTS / f"{name}.png",) if p.is_file()]
+    title, told = heading(name), provenance(loaded)
+    small = f'<p class="small">{"<br>".join(map(html.escape, told))}</p>'
+    parts = [f"<h3>{html.escape(title)}</h3>", small, *map(_embedded, pictures), as_html(table)]
+    lines = "\n".join(f"- {line}" for line in told)
+    return "\n".join(parts), f"## {title}\n\n{lines}\n\n{table}"
+
+
+def heading(name: str) -> str:
+    """The record's name and what it shows."""
+    found = benchmark_of(name)
+    return f"{name}: {BENCHMARKS[found].shows}" if found else name.replace("_", " ")
 
 
 def table_of(name: str) -> str:
@@ -99,21 +104,11 @@ def table_of(name: str) -> str:
     rows = record.load(name).get("rows")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{name}.json: expected rows; give the reason for none in report.EXCLUDED")
-    if name not in STUDIES:
+    study = study_of(name)
+    if study is None:
         return "\n\n".join(_flat_table(some) for some in by_shape(rows))
-    study: Study = importlib.import_module(f"benchmarks.{name}").STUDY
     ran = succeeded(rows)
     return study.tabulate(ran) if ran else "no cell has run"
-
-
-def other(name: str) -> tuple[str, str]:
-    """HTML and markdown of a record that is no study: its flat fields, and its picture."""
-    loaded, table = record.load(name), table_of(name)
-    title = name.replace("_", " ")
-    picture = record.RESULTS / f"{name}.png"
-    shown = _embedded(picture) if picture.is_file() else ""
-    parts = [f"<h2>{html.escape(title)}</h2>", _about(loaded), shown, as_html(table)]
-    return "\n".join(parts), f"## {title}\n\n{table}"
 
 
 def by_shape(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -129,21 +124,39 @@ def _flat_table(rows: list[dict[str, Any]]) -> str:
     return markdown(fields, [[row.get(key, "") for key in fields] for row in rows])
 
 
-def _about(loaded: dict[str, Any]) -> str:
-    """Machine, versions, and what failed."""
-    stamp = html.escape(", ".join(f"{key} {_flat(v)}" for key, v in loaded["machine"].items()))
+def provenance(loaded: dict[str, Any]) -> list[str]:
+    """Source, seeds, date, machine and versions, as the record has them; what is old or failed."""
+    found, stamp = benchmark_of(loaded["name"]), loaded["machine"]["versions"]
+    seeds = ", ".join(map(str, seeds_of(loaded))) or "not stated"
+    versions = ", ".join(f"{key} {value}" for key, value in stamp.items())
     errors = [row["error"] for row in loaded["rows"] if "error" in row]
-    counted = "".join(
-        f"<br>{errors.count(e)} cells not in the table: {html.escape(e)}"
-        for e in dict.fromkeys(errors)
-    )
-    return f'<p class="small">{stamp}{counted}</p>'
+    return [
+        f"source: {BENCHMARKS[found].source if found else 'not stated'}",
+        f"seeds: {seeds}; date: {loaded.get('date', 'not stated')}; {machine(loaded)}",
+        f"versions: {versions}",
+        *staleness(stamp.get("admm-lip", "0")),
+        *(f"{errors.count(e)} cells not in the table: {e}" for e in dict.fromkeys(errors)),
+    ]
 
 
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{k} {v}" for k, v in value.items()) + ")"
-    return str(value)
+def seeds_of(loaded: dict[str, Any]) -> list[int]:
+    """The seeds that the settings name, else those of the rows."""
+    settings = loaded["settings"]
+    if "seeds" in settings or "seed" in settings:
+        return list(settings.get("seeds") or [settings["seed"]])
+    return sorted({row["seed"] for row in loaded["rows"] if "seed" in row})
+
+
+def staleness(made: str) -> list[str]:
+    """A line where a record is of an older version of the package than the present one."""
+    present = machine_stamp()["versions"]["admm-lip"]
+    if _release(made) >= _release(present):
+        return []
+    return [f"stale: made by admm-lip {made}; the present version is {present}"]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 def _embedded(path: Path) -> str:

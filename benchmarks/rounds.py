@@ -8,7 +8,6 @@ inequality holds), the largest L of a round, and the L proven of the shipped wei
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from admm_lip import TrainConfig, train
@@ -16,6 +15,7 @@ from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 
 from . import record
+from .catalogue import parser_of
 
 # case -> (data set, network, settings shared by both modes, bound, mu)
 Case = tuple[str, ModelConfig, dict[str, Any], float, float]
@@ -54,7 +54,7 @@ def run(case: str, mode: str, seed: int, data_dir: str | None) -> dict[str, Any]
 
 def main(argv: list[str]) -> None:
     """Run all cases and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks rounds", description=__doc__)
+    parser = parser_of("rounds")
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(argv)

@@ -9,7 +9,6 @@ others use slows both.  Gap 1e-6, as in ``solver_times``.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import record
+from .catalogue import parser_of
 
 if TYPE_CHECKING:
     from admm_lip.solvers import CertifyProblem
@@ -140,7 +140,7 @@ def compared(before: Path, case: str, pairs: int) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Run the chosen cases and write the record; rows of other cases stay."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks solver_pairs", description=__doc__)
+    parser = parser_of("solver_pairs")
     parser.add_argument("--before", type=Path, required=True, help="checkout of the other version")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of cases")
     parser.add_argument("--pairs", type=int, default=3)

@@ -9,7 +9,6 @@ the last point of its curve stands at the cap or beyond.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from . import record
+from .catalogue import parser_of
 from .pictures import Curve, Look, draw_panels
 from .random_networks import Weights, gaussian
 from .solver_times import Row, certify_case, load_blas
@@ -96,7 +96,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Run both curves, write the record and draw it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks solver_sweep", description=__doc__)
+    parser = parser_of("solver_sweep")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cap", type=float, default=30.0, help="seconds given to each rival")
     parser.add_argument("--draw", action="store_true", help="only draw the committed record")

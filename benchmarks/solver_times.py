@@ -14,7 +14,6 @@ the others stay in the record.  ``cpu_seconds`` tells a busy machine from a slow
 
 from __future__ import annotations
 
-import argparse
 import math
 import resource
 import statistics
@@ -39,6 +38,7 @@ from admm_lip.solvers import (
 )
 
 from . import descent, record
+from .catalogue import parser_of
 from .random_networks import Weights, gaussian
 
 Row = dict[str, Any]
@@ -237,7 +237,7 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 def main(argv: list[str]) -> None:
     """Run the chosen cases and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks solver_times", description=__doc__)
+    parser = parser_of("solver_times")
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of cases")

@@ -123,9 +123,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return [path]
 
 
-STUDY = Study(
-    "square_wave", "A square wave under slope bounds 1, 5 and 10", cells, run_cell, tabulate, draw
-)
+STUDY = Study("square_wave", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

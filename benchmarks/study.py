@@ -9,7 +9,6 @@ it stopped and a changed setting is run anew.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from admm_lip.records import read_json, write_json
 
 from . import record
+from .catalogue import parser_of
 
 Cell = dict[str, Any]
 Row = dict[str, Any]
@@ -40,7 +40,6 @@ class Study:
 
     Attributes:
         name: of its settings and its record.
-        title: one line for a reader.
         cells: ``(settings) -> cells``; a cell is plain data and decides its row completely.
         run_cell: ``(cell, data_dir) -> row``; picklable.
         tabulate: ``(rows) -> markdown``; rows without errors, at least one.
@@ -49,7 +48,6 @@ class Study:
     """
 
     name: str
-    title: str
     cells: Callable[[dict[str, Any]], list[Cell]]
     run_cell: Callable[[Cell, str | None], Row]
     tabulate: Callable[[list[Row]], str]
@@ -135,9 +133,7 @@ def succeeded(rows: list[Row]) -> list[Row]:
 
 def run_from_command_line(study: Study, argv: Sequence[str]) -> None:
     """``python -m benchmarks NAME [--data-dir DIR] [--jobs N] [--minutes M] [--quick]``."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks {study.name}", description=study.title
-    )
+    parser = parser_of(study.name)
     parser.add_argument("--data-dir", default=None, help="folder of the image sets and tables")
     parser.add_argument("--jobs", type=int, default=study.jobs, help="cells at a time")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell after this")

@@ -123,7 +123,7 @@ def _front(rows: list[Row]) -> tuple[list[float], list[float]]:
     return [lip for lip, _ in points], [rmse for _, rmse in points]
 
 
-STUDY = Study("tabular", "Regression tables: error against L", cells, run_cell, tabulate, draw)
+STUDY = Study("tabular", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

@@ -97,7 +97,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return pictures
 
 
-STUDY = Study("toy2d", "The paper's 2D toy: decision regions", cells, run_cell, tabulate, draw)
+STUDY = Study("toy2d", cells, run_cell, tabulate, draw)
 
 
 def main(argv: list[str]) -> None:

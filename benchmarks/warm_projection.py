@@ -11,7 +11,6 @@ disturbs less).  A cold projection of the last anchor stands beside them.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from dataclasses import replace
@@ -30,6 +29,7 @@ from admm_lip.training.lipschitz_step import lipschitz_step
 from admm_lip.training.terms import LayerNorms, Terms
 
 from . import record
+from .catalogue import parser_of
 
 HIDDEN = {"784-64-64-10": (64, 64), "784-256-256-10": (256, 256)}
 
@@ -75,7 +75,7 @@ def replayed(problems: list[ProjectProblem], solver: SolverConfig) -> dict[str, 
 
 def main(argv: list[str]) -> None:
     """Record and replay both networks, and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks warm_projection")
+    parser = parser_of("warm_projection")
     parser.add_argument("--data-dir", default=None, help="folder that holds MNIST/raw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])

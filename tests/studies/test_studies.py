@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from admm_lip.records import read_json
-from benchmarks import images, record, report, study, tabular
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks import __main__ as command
+from benchmarks import catalogue, images, record, report, study, tabular
 from benchmarks.measures import jacobian_norms, steepest
 from benchmarks.square_wave import DENSE, best_error, grid
 from benchmarks.tables import groups, half_width, markdown, spread
@@ -101,7 +102,7 @@ def test_finished_cells_are_not_run_again_and_failed_ones_are(tmp_path: Path) ->
         return {"square": cell["k"] ** 2}
 
     made = study.Study(
-        "made", "", lambda s: [{"k": k} for k in range(3)], run_cell, lambda r: "", lambda r, f: []
+        "made", lambda s: [{"k": k} for k in range(3)], run_cell, lambda r: "", lambda r, f: []
     )
     options = {"data_dir": None, "jobs": 1, "folder": tmp_path}
     first = study.run_study(made, {}, **options)
@@ -157,10 +158,76 @@ def test_every_record_is_on_the_page_or_left_out_with_a_reason() -> None:
     named = [*report.on_the_page(), *report.EXCLUDED]
     assert sorted(named) == COMMITTED
     assert all(report.EXCLUDED.values())
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in BENCHMARKS}
-    assert {name for name, module in modules.items() if hasattr(module, "STUDY")} == set(
-        report.STUDIES
-    )
+
+
+def test_every_module_with_a_main_is_in_the_catalogue() -> None:
+    folder = Path(catalogue.__file__).parent
+    commands = {p.stem for p in folder.glob("[!_]*.py") if "\ndef main(argv" in p.read_text()}
+    assert commands == set(catalogue.BENCHMARKS)
+
+
+def test_every_study_goes_by_the_name_of_its_module_and_has_settings() -> None:
+    studies = {n: found for n in catalogue.BENCHMARKS if (found := report.study_of(n))}
+    assert {name: found.name for name, found in studies.items()} == {n: n for n in studies}
+    assert set(studies) == {p.stem for p in study.SETTINGS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", catalogue.BENCHMARKS)
+def test_the_help_of_every_benchmark_says_its_facts(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        command.main([name, "--help"])
+    printed = capsys.readouterr().out
+    facts = catalogue.BENCHMARKS[name]
+    assert f"usage: python -m benchmarks {name} " in printed
+    wanted = (catalogue.question_of(name), facts.shows, facts.data, facts.source)
+    assert [fact for fact in (*wanted, catalogue.minutes(name)) if fact not in printed] == []
+
+
+def test_the_list_names_every_benchmark_under_its_question(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.main([]) == 0
+    listed = capsys.readouterr().out
+    assert command.main(["no_such"]) == 2
+    for question, some in catalogue.QUESTIONS.items():
+        _, _, after = listed.partition(f"\n{question}\n")
+        assert [line.split()[0] for line in after.split("\n\n")[0].splitlines()[::2]] == [*some]
+
+
+def test_the_time_of_a_benchmark_is_that_of_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    assert catalogue.minutes("images") == "not recorded"
+    record.save("images", {"jobs": 2}, [{"cell_seconds": 100.0}, {"cell_seconds": 260.0}])
+    assert catalogue.minutes("images") == "about 3 min"
+    old = {"rows": [{"cpu_seconds_each": 2.0, "pictures": 60}, {"level": "none"}], "settings": {}}
+    (tmp_path / "local_table.json").write_text(json.dumps(old))
+    assert catalogue.minutes("local_table") == "over 2 min"
+    (tmp_path / "local_table.json").write_text(json.dumps(old | {"seconds": 12.0, "rows": []}))
+    assert catalogue.minutes("local_table") == "about 12 s"
+
+
+def test_a_section_says_where_its_record_is_from_and_whether_it_is_old() -> None:
+    present = record.machine_stamp()["versions"]["admm-lip"]
+    made = {"versions": {"admm-lip": "0.0.9", "torch": "2.0"}, "cores": 2}
+    found = {"name": "toy2d", "machine": made, "settings": {"jobs": 1}}
+    found["rows"] = [{"seed": 3}, {"seed": 1}, {"seed": 3}]
+    told = report.provenance(found)
+    assert told[0] == f"source: {catalogue.BENCHMARKS['toy2d'].source}"
+    assert told[1:3] == [
+        "seeds: 1, 3; date: not stated; cores 2",
+        "versions: admm-lip 0.0.9, torch 2.0",
+    ]
+    assert told[3:] == [f"stale: made by admm-lip 0.0.9; the present version is {present}"]
+    new = found | {"machine": {"versions": {"admm-lip": present}}, "date": "2026-01-02"}
+    told = report.provenance(new | {"settings": {"seeds": [0, 5]}})
+    assert "seeds: 0, 5; date: 2026-01-02" in told[1]
+    assert not [line for line in told if line.startswith("stale")]
+    assert report.staleness("0.0.10")
+    assert not report.staleness("99.0")
 
 
 @pytest.mark.parametrize("name", report.on_the_page())
