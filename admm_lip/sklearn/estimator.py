@@ -6,6 +6,7 @@ gradient of at most ``bound`` in the units of X (:class:`admm_lip.Units`).
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
-from ..foreign.from_sklearn import Shift
+from ..foreign.from_sklearn import Shift, module_of
 from ..networks.model_config import PAIRED, ModelConfig
 from ..networks.models import build_mlp
 from ..training.config import TrainConfig
@@ -76,6 +77,49 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
     def lip_(self) -> float:
         """The proven Lipschitz constant: outputs per unit of X, both measured in l2."""
         return float(self.certificate_.lip)
+
+    def in_units_of(self, pipeline: Any) -> Self:
+        """This estimator as a function of the rows of a fitted pipeline that ends in it.
+
+        Scalers and projections in front become a part of the network: ``certificate_``, ``lip_``,
+        radii and intervals of what is returned are in the units of raw rows.
+
+        Args:
+            pipeline: a ``Pipeline`` whose last step is this estimator.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            ValueError: for a pipeline that ends in something else.
+            UnsupportedModule: by name, for a step that is no affine map.
+
+        Example:
+            >>> from sklearn.datasets import load_diabetes
+            >>> from sklearn.pipeline import make_pipeline
+            >>> from sklearn.preprocessing import StandardScaler
+            >>> from admm_lip.sklearn import LipschitzRegressor
+            >>> X, y = load_diabetes(return_X_y=True)
+            >>> last = LipschitzRegressor(bound=50.0, hidden=(8,), epochs=5, random_state=0)
+            >>> line = make_pipeline(StandardScaler(), last).fit(X, y)
+            >>> raw = line[-1].in_units_of(line)
+            >>> bool(abs(raw.predict(X) - line.predict(X)).max() < 1e-9), raw.lip_ > 50.0
+            (True, True)
+        """
+        check_is_fitted(self)
+        steps = getattr(pipeline, "steps", None)
+        if not steps or steps[-1][1] is not self:
+            raise ValueError(
+                f"pipeline: expected one whose last step is this {type(self).__name__}, got "
+                f"{pipeline!r:.80}; give the fitted pipeline as it is, and its own last step"
+            )
+        found, module = copy(self), module_of(pipeline)
+        first = steps[0][1]
+        found.n_features_in_ = first.n_features_in_
+        vars(found).pop("feature_names_in_", None)
+        if hasattr(first, "feature_names_in_"):
+            found.feature_names_in_ = first.feature_names_in_
+        found.model_ = module
+        found.certificate_ = certify_global(module, multiplier=self.certificate_.multiplier)
+        return found
 
     def _train(
         self, X: Array, targets: Array, units: Units, outputs: int, *, part: bool = False

@@ -7,8 +7,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..certificates.certifier import certify_global
 from .estimator import LipschitzEstimator
 
 Floats = NDArray[np.float64]
@@ -87,6 +88,21 @@ class LipschitzRegressor(RegressorMixin, LipschitzEstimator):  # type: ignore[mi
         """``(samples,)``, or ``(samples, outputs)`` where ``fit`` had several."""
         found = self._run(X)
         return found[:, 0] if self._flat else found
+
+    @property
+    def slope_(self) -> Floats:
+        """How steep the function can be along each feature, proven: bounds ``|d f_i / d x_j|``.
+
+        ``(features,)``, or ``(outputs, features)`` where ``fit`` had several outputs.  Never above
+        ``lip_``; where rows are standardised inside, a feature of a large scale has a small slope.
+        """
+        check_is_fitted(self)
+        steepest = np.full((self._shape, self.n_features_in_), self.lip_)
+        if self._result.certificate.units is not None:  # of the function as it was fitted
+            own = certify_global(self._result.model)
+            limits = self._units.slope_limits(own.lip, *steepest.shape[::-1])
+            steepest = np.minimum(steepest, limits)
+        return steepest[0] if self._flat else steepest
 
     def interval(self, X: Any, radius: float) -> tuple[Floats, Floats]:
         """The least and the largest value that a prediction can take within ``radius`` of a row.

@@ -127,6 +127,21 @@ class TestRegressor:
         assert found.score(x, y) > 0.8
         verify(found.certificate_, found)
 
+    def test_slopes_along_features_of_other_scales(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(150, 2)) * np.array([1000.0, 1.0])
+        y = np.stack([np.sin(x[:, 0] / 1000.0), np.abs(x[:, 1])], axis=1)
+        found = LipschitzRegressor(bound=2.0, **QUICK).fit(x, y)
+        steepest = found.slope_
+        assert steepest.shape == (2, 2)
+        rows = torch.tensor(x)
+        jacobians = torch.func.vmap(torch.func.jacrev(found.as_module()))(rows).detach().numpy()
+        assert (abs(jacobians).max(axis=0) <= steepest).all()
+        assert (steepest <= found.lip_).all()
+        assert (steepest[:, 0] < 0.01 * steepest[:, 1]).all()
+        plain = LipschitzRegressor(bound=2.0, standardize=False, **QUICK).fit(x[:, 1:], y[:, 1])
+        assert plain.slope_ == pytest.approx([plain.lip_])
+
     def test_an_interval_holds_every_neighbour(self) -> None:
         rng = np.random.default_rng(0)
         x = rng.normal(size=(100, 2))
@@ -158,6 +173,25 @@ class TestTogetherWithScikitLearn:
         assert slopes_of(best, x).max() <= found.lip
         inner = best[-1]
         assert found.lip <= inner.lip_ / best[0].scale_.min() * (1.0 + 1e-6)
+
+    def test_in_the_units_of_a_pipeline(
+        self, iris: tuple[pd.DataFrame, np.ndarray], classifier: LipschitzClassifier
+    ) -> None:
+        x, y = iris
+        last = LipschitzClassifier(standardize=False, **QUICK)
+        line = make_pipeline(StandardScaler(), last).fit(x, y)
+        raw = line[-1].in_units_of(line)
+        assert (raw.predict(x) == line.predict(x)).all()
+        assert raw.lip_ == pytest.approx(certify(line).lip, rel=1e-6)
+        assert raw.lip_ != pytest.approx(last.lip_, rel=0.1)
+        verify(raw.certificate_, raw)
+        radii = raw.certified_radius(x)
+        step = np.random.default_rng(0).normal(size=x.shape)
+        step *= (0.999 * radii / np.linalg.norm(step, axis=1))[:, None]
+        assert (radii > 0.0).all()
+        assert (line.predict(x + step) == line.predict(x)).all()
+        with pytest.raises(ValueError, match="pipeline: expected one whose last step"):
+            classifier.in_units_of(line)
 
     def test_folds(self) -> None:
         x, y = load_iris(return_X_y=True)
