@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from admm_lip.plots import BLUE, CLASSES, GREEN, GREY, INK, ORANGE, PURPLE, figure
 
-# The first contender of a study (ADMM) is blue; the order of the others is the study's own.
-COLORS = (
-    *(BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48", "#4aa3c7", "#6b705c", "#e08ab0"),
-    *("#8d5524", INK),
-)
+# What is ours is coloured, by the first word of its label; the others are grey, told apart by their
+# markers, dashes and the labels at their ends.
+OURS = ("ADMM", "bound", "penalty", "native", "defaults")
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48")
+_TEXT = "#555b63"
+_GREYS = (GREY, "#a5abb3", _TEXT)
+_LEADER = {"arrowstyle": "-", "lw": 0.6, "alpha": 0.7, "relpos": (0.0, 0.5), "shrinkA": 1.0}
+_MARKERS = "osD^vP<X>*"
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), "-.")
+_LABEL_GAP = 0.062  # of a panel's height, between the middles of two labels
 _COLUMNS = 3
 
 
@@ -25,7 +35,7 @@ class Curve:
     """One line of a panel.
 
     Attributes:
-        label: in the legend; equal labels have equal colours in all panels.
+        label: at its end; equal labels have equal looks in all panels.
         x: abscissae.
         y: ordinates, as many.
         error: half-widths of the intervals, or nothing.
@@ -54,49 +64,109 @@ class Look:
 
 
 def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path, look: Look) -> None:
-    """One panel per title, three in a row, one legend under all of them."""
+    """One panel per title, three in a row, every curve named at its end."""
     rows = math.ceil(len(panels) / _COLUMNS)
     columns = min(len(panels), _COLUMNS)
-    labels = list(dict.fromkeys(c.label for curves in panels.values() for c in curves))
-    colors = _colors(panels, labels)
-    with figure(path, (4.6 * columns, 3.5 * rows + 0.5), rows, columns) as axes_all:
+    styles = styles_of(panels)
+    with figure(path, (5.2 * columns, 3.4 * rows), rows, columns) as axes_all:
         for axes in axes_all[len(panels) :]:
             axes.set_visible(False)
         for axes, (title, curves) in zip(axes_all, panels.items(), strict=False):
             axes.set_title(title)
-            for place, curve in enumerate(curves):
-                axes.errorbar(
-                    curve.x,
-                    curve.y,
-                    yerr=curve.error or None,
-                    color=colors[curve.label],
-                    elinewidth=1.0,
-                    # The first one is the subject: nothing is drawn over it.
-                    zorder=3.0 - place / len(curves),
-                    linestyle="--" if curve.dashed else "-",
-                    marker="o" if curve.markers else "",
-                    markersize=4.5,
-                )
-            axes.set_xscale("log" if look.log_x else "linear")
-            axes.set_yscale("log" if look.log_y else "linear")
-            if look.ticks_at_points:
-                points = sorted({x for curve in curves for x in curve.x})
-                axes.set_xticks(points, labels=[f"{x:g}" for x in points])
-                axes.set_xticks([], minor=True)
-            axes.set_xlabel(look.x_label)
-            axes.set_ylabel(look.y_label)
-            axes.margins(x=0.03)
-        handles = [axes_all[0].plot([], [], color=colors[name])[0] for name in labels]
-        sheet = axes_all[0].get_figure()
-        if sheet is not None:
-            sheet.legend(handles, labels, loc="outside lower center", ncols=2 * columns)
+            for curve in curves:
+                _draw_curve(axes, curve, styles[curve.label])
+            _scale(axes, curves, look)
+            name_ends(axes, curves, {name: style["color"] for name, style in styles.items()})
 
 
-def _colors(panels: Mapping[str, Sequence[Curve]], labels: Sequence[str]) -> dict[str, str]:
-    grey = {c.label for curves in panels.values() for c in curves if c.dashed}
-    coloured = [name for name in labels if name not in grey]
-    found = {name: COLORS[k % len(COLORS)] for k, name in enumerate(coloured)}
-    return found | dict.fromkeys(grey, GREY)
+def styles_of(panels: Mapping[str, Sequence[Curve]]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dashes by label: ours in colour and above the others, which are grey."""
+    found: dict[str, dict[str, Any]] = {}
+    counts = {True: 0, False: 0}
+    for curve in (curve for curves in panels.values() for curve in curves):
+        if curve.label in found:
+            continue
+        if curve.dashed:
+            found[curve.label] = {"color": INK, "linestyle": ":", "marker": "", "zorder": 2.0}
+            continue
+        ours = re.split(r"[ ,]", curve.label)[0] in OURS
+        place = counts[ours]
+        counts[ours] += 1
+        color = COLORS[place % len(COLORS)] if ours else _GREYS[place % len(_GREYS)]
+        marker = "o" if ours else _MARKERS[1 + place % (len(_MARKERS) - 1)]
+        dashes = "-" if ours or curve.markers else _DASHES[place % len(_DASHES)]
+        above = (3.0 if ours else 2.5) - 0.01 * place
+        found[curve.label] = {
+            "color": color,
+            "marker": marker if curve.markers else "",
+            "linestyle": dashes,
+            "linewidth": 2.0 if ours else 1.3,
+            "zorder": above,
+        }
+    return found
+
+
+def _draw_curve(axes: Axes, curve: Curve, style: Mapping[str, Any]) -> None:
+    axes.errorbar(
+        curve.x, curve.y, yerr=curve.error or None, elinewidth=1.0, markersize=4.5, **style
+    )
+
+
+def _scale(axes: Axes, curves: Sequence[Curve], look: Look) -> None:
+    """Scales and ticks that do not touch each other."""
+    points = sorted({x for curve in curves for x in curve.x})
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    for axis, scale, log in (
+        (axes.xaxis, axes.set_xscale, look.log_x),
+        (axes.yaxis, axes.set_yscale, look.log_y),
+    ):
+        if log:
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+    counted = not look.log_x and all(float(x).is_integer() for x in points)  # seeds, repeats
+    if look.ticks_at_points or counted:
+        axes.set_xticks(points, labels=[f"{x:g}" for x in points])
+        axes.set_xticks([], minor=True)
+    axes.set_xlabel(look.x_label)
+    axes.set_ylabel(look.y_label)
+    axes.margins(x=0.03)
+
+
+def name_ends(axes: Axes, curves: Sequence[Curve], colors: Mapping[str, str]) -> None:
+    """The label of each curve right of the panel, as high as its end unless another is there."""
+    axes.autoscale_view()  # else the limits are found when the sheet is drawn
+    named = [curve for curve in curves if len(curve.x)]
+    ends = [(curve.x[-1], curve.y[-1]) for curve in named]
+    to_panel = axes.transData + axes.transAxes.inverted()
+    heights = spread_out([float(to_panel.transform(end)[1]) for end in ends], _LABEL_GAP)
+    for curve, end, height in zip(named, ends, heights, strict=True):
+        color = colors[curve.label]
+        axes.annotate(
+            curve.label,
+            end,
+            (1.04, height),
+            xycoords="data",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=_TEXT if color in _GREYS else color,
+            arrowprops=_LEADER | {"color": color},
+            annotation_clip=False,
+            parse_math=False,
+        )
+
+
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
+    """The nearest heights in [0, 1], in squares, that keep their order and ``gap`` between them."""
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(order))
+    nearest = isotonic_regression(np.asarray(heights, float)[order] - steps).x
+    placed = np.empty(len(order))
+    placed[order] = np.clip(nearest, 0.0, max(0.0, 1.0 - gap * (len(order) - 1))) + steps
+    return [float(height) for height in placed]
 
 
 def draw_regions(
