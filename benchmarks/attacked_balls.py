@@ -31,13 +31,8 @@ from torch import Tensor, nn
 
 from admm_lip import certified_radii, certify
 from admm_lip.evaluation.attacks import AttackConfig
-from admm_lip.evaluation.falsify import (
-    Falsification,
-    broken,
-    falsify,
-    falsify_local,
-    steepest_slopes,
-)
+from admm_lip.evaluation.falsification import Falsification
+from admm_lip.evaluation.falsify import broken, falsify, falsify_local, steepest_slopes
 from admm_lip.local import LocalConfig, certify_local, local_radii
 from admm_lip.local.result import LocalCertificate
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from admm_lip import certified_radii
 from admm_lip.data import DataSet, load_data
 from admm_lip.evaluation.attacks import AttackConfig
-from admm_lip.evaluation.falsify import SoundnessError
+from admm_lip.evaluation.falsification import SoundnessError
 from admm_lip.evaluation.per_sample import robust_samples
 from admm_lip.local import LocalCertificate, LocalConfig, certify_local
 from admm_lip.networks.convnets import CONVNETS, build_convnet

@@ -38,7 +38,7 @@ from admm_lip.plots import Sheet
 from admm_lip.predictions import Predictions
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.shown import Shown, lines, printable, record_of
-from admm_lip.training.project import Projection
+from admm_lip.training.projected import Projection
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n&" + "w" * 2000
 

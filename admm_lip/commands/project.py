@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..records import RunFolder
-    from ..training.project import Projection
+    from ..training.projected import Projection
     from ..units import Units
     from .recipes import Job
 

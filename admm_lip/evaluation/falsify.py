@@ -19,8 +19,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,9 @@ from ..foreign.open import network_of
 from ..local.result import LocalCertificate
 from ..networks.overrides import unwrapped
 from ..rounding import lengths
-from ..shown import Fact, Row, Shown, number, word
 from .attacks import AttackConfig, Norm, fooled, frozen, gradient_free, pgd, rays
+from .falsification import Falsification, SoundnessError
 from .samples import attackable
-
-if TYPE_CHECKING:
-    from ..plots import Sheet
 
 # An attack ends on the sphere, give or take the rounding of its steps: aim this far inside.
 _ROUNDINGS = 1e3
@@ -47,56 +44,6 @@ _ATTACKS = (pgd, gradient_free, rays)
 # Multiples of the certified radius that are searched for the nearest attack.
 FACTORS = (1.05, 1.3, 1.8, 3.0, 6.0, 20.0)
 _HALVINGS = 30
-
-
-class SoundnessError(AssertionError):
-    """An attack succeeded strictly inside a certified radius: the certificate is wrong."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Falsification(Shown):
-    """What attacks on certified radii found; had one succeeded, there would be none of these.
-
-    Attributes:
-        samples: rows with a positive radius: those attacked.
-        attacks: searches of one row's ball by one attack, restarts counted, inside the radii.
-        norm: of distances and radii.
-        distance: of the nearest attack found on each row of x, ``(n,)``, in the units of the
-            radii; ``inf`` where none was found or none was tried.
-        smallest_ratio: least ``distance / radius``; ``inf`` where no attack succeeded.
-        median_ratio: the median over the rows on which one did.
-    """
-
-    samples: int
-    attacks: int
-    norm: str
-    distance: Tensor
-    smallest_ratio: float
-    median_ratio: float
-
-    def title(self) -> str:
-        """What came of it."""
-        return f"no attack succeeded inside a certified {self.norm} radius"
-
-    def facts(self) -> tuple[Fact, ...]:
-        """How much was tried, and how near attacks came."""
-        more = " times the certified radius"
-        return (
-            word("samples", "rows attacked", self.samples),
-            word("attacks", "balls searched", self.attacks),
-            number("smallest_ratio", "nearest attack", self.smallest_ratio, more),
-            number("median_ratio", "median attack", self.median_ratio, more),
-        )
-
-    def table(self) -> list[Row]:
-        """One row per row: the distance of the nearest attack found."""
-        return [{"distance": distance} for distance in self.distance.tolist()]
-
-    def plot(self) -> Sheet:
-        """The share of rows on which no attack was found up to each distance."""
-        from ..result_plots import plot_shares
-
-        return plot_shares(self.distance.tolist(), f"{self.norm} distance of the nearest attack")
 
 
 class _Scaled(nn.Module):

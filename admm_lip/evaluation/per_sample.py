@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import AttackConfig, fooled, gradient_free, pgd
-from .falsify import SoundnessError
+from .falsification import SoundnessError
 
 # An attack ends on the sphere, give or take the rounding of its float32 steps: aim this far inside.
 _ROUNDING = 1e-4

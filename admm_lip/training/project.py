@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..certificates.certificate import Certificate
 from ..certificates.certifier import certify_global
 from ..lipschitz import Lipschitz
 from ..networks.chain import linear_layers, read_network
@@ -32,8 +30,6 @@ from ..networks.layers import Shape
 from ..networks.module_state import evaluating
 from ..networks.overrides import unwrapped
 from ..settings import BOUND, COUNT
-from ..sharing import Shareable
-from ..shown import Fact, number, word
 from ..solvers import (
     CertifyProblem,
     ProjectProblem,
@@ -47,18 +43,16 @@ from ..units import Units
 from .admm_state import Matrices
 from .constrained import check_asked, units_once
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
-from .judging import Judge, Judged, Pair
+from .judging import Judge, Pair
 from .kernel_layers import has_kernels
 from .metric import PLAIN, Metric
 from .multiplier_step import sensitivity
 from .pair_rotation import Frame
 from .precision import master_dtype, stored_dtype
 from .project_kernels import moved_by, nearest_kernels, not_held
+from .projected import Projection
 from .signals import EXIT_CODES
 from .start import CAST_MARGIN
-
-if TYPE_CHECKING:
-    from ..plots import Sheet
 
 _TRIALS = 30
 # Trials of T are compared at this tolerance; the last projection has the caller's.
@@ -67,64 +61,6 @@ _GROWTH, _SHRINK = 1.6, 0.35
 # Corrections of the projection's bound, and the slack in the certified one that ends them.
 _ATTEMPTS = 5
 _SLACK = 2e-3
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Projection(Shareable):
-    """What :func:`project` returns.
-
-    Attributes:
-        model: a copy of the model that went in, with other weights; with the same biases unless
-            it was fine-tuned.
-        certificate: proves ``certificate.lip <= bound`` for exactly these weights.
-        distance: Frobenius distance of all weights from those that went in.
-        stopped: ``"finished"``; ``"interrupted"`` or ``"terminated"`` where a signal ended the
-            fine-tuning early, and ``before`` and ``after`` are ``None``.
-    """
-
-    model: nn.Module
-    certificate: Certificate
-    distance: float
-    stopped: str = "finished"
-    _judge: Judge | None = field(default=None, repr=False)
-
-    @cached_property
-    def before(self) -> Judged | None:
-        """The classifier that went in, measured when it is first asked for.
-
-        ``None`` without data, for data without labels, and for regressions.
-        """
-        return None if self._judge is None else self._judge.judged(self._judge.given)
-
-    @cached_property
-    def after(self) -> Judged | None:
-        """The classifier that came out, on the same data."""
-        return None if self._judge is None else self._judge.judged(self.model)
-
-    brief = ("lip", "gap", "distance", "stopped")
-
-    def title(self) -> str:
-        """What it is."""
-        return "projected network"
-
-    def facts(self) -> tuple[Fact, ...]:
-        """How far the weights moved, the proof, and the accuracies that have been measured."""
-        measured = {name: vars(self).get(name) for name in ("before", "after")}
-        return (
-            number("distance", "weights moved by", self.distance, " (Frobenius norm of all)"),
-            word("stopped", "ended", self.stopped),
-            *self.certificate.facts(),
-            *(
-                fact._replace(name=f"{fact.name}_{name}", label=f"{fact.label} {name}")
-                for name, judged in measured.items()
-                if judged is not None
-                for fact in judged.facts()
-            ),
-        )
-
-    def plot(self) -> Sheet:
-        """The bound among what it is held against."""
-        return self.certificate.plot()
 
 
 def project(

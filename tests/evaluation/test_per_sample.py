@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from admm_lip.evaluation.attacks import AttackConfig
-from admm_lip.evaluation.falsify import SoundnessError
+from admm_lip.evaluation.falsification import SoundnessError
 from admm_lip.evaluation.per_sample import robust_samples
 
 

@@ -18,7 +18,7 @@ from admm_lip.training import judging
 from admm_lip.training.batches import TensorBatches
 from admm_lip.training.finetune import FinetuneConfig, Taught, labelled, step_size
 from admm_lip.training.losses import SPARE, margin_loss
-from admm_lip.training.project import Projection
+from admm_lip.training.projected import Projection
 from admm_lip.training.smooth import best_smoothed, even_gauge, mean_radius, smoothed
 
 CONFIG = FinetuneConfig(eps=0.1)
