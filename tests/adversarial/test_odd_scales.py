@@ -136,7 +136,7 @@ def test_no_false_ball_at_scales_that_square_badly(scales: Scales, norm: str) ->
 
 
 @given(scales=patterns)
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_no_false_ball_at_any_scale(scales: Scales) -> None:
     assume(is_finite(scales))
     check_nothing_false(scales)

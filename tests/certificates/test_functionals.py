@@ -374,12 +374,12 @@ def test_a_bound_of_the_wrong_type_is_named(change: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "triple"}, "kind: expected one of global, pairwise, .* got 'triple'"),
+        ({"kind": "triple"}, "kind: expected one of global, monotone, pairwise, .* got 'triple'"),
         ({"kind": "directions"}, "directions: goes with kind='directions', got None"),
         ({"directions": [[1.0]]}, "directions: goes with kind='directions' only, got 'global'"),
         (
             {"kind": "pairwise", "requested": 1.0},
-            "requested: goes with kind='global' only, got 'pairwise'",
+            "requested: goes with kind='global' or 'monotone' only, got 'pairwise'",
         ),
         (
             {"kind": "directions", "directions": [[1.0, 2.0]]},

@@ -392,7 +392,9 @@ def test_structures_that_do_not_go_are_named() -> None:
         certify(model, (2, 6, 6), structure="dense")
     with pytest.raises(CertificateError, match="structure: 'torus' goes with norm 'l2'"):
         certify(model, (2, 6, 6), structure="torus", norm="linf")
-    with pytest.raises(CertificateError, match="structure: goes with kind='global' only"):
+    with pytest.raises(
+        CertificateError, match="structure: goes with kind='global' or 'monotone' only"
+    ):
         certify(model, (2, 6, 6), kind="pairwise", structure="torus")  # type: ignore[call-overload]
 
 

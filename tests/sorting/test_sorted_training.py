@@ -285,6 +285,6 @@ def test_a_network_under_the_bound_stays() -> None:
 
 def test_the_command_line_trains_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", "digits", "--model.activation", "max_min", "--epochs", "2"]
-    code = train_command([*arguments, "--run-dir", str(tmp_path / "run")])
-    assert code == 0
+    outcome = train_command([*arguments, "--run-dir", str(tmp_path / "run")])
+    assert outcome.code == 0
     assert "certif" in capsys.readouterr().out.lower()
