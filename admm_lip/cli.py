@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from typing import Any
 
-from .commands.outcome import Outcome
+from .commands.outcome import JSON, Outcome
 from .errors import OutputsLeftOut, Terminated
 
 # name -> one line of help; the module is admm_lip.commands.<name>
@@ -31,14 +31,14 @@ _COMMANDS = {
     "plot": "draw the plots of a run again, from its records",
     "solvers": "which solvers can run here, and why the others cannot",
 }
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 start here:
   admm-lip train                               digits, under a minute, nothing to download
   admm-lip train --data mnist --data-dir DIR   another data set
   admm-lip verify runs/RUN                     check the proof of a run
   admm-lip train --help                        every option, with its default
 
---json prints one JSON object, and nothing else, to standard output.
+{JSON}
 --debug shows where an error came from."""
 _ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143
 

@@ -45,14 +45,17 @@ class JacobianField:
     ) -> JacobianField:
         """The field of a chain whose Jacobian is in the units of the matrices ``measured``."""
         seen = chain.weights if measured is None else measured
-        powers, unit = _near_one(seen)
-        entry, own = usual_power(chain.weights[0]), list(map(torch.from_numpy, chain.weights))
-        own[0] = torch.from_numpy(np.ldexp(_reduced(np.ldexp(chain.weights[0], -entry)), entry))
+        powers = [usual_power(w) for w in seen]
+        unit = [np.ldexp(w, -e) for w, e in zip(seen, powers, strict=True)]
+        entry, own = usual_power(chain.weights[0]), list(chain.weights)
+        first = _reduced(np.ldexp(own[0], -entry))
         if norm == "l2":
-            unit[0] = torch.from_numpy(_reduced(unit[0].numpy()))
+            unit[0] = first if seen[0] is own[0] else _reduced(unit[0])
+        own[0] = np.ldexp(first, entry)
         biases = list(map(torch.from_numpy, chain.biases))
         activations = [build_layer(network, spec) for spec in chain.activations]
-        return cls(own, biases, activations, unit, sum(powers))
+        weights, near_one = (list(map(torch.from_numpy, matrices)) for matrices in (own, unit))
+        return cls(weights, biases, activations, near_one, sum(powers))
 
     @property
     def points(self) -> int:
@@ -92,12 +95,6 @@ class JacobianField:
         for w, d in zip(reversed(self.unit[:-1]), reversed(slopes), strict=True):
             vectors = (vectors * d) @ w
         return vectors
-
-
-def _near_one(matrices: Sequence[Array]) -> tuple[list[int], list[Tensor]]:
-    powers = [usual_power(w) for w in matrices]
-    pairs = zip(matrices, powers, strict=True)
-    return powers, [torch.from_numpy(np.ldexp(w, -e)) for w, e in pairs]
 
 
 def _reduced(w: Array) -> Array:

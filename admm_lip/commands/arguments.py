@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ..progress import aside
+from .outcome import JSON
 
 
 class UsageError(ValueError):
@@ -37,9 +38,6 @@ _WORDS = {
 
 # How a value of a type is written in the help.
 _VALUES: Mapping[Any, str] = {int: "N", float: "X", bool: "{true,false}"}
-
-
-_EVERYWHERE = "--json prints one JSON object, and nothing else, to standard output."
 
 
 class Formatter(RawDescriptionHelpFormatter):
@@ -70,7 +68,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"admm-lip {command}",
             usage=f"admm-lip {usage or command + ' [options]'}",
             description=textwrap.dedent(description).strip(),
-            epilog=f"{textwrap.dedent(epilog).strip()}\n\n{_EVERYWHERE}",
+            epilog=f"{textwrap.dedent(epilog).strip()}\n\n{JSON}",
             allow_abbrev=False,
             exit_on_error=False,
             **{"formatter_class": Formatter, **more},

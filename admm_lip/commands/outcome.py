@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# What every help says.
+JSON = "--json prints one JSON object, and nothing else, to standard output."
+
 
 class Outcome(NamedTuple):
     """What a command found.
