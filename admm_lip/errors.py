@@ -54,6 +54,10 @@ class TrainingFailed(RuntimeError):
     """A round of training could not be finished; names it, the reason and what is left on disk."""
 
 
+class WorkerLost(RuntimeError):
+    """A task whose worker died however often it was tried; names it."""
+
+
 class UnitsError(ValueError):
     """Units that do not fit together, or do not fit a network."""
 

@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
     "matplotlib": ("plots", "drawing plots"),
     "PIL": ("plots", "reading pictures"),
     "sklearn": ("sklearn", "the estimators' way of fitting"),
+    "joblib": ("parallel", "running tasks on several workers"),
     "pandas": ("pandas", "a result as a data frame"),
     "huggingface_hub": ("hub", "sharing through the Hugging Face Hub"),
 }

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Names of the table that the package index writes in another way.
 INDEX_NAMES = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
 # Only tests need these; they hide with the extras, so that nothing leans on them unseen.
-OF_TESTS = ("onnxruntime", "onnxscript", "skl2onnx", "skorch", "joblib", "threadpoolctl")
+OF_TESTS = ("onnxruntime", "onnxscript", "skl2onnx", "skorch", "threadpoolctl")
 
 # Packages that no finder finds are not installed, for everything in the interpreter.
 HIDING = f"""
@@ -68,6 +68,7 @@ NEEDS: dict[str, str | list[str]] = {
     "matplotlib": ["plot", "run"],
     "PIL": 'load_data("images:run")',
     "sklearn": "import admm_lip.sklearn",
+    "joblib": "from admm_lip.parallel import workers_of; workers_of(2)",
     "pandas": "result.to_frame()",
     "huggingface_hub": 'from admm_lip.hub import from_hub; from_hub("owner/name")',
 }

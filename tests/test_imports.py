@@ -115,7 +115,7 @@ def test_an_optional_library_is_imported_in_one_file_and_lazily(module: str, whe
 # least in one direction.
 FLOORS = (
     ("errors", "extras", "lazy", "progress", "strict_json"),
-    ("files", "settings", "rounding", "units", "lipschitz"),
+    ("files", "parallel", "settings", "rounding", "units", "lipschitz"),
     ("data", "solvers", "plots", "result_plots", "shown"),
     ("networks",),
     ("foreign", "records"),

@@ -1,0 +1,253 @@
+"""Independent tasks through joblib: on processes of this machine, or on any backend it knows.
+
+    with joblib.parallel_config("dask"):         # or ray, spark, ...: nothing here knows of it
+        certify(model, kind="pairwise")
+
+Without ``n_jobs`` and without such a configuration tasks are run here, one by one, and joblib is
+not needed.
+
+What a task raises is raised here, its message headed by the task's name.  A worker that dies loses
+nothing: what it and its neighbours had in hand is run again.  A task that was in hand twice is run
+alone, and named if its worker dies a third time.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+from .errors import WorkerLost
+from .extras import extra
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+# joblib's own backends work on this machine: with one worker they would gain nothing.
+_OWN_BACKENDS = "joblib._parallel_backends"
+
+
+def workers_of(n_jobs: int | None) -> int:
+    """How many workers take tasks at a time; 0 where tasks are run here, one by one.
+
+    Args:
+        n_jobs: as joblib takes it: so many workers, -1 for one per core; ``None`` for what
+            ``joblib.parallel_config`` says.
+
+    Raises:
+        ValueError: for what is no such number.
+        MissingExtra: where workers are asked for, and joblib is not installed.
+
+    Example:
+        >>> workers_of(None), workers_of(1), workers_of(2)
+        (0, 0, 2)
+    """
+    if n_jobs is not None and (type(n_jobs) is not int or n_jobs == 0):
+        raise ValueError(
+            f"n_jobs: expected a number of workers, -1 for one per core, or None, got {n_jobs!r}"
+        )
+    if n_jobs == 1 or (n_jobs is None and "joblib" not in sys.modules):
+        return 0
+    joblib = _joblib()
+    backend, _ = joblib.parallel.get_active_backend()
+    workers = int(joblib.effective_n_jobs(n_jobs))
+    return 0 if workers == 1 and type(backend).__module__ == _OWN_BACKENDS else workers
+
+
+def _joblib() -> Any:
+    with extra():
+        import joblib
+    return joblib
+
+
+def run_tasks(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    names: Sequence[str],
+    *,
+    n_jobs: int | None = None,
+    done: Callable[[], Any] = lambda: None,
+) -> list[Result]:
+    """The result of every task, in their order; arguments as for :func:`finished_tasks`.
+
+    Args:
+        done: called here after each of them.
+
+    Example:
+        >>> run_tasks(abs, [-1, 2, -3], ["first", "second", "third"])
+        [1, 2, 3]
+    """
+    found: dict[int, Result] = {}
+    for k, result in finished_tasks(function, tasks, names, n_jobs=n_jobs):
+        found[k] = result
+        done()
+    return [found[k] for k in range(len(tasks))]
+
+
+def finished_tasks(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    names: Sequence[str],
+    *,
+    n_jobs: int | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """The number and the result of each task, as they come.
+
+    Args:
+        function: of one task; it, tasks and results can be pickled.  In a worker it has one thread
+            of linear algebra.
+        tasks: what it is called with.
+        names: what a person calls each task, in errors.
+        n_jobs: as for :func:`workers_of`.
+
+    Raises:
+        WorkerLost: naming the task whose worker died whenever it was tried.
+        Exception: what the first task to fail raised, its name in front.
+    """
+    if not workers_of(n_jobs):
+        for k, task in enumerate(tasks):
+            try:
+                result = function(task)
+            except Exception as failure:
+                raise _named(failure, names[k]) from failure.__cause__
+            yield k, result
+        return
+    left, losses = dict(enumerate(tasks)), Counter[int]()
+    while left:
+        alone = [k for k in left if losses[k] > 1][:1]
+        begun: list[int] = []
+        try:
+            with closing(_pass(function, tasks, alone or list(left), n_jobs, begun)) as results:
+                for k, result, error in results:
+                    if error is not None:
+                        raise _named(error, names[k])
+                    del left[k]
+                    yield k, result
+        except _Lost as lost:
+            in_hand = [k for k in begun if k in left]
+            if not in_hand:  # not even begun: there is no such backend, or it has no worker
+                raise lost.reason from None
+            if alone:
+                raise _worker_lost(names[alone[0]], lost.reason) from lost.reason
+            losses.update(in_hand)
+
+
+class _Lost(Exception):
+    """The backend gave up; tasks return their own errors, so that this is none of them."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _worker_lost(name: str, reason: Exception) -> WorkerLost:
+    return WorkerLost(
+        f"{name}: its worker was lost whenever it was tried, the last time alone "
+        f"({type(reason).__name__}: {reason!s:.300}); run it by itself, with more memory, or here "
+        "with n_jobs=1"
+    )
+
+
+def _pass(
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    order: Iterable[int],
+    n_jobs: int | None,
+    begun: list[int],
+) -> Generator[tuple[int, Any, Exception | None]]:
+    """One go of the backend at some of the tasks; ``begun`` hears of those handed to it."""
+    delayed = _joblib().delayed
+
+    def calls() -> Iterator[Any]:
+        for k in order:
+            begun.append(k)
+            yield delayed(_guarded)(function, k, tasks[k])
+
+    try:
+        with _one_is_a_worker():
+            yield from _parallel(n_jobs)(calls())
+    except Exception as error:
+        raise _Lost(error) from error
+
+
+@contextmanager
+def _one_is_a_worker() -> Iterator[None]:
+    """Within it, a cluster with one worker is one.
+
+    joblib would run the tasks here instead, and with them what has killed the other workers.
+    """
+    backend, _ = _joblib().parallel.get_active_backend()
+    if type(backend).__module__ == _OWN_BACKENDS:
+        yield
+        return
+    count = backend.effective_n_jobs
+    backend.effective_n_jobs = lambda n_jobs: max(2, count(n_jobs))
+    try:
+        yield
+    finally:
+        del backend.effective_n_jobs
+
+
+def _parallel(n_jobs: int | None) -> Any:
+    """joblib's engine: results as they come, or all at the end where the backend knows no other."""
+    joblib = _joblib()
+    try:
+        return joblib.Parallel(n_jobs, return_as="generator_unordered", batch_size=1)
+    except (ValueError, NotImplementedError):
+        return joblib.Parallel(n_jobs, batch_size=1)
+
+
+def _guarded(
+    function: Callable[[Any], Any], k: int, task: Any
+) -> tuple[int, Any, Exception | None]:
+    """In a worker: the task's number, and its result or error."""
+    with one_thread():
+        try:
+            return k, function(task), None
+        except Exception as error:
+            return k, None, _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with the worker's traceback as a note, able to cross to another process."""
+    error.add_note(f"in a worker:\n{traceback.format_exc()}")
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _named(error: Exception, name: str) -> Exception:
+    """The same error, the name in front of its message, or a note where that is no text."""
+    if error.args == (str(error),):
+        error.args = (f"{name}: {error}",)
+    else:
+        error.add_note(f"in {name}")
+    return error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, linear algebra has one thread: the workers beside have the other cores."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError:
+        threadpool_limits = None
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read where it is imported later
+    try:
+        with threadpool_limits(1) if threadpool_limits else nullcontext():
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(before)
