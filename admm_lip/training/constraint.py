@@ -10,6 +10,7 @@ The optimizer's own step hooks do the rest.  Before each of its steps the pull
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ from .monotone import core_of
 from .multiplier_step import resolve_multiplier_step
 from .optimize import reads_value
 from .precision import stored_dtype
+from .ranks import ranks_of
 from .resuming import check_same, identity, plain_state, restored_state
 from .round import next_round, steps_of
 from .shipping import certified
@@ -69,8 +71,10 @@ class Constraint:
     * **Closures** (Lightning, L-BFGS): the pull is added after each call of the closure.
     * **Gradient accumulation:** a step is a step of the optimizer, whatever its gradient adds up.
     * **DistributedDataParallel:** give the wrapped module to the constraint of every process.
-      Gradients are averaged before the step, so that all processes hold the same weights, and a
-      round, which draws nothing, gives each of them the same next ones on machines of one kind.
+      Gradients are averaged before the step, so that all processes hold the same weights; rank 0
+      projects, certifies and broadcasts (``ranks.py``).  A process that is gone ends the others
+      with :class:`~admm_lip.errors.TrainingFailed`; a ``state_dict`` of rank 0 is loaded on as many
+      processes as there are then.
 
     Args:
         model: Linear layers and activations in turn, or a path of convolutions and pools with such
@@ -87,6 +91,8 @@ class Constraint:
         dtype: that the finished weights are rounded to; ``None``: their own.
         state: of an earlier constraint with the same ``asked`` and shapes, to go on from.
         input_shape: ``(channels, rows, columns)`` of one input; needed for convolutions only.
+        group: of the processes that hold this network (``torch.distributed.group.WORLD``, say),
+            where something else than a DistributedDataParallel averages their gradients.
 
     Raises:
         UnsupportedModule: by name, for a network that is no such chain.
@@ -120,8 +126,11 @@ class Constraint:
         dtype: torch.dtype | None = None,
         state: AdmmState | None = None,
         input_shape: Shape | None = None,
+        group: Any = None,
     ) -> None:
+        self._ranks = ranks_of(model, group)
         self.model, config = unwrapped(model), config or AdmmConfig()
+        self._ranks.copy("start", itertools.chain(self.model.parameters(), self.model.buffers()))
         self._core, own = core_of(self.model, asked)
         self._whole = asked if isinstance(asked, All) else None
         check_asked(own)
@@ -143,12 +152,12 @@ class Constraint:
             regression=len(weights[-1]) == 1 if regression is None else regression,
         )
         if state is not None:
-            begun = gone_on(state)
-        elif isinstance(found.slopes, LayerNorms):
-            begun = layer_start(weights, self.terms, self.dtype, loss_scale)
+            self._begin(lambda: gone_on(state))
         else:
-            begun = start(weights, self.terms, self.dtype, loss_scale)
-        self._begin(begun)
+            own_start = layer_start if isinstance(found.slopes, LayerNorms) else start
+            self._begin(lambda: own_start(weights, self.terms, self.dtype, loss_scale))
+        if mean is not None:
+            mean = self._ranks.decided("mean", mean.cpu).to(mean)
         self._centring = None if mean is None else centre(layers[0], mean)
         if self._centring is not None and scratch:  # nothing is lost by a bias of 0 at the mean
             nn.init.zeros_(self._centring.layer.bias)
@@ -201,6 +210,12 @@ class Constraint:
             TrainingFailed: for weights that are not finite, or that no backend could project.
         """
         self._check_weights()
+        name = f"round {self.state.iteration + 1}"
+        self._enter(self._ranks.state(name, self._round, self.parameters))
+        if self.terms.config.restart:
+            write_weights(self.parameters, self.state.consensus)
+
+    def _round(self) -> AdmmState:
         weights, number = read_weights(self.parameters), self.state.iteration + 1
         if not math.isfinite(norm(weights)):
             raise TrainingFailed(
@@ -208,14 +223,11 @@ class Constraint:
                 "data's scale"
             )
         try:
-            state = next_round(
+            return next_round(
                 weights, self.state, self.terms, self._multiplier_step, self._relative_lr()
             )
         except SolveFailed as error:
             raise TrainingFailed(f"round {number}: {error}") from error
-        self._enter(state)
-        if self.terms.config.restart:
-            write_weights(self.parameters, state.consensus)
 
     def ask(self, asked: Lipschitz) -> None:
         """Ask for another bound or price from here on.
@@ -230,7 +242,7 @@ class Constraint:
         if self.state.steps:
             self.close_round()
         self.terms = replace(self.terms, asked=asked)
-        self._begin(asked_again(self.state, self.terms, self.dtype))
+        self._begin(lambda: asked_again(self.state, self.terms, self.dtype))
 
     @contextmanager
     def shipped(self) -> Iterator[nn.Module]:
@@ -257,16 +269,18 @@ class Constraint:
             self._centring.undo()
             self._centring = None
         self.model.eval().to(self.dtype)
-        certificate = certified(self._core, self.parameters, self.state, self.terms)
-        if self._whole is not None:
-            asked = self._whole.lipschitz
-            certificate = certify_monotone(
-                self.model,
-                monotone=self._whole.monotone,
-                units=asked.units,
-                requested=asked.bound,
-            )
+        certificate = self._ranks.decided("certificate", self._certified)
+        self._ranks.copy("finished weights", self.model.parameters())
         return Finished(self.model, certificate)
+
+    def _certified(self) -> Certificate:
+        found = certified(self._core, self.parameters, self.state, self.terms)
+        if self._whole is None:
+            return found
+        asked = self._whole.lipschitz
+        return certify_monotone(
+            self.model, monotone=self._whole.monotone, units=asked.units, requested=asked.bound
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` takes, beside those of model and optimizer.
@@ -291,12 +305,22 @@ class Constraint:
         own = identity(self.terms, self.dtype, mean, self.parameters)
         return own if self._whole is None else {**own, "monotone": str(self._whole.monotone)}
 
-    def _begin(self, begun: Start) -> None:
-        """Enter its state, and let the whole network follow the consensus."""
-        self._enter(begun.state)
-        write_weights(self.parameters, begun.state.consensus)
+    def _begin(self, make: Callable[[], Start]) -> None:
+        """Enter the state that is made, and let the whole network follow the consensus."""
+        factors: list[float] = []
+
+        def state() -> AdmmState:
+            begun = make()
+            factors.extend(begun.bias_factors)
+            return begun.state
+
+        self._enter(self._ranks.state("start", state, self.parameters))
+        write_weights(self.parameters, self.state.consensus)
         with torch.no_grad():
-            for layer, factor in zip(self._layers.values(), begun.bias_factors, strict=True):
+            rows = zip(
+                self._layers.values(), self._ranks.decided("start", lambda: factors), strict=True
+            )
+            for layer, factor in rows:
                 if isinstance(layer.bias, Tensor):
                     layer.bias.mul_(factor)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ..files import exclusive, make_writable, remove_leftovers
 from .checkpoint import CHECKPOINT, PREVIOUS, CheckpointError, load_last, save_checkpoint
 from .identity import describe, difference, identity_of
+from .ranks import Ranks
 from .run import Progress, Run
 
 _log = logging.getLogger("admm_lip")
@@ -26,17 +28,17 @@ _SHARE = 0.1
 
 
 @contextmanager
-def held(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
-    """The folder of a run, made where it is missing and held by this run alone.
+def held(run_dir: str | Path | None, resume: bool, ranks: Ranks) -> Iterator[Path | None]:
+    """The folder of a run, made where it is missing and held by this run alone; of rank 0 only.
 
     Raises:
         ValueError: for a run to be resumed without a folder.
         WriteError: when it cannot be made or written.
         RunFolderError: when another run is writing into it.
     """
-    if run_dir is None:
-        if resume:
-            raise ValueError("run_dir: resume=True needs the folder of the run; got None")
+    if run_dir is None and resume:
+        raise ValueError("run_dir: resume=True needs the folder of the run; got None")
+    if run_dir is None or not ranks.first:
         yield None
         return
     folder = Path(run_dir)
@@ -95,14 +97,8 @@ class Keeper:
         Raises:
             CheckpointError: when there is none, or it belongs to another run.
         """
-        assert self.folder is not None
-        tree, run = load_last(self.folder), self.run
-        other = difference(self.identity, tree["run"])
-        if other is not None:
-            raise CheckpointError(
-                f"checkpoint: {self.folder / CHECKPOINT} belongs to a run with {other}; resume "
-                "with the same settings, data, loss and model, or start afresh in another folder"
-            )
+        run = self.run
+        tree = run.ranks.decided("checkpoint", self._read)
         at = Progress(**tree["loop"])
         self._check_length(tree["epochs"], at.step)
         _put_back(run.model, tree["model"])
@@ -113,6 +109,18 @@ class Keeper:
         run.scaler.load_state_dict(tree["scaler"])
         torch.set_rng_state(tree["random"])
         return at
+
+    def _read(self) -> Any:
+        """The last checkpoint, of this run."""
+        assert self.folder is not None
+        tree = load_last(self.folder)
+        other = difference(self.identity, tree["run"])
+        if other is not None:
+            raise CheckpointError(
+                f"checkpoint: {self.folder / CHECKPOINT} belongs to a run with {other}; resume "
+                "with the same settings, data, loss and model, or start afresh in another folder"
+            )
+        return tree
 
     def _check_length(self, epochs: int, step: int) -> None:
         """Refuse to end before what was done; say so where the end is another one."""

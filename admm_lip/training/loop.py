@@ -22,7 +22,7 @@ from .losses import checked_value
 from .optimize import set_learning_rate
 from .reading import Batch
 from .run import Progress, Run
-from .signals import Asked, deferred_signals
+from .signals import STOPS, Asked, deferred_signals
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,7 +48,9 @@ def run_steps(run: Run, at: Progress, keeper: Keeper, show: bool) -> str:
     watch = deferred_signals() if deferred else nullcontext(Asked())
     name = "training" if run.constraint is not None else run.method.name
     with (
-        working(name, run.total_steps, "steps", done=at.step, show=show) as work,
+        working(
+            name, run.total_steps, "steps", done=at.step, show=show and run.ranks.first
+        ) as work,
         watch as asked,
     ):
         for batch, rows in _stream(run, at.step):
@@ -61,13 +63,20 @@ def run_steps(run: Run, at: Progress, keeper: Keeper, show: bool) -> str:
                 if (reason := _ended_by(run, at)) is not None:
                     return reason
             if at.step < run.total_steps and (ended or run.constraint is None):
-                if asked.stop is not None or keeper.due:
+                stop = _agreed(run, asked)
+                if stop is not None or keeper.due:
                     mean_loss(at)
-                if asked.stop is not None:
-                    return asked.stop
+                if stop is not None:
+                    return stop
                 if keeper.due:
                     keeper.save(at)
     return "finished"
+
+
+def _agreed(run: Run, asked: Asked) -> str | None:
+    """How any of the ranks was asked to stop."""
+    ways = (None, *STOPS.values())
+    return ways[run.ranks.greatest("end of a round", ways.index(asked.stop), run.device)]
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -91,8 +100,8 @@ def _step(run: Run, at: Progress, batch: Batch, rows: Tensor | None) -> None:
     """One optimizer step; the batch's loss joins ``at.losses``."""
     share, lip = at.step / run.total_steps, run.lip
     set_learning_rate(run.optimizer, run.config.lr * run.schedule(share))
-    x, y = (values.to(run.device) for values in batch)
-    run.method.begin_batch(run.model, rows)
+    x, y = (run.ranks.part(values).to(run.device) for values in batch)
+    run.method.begin_batch(run.model, None if rows is None else run.ranks.part(rows))
     seen: list[Tensor] = []
 
     # Some optimizers (L-BFGS) evaluate more than once; the loss reported is the first one.
@@ -103,6 +112,8 @@ def _step(run: Run, at: Progress, batch: Batch, rows: Tensor | None) -> None:
                 run.method.objective(run.model, x, y, lambda f, t: run.loss(f, t, lip), share)
             )
         run.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+        if run.ranks.size > 1:
+            value = _summed(run, at, len(batch[0]), value.detach())
         if run.config.gradient_clip is not None:
             run.scaler.unscale_(run.optimizer)
             nn.utils.clip_grad_norm_(run.model.parameters(), run.config.gradient_clip)
@@ -119,6 +130,18 @@ def _step(run: Run, at: Progress, batch: Batch, rows: Tensor | None) -> None:
         mean_loss(at)  # where that is the reason, it is the better one to name
         raise
     run.method.after_step(run.model)
+
+
+def _summed(run: Run, at: Progress, rows: int, value: Tensor) -> Tensor:
+    """Gradients and value of the whole batch; each rank has those of its rows' mean."""
+    moved = [p for p in run.model.parameters() if p.requires_grad]
+    for parameter in moved:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    shares = [*(p.grad for p in moved if p.grad is not None), value.to(moved[0])]
+    torch._foreach_mul_(shares, run.ranks.share(rows))
+    run.ranks.add(f"step {at.step + 1}", shares)
+    return shares[-1]
 
 
 def _move(run: Run, evaluate: Callable[[], Tensor]) -> None:
@@ -208,7 +231,8 @@ def _ended_by(run: Run, at: Progress) -> str | None:
         return "converged"
     moment = _moment(run, at)
     asked = [callback.stop(moment) for callback in run.callbacks]
-    return "stopped" if any(asked) and at.step < run.total_steps else None
+    stops = run.ranks.greatest("end of a round", int(any(asked)), run.device)
+    return "stopped" if stops and at.step < run.total_steps else None
 
 
 def _converged(run: Run, at: Progress) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .config import TrainConfig
+
 
 def stored_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of a module's parameters.
@@ -41,3 +43,18 @@ def master_dtype(stored: torch.dtype) -> torch.dtype:
         (torch.float32, torch.float64)
     """
     return torch.promote_types(stored, torch.float32)
+
+
+def scaler_of(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, model: nn.Module
+) -> torch.amp.GradScaler:
+    """Of gradients in float16; does nothing in other precisions.
+
+    Raises:
+        ValueError: for L-BFGS in float16.
+    """
+    scaled = config.precision == "float16"
+    if scaled and isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("precision: float16 scales gradients, which L-BFGS cannot search along")
+    device = next(model.parameters()).device
+    return torch.amp.GradScaler(device.type, enabled=scaled)

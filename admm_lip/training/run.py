@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .constraint import Constraint
 from .losses import BoundedLoss
 from .method import Method
+from .ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Run:
         scaler: of gradients in float16; does nothing in other precisions.
         validation: data to measure after every epoch.
         callbacks: called after rounds and epochs.
+        ranks: the processes that share the batches out among them.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Run:
     scaler: torch.amp.GradScaler
     validation: Batches | None = None
     callbacks: tuple[Callback, ...] = ()
+    ranks: Ranks = field(default_factory=Ranks)
 
     @cached_property
     def epoch_steps(self) -> int:

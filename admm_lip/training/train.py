@@ -40,7 +40,8 @@ from .method import Method
 from .metric import Metric
 from .monotone import PlusLinear, core_of
 from .optimize import make_optimizer, schedule_of
-from .precision import master_dtype, stored_dtype
+from .precision import master_dtype, scaler_of, stored_dtype
+from .ranks import Ranks, ranks_of
 from .run import Progress, Run
 from .start import loss_scale
 
@@ -159,7 +160,9 @@ def train(
             (``layer_norms.py``; MaxMin is the activation for these); any module that the method
             accepts, where nothing is enforced.  It is copied, the one that went in is not changed.
             A result of an earlier run under a bound goes on from its network and its ADMM state,
-            under another bound, say.
+            under another bound, say.  A DistributedDataParallel: every process calls this with all
+            data, each takes its rows of every batch (losses are means over rows), and rank 0 alone
+            projects, calls back and writes; a checkpoint serves any number of processes.
         data: a DataLoader, a Dataset, or a pair ``(inputs, targets)`` of tensors, NumPy arrays,
             data frames, series or lists.  Inputs take the model's dtype; integers, booleans and
             words are class labels, floats are numbers (``reading.py``).
@@ -209,8 +212,9 @@ def train(
     earlier = model if isinstance(model, TrainResult) else None
     if earlier is not None and isinstance(asked, All):
         raise TypeError("model: expected a network under All(...), got a TrainResult")
-    given = unwrapped(model.model if isinstance(model, TrainResult) else model)
-    with held(run_dir, resume) as folder, torch.random.fork_rng(devices=[]):
+    given = model.model if isinstance(model, TrainResult) else model
+    ranks, given = ranks_of(given), unwrapped(given)
+    with held(run_dir, resume, ranks) as folder, torch.random.fork_rng(devices=[]):
         copied = copy.deepcopy(given)
         stored = stored_dtype(copied)
         copied.to(master_dtype(stored))
@@ -228,10 +232,12 @@ def train(
         batches = as_batches(data, **like, steps=steps, classes=classes)
         torch.manual_seed(config.seed)  # the caller's random state stays as it was
         run = _set_up(
-            copied, batches, config, chosen, method or Method(), asked, stored, earlier, layers
+            *(copied, batches, config, chosen, method or Method(), asked, stored, earlier, layers),
+            ranks,
         )
         measured = _validation(validation, batches, like)
-        run = replace(run, validation=measured, callbacks=tuple(callbacks))
+        heard = tuple(callbacks) if ranks.first else ()
+        run = replace(run, validation=measured, callbacks=heard)
         keeper = Keeper(run, folder)
         at = keeper.restore() if resume else Progress()
         stopped = run_steps(run, at, keeper, progress)
@@ -274,6 +280,7 @@ def _set_up(
     stored: torch.dtype,
     earlier: TrainResult | None,
     layers: list[nn.Linear],
+    ranks: Ranks,
 ) -> Run:
     """Check everything once, before the first step."""
     inputs, targets = _first_batch(batches)
@@ -295,6 +302,7 @@ def _set_up(
             regression=targets.is_floating_point(),
             dtype=stored,
             input_shape=None if layers else tuple(inputs.shape[1:]),
+            group=ranks.group,
         )
     trained = method.prepare(model)
     optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
@@ -312,7 +320,8 @@ def _set_up(
         schedule=schedule_of(config.schedule),
         stored=stored,
         units=None if moved is None else moved.units,
-        scaler=_scaler(config, optimizer, trained),
+        scaler=scaler_of(config, optimizer, trained),
+        ranks=ranks,
     )
 
 
@@ -334,16 +343,6 @@ def _constraint(
     constraint = Constraint(model, then, config, state=earlier.state, **more)
     constraint.ask(asked)
     return constraint
-
-
-def _scaler(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, model: nn.Module
-) -> torch.amp.GradScaler:
-    scaled = config.precision == "float16"
-    if scaled and isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("precision: float16 scales gradients, which L-BFGS cannot search along")
-    device = next(model.parameters()).device
-    return torch.amp.GradScaler(device.type, enabled=scaled)
 
 
 def _in_own_units(loss: BoundedLoss, length: float) -> BoundedLoss:
