@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .solution import Status as Status
     from .solve import RESTART_TYPES as RESTART_TYPES
     from .solve import solve_certify as solve_certify
+    from .solve import solve_certify_all as solve_certify_all
     from .solve import solve_project as solve_project
 
 # Public name -> the module that defines it.
@@ -58,6 +59,7 @@ _HOMES = {
     "register_backend": "registry",
     "save_problem": "problem_file",
     "solve_certify": "solve",
+    "solve_certify_all": "solve",
     "solve_project": "solve",
     "unit_slopes": "problem",
 }

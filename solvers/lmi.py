@@ -45,21 +45,23 @@ def lmi_blocks(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Blocks of ``M(lip_sq, W, T)``: the diagonal ones and those below it.
 
+    Chains of equal widths side by side have a leading dimension in every tensor.
+
     Returns:
         ``(diagonal, lower)`` with ``len(diagonal) == len(weights) + 1`` and ``lower[k]`` the block
         ``(k+1, k)``.
     """
     first = weights[0]
-    eye = torch.eye(first.shape[1], dtype=first.dtype, device=first.device)
+    eye = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
     diagonal = [lip_sq * eye]
     lower = []
     for w, s, t in zip(weights, slopes, multiplier, strict=False):
         if bool((s.alpha * s.beta != 0).any()):
-            diagonal[-1] = diagonal[-1] + 2.0 * w.T @ ((s.alpha * s.beta * t)[:, None] * w)
-        lower.append(-((s.alpha + s.beta) * t)[:, None] * w)
-        diagonal.append(torch.diag(2.0 * t))
+            diagonal[-1] = diagonal[-1] + 2.0 * w.mT @ ((s.alpha * s.beta * t)[..., None] * w)
+        lower.append(-((s.alpha + s.beta) * t)[..., None] * w)
+        diagonal.append(torch.diag_embed(2.0 * t))
     lower.append(-weights[-1])
-    diagonal.append(torch.eye(weights[-1].shape[0], dtype=first.dtype, device=first.device))
+    diagonal.append(torch.eye(weights[-1].shape[-2], dtype=first.dtype, device=first.device))
     return diagonal, lower
 
 
@@ -71,7 +73,7 @@ def eliminate_output(
     The result is affine in ``(L^2, T)`` for fixed weights: the certification form.
     """
     w = lower[-1]
-    return [*diagonal[:-2], diagonal[-2] - w.T @ w], list(lower[:-1])
+    return [*diagonal[:-2], diagonal[-2] - w.mT @ w], list(lower[:-1])
 
 
 def assemble(diagonal: Sequence[Tensor], lower: Sequence[Tensor]) -> Tensor:
@@ -108,21 +110,37 @@ def implied_bound(
     """
     if any_known(slopes):
         return storage_bound(weights, slopes, multiplier)
+    schur, definite = _eliminated(weights, slopes, multiplier)
+    return math.sqrt(max(top_eigenvalue(-schur), 0.0)) if bool(definite) else float("inf")
+
+
+def implied_bounds(
+    weights: Sequence[Tensor], slopes: Sequence[Slopes], multiplier: Sequence[Tensor]
+) -> Tensor:
+    """:func:`implied_bound` of each of many chains of equal widths, none with a known slope."""
+    schur, definite = _eliminated(weights, slopes, multiplier)
+    sound = torch.where(definite[:, None, None], -schur, 0.0)
+    lip = torch.linalg.eigvalsh(sound)[:, -1].clamp(min=0.0).sqrt()
+    return torch.where(definite, lip, float("inf"))
+
+
+def _eliminated(
+    weights: Sequence[Tensor], slopes: Sequence[Slopes], multiplier: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What is left of block (0, 0) at L = 0, and whether every ``S_k`` was positive definite."""
     # lambda_max over the inputs only sees the row space of W_0.
     first = weights[0]
-    if first.shape[1] > first.shape[0]:
-        first = torch.linalg.qr(first.T, mode="r")[1].T
-    diagonal, lower = lmi_blocks([first, *weights[1:]], slopes, multiplier, 0.0)
-    schur = diagonal[-1]
+    if first.shape[-1] > first.shape[-2]:
+        first = torch.linalg.qr(first.mT, mode="r")[1].mT
+    blocks = lmi_blocks([first, *weights[1:]], slopes, multiplier, 0.0)
+    diagonal, lower = eliminate_output(*blocks)
+    schur, definite = diagonal[-1], torch.ones((), dtype=torch.bool, device=first.device)
     for d, off in zip(reversed(diagonal[:-1]), reversed(lower), strict=True):
         factor, info = torch.linalg.cholesky_ex(schur)
-        if int(info) != 0:
-            return float("inf")
+        definite = definite & (info == 0)
         half = torch.linalg.solve_triangular(factor, off, upper=False)
-        schur = d - half.T @ half
-    if not bool(torch.isfinite(schur).all()):
-        return float("inf")
-    return math.sqrt(max(top_eigenvalue(-schur), 0.0))
+        schur = d - half.mT @ half
+    return schur, definite & torch.isfinite(schur).all(-1).all(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .native.lmi.closed_forms import norm_sq, theta_start
+from .native.lmi.closed_forms import norms_sq, theta_start
 from .native.lmi.transpose import inverted, invertible, order, transposed
 from .phases import phase
 from .problem import CertifyProblem, Multiplier, Slopes, Weights
@@ -42,7 +42,7 @@ _FAR_IN_CONSTANT = 1e100
 _LOG_RANGE = 680.0
 _BALANCE_SWEEPS = 3
 # The inverse of a multiplier is taken at a bound this much above the one it proves.
-_INSIDE = 1e-10
+INSIDE = 1e-10
 # Entries of a multiplier below this share of its layer's largest are raised before an inversion.
 _SMALLEST = 1e-14
 
@@ -107,7 +107,8 @@ def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
         >>> reduced.problem.widths
         (4, 4, 4)
     """
-    weights, logs = _unit_norms(_compressed(problem.weights))
+    weights, tops = unit_norms(compressed(problem.weights))
+    logs = list(map(float, tops))
     if not problem.slopes:
         return ReducedCertify(CertifyProblem(weights, ()), logs[0])
     whole = CertifyProblem(weights, problem.slopes)
@@ -122,10 +123,10 @@ def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
     if not all(bool(k.all()) for k in kept):
         dropped = _dropped(whole, constant, _FAR, _FAR, logs)
         weights, slopes = _pruned(whole, kept)
-        whole = CertifyProblem(_compressed(weights), slopes)
-    weights, balance = _balanced(whole.weights)
-    weights, more = _unit_norms(weights)
-    logs = [a + b for a, b in zip(logs, more, strict=True)]
+        whole = CertifyProblem(compressed(weights), slopes)
+    weights, balance = balanced(whole.weights)
+    weights, more = unit_norms(weights)
+    logs = [a + float(b) for a, b in zip(logs, more, strict=True)]
     whole = CertifyProblem(weights, whole.slopes)
     start = theta_start(whole, 1.2)
     log_lip = 0.5 * math.log(start.lip_sq) if start is not None and start.lip_sq > 0 else 0.0
@@ -137,7 +138,7 @@ def reduce_certify(problem: CertifyProblem) -> ReducedCertify:
     back = transposed(reduced)
     if order(back) < order(reduced) and invertible(reduced):
         upright = reduced
-        reduced = CertifyProblem(_compressed(back.weights), back.slopes)
+        reduced = CertifyProblem(compressed(back.weights), back.slopes)
     return ReducedCertify(reduced, math.fsum(logs), kept, dropped, gains, upright)
 
 
@@ -153,7 +154,7 @@ def _turned(problem: CertifyProblem, multiplier: Multiplier) -> Multiplier:
         for t, top in zip(multiplier, tops, strict=True)
     )
     inside, lip = proving(problem, positive)
-    lip_sq = (1.0 + _INSIDE) * lip**2 if 0.0 < lip < float("inf") else float("nan")
+    lip_sq = (1.0 + INSIDE) * lip**2 if 0.0 < lip < float("inf") else float("nan")
     return inverted(problem, inside, lip_sq)
 
 
@@ -162,19 +163,19 @@ def _multiplier_logs(logs: Sequence[float]) -> list[float]:
     return [2.0 * math.fsum(logs[k:]) for k in range(1, len(logs))]
 
 
-def _compressed(weights: Weights) -> Weights:
+def compressed(weights: Weights) -> Weights:
     """Triangular factors in place of a wide first and a tall last layer."""
     first, *rest = weights
-    if rest and first.shape[1] > first.shape[0]:
-        first = torch.linalg.qr(_safe(first).T, mode="r")[1].T * _top(first)
-    if rest and rest[-1].shape[0] > rest[-1].shape[1]:
+    if rest and first.shape[-1] > first.shape[-2]:
+        first = torch.linalg.qr(_safe(first).mT, mode="r")[1].mT * _top(first)
+    if rest and rest[-1].shape[-2] > rest[-1].shape[-1]:
         rest[-1] = torch.linalg.qr(_safe(rest[-1]), mode="r")[1] * _top(rest[-1])
     return (first.contiguous(), *rest)
 
 
 def _top(w: Tensor) -> Tensor:
     """Largest entry in size, 1 for a zero matrix."""
-    top = w.abs().max()
+    top = w.abs().amax((-2, -1), keepdim=True)
     return torch.where(top > 0, top, torch.ones_like(top))
 
 
@@ -183,14 +184,15 @@ def _safe(w: Tensor) -> Tensor:
     return w / _top(w)
 
 
-def _unit_norms(weights: Weights) -> tuple[Weights, list[float]]:
+def unit_norms(weights: Weights) -> tuple[Weights, list[Tensor]]:
     """Layers of spectral norm 1 and the logarithms of the norms; zero layers stay as they are."""
     scaled, logs = [], []
     for w in weights:
         top, safe = _top(w), _safe(w)
-        norm = norm_sq(safe) ** 0.5 or 1.0
-        scaled.append(safe / norm)
-        logs.append(math.log(float(top)) + math.log(norm))
+        norm = norms_sq(safe).sqrt()
+        norm = torch.where(norm > 0.0, norm, 1.0)
+        scaled.append(safe / norm[..., None, None])
+        logs.append(top[..., 0, 0].log() + norm.log())
     return tuple(scaled), logs
 
 
@@ -224,21 +226,21 @@ def _pruned(problem: CertifyProblem, kept: Sequence[Tensor]) -> tuple[Weights, t
     return tuple(weights), tuple(slopes)
 
 
-def _balanced(weights: Weights) -> tuple[Weights, list[Tensor]]:
+def balanced(weights: Weights) -> tuple[Weights, list[Tensor]]:
     """Neurons rescaled so that what comes in weighs as much as what goes out.
 
     Row i of ``W_{k-1}`` times c and column i of ``W_k`` over c leave the LMI's bound as it is and
     turn ``t_i`` into ``t_i / c^2``.  Returns the weights and ``log c`` per hidden layer.
     """
     scaled = list(weights)
-    logs = [torch.zeros_like(w[:, 0]) for w in weights[:-1]]
+    logs = [torch.zeros_like(w[..., 0]) for w in weights[:-1]]
     for _ in range(_BALANCE_SWEEPS):
         for k in range(1, len(scaled)):
-            into = torch.linalg.vector_norm(scaled[k - 1], dim=1)
-            out = torch.linalg.vector_norm(scaled[k], dim=0)
+            into = torch.linalg.vector_norm(scaled[k - 1], dim=-1)
+            out = torch.linalg.vector_norm(scaled[k], dim=-2)
             c = (out / into).clamp(1e-30, 1e30).sqrt()
-            scaled[k - 1] = c[:, None] * scaled[k - 1]
-            scaled[k] = scaled[k] / c
+            scaled[k - 1] = c[..., None] * scaled[k - 1]
+            scaled[k] = scaled[k] / c[..., None, :]
             logs[k - 1] = logs[k - 1] + c.log()
     return tuple(scaled), logs
 

@@ -32,7 +32,7 @@ from ..solvers.errors import SolveFailed
 from ..solvers.problem import CertifyProblem
 from ..solvers.problem import Slopes as TensorSlopes
 from ..solvers.solution import CertifySolution
-from ..solvers.solve import solve_certify
+from ..solvers.solve import solve_certify, solve_certify_all
 from .claim_matrices import Matrices
 from .layer_scales import LayerScales
 from .least_proven import Candidate, Claim, Search
@@ -106,8 +106,18 @@ class Task:
         return Claim(self.matrices, scales, problem, self.names, deadline)
 
 
+def solve_all(tasks: Sequence[Task], config: SolverConfig) -> list[CertifySolution | None]:
+    """The solver's answers of many tasks, small ones side by side; ``None``: to be solved alone."""
+    claims = [task.claim(Deadline(None)) for task in tasks]
+    return solve_certify_all([claim.problem for claim in claims], config)
+
+
 def prove(
-    task: Task, config: SolverConfig, deadline: Deadline, known: Sequence[Any] | None = None
+    task: Task,
+    config: SolverConfig,
+    deadline: Deadline,
+    known: Sequence[Any] | None = None,
+    solution: CertifySolution | None = None,
 ) -> Proven:
     """Steps 1 to 3.
 
@@ -116,6 +126,7 @@ def prove(
         config: of the solver; what ``deadline`` leaves binds instead of its own time limit.
         deadline: of everything.
         known: a multiplier to try as well, and to start from.
+        solution: the solver's answer, where it is there already.
 
     Raises:
         CertificateError: when nothing could be proven through rounding.
@@ -125,7 +136,8 @@ def prove(
     if known is not None:
         warm = claim.scales.unit_multiplier(_checked(task.matrices, known))
     product, search = _product(task, claim), Search(claim)
-    solution = _solved(claim, config, warm) if task.matrices.slopes else None
+    if solution is None and task.matrices.slopes:
+        solution = _solved(claim, config, warm)
     candidates = [product]
     if warm is not None:
         candidates.append(Candidate("given", warm, claim.implied(warm)))

@@ -113,7 +113,7 @@ def _problems(module: nn.Module) -> Iterator[str]:
 def _replaced(module: nn.Module, held: Mapping[str, Any]) -> Iterator[str]:
     """Names of the class's methods for which the instance holds something else."""
     for name, value in held.items():
-        if not inspect.isroutine(inspect.getattr_static(type(module), name, None)):
+        if not inspect.isroutine(_found(type(module), name)[1]):
             continue
         # What torch.compile sets itself.
         home = getattr(value, "__globals__", {}).get("__name__", "")
@@ -121,6 +121,7 @@ def _replaced(module: nn.Module, held: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _found(cls: type, name: str) -> tuple[type, Any]:
-    """The class that defines an attribute, and the attribute."""
-    return next((base, vars(base)[name]) for base in cls.__mro__ if name in vars(base))
+def _found(cls: type, name: str) -> tuple[type | None, Any]:
+    """The class that defines an attribute, and the attribute; ``None`` twice where none does."""
+    pairs = ((base, vars(base)[name]) for base in cls.__mro__ if name in vars(base))
+    return next(pairs, (None, None))

@@ -25,7 +25,8 @@ from admm_lip.solvers.native.lmi.checkpoints import Action, Checkpoint, Stage, T
 from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.phases import phase, stopwatch
 
-NATIVE = SolverConfig("native", fallback=())
+# Under a limit, a small network too is solved by the form that has checkpoints.
+NATIVE = SolverConfig("native", fallback=(), max_iterations=1000)
 
 
 def network(*sizes: int) -> CertifyProblem:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...dissipation import any_known
 from ...phases import phase
-from ...problem import CertifyProblem, Multiplier
+from ...problem import CertifyProblem, Multiplier, Slopes, Weights
 from ...spectrum import top_eigenvalue
 from .block_cholesky import cholesky
 from .step_length import least_eigenvalue
@@ -61,31 +61,40 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
     """
     if any_known(problem.slopes):
         return _graph_start(problem, theta, balanced)
-    state = torch.eye(problem.weights[0].shape[1]).to(problem.weights[0])
+    diagonals, outer = forward(problem.weights, problem.slopes, theta, balanced)
+    return _ended(outer, diagonals, theta)
+
+
+def forward(
+    weights: Weights, slopes: Sequence[Slopes], theta: float, balanced: bool = True
+) -> tuple[list[Tensor], Tensor]:
+    """``T / lambda`` of the closed form, and the matrix whose norm is lambda.
+
+    Chains of equal widths side by side have a leading dimension in every tensor.  Where rounding
+    breaks the form, the matrix is NaN.
+    """
+    state = torch.eye(weights[0].shape[-1]).to(weights[0])
     diagonals = []
-    for w, slopes in zip(problem.weights, problem.slopes, strict=False):
+    for w, s in zip(weights, slopes, strict=False):
         seen = _congruence(w, state)
-        if seen is None:
-            return None
-        width = slopes.beta - slopes.alpha
-        q = width[:, None] * seen * width
-        s = _entries(q) if balanced else torch.ones_like(width)
-        norm = norm_of_gram(s.sqrt()[:, None] * q * s.sqrt())
-        t = s * (theta / norm) if norm > 0 else s
-        product = slopes.alpha * slopes.beta * t
+        width = s.beta - s.alpha
+        q = width[..., None] * seen * width[..., None, :]
+        share = _entries(q) if balanced else torch.ones_like(width)
+        root = share.sqrt()
+        norm = _norms_of_grams(root[..., None] * q * root[..., None, :])[..., None]
+        t = torch.where(norm > 0, share * (theta / norm), share)
+        product = s.alpha * s.beta * t
         if bool((product != 0).any()):
-            seen = _congruence(w, state + 2.0 * w.T @ (product[:, None] * w))
-            if seen is None:
-                return None
-        row = (slopes.alpha + slopes.beta) * t
-        state = torch.diag(2.0 * t) - row[:, None] * seen * row
+            seen = _congruence(w, state + 2.0 * w.mT @ (product[..., None] * w))
+        row = (s.alpha + s.beta) * t
+        state = torch.diag_embed(2.0 * t) - row[..., None] * seen * row[..., None, :]
         diagonals.append(t)
-    return _ended(_congruence(problem.weights[-1], state), diagonals, theta)
+    return diagonals, _congruence(weights[-1], state)
 
 
-def _ended(outer: Tensor | None, diagonals: Sequence[Tensor], theta: float) -> Start | None:
+def _ended(outer: Tensor, diagonals: Sequence[Tensor], theta: float) -> Start | None:
     """The start whose last layer sees ``outer``."""
-    lip_sq = _top_eigenvalue(outer) if outer is not None else float("nan")
+    lip_sq = _top_eigenvalue(outer)
     if not 0.0 <= lip_sq < float("inf"):
         return None
     # A network that is constant has lip_sq = 0 and its multiplier may have any scale.
@@ -176,23 +185,28 @@ def best_start(problem: CertifyProblem) -> Start | None:
     return min(found, key=lambda s: s.lip_sq, default=None)
 
 
-def _congruence(rows: Tensor, state: Tensor) -> Tensor | None:
-    """``rows state^{-1} rows'``, or ``None`` where the state is not positive definite."""
-    factor = cholesky(state)
-    if factor is None:
-        return None
-    half: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-    product: Tensor = half.T @ half
-    return product
+def _congruence(rows: Tensor, state: Tensor) -> Tensor:
+    """``rows state^{-1} rows'``, NaN where the state is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(state)
+    half: Tensor = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
+    return torch.where(info[..., None, None] == 0, half.mT @ half, float("nan"))
 
 
 def _entries(q: Tensor) -> Tensor:
     """``s_i = q_ii^(-1/2)``, its range limited, 1 where q vanishes."""
-    d = torch.diagonal(q)
-    top = float(d.max())
-    if not top > 0:
-        return torch.ones_like(d)
-    return d.clamp(min=top / _S_RANGE**2).rsqrt() * math.sqrt(top)
+    d = torch.diagonal(q, dim1=-2, dim2=-1)
+    top = d.amax(-1, keepdim=True)
+    found = torch.maximum(d, top / _S_RANGE**2).rsqrt() * top.sqrt()
+    return torch.where(top > 0, found, torch.ones_like(d))
+
+
+def _norms_of_grams(q: Tensor) -> Tensor:
+    """:func:`norm_of_gram`, with or without a leading dimension; NaN where there is none."""
+    if q.ndim == 2:
+        return q.new_tensor(norm_of_gram(q))
+    finite = torch.isfinite(q).all(-1).all(-1)
+    top = torch.linalg.eigvalsh(torch.where(finite[..., None, None], q, 0.0))[..., -1]
+    return torch.where(finite, top.clamp(min=0.0), float("nan"))
 
 
 def norm_of_gram(q: Tensor) -> float:
@@ -212,6 +226,14 @@ def norm_sq(w: Tensor) -> float:
     if wide.shape[0] <= _EXACT_NORMS:
         return max(_top_eigenvalue(wide @ wide.T), 0.0)
     return max(_norm(lambda x: wide @ (wide.T @ x), wide), 0.0)
+
+
+def norms_sq(w: Tensor) -> Tensor:
+    """:func:`norm_sq`, with or without a leading dimension."""
+    if w.ndim == 2:
+        return w.new_tensor(norm_sq(w))
+    wide = w if w.shape[-2] <= w.shape[-1] else w.mT
+    return _norms_of_grams(wide @ wide.mT)
 
 
 def _norm(product: Callable[[Tensor], Tensor], like: Tensor) -> float:

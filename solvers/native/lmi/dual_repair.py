@@ -16,39 +16,43 @@ this exact.  Every step keeps the covariance positive semidefinite, never fails,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ...phases import phase
-from ...problem import CertifyProblem
-from .block_cholesky import Band, factorize_cliques
+from ...problem import CertifyProblem, Slopes, Weights
+from .block_cholesky import Band
+
+
+def repaired_value(problem: CertifyProblem, band: Band) -> float:
+    """``L^2`` of the repaired dual point; 0 where the band is not positive definite."""
+    return float(repaired_values(problem.weights, problem.slopes, band))
 
 
 @phase("repair of the dual")
-def repaired_value(problem: CertifyProblem, band: Band) -> float:
-    """``L^2`` of the repaired dual point; 0 where the band is not positive definite."""
-    cliques = factorize_cliques(band)
-    if cliques is None:
-        return 0.0
-    state = band.diagonal[0] / torch.diagonal(band.diagonal[0]).sum()
-    scale = 1.0 / torch.diagonal(band.diagonal[0]).sum()
-    for k, slopes in enumerate(problem.slopes):
-        w = problem.weights[k]
-        middle, half = (slopes.alpha + slopes.beta) / 2.0, (slopes.beta - slopes.alpha) / 2.0
-        gain = torch.linalg.solve_triangular(
-            cliques.pivots[k], cliques.below[k], upper=False, left=False
-        )
-        noise = cliques.rest[k] @ cliques.rest[k].T * scale
-        nominal = middle[:, None] * w
+def repaired_values(weights: Weights, slopes: Sequence[Slopes], band: Band) -> Tensor:
+    """:func:`repaired_value` of one chain, or of each of many with a leading dimension."""
+    trace = torch.diagonal(band.diagonal[0], dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    state, scale, sound = band.diagonal[0] / trace, 1.0 / trace, trace[..., 0, 0] > 0.0
+    for k, (w, s) in enumerate(zip(weights, slopes, strict=False)):
+        middle, half = (s.alpha + s.beta) / 2.0, (s.beta - s.alpha) / 2.0
+        pivot, info = torch.linalg.cholesky_ex(band.diagonal[k])
+        below = torch.linalg.solve_triangular(pivot, band.lower[k].mT, upper=False).mT
+        rest, failed = torch.linalg.cholesky_ex(band.diagonal[k + 1] - below @ below.mT)
+        sound = sound & (info == 0) & (failed == 0)
+        gain = torch.linalg.solve_triangular(pivot, below, upper=False, left=False)
+        noise = rest @ rest.mT * scale
+        nominal = middle[..., None] * w
         off = gain - nominal  # deviation = off x_{k-1} + noise
-        deviation = (off @ state * off).sum(1) + torch.diagonal(noise)
-        seen = (w @ state * w).sum(1)
+        deviation = (off @ state * off).sum(-1) + torch.diagonal(noise, dim1=-2, dim2=-1)
+        seen = (w @ state * w).sum(-1)
         factor = half * (seen / deviation.clamp(min=torch.finfo(w.dtype).tiny)).clamp(min=0).sqrt()
-        step = nominal + factor[:, None] * off
-        state = step @ state @ step.T + factor[:, None] * noise * factor
-    w = problem.weights[-1]
-    value = float((w @ state * w).sum())
-    return value if 0.0 <= value < float("inf") else 0.0
+        step = nominal + factor[..., None] * off
+        state = step @ state @ step.mT + factor[..., None] * noise * factor[..., None, :]
+    value = (weights[-1] @ state * weights[-1]).sum((-2, -1))
+    return torch.where(sound & (value >= 0.0) & torch.isfinite(value), value, 0.0)
 
 
 def reachable_band(problem: CertifyProblem, share: float = 0.5) -> Band:

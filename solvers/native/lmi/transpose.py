@@ -13,7 +13,11 @@ which a supply rate is replaced by its inverse.  After the reduction of wide end
 
 from __future__ import annotations
 
-from ...problem import CertifyProblem, Multiplier
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...problem import CertifyProblem, Multiplier, Slopes
 
 # The multiplier of a neuron whose slope is known does not survive the inversion.
 _NARROW = 1e-6
@@ -27,9 +31,15 @@ def transposed(problem: CertifyProblem) -> CertifyProblem:
 
 def inverted(problem: CertifyProblem, multiplier: Multiplier, lip_sq: float) -> Multiplier:
     """What proves ``lip_sq`` for ``transposed(problem)``, from what does for ``problem``."""
-    pairs = zip(problem.slopes, multiplier, strict=True)
-    inverse = [lip_sq / ((s.beta - s.alpha) ** 2 * t) for s, t in pairs]
-    return tuple(reversed(inverse))
+    return inverse_slopes(problem.slopes, multiplier, lip_sq)
+
+
+def inverse_slopes(
+    slopes: Sequence[Slopes], multiplier: Sequence[Tensor], lip_sq: float | Tensor
+) -> Multiplier:
+    """:func:`inverted` by the slopes alone; ``lip_sq`` of chains side by side is a column."""
+    pairs = zip(slopes, multiplier, strict=True)
+    return tuple(lip_sq / ((s.beta - s.alpha) ** 2 * t) for s, t in pairs)[::-1]
 
 
 def invertible(problem: CertifyProblem) -> bool:

@@ -17,7 +17,7 @@ _STIFF = 1e7
 # A neuron whose row and column together weigh less than this share of the largest of its layer: its
 # multiplier may be anything between the share and its inverse, so it is held at its natural scale.
 # Weight decay leaves such neurons; the centre of so long an interval is beyond double precision.
-_NEGLIGIBLE = 1e-12
+NEGLIGIBLE = 1e-12
 
 
 def spread(problem: CertifyProblem) -> CertifyProblem:
@@ -58,5 +58,5 @@ def _negligible(problem: CertifyProblem) -> Tensor:
     masks = []
     for into, out in pairwise(problem.weights):
         share = torch.linalg.vector_norm(into, dim=1) * torch.linalg.vector_norm(out, dim=0)
-        masks.append(share <= _NEGLIGIBLE * share.max())
+        masks.append(share <= NEGLIGIBLE * share.max())
     return torch.cat(masks)

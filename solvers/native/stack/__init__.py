@@ -1,0 +1,1 @@
+"""Chains of equal widths, solved side by side."""

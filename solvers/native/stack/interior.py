@@ -1,0 +1,251 @@
+"""The interior point of ``interior/interior_point.py`` for many small chains at once.
+
+The steps are the same; what differs is due to small matrices:
+
+* Z is kept as a dense matrix, so nothing is completed.
+* The longest step is found by bisection: a Cholesky factor of such a matrix costs a tenth of its
+  eigenvalues.
+
+A chain leaves the stack when its gap is proven, or when a step fails: that one is for the other
+form, which has an answer to every trouble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...phases import phase
+from .batched import Array, Mask, cholesky, inverse, solve
+from .chains import Stack, schur_complement
+
+# The pair is good enough to start from at this decrement.
+_CENTRED = 0.7
+_MOST_CENTRING, _MOST_STEPS = 60, 60
+# The steps that are tried, as many as a power of two: what is left of the way in equal ratios.
+LENGTHS = np.array(
+    [0, 0.02, 0.06, 0.13, 0.22, 0.32, 0.43, 0.54, 0.64, 0.73, 0.8, 0.86, 0.91, 0.95, 0.98, 1]
+)
+_SHRINK, _TRIALS = 0.6, 12
+_RAISED = 1e-12
+
+
+class State(NamedTuple):
+    """Chains on their way: their places, ``S(y) = K K'``, and Z."""
+
+    place: NDArray[np.int64]
+    stack: Stack
+    y: Array
+    slack: Array
+    factor: Array
+    z: Array
+
+    def pick(self, wanted: Mask) -> State:
+        """Some of them."""
+        if wanted.all():
+            return self
+        place, stack, *arrays = self
+        return State(place[wanted], stack.pick(wanted), *(a[wanted] for a in arrays))
+
+    @staticmethod
+    def joined(parts: Sequence[State]) -> State:
+        """All of them."""
+        if len(parts) == 1:
+            return parts[0]
+        places, stacks, *arrays = zip(*parts, strict=True)
+        joined = (np.concatenate(a) for a in arrays)
+        return State(np.concatenate(places), Stack.joined(stacks), *joined)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Per chain: y, Z, whether the gap was reached, and the steps taken."""
+
+    y: Array
+    z: Array
+    solved: Mask
+    steps: NDArray[np.int64]
+
+
+# From a stack and its Z to the proven lower bound on ``L^2`` of each chain.
+Repair = Callable[[Stack, Array], Array]
+
+
+def follow(stack: Stack, y: Array, tol: float, repair: Repair) -> Answers:
+    """The optima of all chains, each to the relative gap ``tol``, from strictly feasible y."""
+    count, order = len(stack), stack.order
+    found = Answers(
+        y.copy(), np.zeros((count, order, order)), np.zeros(count, bool), np.zeros(count, np.int64)
+    )
+    with np.errstate(all="ignore"):  # what is not finite is left out
+        live = centred(stack, y, found)
+        for _ in range(_MOST_STEPS):
+            live = _without_finished(live, tol, repair, found)
+            if not len(live.place):
+                break
+            live = _stepped(live)
+            found.steps[live.place] += 1
+    return found
+
+
+def centred(stack: Stack, y: Array, found: Answers) -> State:
+    """Newton steps on the slack alone, until each chain has a dual feasible Z."""
+    slack = stack.slack(y)
+    factor, sound = cholesky(slack)
+    live = State(np.arange(len(stack)), stack, y, slack, factor, slack).pick(sound)
+    done: list[State] = []
+    for _ in range(_MOST_CENTRING):
+        if not len(live.place):
+            break
+        p = inverse(live.factor)
+        dy, decrement, mu = _newton(live.stack, p)
+        near, far = decrement < _CENTRED, (decrement >= _CENTRED) & (decrement < np.inf)
+        if near.any():
+            done.append(_dual(live.pick(near), p[near], dy[near], mu[near]))
+        live = live.pick(far)
+        if far.any():
+            live = _damped(live, dy[far], decrement[far], mu[far])
+        found.steps[live.place] += 1
+    return State.joined(done) if done else live.pick(np.zeros(len(live.place), bool))
+
+
+def _newton(stack: Stack, p: Array) -> tuple[Array, Array, Array]:
+    """The Newton direction of the barrier, its decrement and the mu that suits it best."""
+    forms = stack.forms(p)
+    g, b = stack.adjoint(p), _unit(p, 1 + forms.vu.shape[-1])
+    solved = SchurSolver(schur_complement(forms, forms))(np.stack([g, b], axis=2))
+    hg, hb = solved[..., 0], solved[..., 1]
+    mu = hb[:, 0] / hg[:, 0]
+    dy = hg - hb / mu[:, None]
+    decrement = np.sqrt(np.maximum((dy * (g - b / mu[:, None])).sum(1), 0.0))
+    sound = (mu > 0.0) & np.isfinite(decrement)
+    return dy, np.where(sound, decrement, np.inf), mu
+
+
+def _dual(state: State, p: Array, dy: Array, mu: Array) -> State:
+    """Centred chains with ``Z = mu (P - P dS P)``."""
+    change = state.stack.direction(dy)
+    return state._replace(z=mu[:, None, None] * (p - _symmetric(p @ (change @ p))))
+
+
+def _damped(live: State, dy: Array, decrement: Array, mu: Array) -> State:
+    """Newton steps shortened until S stays positive definite and the barrier falls."""
+    change, value = live.stack.direction(dy), _barrier(live.y, live.factor, mu)
+    length = np.minimum(4.0 / (1.0 + decrement), 1.0)
+    y, slack, factor = live.y.copy(), live.slack.copy(), live.factor.copy()
+    todo = np.arange(len(dy))
+    for _ in range(_TRIALS):
+        if not len(todo):
+            break
+        a = length[todo, None]
+        there = live.slack[todo] + a[..., None] * change[todo]
+        trial = live.y[todo] + a * dy[todo]
+        k, sound = cholesky(there)
+        good = sound & (_barrier(trial, k, mu[todo]) < value[todo])
+        won, todo = todo[good], todo[~good]
+        y[won], slack[won], factor[won] = trial[good], there[good], k[good]
+        length[todo] *= _SHRINK
+    moved = np.ones(len(dy), bool)
+    moved[todo] = False
+    return live._replace(y=y, slack=slack, factor=factor).pick(moved)
+
+
+def _barrier(y: Array, factor: Array, mu: Array) -> Array:
+    """``rho/mu - logdet S``."""
+    pivots = factor.diagonal(axis1=1, axis2=2)
+    return np.asarray(y[:, 0] / mu - 2.0 * np.log(pivots).sum(1))
+
+
+def _without_finished(live: State, tol: float, repair: Repair, found: Answers) -> State:
+    """What is left once chains whose gap is proven have been noted."""
+    rho = live.y[:, 0]
+    near = _inner(live.slack, live.z) <= tol * rho
+    if near.any():
+        done = live.pick(near)
+        near[near] = rho[near] - repair(done.stack, done.z) <= tol * rho[near]
+        done = live.pick(near)
+        found.y[done.place], found.z[done.place] = done.y, done.z
+        found.solved[done.place] = True
+    return live.pick(~near)
+
+
+def _stepped(live: State) -> State:
+    """One primal-dual step; chains for which none is possible are left out."""
+    stack, z, p = live.stack, live.z, inverse(live.factor)
+    mu = _inner(live.slack, z) / stack.order
+    solver = SchurSolver(schur_complement(stack.forms(z), stack.forms(p)))
+    g, b = stack.adjoint(p), _unit(p, live.y.shape[1])
+    ds = stack.direction(solver(-b[..., None])[..., 0])
+    change = ds @ p
+    dz = -z - _symmetric(z @ change)
+    a_s, a_z = longest(live.slack, ds), longest(z, dz)
+    left = _inner(live.slack + a_s * ds, z + a_z * dz) / stack.order
+    power = np.maximum(1.0, 3.0 * np.minimum(a_s, a_z)[:, 0, 0] ** 2)
+    target = (mu * np.minimum(np.maximum(left / mu, 0.0) ** power, 1.0))[:, None]
+    second = _symmetric(dz @ change)
+    dy = solver((target * g - stack.adjoint(second) - b)[..., None])[..., 0]
+    ds = stack.direction(dy)
+    dz = target[..., None] * p - z - _symmetric(z @ (ds @ p)) - second
+    return _advanced(live, dy, ds, dz)
+
+
+def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
+    """Go a share of the longest steps, S and Z separately."""
+    a_s, a_z = longest(live.slack, ds), longest(live.z, dz)
+    share = 0.9 + 0.09 * np.minimum(a_s, a_z)
+    a_s, a_z = (np.where(a < 1.0, share * a, a) for a in (a_s, a_z))
+    y, slack, z = live.y + a_s[:, 0] * dy, live.slack + a_s * ds, live.z + a_z * dz
+    factor, sound = cholesky(slack)
+    sound &= (np.maximum(a_s, a_z) > 0.0)[:, 0, 0] & np.isfinite(y).all(1)
+    return State(live.place, live.stack, y, slack, factor, z).pick(sound)
+
+
+@phase("step length")
+def longest(matrix: Array, change: Array) -> Array:
+    """How far each positive definite matrix may go, shape ``(chains, 1, 1)``."""
+    low, high = np.zeros(len(matrix), int), np.full(len(matrix), len(LENGTHS))
+    while (high[0] - low[0]) > 1:
+        middle = (low + high) // 2
+        inside = cholesky(matrix + LENGTHS[middle, None, None] * change)[1]
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return np.asarray(LENGTHS[low, None, None])
+
+
+class SchurSolver:
+    """Solves with H by Cholesky after scaling to unit diagonal, with one refinement step."""
+
+    def __init__(self, matrix: Array) -> None:
+        self._scale = matrix.diagonal(axis1=1, axis2=2)[..., None] ** -0.5
+        self._matrix = matrix * (self._scale * self._scale.mT)
+        self._factor, sound = cholesky(self._matrix)
+        if not sound.all():
+            raised = self._matrix + _RAISED * np.eye(matrix.shape[-1])
+            self._factor, sound = cholesky(raised)
+            self._factor[~sound] = np.nan
+
+    def __call__(self, right: Array) -> Array:
+        """``H^{-1}`` times columns."""
+        known = right * self._scale
+        x = solve(self._factor, known)
+        x = x + solve(self._factor, known - self._matrix @ x)
+        return np.asarray(x * self._scale)
+
+
+def _inner(a: Array, b: Array) -> Array:
+    return np.asarray(np.einsum("bij,bij->b", a, b))
+
+
+def _symmetric(x: Array) -> Array:
+    """``(X + X') / 2``."""
+    return np.asarray((x + x.mT) * 0.5)
+
+
+def _unit(like: Array, size: int) -> Array:
+    """b of every chain: the first unit vector."""
+    b = np.zeros((len(like), size))
+    b[:, 0] = 1.0
+    return b

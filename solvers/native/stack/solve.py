@@ -1,0 +1,196 @@
+"""Certify problems of equal widths, from their weights to measured multipliers, all at once.
+
+The reduction is that of ``reduction.py`` where no neuron has to be dropped: triangular ends,
+balanced neurons, layers of norm 1, a closed form whose bound is 1, the smaller end first.
+What this room cannot solve comes back as ``None``, for the form that takes every problem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...lmi import implied_bounds
+from ...phases import phase
+from ...problem import CertifyProblem, Multiplier, Slopes, Weights
+from ...reduction import INSIDE, balanced, compressed, unit_norms
+from ..lmi.block_cholesky import Band, block_slices
+from ..lmi.closed_forms import forward
+from ..lmi.dual_repair import repaired_values
+from ..lmi.transpose import inverse_slopes, order
+from ..lmi.variables import NEGLIGIBLE
+from .batched import Array
+from .chains import Stack
+from .interior import follow
+
+# A dense matrix of this order costs what its blocks do.
+LARGEST_ORDER = 300
+# Closed forms to start from; larger ones are worse to centre from.
+_THETAS = (1.0, 1.2, 1.3)
+_SCALED_BY = 1.2
+# Slopes nearer to each other than this share are for the other form.
+_NARROW = 1e-6
+_LOG_RANGE = 680.0
+
+
+class Found(NamedTuple):
+    """A multiplier that proves ``lip``, and what no other can beat."""
+
+    multiplier: Multiplier
+    lip: float
+    lower_lip: float
+    claimed_lip: float
+    steps: int
+
+
+class Chains(NamedTuple):
+    """Weights and slopes with the chain as their leading dimension."""
+
+    weights: Weights
+    slopes: tuple[Slopes, ...]
+
+    @staticmethod
+    def of(problems: Sequence[CertifyProblem]) -> Chains:
+        """Problems of equal widths side by side."""
+        weights = zip(*(p.weights for p in problems), strict=True)
+        slopes = zip(*(p.slopes for p in problems), strict=True)
+        return Chains(
+            tuple(map(torch.stack, weights)),
+            tuple(Slopes(*map(torch.stack, zip(*layer, strict=True))) for layer in slopes),
+        )
+
+    def pick(self, index: Tensor) -> Chains:
+        """Some of them."""
+        slopes = (Slopes(s.alpha[index], s.beta[index]) for s in self.slopes)
+        return Chains(tuple(w[index] for w in self.weights), tuple(slopes))
+
+
+class Reduced(NamedTuple):
+    """Chains of norm 1 and closed bound 1, and the way back.
+
+    Attributes:
+        chains: what is solved.
+        log_scale: the original bound is ``exp(log_scale)`` times the reduced one.
+        gains: per hidden layer, ``log(t_original / t_reduced)``.
+        turned: whether ``chains`` are read from their outputs.
+    """
+
+    chains: Chains
+    log_scale: Tensor
+    gains: list[Tensor]
+    turned: bool
+
+    def lift(self, t: Sequence[Tensor]) -> list[Tensor]:
+        """The original multipliers; NaN where the given ones prove nothing."""
+        if self.turned:
+            lip = implied_bounds(*self.chains, t)[:, None]
+            squares = torch.where(torch.isfinite(lip), (1.0 + INSIDE) * lip**2, float("nan"))
+            t = inverse_slopes(self.chains.slopes, t, squares)
+        logs = (x.log() + gain for x, gain in zip(t, self.gains, strict=True))
+        return [x.clamp(-_LOG_RANGE, _LOG_RANGE).exp() for x in logs]
+
+
+def fits(problem: CertifyProblem) -> bool:
+    """Whether a problem is small enough, and has hidden neurons."""
+    return bool(problem.slopes) and order(problem) <= LARGEST_ORDER
+
+
+def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | None]:
+    """Each problem's optimum to the relative gap ``tol`` in ``L^2``; all of equal widths."""
+    given = Chains.of(problems)
+    found: list[Found | None] = [None] * len(problems)
+    index = _ordinary(given).nonzero()[:, 0]
+    if not len(index):
+        return found
+    given = given.pick(index)
+    reduced = reduce(given)
+    stack = _stack(reduced.chains)
+    answers = follow(stack, 2.0 * starts(reduced.chains).numpy(), tol, repaired)
+    lower = np.sqrt(np.maximum(repaired(stack, answers.z), 0.0))
+    y = torch.from_numpy(answers.y)
+    multiplier = reduced.lift(torch.split(y[:, 1:], stack.sizes[1:], dim=1))
+    lips = implied_bounds(*given, multiplier)
+    scale = reduced.log_scale.exp()
+    rows = zip(*(t.unbind() for t in multiplier), strict=True)
+    for k, (place, row) in enumerate(zip(index.tolist(), rows, strict=True)):
+        lip, factor = float(lips[k]), float(scale[k])
+        if answers.solved[k] and math.isfinite(lip):
+            claimed = factor * math.sqrt(float(y[k, 0]))
+            steps = int(answers.steps[k])
+            found[place] = Found(row, lip, factor * float(lower[k]), claimed, steps)
+    return found
+
+
+def _ordinary(chains: Chains) -> Tensor:
+    """The chains whose neurons all matter, and none of which has a known slope."""
+    weights, _ = unit_norms(chains.weights)
+    ordinary = torch.ones(len(weights[0]), dtype=torch.bool)
+    for (into, out), s in zip(pairwise(weights), chains.slopes, strict=True):
+        share = torch.linalg.vector_norm(into, dim=2) * torch.linalg.vector_norm(out, dim=1)
+        matters = share > NEGLIGIBLE * share.amax(1, keepdim=True)
+        wide = s.beta - s.alpha > _NARROW * torch.maximum(s.beta.abs(), s.alpha.abs())
+        ordinary &= (matters & wide).all(1)
+    return ordinary
+
+
+@phase("set-up")
+def reduce(chains: Chains) -> Reduced:
+    """See the module's docstring."""
+    weights, logs = unit_norms(compressed(chains.weights))
+    weights, balance = balanced(weights)
+    weights, more = unit_norms(weights)
+    _, rho = _closed(Chains(weights, chains.slopes), _SCALED_BY)
+    log_lip = torch.where(rho > 0.0, 0.5 * rho.log(), 0.0)
+    share = log_lip / len(weights)
+    weights = tuple((-share).exp()[:, None, None] * w for w in weights)
+    scales = torch.stack([a + b + share for a, b in zip(logs, more, strict=True)])
+    tails = scales.flip(0).cumsum(0).flip(0)
+    gains = [2.0 * (b + tail[:, None]) for b, tail in zip(balance, tails[1:], strict=True)]
+    turned = min(weights[-1].shape[1:]) < min(weights[0].shape[1:])
+    upright = Chains(weights, chains.slopes)
+    if not turned:
+        return Reduced(upright, tails[0], gains, turned)
+    back = tuple(w.mT.contiguous() for w in reversed(weights))
+    return Reduced(Chains(compressed(back), chains.slopes[::-1]), tails[0], gains, turned)
+
+
+def _closed(chains: Chains, theta: float) -> tuple[Tensor, Tensor]:
+    """``T`` laid end to end and ``L^2`` of the closed form; NaN where there is none."""
+    t, outer = forward(*chains, theta)
+    sound = torch.isfinite(outer).all(-1).all(-1)
+    rho = torch.linalg.eigvalsh(torch.where(sound[:, None, None], outer, 0.0))[:, -1]
+    rho = torch.where(sound & (rho > 0.0), rho, float("nan"))
+    return rho[:, None] * torch.cat(t, dim=1), rho
+
+
+def starts(chains: Chains) -> Tensor:
+    """``(rho, t)`` of the best closed form of each chain."""
+    found = [
+        torch.cat([rho[:, None], t], dim=1) for t, rho in (_closed(chains, x) for x in _THETAS)
+    ]
+    best = found[0]
+    for other in found[1:]:
+        better = (other[:, :1] < best[:, :1]) | best[:, :1].isnan()
+        best = torch.where(better, other, best)
+    return best
+
+
+def _stack(chains: Chains) -> Stack:
+    alphas, betas = ([s[k].numpy() for s in chains.slopes] for k in (0, 1))
+    return Stack(tuple(w.numpy() for w in chains.weights), tuple(alphas), tuple(betas))
+
+
+def repaired(stack: Stack, z: Array) -> Array:
+    """The dual value of each Z, made exactly feasible."""
+    at, dense = block_slices(stack.sizes), torch.from_numpy(z)
+    band = Band([dense[:, s, s] for s in at], [dense[:, b, a] for a, b in pairwise(at)])
+    ends = zip(stack.alphas, stack.betas, strict=True)
+    slopes = [Slopes(torch.from_numpy(a), torch.from_numpy(b)) for a, b in ends]
+    weights = tuple(map(torch.from_numpy, stack.weights))
+    return np.asarray(repaired_values(weights, slopes, band).numpy())
