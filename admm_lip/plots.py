@@ -189,7 +189,7 @@ def plot_radius(evaluation: Record, path: Path | None = None) -> Sheet:
         axes.set_title("Accuracy that survives a perturbation of the input")
         axes.fill_between(radii, certified, np.maximum(attacked, certified), color=PALE)
         axes.fill_between(radii, 0.0, certified, color=BLUE, alpha=0.12)
-        axes.plot(radii, attacked, color=ORANGE, label="not broken by attack (upper estimate)")
+        axes.plot(radii, attacked, color=GREY, label="not broken by attack (upper estimate)")
         axes.plot(radii, certified, color=BLUE, label="certified (proven lower bound)")
         at = float(evaluation["certified_at_report"])
         axes.plot([report, report], [0.0, at], color=INK, lw=1.0, ls=":")

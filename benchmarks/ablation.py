@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 from . import images_tuning, square_wave
-from .pictures import Curve, Look, draw_panels
+from .pictures import draw_dots
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown, mean, spread
 
@@ -65,15 +66,16 @@ def tabulate(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """The score of every variant, seed by seed."""
-    panels = {}
+    """The score of every variant, the best at the top; a dot per seed."""
+    panels, ratios = {}, []
     for (problem,), some in groups(rows, "problem").items():
-        panels[PROBLEMS[problem][2]] = [
-            Curve(name, [r["seed"] for r in mine], [r["score"] for r in mine], markers=True)
-            for (name,), mine in groups(some, "contender").items()
-        ]
+        _, key, title = PROBLEMS[problem]
+        scores = {n: [r["score"] for r in mine] for (n,), mine in groups(some, "contender").items()}
+        ratios += [title] if key == "error_ratio" else []
+        order = sorted(scores, key=lambda name: fmean(scores[name]), reverse=title not in ratios)
+        panels[title] = {name: scores[name] for name in order}
     path = folder / "ablation.png"
-    draw_panels(panels, path, Look("seed", "score"))
+    draw_dots(panels, path, log=ratios)
     return [path]
 
 

@@ -59,7 +59,7 @@ def tabulate(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """Validation accuracy against the step size."""
+    """Validation accuracy against the step size, of the methods that bound L."""
     panels = {}
     for (data,), some in groups(rows, "data").items():
         panels[data] = [
@@ -70,6 +70,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
                 markers=True,
             )
             for (name,), mine in groups(some, "contender").items()
+            if name != "plain"
         ]
     path = folder / "images_tuning.png"
     draw_panels(panels, path, Look("step size", "certified in validation, %", log_x=True))

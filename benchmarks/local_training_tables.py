@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from admm_lip.plots import BLUE, GREEN, GREY, ORANGE, figure
+from admm_lip.plots import BLUE, GREY, INK, figure
 
 from .study import Row
 from .tables import groups, markdown, mean, spread
@@ -20,11 +20,12 @@ _SHARES = {
     "certified_global": "global",
     "certified_local": "local",
 }
+# how it is drawn: colour, marker, how far to the side, label
 _STYLE = {
-    "clean": (GREY, "clean"),
-    "pgd": (ORANGE, "PGD leaves"),
-    "certified_local": (BLUE, "certified, local bound"),
-    "certified_global": (GREEN, "certified, global bound"),
+    "clean": (GREY, "_", 0.0, "clean"),
+    "pgd": (GREY, "x", 0.0, "PGD leaves"),
+    "certified_local": (BLUE, "o", 0.0, "certified, local bound"),
+    "certified_global": (INK, "^", 0.14, "certified, global bound"),
 }
 
 
@@ -233,17 +234,17 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
             axes.set_title(f"{data}, {net} × {width:g}, {surrogate}")
             places = groups(some, "activation", "bound")
             for x, mine in enumerate(places.values()):
-                for key, (color, _) in _STYLE.items():
-                    side = 0.12 if key == "certified_global" else 0.0
-                    axes.scatter([x + side] * len(mine), [r[key] for r in mine], s=22, color=color)
+                for key, (color, marker, side, _) in _STYLE.items():
+                    values = [r[key] for r in mine]
+                    axes.scatter([x + side] * len(mine), values, s=22, color=color, marker=marker)
             names = [f"{a.replace('_', chr(10))}\n{b}" for a, b in places]
             axes.set_xticks(range(len(names)), names, fontsize=8)
             axes.set_xlim(-0.5, len(names) - 0.5)
             axes.set_ylim(0.0, 100.0)
             axes.set_ylabel("test pictures, %")
         handles = [
-            everything[0].scatter([], [], color=color, label=label)
-            for color, label in _STYLE.values()
+            everything[0].scatter([], [], color=color, marker=marker, label=label)
+            for color, marker, _, label in _STYLE.values()
         ]
         sheet = everything[0].get_figure()
         if sheet is not None:

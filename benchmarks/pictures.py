@@ -1,4 +1,4 @@
-"""The two kinds of picture that the studies need: panels of curves, rows of decision regions."""
+"""The pictures that the studies need: panels of curves, panels of dots, decision regions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from admm_lip.plots import BLUE, CLASSES, GREEN, GREY, INK, ORANGE, PURPLE, figu
 
 # What is ours is coloured, by the first word of its label; the others are grey, told apart by their
 # markers, dashes and the labels at their ends.
-OURS = ("ADMM", "bound", "penalty", "native", "defaults")
+OURS = ("ADMM", "bound", "penalty", "native", "defaults", "TV", "evasive", "local")
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48")
 _TEXT = "#555b63"
 _GREYS = (GREY, "#a5abb3", _TEXT)
@@ -44,8 +44,8 @@ class Curve:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | NDArray[np.float64]
+    y: Sequence[float] | NDArray[np.float64]
     error: Sequence[float] = ()
     markers: bool = False
     dashed: bool = False
@@ -64,9 +64,9 @@ class Look:
 
 
 def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path, look: Look) -> None:
-    """One panel per title, three in a row, every curve named at its end."""
-    rows = math.ceil(len(panels) / _COLUMNS)
-    columns = min(len(panels), _COLUMNS)
+    """One panel per title, at most three in a row, every curve named at its end."""
+    columns = 2 if len(panels) == 4 else min(len(panels), _COLUMNS)
+    rows = math.ceil(len(panels) / columns)
     styles = styles_of(panels)
     with figure(path, (5.2 * columns, 3.4 * rows), rows, columns) as axes_all:
         for axes in axes_all[len(panels) :]:
@@ -89,7 +89,7 @@ def styles_of(panels: Mapping[str, Sequence[Curve]]) -> dict[str, dict[str, Any]
         if curve.dashed:
             found[curve.label] = {"color": INK, "linestyle": ":", "marker": "", "zorder": 2.0}
             continue
-        ours = re.split(r"[ ,]", curve.label)[0] in OURS
+        ours = _is_ours(curve.label)
         place = counts[ours]
         counts[ours] += 1
         color = COLORS[place % len(COLORS)] if ours else _GREYS[place % len(_GREYS)]
@@ -169,6 +169,58 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return [float(height) for height in placed]
 
 
+def draw_dots(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    columns: int = _COLUMNS,
+    log: Sequence[str] = (),
+) -> None:
+    """One line per name with a dot per run and a bar at their mean; names at the left, once a row.
+
+    Args:
+        panels: title to name to the runs' values; the names of a row of panels are its first's.
+        path: the PNG to write.
+        columns: panels beside each other.
+        log: titles of the panels whose axis is logarithmic.
+    """
+    rows = math.ceil(len(panels) / columns)
+    tallest = max(len(some) for some in panels.values())
+    size = (1.4 + 3.6 * min(columns, len(panels)), rows * (1.1 + 0.27 * tallest))
+    with figure(path, size, rows, min(columns, len(panels))) as axes_all:
+        for axes in axes_all[len(panels) :]:
+            axes.set_visible(False)
+        left: list[str] = []
+        for place, (axes, (title, some)) in enumerate(zip(axes_all, panels.items(), strict=False)):
+            left = left if place % columns else []
+            axes.set_title(title, pad=14)
+            _draw_lines(axes, some, named=list(some) != left)
+            left = list(some)
+            axes.grid(visible=False, axis="y")
+            axes.spines["left"].set_visible(False)
+            if title in log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[float]], named: bool) -> None:
+    """The dots of one panel, the first name at the top, what is ours in colour."""
+    for height, (name, values) in enumerate(lines.items()):
+        color = BLUE if _is_ours(name) else GREY
+        axes.plot(values, [height] * len(values), "o", ms=4.5, alpha=0.6, mew=0.0, color=color)
+        mean = float(np.mean(values))
+        axes.plot([mean, mean], [height - 0.3, height + 0.3], lw=2.0, color=color)
+    axes.set_yticks(range(len(lines)), list(lines) if named else [""] * len(lines))
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.margins(x=0.06)
+
+
+def _is_ours(label: str) -> bool:
+    return re.split(r"[ ,]", label)[0] in OURS
+
+
 def draw_regions(
     regions: Mapping[str, NDArray[np.uint8]],
     points: NDArray[np.float64],
@@ -184,9 +236,13 @@ def draw_regions(
         path: the PNG to write.
     """
     palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CLASSES]) / 255.0
-    with figure(path, (2.9 * len(regions), 3.2), 1, len(regions)) as axes_all:
-        for axes, (title, classes) in zip(axes_all, regions.items(), strict=True):
-            axes.set_title(title, fontsize=9)
+    columns = min(4, len(regions))
+    rows = math.ceil(len(regions) / columns)
+    with figure(path, (3.0 * columns, 3.3 * rows), rows, columns) as axes_all:
+        for axes in axes_all[len(regions) :]:
+            axes.set_visible(False)
+        for axes, (title, classes) in zip(axes_all, regions.items(), strict=False):
+            axes.set_title(title)
             axes.grid(visible=False)
             pale = 0.4 * palette[classes] + 0.6
             axes.imshow(pale, origin="lower", extent=(0.0, 1.0, 0.0, 1.0), interpolation="nearest")
