@@ -1,4 +1,4 @@
-"""Training on several processes: the same bits on each, a dead one named, resumed on another number.
+"""Training on several processes: the same bits on each, a dead one named, resumed on fewer.
 
 Two gloo processes are begun once, and run everything that the tests look at.
 """
