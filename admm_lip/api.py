@@ -9,7 +9,6 @@ needs neither torch nor a solver.
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -144,8 +143,18 @@ def certify(
 ) -> FunctionalCertificate: ...
 
 
+@overload
 def certify(
-    model: nn.Module | Network,
+    model: Sequence[nn.Module | Network],
+    input_shape: Shape | None = None,
+    *,
+    n_jobs: int | None = None,
+    **options: Any,
+) -> list[Any]: ...
+
+
+def certify(
+    model: nn.Module | Network | Sequence[nn.Module | Network],
     input_shape: Shape | None = None,
     *,
     kind: str = "global",
@@ -159,8 +168,9 @@ def certify(
     multiplier: Sequence[Any] | None = None,
     structure: str | None = None,
     progress: bool = True,
+    n_jobs: int | None = None,
     **local: Any,
-) -> AnyCertificate | LocalCertificate:
+) -> AnyCertificate | LocalCertificate | list[Any]:
     """Find multipliers, prove the Lipschitz bounds they give, and return both.
 
     A multiplier is LipSDP's optimum (Fazlyab et al., 2019, diagonal form) as far as the solver
@@ -172,7 +182,8 @@ def certify(
         model: made of supported layers, read in the mode that it is in (dropout and batch
             normalisation want ``model.eval()`` first), a
             :class:`~admm_lip.networks.network.Network`, or a fitted perceptron, linear model or
-            pipeline of scikit-learn (``foreign/from_sklearn.py``).
+            pipeline of scikit-learn (``foreign/from_sklearn.py``).  A list of such: those of equal
+            widths are solved together.
         input_shape: shape of one input without the batch; needed in front of convolutions.
         kind: ``"global"``: all outputs together; ``"pairwise"``: every difference of two outputs,
             which serves :func:`admm_lip.certified_radii` best; ``"per_output"``: every output;
@@ -196,11 +207,14 @@ def certify(
             without stride, for images of every size at once; ``"auto"`` or not given: per channel
             beyond 3,000 neurons.
         progress: say how far functionals are, after two seconds.
+        n_jobs: for a list, joblib's: so many processes, -1 for one per core, ``None`` for what
+            ``joblib.parallel_config`` says.
         local: what ``kind="local"`` took before it had a door of its own.
 
     Returns:
         A :class:`Certificate`, or a :class:`FunctionalCertificate` for the kinds of functionals,
-        that passes :func:`admm_lip.verify`'s proof.
+        that passes :func:`admm_lip.verify`'s proof; for a list of networks a list of these, in its
+        order (an error begins with the one that it is of, as ``model[3]``).
 
     Raises:
         UnsupportedModule: by qualified name, for a layer that cannot be certified.
@@ -220,7 +234,10 @@ def certify(
     """
     units = units_given(units, input_scale)
     if kind == "local":
-        return _certify_local(model, input_shape, norm, units, local)
+        older: LocalCertificate = _of("local.older_door:certify_local_as_a_kind")(
+            model, input_shape, norm, units, local
+        )
+        return older
     given = {
         "kind": kind,
         "directions": directions,
@@ -232,9 +249,12 @@ def certify(
     }
     row = _row_for(kind, {**given, **local})
     options = {name: given[name] for name in row.options}
-    made: AnyCertificate = _of(row.prove)(
-        model, input_shape, norm=norm, units=units, solver=solver, **options
-    )
+    options |= {"input_shape": input_shape, "norm": norm, "units": units, "solver": solver}
+    if isinstance(model, list | tuple):
+        return list(_of("certificates.many:certify_all")(_of(row.prove), model, options, n_jobs))
+    if n_jobs is not None:
+        raise CertificateError(f"n_jobs: goes with a list of networks, got one and {n_jobs!r}")
+    made: AnyCertificate = _of(row.prove)(model, **options)
     return made
 
 
@@ -256,28 +276,6 @@ def _row_for(kind: str, given: Mapping[str, Any]) -> Kind:
                 f"{name}: goes with kind={' or '.join(owners)} only, got {kind!r}"
             )
     return row
-
-
-def _certify_local(
-    model: nn.Module | Network, x: Any, norm: str, units: Units | None, local: dict[str, Any]
-) -> LocalCertificate:
-    """The older door of :func:`admm_lip.certify_local`; a ``config`` says norm and scale itself."""
-    warnings.warn(
-        "certify(kind='local') is now certify_local(model, x, radius, y), and goes with 0.3",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    from .local.config import LocalConfig
-
-    if units is not None and units.scales_outputs:
-        raise CertificateError(
-            "units: local bounds measure outputs as the model gives them; expected "
-            f"output_scale 1, got {units.output_scale!r:.80}"
-        )
-    scale = None if units is None else units.input_scale
-    config = local.pop("config", None) or LocalConfig(norm=norm, input_scale=scale)
-    found: LocalCertificate = _of(KINDS["local"].prove)(model, x, config=config, **local)
-    return found
 
 
 def verify(

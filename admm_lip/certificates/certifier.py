@@ -19,6 +19,7 @@ from ..networks.layers import Shape
 from ..networks.network import Chain, Network
 from ..solvers.config import SolverConfig
 from ..solvers.deadline import Deadline
+from ..solvers.solution import CertifySolution
 from ..units import Units
 from .certificate import Certificate
 from .chain_bound import Task, constant, prove
@@ -32,6 +33,9 @@ from .torus.certify import OnTorus, certified_at_every_size, certified_on_torus,
 from .torus.check import slopes_on_torus, torus_product
 from .torus.every_size import side_of
 
+# Relative gap in L^2 of a bound of all outputs, where the caller names no other.
+TOL = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Order:
@@ -41,7 +45,7 @@ class Order:
     units: Units | None = None
     solver: str | SolverConfig = "auto"
 
-    def config(self, tol: float) -> SolverConfig:
+    def config(self, tol: float = TOL) -> SolverConfig:
         """The solver's settings; a bare name gets ``tol``."""
         if isinstance(self.solver, str):
             return SolverConfig(self.solver, tol=tol)
@@ -61,41 +65,80 @@ def certify_global(
 ) -> Certificate:
     """What :func:`admm_lip.certify` does for the global kind; arguments are as there."""
     order = Order(norm, units, solver)
-    config = order.config(1e-6)
-    deadline = Deadline(config.time_limit)
-    network = network_of(model, input_shape)
-    asked, last = structure or "auto", split(network)[1]
-    # A constant behind the last layer is multiplied neuron by neuron only.
-    if (last is None or asked != "auto") and wants_torus(asked, network, norm, units):
-        prove_on = certified_at_every_size if asked == "every_size" else certified_on_torus
-        made = prove_on(network, config, deadline)
-        side = side_of(made.chain) if asked == "every_size" else 0
-        return _on_torus(network, order, made, deadline, requested, side)
-    return _neuron_by_neuron(network, order, config, deadline, requested, multiplier)
+    begun = prepared(model, input_shape, order=order, structure=structure)
+    return finished(begun, order, requested=requested, multiplier=multiplier)
 
 
-def _neuron_by_neuron(
-    network: Network,
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network read, and what is to be bounded of it.
+
+    Attributes:
+        deadline: of its certificate, which began when it was read.
+        structure: the name of the structure that an image network is proven in, ``""`` for none.
+        inner: without a constant behind its last layer.
+        last: that constant's bound.
+        matrices: of the chain, in the units asked for; ``None`` for an image network.
+        task: for the solver; ``None`` also where nothing depends on the input.
+    """
+
+    network: Network
+    deadline: Deadline
+    structure: str
+    inner: Network
+    last: Any
+    matrices: Matrices | None = None
+    task: Task | None = None
+
+
+def prepared(
+    model: nn.Module | Network,
+    input_shape: Shape | None = None,
+    *,
     order: Order,
-    config: SolverConfig,
-    deadline: Deadline,
-    requested: float | None,
-    multiplier: Sequence[Any] | None,
-) -> Certificate:
-    """The certificate of a chain of matrices, one multiplier per neuron."""
+    structure: str | None = None,
+) -> Prepared:
+    """A network read, as the matrices of a chain or as an image network."""
+    deadline, asked = Deadline(order.config().time_limit), structure or "auto"
+    network = network_of(model, input_shape)
     inner, last = split(network)
+    # A constant behind the last layer is multiplied neuron by neuron only.
+    if (last is None or asked != "auto") and wants_torus(asked, network, order.norm, order.units):
+        return Prepared(network, deadline, asked, inner, last)
     chain = inner.chain()
     matrices = bounded(measured(chain, order.norm, order.units), last, order.units)
-    if is_constant(chain):
+    task = None
+    if not is_constant(chain):
+        norms = [spectral_norm(w) for w in matrices.weights]
+        task = Task(matrices, matrices, norms, names_of(chain, matrices))
+    return Prepared(network, deadline, "", inner, last, matrices, task)
+
+
+def finished(
+    begun: Prepared,
+    order: Order,
+    *,
+    requested: float | None = None,
+    multiplier: Sequence[Any] | None = None,
+    solution: CertifySolution | None = None,
+) -> Certificate:
+    """The certificate of what was read; ``solution`` is the solver's answer, if there is one."""
+    config, deadline, matrices = order.config(), begun.deadline, begun.matrices
+    if matrices is None:
+        every = begun.structure == "every_size"
+        prove_on = certified_at_every_size if every else certified_on_torus
+        made = prove_on(begun.network, config, deadline)
+        side = side_of(made.chain) if every else 0
+        return _on_torus(begun.network, order, made, deadline, requested, side)
+    chain = begun.inner.chain()
+    if begun.task is None:
         proven = constant(matrices)
     else:
-        norms = [spectral_norm(w) for w in matrices.weights]
-        names = names_of(chain, matrices)
-        proven = prove(Task(matrices, matrices, norms, names), config, deadline, multiplier)
+        proven = prove(begun.task, config, deadline, multiplier, solution)
     lip, found = proven.candidate.lip, 0.0
-    if lip > 0.0 and last is None:
+    if lip > 0.0 and begun.last is None:
         seen = matrices.weights[-len(chain.weights) :]
-        found = sampled_slope(network, chain, seen, norm=order.norm, deadline=deadline)
+        found = sampled_slope(begun.network, chain, seen, norm=order.norm, deadline=deadline)
     return Certificate(
         lip=lip,
         multiplier=proven.multiplier,
@@ -104,7 +147,7 @@ def _neuron_by_neuron(
         norm_product=proven.product,
         **proven.lower_bounds(found),
         kind="global",
-        **stated(network, chain_slopes(chain), order, {proven.backend}),
+        **stated(begun.network, chain_slopes(chain), order, {proven.backend}),
     )
 
 

@@ -22,12 +22,8 @@ from ..solvers.deadline import Deadline
 from .jacobian_field import JacobianField
 from .norm_product import scaled
 
-# Points drawn; the better half of them goes on.
-_POINTS = 256
-_ROUNDS = 12
+# Power steps on a whole network.
 _POWER_STEPS = 6
-# From the vector of a point nearby.
-_LATER_POWER_STEPS = 2
 _SCALES = (0.3, 1.0, 3.0, 10.0)
 # Entries of a batch of activations of all layers: 64 MiB of float64.
 _MAX_BATCH_ENTRIES = 2**23
@@ -37,6 +33,28 @@ _MAX_WORK = 2**27
 _SAFETY = 1.0 - 1e-9
 # Samples of a network whose layers are not matrices, at each scale.
 _QUOTIENTS = 8
+
+
+class _Effort(NamedTuple):
+    """How long the search goes on.
+
+    Attributes:
+        points: drawn; the better half of them goes on.
+        rounds: of moves, each ``shrink`` times as long as the one before.
+        power: steps of the power iteration at the first points.
+        later: from the vector of a point nearby.
+    """
+
+    points: int
+    rounds: int
+    shrink: float
+    power: int
+    later: int
+
+
+_USUAL = _Effort(256, 12, 0.5, 6, 2)
+# Of a small network a batch takes its calls, not its numbers: few rounds of many points.
+_SMALL, _SMALL_ENTRIES = _Effort(512, 3, 0.2, 3, 1), 2**11
 
 
 class _Steep(NamedTuple):
@@ -94,7 +112,8 @@ def _climbed(
 ) -> _Steep:
     """Steep points, from random ones on."""
     work = min(_MAX_WORK // field.entries, _MAX_BATCH_ENTRIES // field.width)
-    count = max(6, min(_POINTS, work)) if field.activations else 1
+    effort = _SMALL if field.entries <= _SMALL_ENTRIES else _USUAL
+    count = max(6, min(effort.points, work)) if field.activations else 1
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -103,14 +122,14 @@ def _climbed(
     steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
     start = steepest(normal(count, field.unit[0].shape[1]))
     drawn = steps * normal(count, field.points)
-    found = _stretched(field, steepest, drawn, start, _POWER_STEPS)
-    for k in range(_ROUNDS if field.activations else 0):
+    found = _stretched(field, steepest, drawn, start, effort.power)
+    for k in range(effort.rounds if field.activations else 0):
         if not deadline.has_time(rounds=1):
             break
         keep = found.norms.argsort(descending=True)[: count // 12 + 1].repeat(6)[: count // 2]
         found, steps = found.at(keep), steps[keep]
-        moved = found.points + 0.5**k * steps * normal(*found.points.shape)
-        search = partial(_stretched, field, steepest, moved, found.vectors, _LATER_POWER_STEPS)
+        moved = found.points + effort.shrink**k * steps * normal(*found.points.shape)
+        search = partial(_stretched, field, steepest, moved, found.vectors, effort.later)
         found = found.or_else(deadline.timed("rounds", search))
     return found
 
