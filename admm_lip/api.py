@@ -67,7 +67,7 @@ _FUNCTIONALS = Kind(
     prove="certificates.functionals:certify_functionals",
     check="certificates.verify:check",
     radii="certificates.radii:radii_of",
-    options=("kind", "progress"),
+    options=("kind", "structure", "progress"),
 )
 KINDS: Mapping[str, Kind] = {
     "global": _GLOBAL,
@@ -79,7 +79,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "pairwise": _FUNCTIONALS,
     "per_output": _FUNCTIONALS,
-    "directions": _FUNCTIONALS._replace(options=("kind", "directions", "progress")),
+    "directions": _FUNCTIONALS._replace(options=("kind", "directions", "structure", "progress")),
     "local": Kind(
         record="local.result:LocalCertificate",
         prove="local.certify:certify_local",
@@ -139,6 +139,7 @@ def certify(
     units: Units | None = None,
     input_scale: Any = None,
     solver: str | SolverConfig = "auto",
+    structure: str | None = None,
     progress: bool = True,
 ) -> FunctionalCertificate: ...
 
@@ -205,7 +206,7 @@ def certify(
             ``"torus"``: one per channel of the first layers, frequency by frequency, and one per
             neuron of the rest; ``"every_size"``: one per channel, of a chain of convolutions
             without stride, for images of every size at once; ``"auto"`` or not given: per channel
-            beyond 3,000 neurons.
+            beyond 3,000 neurons.  Functionals share the multipliers per channel.
         progress: say how far functionals are, after two seconds.
         n_jobs: for a list, joblib's: so many processes, -1 for one per core, ``None`` for what
             ``joblib.parallel_config`` says.

@@ -40,6 +40,11 @@ class Deadline:
             return None
         return max(self.seconds_left - reserve, _LEAST_SECONDS)
 
+    def share(self, part: float) -> Deadline:
+        """The end of this part of what is left."""
+        left = self.limit()
+        return Deadline(None if left is None else part * left)
+
     def timed(self, kind: str, work: Callable[[], Result]) -> Result:
         """The result of a piece of work, whose seconds later ones of its kind are judged by."""
         begun = perf_counter()

@@ -181,9 +181,12 @@ class FunctionalCertificate(Document):
         bounds: one per functional.  For ``kind="pairwise"`` those of ``e_i - e_j`` for all
             ``i < j`` in lexicographic order, for ``"per_output"`` those of ``e_i``.
         kind: ``"pairwise"``, ``"per_output"`` or ``"directions"``.
+        shared: of an image network taken frequency by frequency, the multipliers per channel of its
+            first activations (``certificates/torus``): the first part of every bound's proof.
     """
 
     bounds: tuple[FunctionalBound, ...]
+    shared: tuple[tuple[float, ...], ...] = ()
     kinds: ClassVar[tuple[str, ...]] = ("pairwise", "per_output", "directions")
 
     def __post_init__(self) -> None:
@@ -194,6 +197,12 @@ class FunctionalCertificate(Document):
         ):
             raise CertificateError(f"bounds: expected FunctionalBounds, got {shown(bounds)}")
         _check_directions(self.kind, [bound.direction for bound in bounds])
+        keep(self, shared=multiplier_of("shared", self.shared))
+
+    @property
+    def switch(self) -> int:
+        """How many activations are taken frequency by frequency."""
+        return len(self.shared)
 
     brief = ("bounds", "largest", "gap", "promised")
 
@@ -249,7 +258,8 @@ class FunctionalCertificate(Document):
     def _from_lists(cls, data: dict[str, Any]) -> dict[str, Any]:
         rows = tuple_of("bounds", data["bounds"])
         bounds = tuple(FunctionalBound.from_data(f"bounds[{k}]", r) for k, r in enumerate(rows))
-        return super()._from_lists({**data, "bounds": bounds})
+        shared = tuples_of("shared", data.get("shared", []))
+        return super()._from_lists({**data, "bounds": bounds, "shared": shared})
 
 
 def _check_directions(kind: str, given: Sequence[tuple[float, ...]]) -> None:

@@ -201,7 +201,7 @@ class Document(Shown):
 
 
 # Fields that format 2 was given later; a file of before means their defaults.
-_ADDED = frozenset({"switch", "every_size"})
+_ADDED = frozenset({"switch", "every_size", "shared"})
 
 
 def _units_of(data: Any) -> Units:

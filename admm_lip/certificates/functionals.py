@@ -10,7 +10,7 @@ which comes with scikit-learn; one by one without).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import CertificateError
 from ..foreign.open import network_of
-from ..networks.layers import Shape
+from ..networks.layers import Array, Shape
 from ..networks.network import Network
 from ..progress import working
 from ..solvers.config import SolverConfig
@@ -30,12 +31,14 @@ from ..units import Units
 from .certificate import FunctionalBound, FunctionalCertificate
 from .certifier import Order, names_of, stated
 from .chain_bound import Proven, Task, constant, prove, solve_all
-from .claim_matrices import Matrices, functional, functionals_of, measured, scales_of
-from .document import chain_slopes
+from .claim_matrices import Matrices, functional, functionals_of, scales_of
+from .functional_base import FunctionalBase, behind_torus, neuron_by_neuron
 from .last_layer import check_functionals, split
 from .norm_product import spectral_norm
 from .proof import is_constant_functional
 from .sampled_functionals import sampled_functionals
+from .sampled_slope import sampled_quotients
+from .torus.certify import certified_on_torus, wants_torus
 
 # NumPy's own threads, unlimited, would wait for each other in a loop that eats the cores: where
 # nothing can limit them, functionals are taken one at a time.
@@ -48,6 +51,8 @@ except ModuleNotFoundError:
 TOL = 1e-3
 # How many a thread solves side by side where they are small.
 _TOGETHER = 16
+# The share of the time for what they share.
+_IN_FRONT = 0.7
 # What all solves at a time may take, in bytes, and what one takes per squared order of its matrix.
 _MEMORY = 4 * 2**30
 _BYTES = 12 * 8
@@ -62,6 +67,7 @@ def certify_functionals(
     norm: str = "l2",
     units: Units | None = None,
     solver: str | SolverConfig = "auto",
+    structure: str | None = None,
     progress: bool = True,
 ) -> FunctionalCertificate:
     """What :func:`admm_lip.certify` does for kinds of functionals; arguments are as there."""
@@ -70,42 +76,61 @@ def certify_functionals(
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
     inner, last = split(network)
-    chain = inner.chain()
-    rows = functionals_of(kind, directions, chain.widths[-1])
+    base, shared = _base(inner, order, structure or "auto", deadline)
+    rows = functionals_of(kind, directions, base.plain.widths[-1])
     # Each functional scales its own outputs: one of a small unit keeps its relative accuracy.
-    matrices = measured(chain, order.norm, order.units and order.units.of_inputs())
-    scales = scales_of(order.units, chain.widths[0], chain.widths[-1])[1]
+    scales = scales_of(order.units, inner.size_in, base.plain.widths[-1])[1]
     check_functionals(last, rows, scales)
     wanted = [
-        functional(matrices, row, scales)
-        if not is_constant_functional(chain, row, scales)
+        functional(base.seen, row, scales)
+        if not is_constant_functional(base.chain, row, scales)
         else None
         for row in rows
     ]
-    proofs = _proofs(matrices, wanted, names_of(chain, matrices), config, deadline, progress)
-    seen = matrices.weights[-len(chain.weights) :]
-    sampled = sampled_functionals(inner, chain, seen, rows * scales, order.norm, deadline)
+    proofs = _proofs(base, wanted, config, deadline, progress)
+    if shared:  # other multipliers in front might go below what the solver could not
+        proofs = [replace(proven, dual_bound=0.0) for proven in proofs]
+        sampled = sampled_quotients(inner, rows * scales, deadline)
+    else:
+        seen = base.seen.weights[-len(base.chain.weights) :]
+        sampled = sampled_functionals(inner, base.chain, seen, rows * scales, order.norm, deadline)
+    norms = base.norms()
     bounds = tuple(
         FunctionalBound(
             direction=tuple(row.tolist()),
             lip=proven.candidate.lip,
             multiplier=proven.multiplier,
             method=proven.candidate.method,
-            norm_product=proven.product,
+            norm_product=base.product(functional(base.plain, row, scales), norms) if own else 0.0,
             **proven.lower_bounds(found),
         )
-        for row, proven, found in zip(rows, proofs, sampled, strict=True)
+        for row, own, proven, found in zip(rows, wanted, proofs, sampled, strict=True)
     )
     backends = {proven.backend for proven in proofs}
     return FunctionalCertificate(
-        bounds=bounds, kind=kind, **stated(network, chain_slopes(chain), order, backends)
+        bounds=bounds,
+        kind=kind,
+        shared=tuple(tuple(t.tolist()) for t in shared),
+        **stated(network, base.slopes, order, backends),
     )
 
 
+def _base(
+    network: Network, order: Order, structure: str, deadline: Deadline
+) -> tuple[FunctionalBase, tuple[Array, ...]]:
+    """What the functionals share, and its multipliers per channel where it is on a torus."""
+    if structure == "every_size":
+        raise CertificateError("structure: 'every_size' goes with kind='global' only")
+    if not wants_torus(structure, network, order.norm, order.units):
+        return neuron_by_neuron(network, order.norm, order.units), ()
+    made = certified_on_torus(network, order.config(), deadline.share(_IN_FRONT), True)
+    shared = made.multiplier[: len(made.chain.activations)]
+    return behind_torus(made.chain, shared), shared
+
+
 def _proofs(
-    matrices: Matrices,
+    base: FunctionalBase,
     wanted: list[Matrices | None],
-    names: Sequence[str],
     config: SolverConfig,
     deadline: Deadline,
     progress: bool,
@@ -114,6 +139,7 @@ def _proofs(
 
     ``None`` stands for a constant one.
     """
+    matrices, names = base.seen, names_of(base.chain, base.seen)
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     solved = compressed(matrices)
     at_a_time = min(len(wanted), torch.get_num_threads(), _fitting(matrices))

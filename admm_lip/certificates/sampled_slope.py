@@ -7,10 +7,11 @@ nearby.  The norm of the best Jacobian is computed from the full matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,8 @@ _MAX_BATCH_ENTRIES = 2**23
 _MAX_WORK = 2**27
 # The norm is computed, not proven: this much is taken off for rounding.
 _SAFETY = 1.0 - 1e-9
+# Of a difference quotient, in units of the step.
+_ROUNDED = 1.0 - 1e-6
 # Samples of a network whose layers are not matrices, at each scale.
 _QUOTIENTS = 8
 
@@ -140,24 +143,65 @@ def sampled_quotient(network: Network, deadline: Deadline, seed: int = 0) -> flo
     Directions are improved by ``v <- J'J v``, J the Jacobian that torch differentiates, where the
     network is a path; else they are random.  0 where the values of an activation are not known.
     """
+    best = 0.0
+    for module, scale, x, v in _drawn(network, deadline, seed):
+        v = v if module is None else _steepest_directions(module, x, v)
+        best = max(best, float(_rises(network, x, v, scale).norm(dim=1).max()))
+    return best * _ROUNDED
+
+
+def sampled_quotients(
+    network: Network, directions: Array, deadline: Deadline, seed: int = 0
+) -> list[float]:
+    """Largest ``|c'f(x) - c'f(y)| / ||x - y||`` found, for each row c of ``directions``.
+
+    As :func:`sampled_quotient`, along the gradients of ``c'f``.
+    """
+    best = np.zeros(len(directions))
+    for module, scale, x, v in _drawn(network, deadline, seed):
+        for k, c in enumerate(torch.from_numpy(directions)):
+            steep = v if module is None else _gradients(module, x, c)
+            best[k] = max(best[k], float((_rises(network, x, steep, scale) @ c).abs().max()))
+    found: list[float] = (best * _ROUNDED).tolist()
+    return found
+
+
+def _drawn(
+    network: Network, deadline: Deadline, seed: int
+) -> Iterator[tuple[torch.nn.Module | None, float, Tensor, Tensor]]:
+    """The module where gradients are at hand; and every scale with points and directions."""
     if not network.is_known:
-        return 0.0
+        return
     shape, generator = network.input_shape or (), torch.Generator().manual_seed(seed)
     module = build_module(network).double().eval() if network.is_path else None
-    best = 0.0
     for scale in _SCALES:
-        if best and not deadline.has_time():
-            break
+        if scale != _SCALES[0] and not deadline.has_time():
+            return
         x = scale * torch.randn(_QUOTIENTS, *shape, generator=generator, dtype=torch.float64)
         v = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        if module is not None:
-            v = _steepest_directions(module, x, v)
-        step = 1e-3 * scale * v / v.flatten(1).norm(dim=1).view(-1, *[1] * len(shape))
-        ends = [torch.from_numpy(forward(network, p.numpy())).flatten(1) for p in (x, x + step)]
-        rises = (ends[1] - ends[0]).norm(dim=1) / step.flatten(1).norm(dim=1)
-        best = max(best, float(torch.nan_to_num(rises, nan=0.0, posinf=0.0).max()))
-    # Rounding of the two values, in units of the step.
-    return best * (1.0 - 1e-6)
+        yield module, scale, x, v
+
+
+def _rises(network: Network, x: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``f(x + step) - f(x)`` over the length of the step, along v."""
+    step = 1e-3 * scale * v / _lengths(v)
+    ends = [torch.from_numpy(forward(network, p.numpy())).flatten(1) for p in (x, x + step)]
+    rises = (ends[1] - ends[0]) / step.flatten(1).norm(dim=1, keepdim=True)
+    return torch.nan_to_num(rises, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _gradients(module: torch.nn.Module, x: Tensor, c: Tensor) -> Tensor:
+    """Those of ``c'f`` at each sample."""
+    point = x.clone().requires_grad_(True)
+    with torch.enable_grad():
+        (v,) = torch.autograd.grad((module(point).flatten(1) @ c).sum(), point)
+    return v
+
+
+def _lengths(v: Tensor) -> Tensor:
+    """The l2 norm of each sample, to be divided by."""
+    lengths: Tensor = v.flatten(1).norm(dim=1).clamp_min(1e-300)
+    return lengths.view(-1, *[1] * (v.ndim - 1))
 
 
 def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tensor:
@@ -169,7 +213,7 @@ def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tenso
             (back,) = torch.autograd.grad(module(point), point, u, create_graph=True)
             (along,) = torch.autograd.grad(back, u, v)
             (v,) = torch.autograd.grad(module(point), point, along.detach())
-        v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, *[1] * (x.ndim - 1))
+        v = v / _lengths(v)
     return v
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,9 +16,8 @@ import numpy as np
 
 from ..errors import CertificateError, NetworkError, UnsupportedModule
 from ..foreign.open import network_of
-from ..networks.layers import Shape
-from ..networks.network import Chain, Network
-from ..networks.vector_functions import VectorFunction
+from ..networks.layers import Array, Shape
+from ..networks.network import Network
 from .certificate import (
     AnyCertificate,
     Certificate,
@@ -28,8 +26,9 @@ from .certificate import (
 )
 from .claim_matrices import Matrices, functional, measured, scales_of
 from .document import LayerSlopes, chain_slopes
+from .functional_base import FunctionalBase, behind_torus, neuron_by_neuron
 from .last_layer import bounded, check_functionals, split
-from .norm_product import Norm, norm_product, spectral_norm
+from .norm_product import norm_product, spectral_norm
 from .proof import is_constant, is_constant_functional, unproven
 from .torus.check import proven_on_torus, slopes_on_torus, torus_product
 from .torus.every_size import every_size_chain
@@ -70,35 +69,42 @@ def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) 
             "%s: its slopes [%s, %s] are promised, not proven; the bound holds if it has them",
             *(name, alpha, beta),
         )
-    if isinstance(certificate, Certificate) and certificate.switch:
+    if isinstance(certificate, FunctionalCertificate):
+        _check_functionals(certificate, network)
+        return
+    if certificate.switch:
         _check_on_torus(certificate, network)
         return
     inner, last = split(network)
     chain = inner.chain()
     _check_slopes(certificate.slopes, chain_slopes(chain))
-    if isinstance(certificate, FunctionalCertificate):
-        _check_functionals(certificate, chain, last)
-        return
     matrices = measured(chain, certificate.norm, certificate.units)
     matrices = bounded(matrices, last, certificate.units)
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
-    _check_bound("", certificate, matrices, norms, is_constant(chain))
+    constant = is_constant(chain)
+    if not (constant and certificate.lip == 0.0):
+        _check_proof("", certificate, matrices)
+    product = norm_product(matrices, [*norms, spectral_norm(matrices.weights[-1])])
+    _check_beside("", certificate, 0.0 if constant else product)
 
 
 def _check_on_torus(certificate: Certificate, network: Network) -> None:
     """Prove a bound whose first multipliers are per channel."""
-    if certificate.norm != "l2" or certificate.units is not None:
-        raise CertificateError("switch: goes with norm 'l2' and no units")
+    _check_measure_on_torus(certificate)
     if certificate.every_size:
         chain = every_size_chain(network, certificate.every_size)
     else:
         chain = torus_chain(network, certificate.switch)
     _check_slopes(certificate.slopes, slopes_on_torus(chain))
-    multiplier = [np.array(t, dtype=np.float64) for t in certificate.multiplier]
-    reason = proven_on_torus(chain, multiplier, certificate.lip)
+    reason = proven_on_torus(chain, _arrays(certificate.multiplier), certificate.lip)
     if reason is not None:
         raise CertificateError(f"lip: {certificate.lip!r} is not proven: {reason}")
     _check_beside("", certificate, torus_product(chain))
+
+
+def _check_measure_on_torus(certificate: Certificate | FunctionalCertificate) -> None:
+    if certificate.norm != "l2" or certificate.units is not None:
+        raise CertificateError("switch: goes with norm 'l2' and no units")
 
 
 def certified_network(certificate: Claim, model: nn.Module | Network | str | Path) -> Network:
@@ -153,36 +159,13 @@ def _check_slopes(claimed: tuple[LayerSlopes, ...], true: tuple[LayerSlopes, ...
             )
 
 
-def _check_bound(
-    name: str,
-    bound: Certificate | FunctionalBound,
-    matrices: Matrices,
-    norms: Sequence[Norm],
-    constant: bool,
-) -> None:
-    """Prove one bound.
-
-    Args:
-        name: of the bound, in front of its fields.
-        bound: the claim.
-        matrices: what it is about.
-        norms: of all matrices but the last.
-        constant: whether that is constant by the exact zeros of the weights.
-    """
-    if not (constant and bound.lip == 0.0):
-        _check_proof(name, bound, matrices)
-    product = norm_product(matrices, [*norms, spectral_norm(matrices.weights[-1])])
-    _check_beside(name, bound, 0.0 if constant else product)
-
-
 def _check_proof(name: str, bound: Certificate | FunctionalBound, matrices: Matrices) -> None:
     if len(bound.multiplier) != len(matrices.slopes):
         raise CertificateError(
             f"{name}multiplier: expected {len(matrices.slopes)} layers of it (one per hidden "
             f"layer, for norm 'linf' one for the inputs), got {len(bound.multiplier)}"
         )
-    multiplier = [np.array(t, dtype=np.float64) for t in bound.multiplier]
-    reason = unproven(matrices, multiplier, bound.lip)
+    reason = unproven(matrices, _arrays(bound.multiplier), bound.lip)
     if reason is not None:
         raise CertificateError(f"{name}lip: {bound.lip!r} is not proven: {reason}")
 
@@ -199,17 +182,32 @@ def _check_beside(name: str, bound: Certificate | FunctionalBound, product: floa
             raise CertificateError(f"{name}{less}: expected at most {more}, {high!r}, got {low!r}")
 
 
-def _check_functionals(
-    certificate: FunctionalCertificate, chain: Chain, last: VectorFunction | None
-) -> None:
+def _check_functionals(certificate: FunctionalCertificate, network: Network) -> None:
     """Prove each bound, its outputs in their own units."""
-    check_outputs(certificate, chain.widths[-1])
-    units = certificate.units
-    _, scales = scales_of(units, chain.widths[0], chain.widths[-1])
-    matrices = measured(chain, certificate.norm, units and units.of_inputs())
+    inner, last = split(network)
+    base = _base(certificate, inner)
+    _check_slopes(certificate.slopes, base.slopes)
+    outputs = base.plain.widths[-1]
+    check_outputs(certificate, outputs)
+    scales = scales_of(certificate.units, inner.size_in, outputs)[1]
     check_functionals(last, [bound.direction for bound in certificate.bounds], scales)
-    norms = [spectral_norm(w) for w in matrices.weights[:-1]]
+    norms = base.norms()
     for k, bound in enumerate(certificate.bounds):
-        row = np.array(bound.direction)
-        constant = is_constant_functional(chain, row, scales)
-        _check_bound(f"bounds[{k}].", bound, functional(matrices, row, scales), norms, constant)
+        name, row = f"bounds[{k}].", np.array(bound.direction)
+        constant = is_constant_functional(base.chain, row, scales)
+        if not (constant and bound.lip == 0.0):
+            _check_proof(name, bound, functional(base.seen, row, scales))
+        product = base.product(functional(base.plain, row, scales), norms)
+        _check_beside(name, bound, 0.0 if constant else product)
+
+
+def _base(certificate: FunctionalCertificate, network: Network) -> FunctionalBase:
+    """What all bounds of a certificate share, read again from the network."""
+    if not certificate.shared:
+        return neuron_by_neuron(network, certificate.norm, certificate.units)
+    _check_measure_on_torus(certificate)
+    return behind_torus(torus_chain(network, certificate.switch), _arrays(certificate.shared))
+
+
+def _arrays(multiplier: tuple[tuple[float, ...], ...]) -> list[Array]:
+    return [np.array(t, dtype=np.float64) for t in multiplier]

@@ -75,6 +75,8 @@ def _of_global(certificate: Any, outputs: int) -> GlobalBounds:
 
 def _of_pairs(certificate: Any, outputs: int) -> GlobalBounds:
     pairs = torch.from_numpy(certificate.pair_lips())
+    if certificate.switch:
+        return GlobalBounds(math.inf, pairs, None, None)
     given = [_hidden(certificate, b.multiplier) for b in certificate.bounds]
     upper = np.triu_indices(outputs, 1)
     tables = []

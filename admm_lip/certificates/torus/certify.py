@@ -42,7 +42,7 @@ _TOLERANCES = ((20_000, 1e-4), (math.inf, 1e-2))
 # Neurons beyond which multipliers are sought per channel where nobody says.
 EXACT_NEURONS = 3000
 STRUCTURES = ("auto", "exact", "torus", "every_size")
-# The share of the time left that a search may take.
+# The share of the time left that a search may take; the proof, and a head's solver, need the rest.
 _SEARCH = 0.7
 _LINEAR = (*AFFINE, *RESHAPES, *JOINS)
 # Entries of a head's first matrix, unrolled.
@@ -72,21 +72,31 @@ class OnTorus:
     backend: str
 
 
-def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadline) -> OnTorus:
+def certified_on_torus(
+    network: Network, config: SolverConfig, deadline: Deadline, headed: bool = False
+) -> OnTorus:
     """The least bound that is proven with the first activations on a torus.
+
+    ``headed``: with a matrix behind them, which single outputs can be read off.
 
     Raises:
         NotShiftInvariant: by name, where not even the first activation can stand on one.
         CertificateError: where nothing was proven.
     """
     best, found, reason = None, None, ""
-    chains = chains_of(network)
+    chains = [c for c in chains_of(network) if c.head is not None or not headed]
+    if not chains:
+        raise CertificateError(
+            "structure: the outputs stand on the torus themselves; single ones need "
+            "structure='exact', or a dense layer in front of them"
+        )
     for chain in reversed(chains):
         if best is not None and not (_is_small(chain) and deadline.has_time()):
             break
         head = None if chain.head is None else head_matrices(chain.head)
         if found is None or _is_tiny(head):
-            found = search(chain, head, _shared(deadline), max(config.tol, _tolerance(network)))
+            tol = max(config.tol, _tolerance(network))
+            found = search(chain, head, deadline.share(_SEARCH), tol)
         else:
             # The head's own solver finds the rest, for the multipliers that are known.
             found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
@@ -100,12 +110,6 @@ def certified_on_torus(network: Network, config: SolverConfig, deadline: Deadlin
     if best is None:
         raise CertificateError(f"structure: no bound could be proven on a torus: {reason}")
     return best
-
-
-def _shared(deadline: Deadline) -> Deadline:
-    """For a search: the proof, and the solver of a head, need the rest."""
-    left = deadline.limit()
-    return Deadline(None if left is None else _SEARCH * left)
 
 
 def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[OnTorus | None, str]:
@@ -131,7 +135,8 @@ def certified_at_every_size(network: Network, config: SolverConfig, deadline: De
     """
     chain, best, reason = every_size_chain(network), None, ""
     try:
-        found = search(chain, None, _shared(deadline), max(config.tol, _tolerance(network)))
+        tol = max(config.tol, _tolerance(network))
+        found = search(chain, None, deadline.share(_SEARCH), tol)
         best = _proven(chain, None, found, config, deadline)
     except NotProven as error:
         reason = str(error)

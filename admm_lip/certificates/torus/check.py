@@ -56,6 +56,15 @@ def slopes_on_torus(chain: TorusChain) -> tuple[LayerSlopes, ...]:
 
 def torus_product(chain: TorusChain) -> float:
     """The product of the norms on the torus, of the steepest slopes, and of the head's norms."""
+    product = front_product(chain)
+    if chain.head is None:
+        return product
+    head = head_matrices(chain.head)
+    return product * norm_product(head, [spectral_norm(w) for w in head.weights])
+
+
+def front_product(chain: TorusChain) -> float:
+    """The same of what stands in front of the head."""
     last, _ = half_of(chain.last_grid)
     product = 1.0
     for step, (frequencies, grid) in zip(chain.steps, levels_of(chain, last), strict=True):
@@ -64,10 +73,7 @@ def torus_product(chain: TorusChain) -> float:
         else:
             passing = 0.0 if len(step.rows) == _width(chain, step) else 1.0
             product *= max(passing, float(np.abs(step.alpha).max()), float(step.beta.max()))
-    if chain.head is None:
-        return product
-    head = head_matrices(chain.head)
-    return product * norm_product(head, [spectral_norm(w) for w in head.weights])
+    return product
 
 
 def _width(chain: TorusChain, activation: object) -> int:
