@@ -392,10 +392,6 @@ def test_structures_that_do_not_go_are_named() -> None:
         certify(model, (2, 6, 6), structure="dense")
     with pytest.raises(CertificateError, match="structure: 'torus' goes with norm 'l2'"):
         certify(model, (2, 6, 6), structure="torus", norm="linf")
-    with pytest.raises(
-        CertificateError, match="structure: goes with kind='global' or 'monotone' only"
-    ):
-        certify(model, (2, 6, 6), kind="pairwise", structure="torus")  # type: ignore[call-overload]
 
 
 def test_many_neurons_go_to_the_torus_by_themselves() -> None:
