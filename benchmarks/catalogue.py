@@ -119,6 +119,12 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
     "What does training cost?": {
         "images_cost": Benchmark("seconds of every method over plain training", "MNIST"),
         "backends": Benchmark("one run with every solver backend: same answer, seconds"),
+        "gpu": Benchmark(
+            "seconds on a device against the CPU: certify, project, train, balls",
+            "an accelerator",
+            "ours",
+            (),
+        ),
         "warm_projection": Benchmark(
             "seconds of the projection on the anchors of consecutive training rounds",
             "MNIST",

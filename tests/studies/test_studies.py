@@ -12,7 +12,7 @@ import torch
 
 from admm_lip.records import read_json
 from benchmarks import __main__ as command
-from benchmarks import catalogue, images, record, report, study, tabular
+from benchmarks import catalogue, gpu, images, record, report, study, tabular
 from benchmarks.measures import jacobian_norms, steepest
 from benchmarks.square_wave import DENSE, best_error, grid
 from benchmarks.tables import groups, half_width, markdown, spread
@@ -261,3 +261,16 @@ def test_the_report_is_one_page_made_from_the_records_alone(
     printed = capsys.readouterr().out
     assert "| L | method | seeds |" in printed
     assert read_json(tmp_path / "square_wave.json")["machine"]
+
+
+def test_the_measurement_of_a_device_runs_and_compares(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    gpu.main(["--device", "cpu", "--quick", "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(gpu.cases(quick=True))
+    assert all("'difference': 0.0" in line for line in lines)
+    gpu.main(["--device", "cpu", "--quick", "--minutes", "0"])
+    assert "left_out" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
