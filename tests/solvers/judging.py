@@ -58,9 +58,11 @@ class Judge:
 
     name: str
     tolerance: Tolerance
+    device: str = "cpu"
 
     def config(self, **changes: Any) -> SolverConfig:
-        return replace(SolverConfig(self.name, tol=self.tolerance.tol, fallback=()), **changes)
+        own = SolverConfig(self.name, tol=self.tolerance.tol, fallback=(), device=self.device)
+        return replace(own, **changes)
 
     def certify(self, net: Net) -> CertifySolution:
         return solve_certify(certify_problem(net), self.config())
