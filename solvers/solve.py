@@ -274,7 +274,7 @@ def _measure_projection(
         return f"the L^2 that came back is {lip_sq!r}"
     if not all(bool(torch.isfinite(w).all()) for w in claim.weights):
         return "the weights that came back are not finite"
-    weights, norm = make_feasible(problem, claim.weights, lip_sq)
+    weights, norm = make_feasible(problem, _held_exactly(problem, claim.weights), lip_sq)
     if norm > 1.0:
         return f"the weights that came back are infeasible, ball norm {norm:.9g}, beyond repair"
     return ProjectSolution(
@@ -336,6 +336,14 @@ def make_feasible(
             break
         theta *= 1.0 - 1e-13
     return shrunk, norm
+
+
+def _held_exactly(problem: ProjectProblem, weights: Weights) -> Weights:
+    """The weights with what is held at its anchor to the bit: some backends only come near it."""
+    if not problem.structure:
+        return weights
+    rows = zip(weights, problem.anchor, problem.structure, strict=True)
+    return tuple(w if s.held is None else torch.where(s.held, v, w) for w, v, s in rows)
 
 
 def _held_part(problem: ProjectProblem, weights: Weights) -> Weights:

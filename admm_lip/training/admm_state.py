@@ -74,11 +74,24 @@ class Pull:
     """The term ``<Y, W - Wbar> + rho/2 ||W - Wbar||^2``, written as a pull towards a target.
 
     Up to a constant it is ``rho/2 ||W - target||^2`` with ``target = Wbar - Y / rho``.
+
+    Attributes:
+        parameters: W, frozen ones left out.
+        targets: one for each.
+        rho: augmented-Lagrangian parameter.
+        kept: parameters of which entries stay, those entries' masks, and targets.
     """
 
     parameters: tuple[nn.Parameter, ...]
     targets: tuple[Tensor, ...]
     rho: float
+    kept: tuple[tuple[nn.Parameter, Tensor, Tensor], ...] = ()
+
+    def put_back(self) -> None:
+        """Give entries that stay their values again, whatever an optimizer did to them."""
+        with torch.no_grad():
+            for p, mask, target in self.kept:
+                p.copy_(torch.where(mask, target, p))
 
     def add_gradient(self, scale: float = 1.0) -> None:
         """Add ``rho (W - target)`` to the gradients, which hold ``scale`` times the loss's."""
@@ -97,11 +110,19 @@ class Pull:
         return list(torch._foreach_sub([p.detach() for p in self.parameters], self.targets))
 
 
-def pull_of(parameters: Sequence[nn.Parameter], state: AdmmState) -> Pull:
-    """The pull of this round's consensus and dual, in the parameters' own dtype."""
+def pull_of(
+    parameters: Sequence[nn.Parameter], state: AdmmState, masks: Sequence[Tensor | None] = ()
+) -> Pull:
+    """The pull of this round's consensus and dual, in the parameters' own dtype.
+
+    Where ``masks`` are ``True`` the dual is 0, and the target the value that stays.
+    """
     exact = torch._foreach_add(state.consensus, state.dual, alpha=-1.0 / state.rho)
     targets = tuple(t.to(p) for t, p in zip(exact, parameters, strict=True))
-    return Pull(tuple(parameters), targets, state.rho)
+    pulled = [(p, t) for p, t in zip(parameters, targets, strict=True) if p.requires_grad]
+    rows = zip(parameters, masks, targets, strict=True) if masks else ()
+    kept = tuple((p, mask, t) for p, mask, t in rows if mask is not None)
+    return Pull(tuple(p for p, _ in pulled), tuple(t for _, t in pulled), state.rho, kept)
 
 
 def read_weights(parameters: Sequence[Tensor]) -> Matrices:

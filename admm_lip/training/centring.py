@@ -49,6 +49,8 @@ def centre(layer: nn.Module, mean: Tensor) -> Centring:
             f"mean: goes with a first layer that is an nn.Linear, got a {type(layer).__name__}, "
             "whose bias is one number per channel; centre the inputs themselves"
         )
+    if layer.bias is not None and not layer.bias.requires_grad:
+        raise ValueError("mean: is kept in the first layer's bias, which is frozen; leave it out")
     if layer.bias is None or mean.shape != (layer.in_features,):
         raise ValueError(
             f"mean: expected shape ({layer.in_features},) and a first layer with a bias, got "

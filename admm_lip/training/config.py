@@ -22,7 +22,7 @@ _ADMM_RULES: dict[str, Rule] = {
     "rho": POSITIVE.or_none(),
     "relaxation": Rule("a number in [1, 2)", lambda v: 1.0 <= v < 2.0),
     "restart": FLAG,
-    "multiplier_every": COUNT,
+    "multiplier_every": COUNT.or_none(),
     **dict.fromkeys(("multiplier_rate", "projection_tol"), POSITIVE),
     "seed": SEED,
 }
@@ -54,8 +54,9 @@ class AdmmConfig:
         restart: continue every round from the projected weights (the dual and optimizer state are
             kept).
         multiplier_step: how the certificate's multipliers move: ``fixed``, ``sensitivity``,
-            ``lipsdp``, or ``auto``, which chooses by the activations and the task.
-        multiplier_every: rounds between two ``lipsdp`` solves.
+            ``lipsdp``, ``averaged``, or ``auto``, which chooses by the activations and the task.
+        multiplier_every: rounds between two solves of ``lipsdp`` or ``averaged``; ``None``: 32 of
+            the former, 8 of the latter, which goes half the way.
         multiplier_rate: step size of ``sensitivity``, relative to the multipliers.
         lip_step: how the penalised form moves L: ``newton`` (one damped step a round) or ``exact``
             (the minimum of the projection problem).
@@ -74,7 +75,7 @@ class AdmmConfig:
     relaxation: float = 1.6
     restart: bool = True
     multiplier_step: str = "auto"
-    multiplier_every: int = 32
+    multiplier_every: int | None = None
     multiplier_rate: float = 0.03
     lip_step: str = "newton"
     projection_tol: float = 1e-3

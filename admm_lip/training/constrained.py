@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..lipschitz import All, Lipschitz
 from ..networks.chain import linear_layers, read_network
@@ -18,7 +18,7 @@ from ..units import Units
 from .config import TrainConfig
 from .kernel_layers import has_kernels, kernel_layers
 from .layer_norms import training_constraint
-from .terms import Activations
+from .terms import Activations, LayerNorms, Terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,6 @@ def constrained(model: nn.Module, input_shape: Shape | None = None) -> Constrain
     with evaluating(model):  # as it is shipped
         if has_kernels(model):
             moved, norms = kernel_layers(model, input_shape)
-            _refuse_frozen(model, moved)
             return Constrained(moved, norms, (HALF_ABS,))
         layers, chain = trained_layers(model), read_network(model).chain()
     slopes = training_constraint(chain, next(iter(layers.values())).weight.device)
@@ -61,25 +60,10 @@ def trained_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
     Raises:
         UnsupportedModule: by name, for a network that is no chain of them.
-        ValueError: for a frozen parameter: every projection moves all weights, and the start
-            scales all biases.
     """
     layers = linear_layers(model)
-    _refuse_frozen(model, {"": model})
     names = {id(module): name for name, module in model.named_modules()}
     return {names[id(layer)]: layer for layer in layers}
-
-
-def _refuse_frozen(model: nn.Module, moved: Mapping[str, nn.Module]) -> None:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for module in moved.values():
-        for parameter in module.parameters():
-            if not parameter.requires_grad:
-                raise ValueError(
-                    f"model: {names[id(parameter)]} is frozen (requires_grad=False), but the bound "
-                    "moves every layer; thaw it by model.requires_grad_(True), or train it by "
-                    "another method"
-                )
 
 
 def check_asked(asked: Lipschitz) -> None:
@@ -92,6 +76,23 @@ def check_asked(asked: Lipschitz) -> None:
         raise ValueError(
             f"norm: training keeps an l2 constant, got {asked.norm!r}; train under l2, and certify "
             f"the result in {asked.norm}"
+        )
+
+
+def check_priced(terms: Terms, layers: int) -> None:
+    """Raise unless some layer can follow L, where that has a price and weights are held."""
+    if terms.asked.mu is None or not any(terms.held.rigid):
+        return
+    layer = terms.held.pliant(layers)
+    if layer is None:
+        raise ValueError(
+            "mu: a price moves L by scaling one layer, but in each of them something is held at "
+            "what is not 0; enforce a bound"
+        )
+    if layer and terms.config.lip_step == "exact" and not isinstance(terms.slopes, LayerNorms):
+        raise ValueError(
+            "lip_step: 'exact' scales the first layer, of which something is held at what is not "
+            "0; expected 'newton'"
         )
 
 
@@ -130,6 +131,35 @@ def asked_of(
     own = replace(own, units=units_once(own, units))
     config = replace(config, bound=own.bound, mu=own.mu)
     return config, All(own, constraint.monotone) if isinstance(constraint, All) else own
+
+
+def check_weight(
+    name: str, layer: nn.Module, parameter: nn.Parameter, consensus: Tensor, *, whole: bool
+) -> None:
+    """Raise unless a layer still has the weight that a constraint was made of.
+
+    Args:
+        name: of the layer.
+        layer: whose weight it is.
+        parameter: that the constraint moves.
+        consensus: of the constraint's state.
+        whole: whether all of it stays.
+    """
+    if layer.weight is not parameter:
+        raise ValueError(
+            f"constraint: {name}.weight was replaced after the constraint was made; change it in "
+            "place (.data.copy_), or make a new constraint and optimizer"
+        )
+    if not parameter.requires_grad and not whole:
+        raise ValueError(
+            f"constraint: {name}.weight was frozen after the constraint was made; make a new one, "
+            "which holds it"
+        )
+    if parameter.device != consensus.device:
+        raise ValueError(
+            f"constraint: {name}.weight is on {parameter.device}, the constraint on "
+            f"{consensus.device}; move the model before making the constraint"
+        )
 
 
 def check_master(dtype: torch.dtype) -> None:

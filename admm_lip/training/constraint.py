@@ -33,8 +33,17 @@ from ..solvers import SolveFailed
 from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
 from .centring import centre
 from .config import AdmmConfig
-from .constrained import check_asked, check_master, constrained, group_of
-from .layer_norms import layer_start
+from .constrained import (
+    check_asked,
+    check_master,
+    check_priced,
+    check_weight,
+    constrained,
+    group_of,
+)
+from .continued import asked_again, gone_on, started
+from .held import Masks, held_of, held_still, joined, unpruned
+from .layer_norms import holding
 from .metric import PLAIN, Metric
 from .monotone import core_of
 from .multiplier_step import resolve_multiplier_step
@@ -44,7 +53,7 @@ from .ranks import ranks_of
 from .resuming import check_same, identity, plain_state, restored_state
 from .round import next_round, steps_of
 from .shipping import certified
-from .start import CROSS_ENTROPY_SCALE, Start, asked_again, gone_on, orthogonal_, start
+from .start import CROSS_ENTROPY_SCALE, Start, orthogonal_, scale_biases
 from .terms import LayerNorms, Terms
 
 # Which constraint holds a weight; a weight belongs to one.
@@ -93,10 +102,13 @@ class Constraint:
         input_shape: ``(channels, rows, columns)`` of one input; needed for convolutions only.
         group: of the processes that hold this network (``torch.distributed.group.WORLD``, say),
             where something else than a DistributedDataParallel averages their gradients.
+        held: boolean masks by the names of weights: entries that are ``True`` stay as they are, bit
+            for bit.  Frozen parameters do as a whole, and so do zeros of ``torch.nn.utils.prune``,
+            which becomes permanent (``held.py``).
 
     Raises:
         UnsupportedModule: by name, for a network that is no such chain.
-        ValueError: for a frozen parameter, or what cannot be asked of this network.
+        ValueError: for what cannot be asked of this network, or held under what is asked.
 
     Example:
         >>> import torch
@@ -127,9 +139,11 @@ class Constraint:
         state: AdmmState | None = None,
         input_shape: Shape | None = None,
         group: Any = None,
+        held: Masks | None = None,
     ) -> None:
         self._ranks = ranks_of(model, group)
         self.model, config = unwrapped(model), config or AdmmConfig()
+        held = joined(held, unpruned(self.model))
         self._ranks.copy("start", itertools.chain(self.model.parameters(), self.model.buffers()))
         self._core, own = core_of(self.model, asked)
         self._whole = asked if isinstance(asked, All) else None
@@ -140,22 +154,26 @@ class Constraint:
         self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
         check_master(self.parameters[0].dtype)
         layers = list(self._layers.values())
+        stays = held_of(self.model, self.parameters, held)
         scratch = config.start == "scratch" and state is None
         if scratch:
-            orthogonal_(layers, config.seed)
+            orthogonal_(layers, config.seed, stays)
         weights = read_weights(self.parameters)
         metric = PLAIN if own.units is None else Metric.of(own.units, weights)
-        self.terms = Terms(own, found.slopes, config, metric)
+        slopes = found.slopes
+        if isinstance(slopes, LayerNorms):
+            slopes = holding(slopes, stays, weights)
+        self.terms = Terms(own, slopes, config, metric, stays)
+        check_priced(self.terms, len(weights))
         self._multiplier_step = resolve_multiplier_step(
             config.multiplier_step,
             found.kinds,
             regression=len(weights[-1]) == 1 if regression is None else regression,
+            rigid=any(stays.rigid),
         )
-        if state is not None:
-            self._begin(lambda: gone_on(state))
-        else:
-            own_start = layer_start if isinstance(found.slopes, LayerNorms) else start
-            self._begin(lambda: own_start(weights, self.terms, self.dtype, loss_scale))
+        self._loss_scale = loss_scale
+        given = (weights, self.terms, self.dtype, loss_scale)
+        self._begin(lambda: started(*given) if state is None else gone_on(state, *given))
         if mean is not None:
             mean = self._ranks.decided("mean", mean.cpu).to(mean)
         self._centring = None if mean is None else centre(layers[0], mean)
@@ -183,13 +201,14 @@ class Constraint:
         """
         self._check_free()
         self._check_weights()
-        group = group_of(optimizer, dict(zip(self._layers, self.parameters, strict=True)))
+        group = group_of(optimizer, self._moved())
         lr = float(group.get("initial_lr", group["lr"]))
         self._enter(replace(self.state, lr=self.state.lr or lr))
         self._optimizer = optimizer
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            *held_still(self.parameters, self.terms.held),
         )
         for parameter in self.parameters:
             _HELD[parameter] = weakref.ref(self)
@@ -242,7 +261,7 @@ class Constraint:
         if self.state.steps:
             self.close_round()
         self.terms = replace(self.terms, asked=asked)
-        self._begin(lambda: asked_again(self.state, self.terms, self.dtype))
+        self._begin(lambda: asked_again(self.state, self.terms, self.dtype, self._loss_scale))
 
     @contextmanager
     def shipped(self) -> Iterator[nn.Module]:
@@ -316,16 +335,12 @@ class Constraint:
 
         self._enter(self._ranks.state("start", state, self.parameters))
         write_weights(self.parameters, self.state.consensus)
-        with torch.no_grad():
-            rows = zip(
-                self._layers.values(), self._ranks.decided("start", lambda: factors), strict=True
-            )
-            for layer, factor in rows:
-                if isinstance(layer.bias, Tensor):
-                    layer.bias.mul_(factor)
+        factors = self._ranks.decided("start", lambda: factors)
+        scale_biases(list(self._layers.values()), factors)
 
     def _enter(self, state: AdmmState) -> None:
-        self.state, self._pull = state, pull_of(self.parameters, state)
+        self.state = state
+        self._pull = pull_of(self.parameters, state, self.terms.held.masks)
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -352,6 +367,7 @@ class Constraint:
     def _after_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        self._pull.put_back()
         skipped = getattr(optimizer, "found_inf", None)  # of a fused step under a GradScaler
         if skipped is not None and bool(skipped):
             return
@@ -362,8 +378,12 @@ class Constraint:
     def _relative_lr(self) -> float:
         if self._optimizer is None or not self.state.lr:
             return 1.0
-        weights = dict(zip(self._layers, self.parameters, strict=True))
-        return float(group_of(self._optimizer, weights)["lr"]) / self.state.lr
+        return float(group_of(self._optimizer, self._moved())["lr"]) / self.state.lr
+
+    def _moved(self) -> dict[str, nn.Parameter]:
+        """The weights that an optimizer has to move, by the names of their layers."""
+        rows = zip(self._layers, self.parameters, strict=True)
+        return {name: parameter for name, parameter in rows if parameter.requires_grad}
 
     def _check_free(self) -> None:
         if self._optimizer is not None:
@@ -381,16 +401,6 @@ class Constraint:
                 )
 
     def _check_weights(self) -> None:
-        """Raise unless the layers still hold the weights that the state is about."""
         rows = zip(self._layers.items(), self.parameters, self.state.consensus, strict=True)
-        for (name, layer), parameter, consensus in rows:
-            if layer.weight is not parameter:
-                raise ValueError(
-                    f"constraint: {name}.weight was replaced after the constraint was made; change "
-                    "it in place (.data.copy_), or make a new constraint and optimizer"
-                )
-            if parameter.device != consensus.device:
-                raise ValueError(
-                    f"constraint: {name}.weight is on {parameter.device}, the constraint on "
-                    f"{consensus.device}; move the model before making the constraint"
-                )
+        for k, ((name, layer), parameter, consensus) in enumerate(rows):
+            check_weight(name, layer, parameter, consensus, whole=self.terms.held.whole(k))

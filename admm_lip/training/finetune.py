@@ -30,6 +30,7 @@ from ..solvers import SolverConfig
 from .batches import Batches, as_batches
 from .config import FinetuneConfig as FinetuneConfig
 from .config import TrainConfig
+from .held import Masks
 from .losses import PlainLoss
 from .method import Method
 from .smooth import best_smoothed, coarse, even_gauge
@@ -121,6 +122,7 @@ def finetuned(
     progress: bool,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    held: Masks | None = None,
 ) -> TrainResult:
     """The rounds.
 
@@ -135,6 +137,7 @@ def finetuned(
         progress: say how far it is, after two seconds.
         run_dir: folder for checkpoints.
         resume: continue from the one there.
+        held: masks of entries that stay.
     """
     steps = epochs * len(data)
     settings = TrainConfig(
@@ -150,7 +153,14 @@ def finetuned(
     )
     method = Taught(teacher=copy.deepcopy(teacher).eval(), lip=bound, config=config)
     return train(
-        start, data, settings, method=method, run_dir=run_dir, resume=resume, progress=progress
+        start,
+        data,
+        settings,
+        method=method,
+        held=held,
+        run_dir=run_dir,
+        resume=resume,
+        progress=progress,
     )
 
 

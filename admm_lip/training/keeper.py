@@ -28,7 +28,7 @@ _SHARE = 0.1
 
 
 @contextmanager
-def held(run_dir: str | Path | None, resume: bool, ranks: Ranks) -> Iterator[Path | None]:
+def run_folder(run_dir: str | Path | None, resume: bool, ranks: Ranks) -> Iterator[Path | None]:
     """The folder of a run, made where it is missing and held by this run alone; of rank 0 only.
 
     Raises:

@@ -22,6 +22,9 @@ of norms on a torus reach every network that multipliers constant over space cer
 whatever else is fixed between layers multiply the bound by their norms, ``L = gain c^(l+1)``.
 Activations that do not sort pairs may be trained so too; they lose what their own matrix inequality
 would give.
+
+**What stays** (``held.py``): a frozen layer multiplies the bound by its norm, as a pool does, and
+the others share the rest.  Of a masked matrix the nearest one is found by a splitting.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -38,10 +42,19 @@ from torch import Tensor
 from ..errors import UnsupportedModule
 from ..networks.network import Chain
 from ..networks.sorting import HALF_ABS
-from ..solvers import ProjectSolution, Slopes, Status
+from ..solvers import (
+    ProjectProblem,
+    ProjectSolution,
+    Slopes,
+    SolverConfig,
+    Status,
+    Structure,
+    solve_project,
+)
 from .admm_state import AdmmState, Matrices
+from .held import Held
 from .start import Start, default_rho, inner_bound
-from .terms import Activations, LayerBall, LayerNorms, Terms
+from .terms import FIXED, Activations, LayerBall, LayerNorms, Terms
 
 NAME = "layer_norms"
 _BISECTIONS = 60
@@ -67,6 +80,56 @@ class DenseBall:
 
 
 DENSE = DenseBall()
+
+
+@dataclass(frozen=True, eq=False)
+class HeldBall:
+    """Matrices by their spectral norm, of which some entries stay.
+
+    Attributes:
+        mask: ``True`` where an entry stays at the anchor's.
+    """
+
+    mask: Tensor
+
+    def norm(self, weight: Tensor) -> float:
+        """The largest singular value."""
+        return spectral_norm(weight)
+
+    def nearest(
+        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Tensor, Any, int]:
+        """By the projection of a single affine map."""
+        if is_inside(anchor, radius):
+            return anchor, warm, 1
+        structure = (Structure(held=self.mask),)
+        problem = ProjectProblem((anchor,), (), (), bound=radius, structure=structure)
+        found = solve_project(problem, SolverConfig(tol=tol), warm=warm)
+        return found.weights[0], found.warm, found.iterations
+
+
+def holding(norms: LayerNorms, held: Held, weights: Matrices) -> LayerNorms:
+    """The norms where some entries of the weights stay.
+
+    Raises:
+        ValueError: for a masked kernel: its symbol mixes the entries.
+    """
+    if not held:
+        return norms
+    balls, gain = list(_balls(norms, weights)), norms.gain
+    for k, (mask, w) in enumerate(zip(held.masks, weights, strict=True)):
+        if held.whole(k):
+            gain *= balls[k].norm(w)
+            balls[k] = FIXED
+        elif mask is not None and balls[k] is not DENSE:
+            raise ValueError(
+                "held: a kernel is projected frequency by frequency, which mixes its entries; "
+                "expected masks of dense layers, got one of a convolution; freeze it whole "
+                "(requires_grad_(False))"
+            )
+        elif mask is not None:
+            balls[k] = HeldBall(mask)
+    return replace(norms, balls=tuple(balls), gain=gain)
 
 
 class Spectrum(NamedTuple):
@@ -115,11 +178,11 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
         ValueError: when the network is constant (its bound is 0), so nothing can be scaled, and
             for what one norm per layer does not give.
     """
-    asked, found = terms.asked, _norms(terms)
+    asked, found, held = terms.asked, _norms(terms), terms.held
     _check_asked(terms)
     balls = _balls(found, weights)
     norms = [ball.norm(w) for ball, w in zip(balls, weights, strict=True)]
-    if min(norms) == 0.0:
+    if min(found.gain, *norms) == 0.0:
         raise ValueError(
             "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
             "bound; initialise it, or use start='scratch'"
@@ -130,14 +193,16 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     scratch = terms.config.start == "scratch"
     if bound is not None and (scratch or log_product > math.log(bound)):
         log_bound = math.log(bound)
-    each = math.exp((log_bound - math.log(found.gain)) / len(weights))
-    factors = [each / n for n in norms]
+    each = math.exp((log_bound - math.log(found.gain)) / found.moving(len(weights)))
+    factors = [1.0 if held.is_rigid(k) else each / n for k, n in enumerate(norms)]
     consensus = tuple(f * w for f, w in zip(factors, weights, strict=True))
-    if scratch and found.balls:
+    _check_fits(held, consensus, balls, each)
+    fresh = scratch and found.image is not None
+    if fresh or any(held.rigid):
         tol = terms.config.projection_tol
+        wide = held.scaled(consensus, _INFLATED if fresh else 1.0)
         consensus = tuple(
-            ball.nearest(_INFLATED * w, each, tol)[0]
-            for ball, w in zip(balls, consensus, strict=True)
+            ball.nearest(w, each, tol)[0] for ball, w in zip(balls, wide, strict=True)
         )
     lip = bound if bound is not None else math.exp(log_bound)
     state = AdmmState(
@@ -160,8 +225,28 @@ def _balls(norms: LayerNorms, weights: Matrices) -> tuple[LayerBall, ...]:
     return norms.balls or (DENSE,) * len(weights)
 
 
+def _check_fits(held: Held, weights: Matrices, balls: tuple[LayerBall, ...], radius: float) -> None:
+    """Raise :class:`ValueError` where what stays of a matrix is larger than its share."""
+    for k, (ball, w) in enumerate(zip(balls, weights, strict=True)):
+        if isinstance(ball, HeldBall) and held.is_rigid(k):
+            alone = spectral_norm(torch.where(ball.mask, w, 0.0))
+            if alone >= radius:
+                raise ValueError(
+                    f"held: what stays of layer {k} (from 0) has norm {alone:.6g} with zeros "
+                    f"elsewhere, but the bound leaves {radius:.6g} for it; ask for more, or hold "
+                    "less"
+                )
+
+
 def _check_asked(terms: Terms) -> None:
     """Raise :class:`ValueError` for what one norm per layer does not give."""
+    norms = _norms(terms)
+    for k, ball in enumerate(norms.balls):
+        if terms.asked.mu is not None and isinstance(ball, HeldBall) and terms.held.is_rigid(k):
+            raise ValueError(
+                f"mu: a price moves the norms of all layers, but entries of layer {k} (from 0) are "
+                "held at what is not 0; enforce a bound, or freeze the layer whole"
+            )
     if not terms.metric.is_plain:
         raise ValueError(
             "units: a network that sorts pairs, or of convolutions, is trained by one norm per "
@@ -186,11 +271,11 @@ def project_layers(
         norms: of the layers; ``None``: all are dense.
         tol: accuracy where a projection is iterative.
     """
-    begun, layers = time.perf_counter(), len(anchor)
-    norms = norms or LayerNorms()
+    begun, norms = time.perf_counter(), norms or LayerNorms()
+    layers = norms.moving(len(anchor))
     if mu is None or norms.balls:
         each = math.exp((0.5 * math.log(state.target_sq) - math.log(norms.gain)) / layers)
-        warm = state.warm or (None,) * layers
+        warm = state.warm or (None,) * len(anchor)
         rows = zip(_balls(norms, anchor), anchor, warm, strict=True)
         found = [ball.nearest(w, each, tol, start) for ball, w, start in rows]
         weights = tuple(w for w, _, _ in found)

@@ -16,6 +16,9 @@
   that matter: a small one holds the neuron's outgoing weights down, which makes the next optimum
   smaller still.  Without that floor one dying neuron of a regression went to 1e-81 in ten solves,
   and the projection with it; a large entry beside a row that is nearly zero does no harm.
+* ``averaged``: for weights of which some stay at what is not 0, so that there is no gauge and not
+  every T leaves room for them.  M is linear in (s, T): the mean of two that certify the consensus
+  certifies it too.  T becomes the mean of itself and of LipSDP's, and no projection fails.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from itertools import pairwise
 import torch
 
 from ..networks.sorting import HALF_ABS
-from ..solvers import CertifyProblem, SolveFailed, solve_certify
+from ..solvers import CertifyProblem, CertifySolution, SolveFailed, solve_certify
 from .admm_state import AdmmState, Matrices
 from .terms import LayerNorms, Terms
 
@@ -89,19 +92,48 @@ def by_lipsdp(state: AdmmState, view: RoundView) -> AdmmState:
 
     That may leave the consensus a little outside; the next projection brings it back.
     """
-    config, slopes = view.terms.config, view.terms.slopes
-    if (state.iteration + 1) % config.multiplier_every:
+    solution = _optimal(state, view, every=32)
+    if solution is None:
         return state
+    best = scaled_to(solution.multiplier, solution.lip, state.lip)
+    return replace(state, multiplier=raised(best, view.terms.metric.seen(state.consensus)))
+
+
+def averaged(state: AdmmState, view: RoundView) -> AdmmState:
+    """The mean of T and of the optimal one, both for the L that the next projection asks for.
+
+    Either one certifies the consensus with the layer that follows L shrunk far enough.
+    """
+    solution = _optimal(state, view, every=8)
+    if solution is None or not 0.0 < solution.lip <= state.lip:
+        return state
+    layer = view.terms.scaled_layer(len(state.consensus))
+    best = grown(solution.multiplier, state.target_sq / solution.lip**2, layer)
+    mean = tuple(0.5 * (t + b) for t, b in zip(state.multiplier, best, strict=True))
+    return replace(state, multiplier=mean)
+
+
+def _optimal(state: AdmmState, view: RoundView, every: int) -> CertifySolution | None:
+    """LipSDP's multiplier at the consensus where one is due and found; else the old one stays."""
+    config, slopes = view.terms.config, view.terms.slopes
+    if (state.iteration + 1) % (config.multiplier_every or every):
+        return None
     assert not isinstance(slopes, LayerNorms)  # resolve_multiplier_step sees to it
     solver = replace(config.solver, tol=max(config.solver.tol, LIPSDP_TOL))
-    seen = view.terms.metric.seen(state.consensus)
-    problem = CertifyProblem(seen, slopes)
+    problem = CertifyProblem(view.terms.metric.seen(state.consensus), slopes)
     try:
-        solution = solve_certify(problem, solver, warm=state.multiplier)
+        return solve_certify(problem, solver, warm=state.multiplier)
     except SolveFailed:
-        return state  # the old T still certifies the consensus
-    best = scaled_to(solution.multiplier, solution.lip, state.lip)
-    return replace(state, multiplier=raised(best, seen))
+        return None
+
+
+def grown(multiplier: Matrices, growth: float, layer: int) -> Matrices:
+    """T for the network with one ``layer`` scaled so that ``L^2`` is ``growth`` times as large.
+
+    Scaling ``W_k`` by c multiplies ``L^2`` and the multipliers of the k hidden layers in front of
+    it by c^2.
+    """
+    return tuple(t * growth if k < layer else t for k, t in enumerate(multiplier))
 
 
 def raised(multiplier: Matrices, weights: Matrices) -> Matrices:
@@ -131,17 +163,21 @@ MULTIPLIER_STEPS: dict[str, MultiplierStep] = {
     "fixed": fixed,
     "sensitivity": by_sensitivity,
     "lipsdp": by_lipsdp,
+    "averaged": averaged,
 }
+# Those that suit weights of which some stay at what is not 0.
+_FOR_RIGID = ("auto", "fixed", "averaged")
 
 
 def resolve_multiplier_step(
-    name: str, activations: tuple[str, ...], regression: bool = False
+    name: str, activations: tuple[str, ...], regression: bool = False, rigid: bool = False
 ) -> MultiplierStep:
     """The rule of that name.
 
-    ``"auto"`` is ``sensitivity`` unless every activation is homogeneous; then it is ``fixed`` for
-    classifiers and ``lipsdp`` for regressions.  Networks that sort pairs have no multiplier that
-    could move (``layer_norms.py``).
+    ``"auto"`` is ``averaged`` where weights are ``rigid``: held at what is not 0.  Else it is
+    ``sensitivity`` unless every activation is homogeneous; then ``fixed`` for classifiers and
+    ``lipsdp`` for regressions.  Networks that sort pairs have no multiplier that could move
+    (``layer_norms.py``).
 
     Raises:
         ValueError: for a name that is not in ``MULTIPLIER_STEPS``, or does not suit the network.
@@ -153,9 +189,15 @@ def resolve_multiplier_step(
                 f"expected 'auto' or 'fixed', got {name!r}"
             )
         return fixed
+    if rigid and name not in _FOR_RIGID:
+        raise ValueError(
+            f"multiplier_step: expected one of {', '.join(_FOR_RIGID)} where weights are held at "
+            f"what is not 0, got {name!r}"
+        )
     if name == "auto":
         homogeneous = "lipsdp" if regression else "fixed"
         name = homogeneous if HOMOGENEOUS.issuperset(activations) else "sensitivity"
+        name = "averaged" if rigid else name
     step = MULTIPLIER_STEPS.get(name)
     if step is None:
         names = ", ".join(("auto", *MULTIPLIER_STEPS))

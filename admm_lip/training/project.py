@@ -8,6 +8,8 @@
    gains 1 to 5 percent.
 4. The weights are rounded to the model's dtype, and exactly those numbers are certified.
 
+What is frozen, pruned or masked stays (``held.py``); step 1 then scales the rest.
+
 Networks that sort pairs move in the frame of sums and differences (``pair_rotation.py``), those
 with convolutions layer by layer (``project_kernels.py``).
 """
@@ -35,14 +37,17 @@ from ..solvers import (
     ProjectProblem,
     ProjectSolution,
     Slopes,
+    SolveFailed,
     SolverConfig,
     solve_certify,
     solve_project,
 )
 from ..units import Units
 from .admm_state import Matrices
+from .config import AdmmConfig
 from .constrained import check_asked, units_once
 from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
+from .held import Held, Masks, held_of, plain_copy
 from .judging import Judge, Pair
 from .kernel_layers import has_kernels
 from .metric import PLAIN, Metric
@@ -52,7 +57,8 @@ from .precision import master_dtype, stored_dtype
 from .project_kernels import moved_by, nearest_kernels, not_held
 from .projected import Projection
 from .signals import EXIT_CODES
-from .start import CAST_MARGIN
+from .start import CAST_MARGIN, fitted
+from .terms import LayerNorms, Terms
 
 _TRIALS = 30
 # Trials of T are compared at this tolerance; the last projection has the caller's.
@@ -77,6 +83,7 @@ def project(
     resume: bool = False,
     progress: bool = True,
     input_shape: Shape | None = None,
+    held: Masks | None = None,
 ) -> Projection:
     """The nearest network that certifies ``bound``; the one that went in is not touched.
 
@@ -107,6 +114,8 @@ def project(
         progress: say how far it is, after two seconds.
         input_shape: of one input without the batch; needed for convolutions only, and read off
             the data to fine-tune on.
+        held: entries of weights that stay as they are, as for :class:`admm_lip.Constraint`, beside
+            what is frozen or pruned.
 
     Raises:
         ValueError: for a bound that is not a finite number > 0, or settings, by name.
@@ -126,7 +135,7 @@ def project(
     bound, units = _asked(bound, units)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    model = unwrapped(model)
+    model, masks = plain_copy(unwrapped(model), held)
     kernels = has_kernels(model)
     if not kernels:
         linear_layers(model)  # refuses, by name, what cannot be projected
@@ -137,13 +146,14 @@ def project(
         if kernels and units is not None:
             raise ValueError("units: convolutions are projected in the units of their inputs")
         with evaluating(model):
-            return _projected(model, bound, chosen, units, input_shape)
+            return _projected(model, bound, chosen, masks, units, input_shape)
     if units is not None:
         raise ValueError(
             "units: go with a projection alone; to train in them, give train(units=...) the network"
         )
     epochs = COUNT.read("epochs", epochs)
-    job = _Job(bound, epochs, config or FinetuneConfig(), chosen, progress, run_dir, resume)
+    own = config or FinetuneConfig()
+    job = _Job(bound, epochs, own, chosen, masks, progress, run_dir, resume)
     return _finetuned(model, finetune, judge, job)
 
 
@@ -166,6 +176,7 @@ class _Job:
     epochs: int
     config: FinetuneConfig
     solver: SolverConfig
+    held: Masks
     progress: bool
     run_dir: str | Path | None
     resume: bool
@@ -177,9 +188,9 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
     teacher = copy.deepcopy(model).eval().to(master_dtype(stored))
     data = labelled(teacher, given, job.config)
     regression = data.reading.classes is None
-    if regression or has_kernels(teacher):
+    if regression or has_kernels(teacher) or job.held or any(map(_frozen, teacher.parameters())):
         shape = tuple(sample(data, job.config)[0].shape[1:])
-        start = _projected(teacher, job.bound, job.solver, input_shape=shape).model
+        start = _projected(teacher, job.bound, job.solver, job.held, input_shape=shape).model
     else:
         start = prepared(teacher, data, job.config, job.solver)
     result = finetuned(
@@ -193,6 +204,7 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
         job.progress,
         job.run_dir,
         job.resume,
+        job.held,
     )
     away = moved_by(model, result.model)
     found = Projection(result.model, result.certificate, away, result.stopped)
@@ -213,41 +225,49 @@ def _pair(given: Any, data: Any, judge: Any, config: FinetuneConfig) -> Callable
     return lambda: pair
 
 
+def _frozen(parameter: nn.Parameter) -> bool:
+    return not parameter.requires_grad
+
+
 def _projected(
     model: nn.Module,
     bound: float,
     config: SolverConfig,
+    held: Masks,
     units: Units | None = None,
     input_shape: Shape | None = None,
 ) -> Projection:
     """The nearest network, without data."""
     if has_kernels(model):
-        moved, certificate = nearest_kernels(model, bound, config, input_shape)
+        moved, certificate = nearest_kernels(model, bound, config, input_shape, held)
         return Projection(moved, certificate, moved_by(model, moved))
     certificate = certify_global(model, units=units, solver=config, requested=bound)
     if certificate.lip <= bound:
         return Projection(copy.deepcopy(model), certificate, 0.0)
-    return _nearest(model, bound, config, units)
+    return _nearest(model, bound, config, units, held)
 
 
 def _nearest(
-    model: nn.Module, bound: float, config: SolverConfig, units: Units | None
+    model: nn.Module, bound: float, config: SolverConfig, units: Units | None, masks: Masks
 ) -> Projection:
     """Project, round, certify; correct the projection's bound by what was certified, and repeat.
 
     The certified bound misses the projection's where rounding adds to it, or where a slope range
     with alpha > 0 was widened to contain 0, which costs up to 25 percent of the bound.
     """
-    frame = Frame.of(read_network(model))
-    anchor = frame.into(_weights(model))
+    frame, own = Frame.of(read_network(model)), _weights(model)
+    held = held_of(model, [layer.weight for layer in linear_layers(model)], masks).cpu()
+    _check_frame(frame, held)
     margin = max(CAST_MARGIN[layer.weight.dtype] for layer in linear_layers(model))
     goal = bound * (1.0 - margin)
-    metric = Metric.of(units, anchor)
-    problem, best = _start(anchor, _convex_slopes(model), goal, config, metric), None
+    metric = Metric.of(units, own)
+    terms = Terms(Lipschitz(goal), _convex_slopes(model), AdmmConfig(), metric, held)
+    problem, best = _start(frame.into(own), terms, goal, config), None
     for _ in range(_ATTEMPTS):
         problem = nearest_multiplier(problem, config, metric)
         moved = copy.deepcopy(model)
-        _write(moved, frame.back(metric.back(solve_project(problem, config).weights)))
+        found = frame.back(metric.back(solve_project(problem, config).weights))
+        _write(moved, held.kept(own, found))
         known = frame.chain_multiplier(problem.multiplier)
         certificate = certify_global(
             moved, units=units, solver=config, requested=bound, multiplier=known
@@ -263,19 +283,27 @@ def _nearest(
     return best
 
 
-def _start(
-    anchor: Matrices,
-    slopes: tuple[Slopes, ...],
-    bound: float,
-    config: SolverConfig,
-    metric: Metric = PLAIN,
-) -> ProjectProblem:
+def _check_frame(frame: Frame, held: Held) -> None:
+    """Raise :class:`ValueError` for masks that sums and differences of rows do not keep."""
+    partial = [k for k in range(len(held.masks)) if held.masks[k] is not None and not held.whole(k)]
+    for k in partial:
+        if any(frame.turned[max(k - 1, 0) : k + 1]):
+            raise ValueError(
+                f"held: layer {k} (from 0) is projected in sums and differences of pairs, which "
+                "mix its entries; freeze it whole, or train under the bound, which keeps masks"
+            )
+
+
+def _start(anchor: Matrices, terms: Terms, bound: float, config: SolverConfig) -> ProjectProblem:
     """Step 1: LipSDP's multiplier for the anchor, and the projection that belongs to it."""
-    seen = metric.seen(anchor)
+    slopes, metric = terms.slopes, terms.metric
+    assert not isinstance(slopes, LayerNorms)
+    seen, structure = metric.seen(anchor), terms.held.structure(metric.structure(anchor))
+    if any(terms.held.rigid):
+        fit = fitted(anchor, terms, bound, config)
+        return ProjectProblem(seen, slopes, fit.multiplier, bound, structure=structure)
     solution = solve_certify(CertifyProblem(seen, slopes), config)
-    problem = ProjectProblem(
-        seen, slopes, solution.multiplier, solution.lip, structure=metric.structure(anchor)
-    )
+    problem = ProjectProblem(seen, slopes, solution.multiplier, solution.lip, structure=structure)
     return _rescaled(problem, bound / solution.lip)
 
 
@@ -298,15 +326,28 @@ def nearest_multiplier(
     if not problem.slopes:
         return problem
     trial_config = replace(config, tol=max(config.tol, _TRIAL_TOL))
+    held = any(own.held is not None for own in problem.structure)
+    alone = held and config.name == "auto"  # no other backend finds room where there is none
+    one_config = replace(trial_config, fallback=()) if alone else trial_config
     best, step = solve_project(problem, trial_config), 0.3
     for _ in range(_TRIALS):
         moved = replace(problem, multiplier=_moved(problem, best, step, metric))
-        trial = solve_project(moved, trial_config, warm=best.warm)
-        if trial.objective < best.objective:
+        trial = _tried(moved, one_config, best)
+        if trial is not None and trial.objective < best.objective:
             problem, best, step = moved, trial, step * _GROWTH
         else:
             step *= _SHRINK
     return problem
+
+
+def _tried(
+    problem: ProjectProblem, config: SolverConfig, best: ProjectSolution
+) -> ProjectSolution | None:
+    """The projection under another T; ``None`` where that leaves no room for what is held."""
+    try:
+        return solve_project(problem, config, warm=best.warm)
+    except SolveFailed:
+        return None
 
 
 def _moved(

@@ -20,6 +20,8 @@ from ..networks.layers import Shape
 from ..solvers import SolverConfig
 from .admm_state import Matrices, read_weights, write_weights
 from .constrained import constrained
+from .held import Masks, held_of
+from .layer_norms import holding
 from .shipping import certify_norms
 from .start import CAST_MARGIN
 from .terms import LayerNorms
@@ -30,7 +32,11 @@ _SLACK = 2e-3
 
 
 def nearest_kernels(
-    model: nn.Module, bound: float, solver: SolverConfig, input_shape: Shape | None
+    model: nn.Module,
+    bound: float,
+    solver: SolverConfig,
+    input_shape: Shape | None,
+    held: Masks | None = None,
 ) -> tuple[nn.Module, Certificate]:
     """A copy of a network of convolutions under ``bound``, and its certificate.
 
@@ -40,6 +46,7 @@ def nearest_kernels(
         solver: of the certificate where no torus holds the network; its ``tol`` is that of the
             projections.
         input_shape: of one input without the batch.
+        held: masks of entries that stay.
 
     Raises:
         CertificateError: where the model's dtype cannot hold the bound.
@@ -48,20 +55,23 @@ def nearest_kernels(
     found = constrained(moved, input_shape)
     norms = found.slopes
     assert isinstance(norms, LayerNorms) and norms.image is not None
-    certificate = certify_norms(moved, norms.image, solver, bound)
+    image = norms.image
+    certificate = certify_norms(moved, image, solver, bound)
     if certificate.lip <= bound:
         return moved, certificate
     parameters = [cast(nn.Parameter, layer.weight) for layer in found.layers.values()]
     anchor = read_weights(parameters)
+    stays = held_of(moved, parameters, held)
+    norms = holding(norms, stays, anchor)
     given = [ball.norm(w) for ball, w in zip(norms.balls, anchor, strict=True)]
     product = norms.gain * math.prod(given)
     margin = CAST_MARGIN[parameters[0].dtype]
     goal, best = bound * (1.0 - margin), None
     for _ in range(_ATTEMPTS):
-        share = min(1.0, goal / product) ** (1.0 / len(given))
+        share = min(1.0, goal / product) ** (1.0 / norms.moving(len(given)))
         weights = _in_balls(anchor, norms, [share * n for n in given], solver.tol)
         write_weights(parameters, weights)
-        certificate = certify_norms(moved, norms.image, solver, bound)
+        certificate = certify_norms(moved, image, solver, bound)
         if certificate.lip <= bound and (best is None or certificate.lip > best[1].lip):
             best = copy.deepcopy(moved), certificate
         if bound * (1.0 - margin - _SLACK) <= certificate.lip <= bound:

@@ -32,6 +32,7 @@ def identity(
         "dtype": str(dtype),
         "mean": describe(mean),
         "shape of the weights": describe([list(w.shape) for w in weights]),
+        **({"set of entries held": describe(terms.held.masks)} if terms.held else {}),
     }
 
 
@@ -74,7 +75,7 @@ def _plain(value: Any) -> Any:
     if type(value).__name__ in _RECORDS:
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"record": type(value).__name__, "fields": fields}
-    return value
+    return tuple(_plain(entry) for entry in value) if isinstance(value, tuple) else value
 
 
 def _restored(value: Any, device: torch.device) -> Any:

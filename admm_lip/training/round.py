@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from .admm_state import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
 from .lipschitz_step import lipschitz_step, next_lip_sq
-from .multiplier_step import MultiplierStep, RoundView
+from .multiplier_step import MultiplierStep, RoundView, grown
 from .terms import LayerNorms, Terms
 
 # By the kind of constraint: a clip per layer costs less than an optimizer step.
@@ -48,12 +48,15 @@ def next_round(
     dual = dual_step(state.dual, relaxed, solution.weights, state.rho)
     # 4. What is left, and rho by it.
     measured = residuals(weights, solution.weights, state.consensus, dual, state.rho)
+    target_sq = next_lip_sq(point, solution, state, terms)
+    growth = target_sq / solution.lip_sq
     moved = replace(
         state,
         consensus=solution.weights,
         dual=dual,
+        multiplier=grown(state.multiplier, growth, terms.scaled_layer(len(weights))),
         lip_sq=solution.lip_sq,
-        target_sq=next_lip_sq(point, solution, state, terms),
+        target_sq=target_sq,
         rho=RHO_RULES[config.rho_rule](state.rho, measured),
         warm=solution.warm,
     )

@@ -31,7 +31,7 @@ def certified(
 ) -> Certificate:
     """The certificate of the consensus as ``model`` stores it.
 
-    Where rounding has led out of the bound, all layers are scaled by what it is too much, and
+    Where rounding has led out of the bound, what may move is scaled by what it is too much, and
     rounded again.
 
     Raises:
@@ -42,8 +42,9 @@ def certified(
         found = _certified(model, state, terms)
         if bound is None or found.lip <= bound:
             return found
-        share = (bound / found.lip * (1.0 - CAST_MARGIN[dtype])) ** (1.0 / len(weights))
-        weights = tuple(share * w for w in weights)
+        moving = terms.held.moving(len(weights))
+        share = (bound / found.lip * (1.0 - CAST_MARGIN[dtype])) ** (1.0 / moving)
+        weights = terms.held.scaled(weights, share)
         write_weights(parameters, weights)
     raise TrainingFailed(
         f"bound: {dtype} cannot hold weights that certify {bound:g}, only {found.lip:.6g}; train "

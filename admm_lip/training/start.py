@@ -1,23 +1,27 @@
 """Where a run begins: the first consensus, a multiplier that certifies it, and rho.
 
 The start is the given network, or a seeded orthogonal one, scaled evenly over its layers until its
-LipSDP bound is the requested one.  The multiplier is the one that proves this.
+LipSDP bound is the requested one.  The multiplier is the one that proves this.  Where entries stay
+at what is not 0 (``held.py``), the others alone are scaled (:func:`fitted`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..lipschitz import Lipschitz
-from ..solvers import CertifyProblem, Slopes, solve_certify
+from ..solvers import CertifyProblem, CertifySolution, Slopes, SolverConfig, solve_certify
 from ..solvers.lmi import ball_tiles
-from .admm_state import AdmmState, Matrices
+from .admm_state import AdmmState, Matrices, read_weights, write_weights
 from .config import TrainConfig
+from .held import NOTHING, Held
 from .terms import LayerNorms, Terms
 
 START_TOL = 1e-4
@@ -25,6 +29,12 @@ START_TOL = 1e-4
 # and t = 0 would switch a neuron off for good.
 MULTIPLIER_SPREAD = 1e3
 PENALTY_SHARE = 0.2
+# Where weights stay, how far inside the bound the others begin, so that rounding has room, and how
+# many shares of them are tried.
+_ROOM = 1e-6
+_HALVINGS = 12
+# Of the largest entry of T, so that none is 0.
+_LEAST_SHARE = 1e-12
 # How large a cross-entropy is, as the rule for rho takes it.
 CROSS_ENTROPY_SCALE = 0.1
 # Constant targets have variance 0, and rho must be positive.
@@ -47,18 +57,29 @@ class Start:
     bias_factors: tuple[float, ...]
 
 
-def orthogonal_(layers: Sequence[nn.Module], seed: int) -> None:
-    """Overwrite the layers by seeded orthogonal weights, kernels by rows, and zero biases."""
+def orthogonal_(layers: Sequence[nn.Module], seed: int, held: Held = NOTHING) -> None:
+    """Overwrite the layers by seeded orthogonal weights, kernels by rows, and zero biases.
+
+    What is held, or a frozen bias, stays.
+    """
     generator = torch.Generator().manual_seed(seed)
+    fresh = []
     for layer in layers:
-        weight, bias = layer.weight, layer.bias
-        assert isinstance(weight, Tensor)
-        fresh = torch.empty(weight.shape, dtype=torch.float64)
-        nn.init.orthogonal_(fresh, generator=generator)
-        with torch.no_grad():
-            weight.copy_(fresh)
-            if isinstance(bias, Tensor):
-                bias.zero_()
+        assert isinstance(layer.weight, nn.Parameter)
+        fresh.append(torch.empty(layer.weight.shape, dtype=torch.float64))
+        nn.init.orthogonal_(fresh[-1], generator=generator)
+    weights = [cast(nn.Parameter, layer.weight) for layer in layers]
+    fresh = [w.to(p.device) for w, p in zip(fresh, weights, strict=True)]
+    write_weights(weights, held.kept(read_weights(weights), tuple(fresh)))
+    scale_biases(layers, (0.0,) * len(layers))
+
+
+def scale_biases(layers: Sequence[nn.Module], factors: Sequence[float]) -> None:
+    """Multiply the biases of the layers that have one, but for frozen ones."""
+    with torch.no_grad():
+        for layer, factor in zip(layers, factors, strict=True):
+            if isinstance(layer.bias, nn.Parameter) and layer.bias.requires_grad:
+                layer.bias.mul_(factor)
 
 
 def inner_bound(asked: Lipschitz, dtype: torch.dtype) -> float | None:
@@ -89,6 +110,11 @@ def start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale: float
         )
     solver = replace(config.solver, tol=max(config.solver.tol, START_TOL))
     bound, plain = inner_bound(terms.asked, dtype), metric.is_plain
+    if any(terms.held.rigid):
+        fit = fitted(weights, terms, bound, solver)
+        lip = fit.lip if plain else solve_certify(CertifyProblem(fit.weights, slopes), solver).lip
+        rho = config.rho or default_rho(terms.asked, lip, len(weights), loss_scale)
+        return Start(fit.state(rho), fit.bias_factors)
     if bound is not None:
         weights = metric.admitted(weights, slopes, bound, solver)
     solution = solve_certify(CertifyProblem(metric.seen(weights), slopes), solver)
@@ -118,34 +144,88 @@ def start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale: float
     return Start(state, tuple(factor ** (k + 1) for k in range(len(weights))))
 
 
-def gone_on(state: AdmmState) -> Start:
-    """The state of an earlier run as the first of another: what counts steps begins anew."""
-    again = replace(state, iteration=0, steps=0, lr=None, momentum=(), mean_square=0.0)
-    return Start(again, (1.0,) * len(state.consensus))
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Weights under a bound of which some stayed, and a multiplier that proves it.
 
-
-def asked_again(state: AdmmState, terms: Terms, dtype: torch.dtype) -> Start:
-    """The state under other ``terms``: a smaller bound scales all layers evenly.
-
-    The multiplier moves along as in :func:`start`; under a larger bound it certifies as it is.
+    Attributes:
+        weights: in the run's own coordinates.
+        multiplier: that certifies them with room to spare.
+        lip: L that they are certified at.
+        bias_factors: as of a :class:`Start`.
     """
-    layers, bound = len(state.consensus), inner_bound(terms.asked, dtype)
-    if bound is None:
-        return Start(state, (1.0,) * layers)
-    share = bound / state.lip
-    factor, gain = (share ** (1.0 / layers), 1.0) if share < 1.0 else (1.0, share**2)
-    depth = len(state.multiplier)
-    again = replace(
-        state,
-        consensus=tuple(factor * w for w in state.consensus),
-        multiplier=tuple(
-            t * gain * factor ** (2 * (depth - k)) for k, t in enumerate(state.multiplier)
-        ),
-        rho=terms.config.rho or state.rho * share ** (-2.0 / layers),
-        lip_sq=bound**2,
-        target_sq=bound**2,
+
+    weights: Matrices
+    multiplier: Matrices
+    lip: float
+    bias_factors: tuple[float, ...]
+
+    def state(self, rho: float) -> AdmmState:
+        """The first state."""
+        zero = tuple(torch.zeros_like(w) for w in self.weights)
+        return AdmmState(self.weights, zero, self.multiplier, rho, self.lip**2, self.lip**2)
+
+
+def fitted(weights: Matrices, terms: Terms, bound: float | None, solver: SolverConfig) -> Fit:
+    """The weights with those that may move scaled until LipSDP certifies ``bound``.
+
+    The constant of a network is homogeneous in every layer: with nothing but whole layers held, one
+    scale is exact.  Else the largest of ``_HALVINGS`` trials is taken.
+
+    Raises:
+        ValueError: where what stays exceeds the bound by itself, with its constant.
+    """
+    slopes, held, metric = terms.slopes, terms.held, terms.metric
+    assert not isinstance(slopes, LayerNorms)
+
+    def certified(share: float) -> CertifySolution:
+        seen = metric.seen(held.scaled(weights, share))
+        return solve_certify(CertifyProblem(seen, slopes), solver)
+
+    share, found = 1.0, certified(1.0)
+    goal = found.lip if bound is None else bound * (1.0 - _ROOM)
+    if found.lip > goal:
+        share, found = _largest_share(certified, held, weights, found.lip, goal)
+    target = found.lip * (1.0 + _ROOM) if bound is None else bound
+    even = (target / found.lip) ** (1.0 / len(weights))
+    depth = len(found.multiplier)
+    multiplier = tuple(
+        t.clamp(min=_LEAST_SHARE * float(t.max())) * even ** (2 * (depth - k))
+        for k, t in enumerate(found.multiplier)
     )
-    return Start(again, tuple(factor ** (k + 1) for k in range(layers)))
+    factors = accumulate(held.factors(share, len(weights)), lambda a, b: a * b)
+    return Fit(held.scaled(weights, share), multiplier, target, tuple(factors))
+
+
+def _largest_share(
+    certified: Callable[[float], CertifySolution],
+    held: Held,
+    weights: Matrices,
+    lip: float,
+    goal: float,
+) -> tuple[float, CertifySolution]:
+    """The scale of what moves at which the network meets ``goal``, and its certificate."""
+    layers = len(weights)
+    loose = [k for k in range(layers) if not held.is_rigid(k)]
+    if len(loose) == held.moving(layers):  # nothing but whole layers stays
+        share = (goal / lip * (1.0 - START_TOL)) ** (1.0 / len(loose))
+        found = certified(share)
+        if found.lip <= goal:
+            return share, found
+    low, high, best = 0.0, 1.0, None
+    for _ in range(_HALVINGS):
+        share = 0.5 * (low + high)
+        found = certified(share)
+        if found.lip <= goal:
+            low, best = share, found
+        else:
+            high = share
+    if best is None:
+        raise ValueError(
+            f"held: what stays has a Lipschitz constant of {found.lip:.6g} with all other weights "
+            f"next to 0, beyond the bound of {goal:.6g}; hold less, or ask for more"
+        )
+    return low, best
 
 
 def spread_limited(t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..lipschitz import Lipschitz
 from ..solvers import Slopes
 from .config import AdmmConfig
+from .held import NOTHING, Held
 from .metric import PLAIN, Metric
 
 
@@ -25,19 +26,40 @@ class LayerBall(Protocol):
         """The nearest weight of norm at most ``radius``, restart data, and steps taken."""
 
 
+class FixedBall:
+    """Of a layer that stays: its norm is part of the gain, and the nearest weight is its own."""
+
+    def norm(self, weight: Tensor) -> float:
+        """What is left of the norm beside the gain."""
+        return 1.0
+
+    def nearest(
+        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Tensor, None, int]:
+        """The weight itself."""
+        return anchor, None, 1
+
+
+FIXED = FixedBall()
+
+
 @dataclass(frozen=True)
 class LayerNorms:
     """Says that the constraint is one spectral-norm ball per layer (``layer_norms.py``).
 
     Attributes:
         balls: of the layers, in order; none says that all are dense.
-        gain: product of the norms of what stands between them: pools, steepest slopes.
+        gain: product of the norms of what does not move: pools, steepest slopes, frozen layers.
         image: shape of one input, where there are convolutions.
     """
 
     balls: tuple[LayerBall, ...] = ()
     gain: float = 1.0
     image: tuple[int, ...] | None = None
+
+    def moving(self, layers: int) -> int:
+        """How many of so many layers move, and so share the bound."""
+        return layers - sum(ball is FIXED for ball in self.balls)
 
 
 Activations = tuple[Slopes, ...] | LayerNorms
@@ -52,9 +74,16 @@ class Terms:
         slopes: of the hidden layers' activations, or that they sort pairs.
         config: of the algorithm.
         metric: which matrices the bound is about.
+        held: what stays of them.
     """
 
     asked: Lipschitz
     slopes: Activations
     config: AdmmConfig
     metric: Metric = PLAIN
+    held: Held = NOTHING
+
+    def scaled_layer(self, layers: int) -> int:
+        """Which of so many layers follows L: the first that can be scaled, else the last."""
+        found = self.held.pliant(layers)
+        return layers - 1 if found is None else found

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..certificates.certificate import Certificate
-from ..certificates.certifier import certify_global
-from ..data.labels import Classes
 from ..errors import TrainingFailed
 from ..lipschitz import All, Lipschitz
 from ..networks.overrides import unwrapped
-from ..sharing import Shareable
-from ..shown import Fact, number, word
 from ..units import Units
-from .admm_state import AdmmState, read_weights
+from .admm_state import read_weights
 from .batches import Batches, TensorBatches, as_batches
-from .callbacks import Callback, Row
+from .callbacks import Callback
 from .centring import mean_input
 from .config import TrainConfig
 from .constrained import asked_of, trained_layers
 from .constraint import Constraint
-from .keeper import Keeper, held
+from .held import Masks, plain_copy
+from .keeper import Keeper, run_folder
 from .kernel_layers import has_kernels
 from .loop import run_steps
 from .losses import BoundedLoss, resolve_loss
@@ -44,92 +39,9 @@ from .precision import master_dtype, scaler_of, stored_dtype
 from .ranks import Ranks, ranks_of
 from .run import Progress, Run
 from .start import loss_scale
-
-if TYPE_CHECKING:
-    from ..plots import Sheet
+from .train_result import TrainResult
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingFailed", "train"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TrainResult(Shareable):
-    """What a run gives back.
-
-    Attributes:
-        model: a plain module: under a bound of the class that went in, with the consensus weights.
-        history: one row per round: loss, step, epoch, seconds; under a bound also lip, residuals,
-            rho and how the projection went.  Where nothing is enforced a round is an epoch.
-        state: the last ADMM state; ``None`` where nothing is enforced.
-        config: the settings.
-        stopped: ``"finished"``, ``"converged"``, ``"stopped"`` (by a callback), ``"interrupted"``
-            (by Ctrl-C) or ``"terminated"`` (by SIGTERM).
-        seconds: of training, certification not included.
-        steps: optimizer steps done.
-        claimed_lip: the method's own bound, if it has one.
-        classes: the label of each output, in order, so that
-            ``np.array(result.classes)[result.model(x).argmax(1)]`` are labels as the data have
-            them; ``None`` for a regression.
-    """
-
-    model: nn.Module
-    history: tuple[Row, ...]
-    state: AdmmState | None
-    config: TrainConfig
-    stopped: str
-    seconds: float
-    steps: int
-    claimed_lip: float | None = None
-    classes: Classes | None = None
-    _proof: Certificate | None = field(default=None, repr=False)
-
-    @cached_property
-    def certificate(self) -> Certificate:
-        """The proof of the model's Lipschitz constant, made from the weights as shipped.
-
-        Where nothing was enforced it is made when it is first asked for, by
-        :func:`admm_lip.certify`, which convolutions need called with the shape of their inputs.
-        """
-        return certify_global(self.model) if self._proof is None else self._proof
-
-    brief = ("rounds", "loss", "lip", "gap", "stopped")
-
-    def known_units(self) -> Units | None:
-        """Those of the bound; else the names of the classes, where the data had any."""
-        names = None if self.classes is None else tuple(str(name) for name in self.classes)
-        return self.certificate.units or (Units(classes=names) if names else None)
-
-    def title(self) -> str:
-        """What was enforced."""
-        enforced = {"bound": self.config.bound, "penalty": self.config.mu}
-        given = [f"{name} {value:g}" for name, value in enforced.items() if value is not None]
-        return f"network trained under {given[0]}" if given else "network trained without a bound"
-
-    def facts(self) -> tuple[Fact, ...]:
-        """The run, and the proof where it has been made."""
-        proof = self._proof or vars(self).get("certificate")
-        last = self.history[-1:]
-        return (
-            *(() if proof is None else proof.facts()),
-            word("rounds", "rounds", len(self.history)),
-            *(number("loss", "last loss", row["loss"]) for row in last),
-            word("steps", "optimizer steps", self.steps),
-            number("seconds", "seconds of training", self.seconds),
-            word("stopped", "ended", self.stopped),
-        )
-
-    def table(self) -> Sequence[Row]:
-        """The history, one row per round."""
-        return self.history
-
-    def plot(self) -> Sheet:
-        """The history."""
-        from ..plots import plot_epochs, plot_training
-
-        if not self.history:
-            raise ValueError("plot: expected a history, the run ended before its first round")
-        if self.state is None:
-            return plot_epochs(self.history)
-        return plot_training(self.history, requested=self.config.bound)
 
 
 def train(
@@ -144,6 +56,7 @@ def train(
     batch: Callable[[Any], Any] | None = None,
     steps: int | None = None,
     classes: Sequence[Any] | None = None,
+    held: Masks | None = None,
     validation: Any = None,
     callbacks: Sequence[Callback] = (),
     run_dir: str | Path | None = None,
@@ -181,6 +94,8 @@ def train(
         steps: batches of an epoch, for a DataLoader that does not know its length.
         classes: the labels in the order of the outputs; ``None`` takes those of data in memory in
             sorted order, and a DataLoader's as numbers of the outputs.
+        held: entries of weights that stay as they are under a bound or a price, as for
+            :class:`admm_lip.Constraint`, beside what is frozen or pruned.
         validation: data in a form like ``data``, on which the loss (and the accuracy) of the
             network as it would be shipped join the history after every epoch.
         callbacks: see :class:`~admm_lip.training.callbacks.Callback`.
@@ -208,20 +123,22 @@ def train(
         True
     """
     config, asked = asked_of(config, constraint, units)
-    _check_method(method, asked, units)
+    _check_method(method, asked, units, held)
     earlier = model if isinstance(model, TrainResult) else None
     if earlier is not None and isinstance(asked, All):
         raise TypeError("model: expected a network under All(...), got a TrainResult")
     given = model.model if isinstance(model, TrainResult) else model
     ranks, given = ranks_of(given), unwrapped(given)
-    with held(run_dir, resume, ranks) as folder, torch.random.fork_rng(devices=[]):
-        copied = copy.deepcopy(given)
+    with run_folder(run_dir, resume, ranks) as folder, torch.random.fork_rng(devices=[]):
+        copied, masks = plain_copy(given, held)
         stored = stored_dtype(copied)
         copied.to(master_dtype(stored))
         # Refused, by name, before data are read, but for convolutions, which ask for their shape.
         dense = asked is not None and not has_kernels(copied)
         layers = list(trained_layers(copied).values()) if dense else []
-        copied = PlusLinear(copied, asked) if isinstance(asked, All) else copied
+        if isinstance(asked, All):
+            copied = PlusLinear(copied, asked)
+            masks = {f"core.{name}": mask for name, mask in masks.items()}
         chosen = config.loss if loss is None else loss
         like: dict[str, Any] = {
             "batch_size": config.batch_size,
@@ -231,9 +148,11 @@ def train(
         }
         batches = as_batches(data, **like, steps=steps, classes=classes)
         torch.manual_seed(config.seed)  # the caller's random state stays as it was
+        method = method or Method()
         run = _set_up(
-            *(copied, batches, config, chosen, method or Method(), asked, stored, earlier, layers),
+            *(copied, batches, config, chosen, method, asked, stored, earlier, layers),
             ranks,
+            masks,
         )
         measured = _validation(validation, batches, like)
         heard = tuple(callbacks) if ranks.first else ()
@@ -245,15 +164,18 @@ def train(
     return _finished(run, at, stopped)
 
 
-def _check_method(method: Method | None, asked: Any, units: Units | None) -> None:
+def _check_method(
+    method: Method | None, asked: Any, units: Units | None, held: Masks | None
+) -> None:
     """Raise unless the method can run under what is asked, or there is one where nothing is."""
     if asked is None:
         if method is None:
             raise ValueError(
                 "bound, mu: expected exactly one of the two, or a method; got none of them"
             )
-        if units is not None:
-            raise ValueError("units: go with a bound or mu, got neither")
+        for name, value in (("units", units), ("held", held)):
+            if value is not None:
+                raise ValueError(f"{name}: go with a bound or mu, got neither")
         return
     for hook in ("prepare", "after_step", "finish"):
         if method is not None and getattr(type(method), hook) is not getattr(Method, hook):
@@ -281,6 +203,7 @@ def _set_up(
     earlier: TrainResult | None,
     layers: list[nn.Linear],
     ranks: Ranks,
+    held: Masks,
 ) -> Run:
     """Check everything once, before the first step."""
     inputs, targets = _first_batch(batches)
@@ -291,7 +214,7 @@ def _set_up(
     own = resolve_loss(loss, targets, config.eps / length, config.temperature)
     constraint = None
     if asked is not None:
-        centred = bool(layers) and config.centre and layers[0].bias is not None
+        centred = bool(layers) and config.centre and _moves(layers[0].bias)
         constraint = _constraint(
             model,
             asked,
@@ -303,6 +226,7 @@ def _set_up(
             dtype=stored,
             input_shape=None if layers else tuple(inputs.shape[1:]),
             group=ranks.group,
+            held=held,
         )
     trained = method.prepare(model)
     optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
@@ -323,6 +247,10 @@ def _set_up(
         scaler=scaler_of(config, optimizer, trained),
         ranks=ranks,
     )
+
+
+def _moves(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 def _constraint(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from admm_lip import SolverConfig, certify, project, verify
+from admm_lip import Lipschitz, SolverConfig, certify, project, verify
 
 
 class Net(nn.Module):
@@ -62,12 +62,15 @@ def test_the_projection_is_certified_near_and_new(activation: nn.Module, share: 
 def test_moving_the_multiplier_beats_the_first_one() -> None:
     from admm_lip.networks.chain import linear_layers, read_network
     from admm_lip.solvers import solve_project
+    from admm_lip.training.config import AdmmConfig
     from admm_lip.training.project import _convex_slopes, _start
+    from admm_lip.training.terms import Terms
 
     model = net().double()
     bound = 0.3 * certify(model).lip
     anchor = tuple(layer.weight.detach() for layer in linear_layers(model))
-    first = solve_project(_start(anchor, _convex_slopes(model), bound, SolverConfig()))
+    terms = Terms(Lipschitz(bound), _convex_slopes(model), AdmmConfig())
+    first = solve_project(_start(anchor, terms, bound, SolverConfig()))
     assert project(model, bound=bound).distance < 0.97 * first.distance
     assert read_network(model).chain().widths == (5, 8, 7, 3)
 

@@ -13,6 +13,7 @@ from admm_lip.solvers import ProjectProblem, SolverConfig, solve_project, unit_s
 from admm_lip.solvers.lmi import ball_tiles, implied_bound
 from admm_lip.training.admm_state import AdmmState
 from admm_lip.training.config import AdmmConfig, TrainConfig
+from admm_lip.training.continued import asked_again
 from admm_lip.training.lipschitz_step import lipschitz_step, next_lip_sq
 from admm_lip.training.multiplier_step import (
     SMALLEST_SHARE,
@@ -26,7 +27,6 @@ from admm_lip.training.multiplier_step import (
 from admm_lip.training.start import (
     CROSS_ENTROPY_SCALE,
     MULTIPLIER_SPREAD,
-    asked_again,
     default_rho,
     feasible,
     loss_scale,
@@ -207,7 +207,7 @@ def test_rho_of_a_regression_follows_the_scale_of_its_targets_and_of_the_bound()
 def test_under_another_bound_the_state_is_certified_there(bound: float) -> None:
     state, terms = first_state()
     asked = dataclasses.replace(terms, asked=Lipschitz(bound))
-    again = asked_again(state, asked, torch.float64)
+    again = asked_again(state, asked, torch.float64, CROSS_ENTROPY_SCALE)
     moved, slopes = again.state, terms.slopes
     assert moved.lip == pytest.approx(bound)
     ball = ball_tiles(slopes, moved.multiplier, moved.lip_sq, 3, 2)
