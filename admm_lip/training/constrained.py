@@ -18,7 +18,7 @@ from ..units import Units
 from .config import TrainConfig
 from .kernel_layers import has_kernels, kernel_layers
 from .layer_norms import training_constraint
-from .terms import Activations, LayerNorms, Terms
+from .terms import Activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,23 +76,6 @@ def check_asked(asked: Lipschitz) -> None:
         raise ValueError(
             f"norm: training keeps an l2 constant, got {asked.norm!r}; train under l2, and certify "
             f"the result in {asked.norm}"
-        )
-
-
-def check_priced(terms: Terms, layers: int) -> None:
-    """Raise unless some layer can follow L, where that has a price and weights are held."""
-    if terms.asked.mu is None or not any(terms.held.rigid):
-        return
-    layer = terms.held.pliant(layers)
-    if layer is None:
-        raise ValueError(
-            "mu: a price moves L by scaling one layer, but in each of them something is held at "
-            "what is not 0; enforce a bound"
-        )
-    if layer and terms.config.lip_step == "exact" and not isinstance(terms.slopes, LayerNorms):
-        raise ValueError(
-            "lip_step: 'exact' scales the first layer, of which something is held at what is not "
-            "0; expected 'newton'"
         )
 
 

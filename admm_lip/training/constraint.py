@@ -36,7 +36,6 @@ from .config import AdmmConfig
 from .constrained import (
     check_asked,
     check_master,
-    check_priced,
     check_weight,
     constrained,
     group_of,
@@ -54,7 +53,7 @@ from .resuming import check_same, identity, plain_state, restored_state
 from .round import next_round, steps_of
 from .shipping import certified
 from .start import CROSS_ENTROPY_SCALE, Start, orthogonal_, scale_biases
-from .terms import LayerNorms, Terms
+from .terms import Terms
 
 # Which constraint holds a weight; a weight belongs to one.
 _HELD: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -102,9 +101,8 @@ class Constraint:
         input_shape: ``(channels, rows, columns)`` of one input; needed for convolutions only.
         group: of the processes that hold this network (``torch.distributed.group.WORLD``, say),
             where something else than a DistributedDataParallel averages their gradients.
-        held: boolean masks by the names of weights: entries that are ``True`` stay as they are, bit
-            for bit.  Frozen parameters do as a whole, and so do zeros of ``torch.nn.utils.prune``,
-            which becomes permanent (``held.py``).
+        held: boolean masks by the names of weights: ``True`` entries stay as they are, bit for bit,
+            as frozen weights do, and zeros of ``torch.nn.utils.prune``, which becomes permanent.
 
     Raises:
         UnsupportedModule: by name, for a network that is no such chain.
@@ -160,16 +158,13 @@ class Constraint:
             orthogonal_(layers, config.seed, stays)
         weights = read_weights(self.parameters)
         metric = PLAIN if own.units is None else Metric.of(own.units, weights)
-        slopes = found.slopes
-        if isinstance(slopes, LayerNorms):
-            slopes = holding(slopes, stays, weights)
+        slopes = holding(found.slopes, stays, weights)
         self.terms = Terms(own, slopes, config, metric, stays)
-        check_priced(self.terms, len(weights))
         self._multiplier_step = resolve_multiplier_step(
             config.multiplier_step,
             found.kinds,
-            regression=len(weights[-1]) == 1 if regression is None else regression,
-            rigid=any(stays.rigid),
+            len(weights[-1]) == 1 if regression is None else regression,
+            any(stays.rigid),
         )
         self._loss_scale = loss_scale
         given = (weights, self.terms, self.dtype, loss_scale)
@@ -335,8 +330,7 @@ class Constraint:
 
         self._enter(self._ranks.state("start", state, self.parameters))
         write_weights(self.parameters, self.state.consensus)
-        factors = self._ranks.decided("start", lambda: factors)
-        scale_biases(list(self._layers.values()), factors)
+        scale_biases(self._layers.values(), self._ranks.decided("start", lambda: factors))
 
     def _enter(self, state: AdmmState) -> None:
         self.state = state

@@ -108,13 +108,13 @@ class HeldBall:
         return found.weights[0], found.warm, found.iterations
 
 
-def holding(norms: LayerNorms, held: Held, weights: Matrices) -> LayerNorms:
-    """The norms where some entries of the weights stay.
+def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
+    """The norms where some entries of the weights stay; a matrix inequality is as it was.
 
     Raises:
         ValueError: for a masked kernel: its symbol mixes the entries.
     """
-    if not held:
+    if not held or not isinstance(norms, LayerNorms):
         return norms
     balls, gain = list(_balls(norms, weights)), norms.gain
     for k, (mask, w) in enumerate(zip(held.masks, weights, strict=True)):

@@ -63,6 +63,7 @@ def nearest_kernels(
     anchor = read_weights(parameters)
     stays = held_of(moved, parameters, held)
     norms = holding(norms, stays, anchor)
+    assert isinstance(norms, LayerNorms)
     given = [ball.norm(w) for ball, w in zip(norms.balls, anchor, strict=True)]
     product = norms.gain * math.prod(given)
     margin = CAST_MARGIN[parameters[0].dtype]

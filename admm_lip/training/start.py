@@ -8,7 +8,7 @@ at what is not 0 (``held.py``), the others alone are scaled (:func:`fitted`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import cast
@@ -74,7 +74,7 @@ def orthogonal_(layers: Sequence[nn.Module], seed: int, held: Held = NOTHING) ->
     scale_biases(layers, (0.0,) * len(layers))
 
 
-def scale_biases(layers: Sequence[nn.Module], factors: Sequence[float]) -> None:
+def scale_biases(layers: Iterable[nn.Module], factors: Sequence[float]) -> None:
     """Multiply the biases of the layers that have one, but for frozen ones."""
     with torch.no_grad():
         for layer, factor in zip(layers, factors, strict=True):

@@ -75,6 +75,9 @@ class Terms:
         config: of the algorithm.
         metric: which matrices the bound is about.
         held: what stays of them.
+
+    Raises:
+        ValueError: for a price on L where no layer can follow it.
     """
 
     asked: Lipschitz
@@ -82,6 +85,21 @@ class Terms:
     config: AdmmConfig
     metric: Metric = PLAIN
     held: Held = NOTHING
+
+    def __post_init__(self) -> None:
+        if self.asked.mu is None or not self.held:
+            return
+        layer = self.held.pliant(len(self.held.masks))
+        if layer is None:
+            raise ValueError(
+                "mu: a price moves L by scaling one layer, but in each of them something is held "
+                "at what is not 0; enforce a bound"
+            )
+        if layer and self.config.lip_step == "exact" and not isinstance(self.slopes, LayerNorms):
+            raise ValueError(
+                "lip_step: 'exact' scales the first layer, of which something is held at what is "
+                "not 0; expected 'newton'"
+            )
 
     def scaled_layer(self, layers: int) -> int:
         """Which of so many layers follows L: the first that can be scaled, else the last."""
