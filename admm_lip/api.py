@@ -67,7 +67,7 @@ _FUNCTIONALS = Kind(
     prove="certificates.functionals:certify_functionals",
     check="certificates.verify:check",
     radii="certificates.radii:radii_of",
-    options=("kind", "structure", "progress"),
+    options=("kind", "structure", "n_jobs", "progress"),
 )
 KINDS: Mapping[str, Kind] = {
     "global": _GLOBAL,
@@ -79,7 +79,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "pairwise": _FUNCTIONALS,
     "per_output": _FUNCTIONALS,
-    "directions": _FUNCTIONALS._replace(options=("kind", "directions", "structure", "progress")),
+    "directions": _FUNCTIONALS._replace(options=("directions", *_FUNCTIONALS.options)),
     "local": Kind(
         record="local.result:LocalCertificate",
         prove="local.certify:certify_local",
@@ -140,6 +140,7 @@ def certify(
     input_scale: Any = None,
     solver: str | SolverConfig = "auto",
     structure: str | None = None,
+    n_jobs: int | None = None,
     progress: bool = True,
 ) -> FunctionalCertificate: ...
 
@@ -208,8 +209,8 @@ def certify(
             without stride, for images of every size at once; ``"auto"`` or not given: per channel
             beyond 3,000 neurons.  Functionals share the multipliers per channel.
         progress: say how far functionals are, after two seconds.
-        n_jobs: for a list, joblib's: so many processes, -1 for one per core, ``None`` for what
-            ``joblib.parallel_config`` says.
+        n_jobs: for a list or functionals, joblib's: so many processes, -1 for one per core,
+            ``None`` for what ``joblib.parallel_config`` says (Dask, say), else threads.
         local: what ``kind="local"`` took before it had a door of its own.
 
     Returns:
@@ -249,12 +250,13 @@ def certify(
         "progress": progress,
     }
     row = _row_for(kind, {**given, **local})
+    given["n_jobs"] = None if isinstance(model, list | tuple) else n_jobs
     options = {name: given[name] for name in row.options}
     options |= {"input_shape": input_shape, "norm": norm, "units": units, "solver": solver}
     if isinstance(model, list | tuple):
         return list(_of("certificates.many:certify_all")(_of(row.prove), model, options, n_jobs))
-    if n_jobs is not None:
-        raise CertificateError(f"n_jobs: goes with a list of networks, got one and {n_jobs!r}")
+    if n_jobs is not None and "n_jobs" not in row.options:
+        raise CertificateError(f"n_jobs: goes with a list or functionals, got one and {n_jobs!r}")
     made: AnyCertificate = _of(row.prove)(model, **options)
     return made
 
@@ -332,6 +334,7 @@ def certified_radii(
     kind: Literal["local"] | None = None,
     config: LocalConfig | None = None,
     classes: Sequence[Any] | None = None,
+    n_jobs: int | None = None,
 ) -> Tensor:
     """Radius of the ball around each input in which the predicted class provably is ``y``.
 
@@ -354,6 +357,7 @@ def certified_radii(
         config: effort of that search.
         classes: the labels in the order of the outputs (``result.classes`` after training), where
             ``y`` holds words or other numbers.
+        n_jobs: workers that search local radii, as for :func:`admm_lip.certify_local`.
 
     Returns:
         float64 tensor ``(batch,)`` on the device of ``x`` (the CPU where that is no tensor), in the
@@ -383,9 +387,8 @@ def certified_radii(
                 "units: kind='local' takes rows as the model does; convert them by "
                 "units.to_model, and give LocalConfig the input_scale"
             )
-        found = _of(KINDS[kind].radii)(
-            model, x, y, certificate=certificate, config=config, classes=classes
-        )
+        options = {"config": config, "classes": classes, "n_jobs": n_jobs}
+        found = _of(KINDS[kind].radii)(model, x, y, certificate=certificate, **options)
         local: Tensor = found.radius.to(getattr(x, "device", "cpu"))
         return local
     if certificate is None or kind is not None:

@@ -1,6 +1,6 @@
 """Independent tasks through joblib: on processes of this machine, or on any backend it knows.
 
-    with joblib.parallel_config("dask"):         # or ray, spark, ...: nothing here knows of it
+    with joblib.parallel_config("dask"):         # or ray, spark, ...
         certify(model, kind="pairwise")
 
 Without ``n_jobs`` and without such a configuration tasks are run here, one by one, and joblib is
@@ -13,6 +13,7 @@ alone, and named if its worker dies a third time.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import sys
@@ -20,6 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from .errors import WorkerLost
@@ -116,7 +118,7 @@ def finished_tasks(
                 raise _named(failure, names[k]) from failure.__cause__
             yield k, result
         return
-    left, losses = dict(enumerate(tasks)), Counter[int]()
+    left, losses = dict.fromkeys(range(len(tasks))), Counter[int]()
     while left:
         alone = [k for k in left if losses[k] > 1][:1]
         begun: list[int] = []
@@ -168,28 +170,60 @@ def _pass(
             yield delayed(_guarded)(function, k, tasks[k])
 
     try:
-        with _one_is_a_worker():
+        with _mended():
             yield from _parallel(n_jobs)(calls())
     except Exception as error:
         raise _Lost(error) from error
 
 
 @contextmanager
-def _one_is_a_worker() -> Iterator[None]:
-    """Within it, a cluster with one worker is one.
+def _mended() -> Iterator[None]:
+    """Within it, clusters do what joblib (1.6) expects of them, and of itself.
 
-    joblib would run the tasks here instead, and with them what has killed the other workers.
+    * A cluster with one worker is one.  joblib would run the tasks here instead, and with them what
+      has killed the other workers.
+    * What Dask gives up, because it has killed too many workers, is reported.  joblib's collector
+      of results fails on it, and joblib would wait for ever.
     """
     backend, _ = _joblib().parallel.get_active_backend()
     if type(backend).__module__ == _OWN_BACKENDS:
         yield
         return
-    count = backend.effective_n_jobs
-    backend.effective_n_jobs = lambda n_jobs: max(2, count(n_jobs))
+    count, read = backend.effective_n_jobs, backend.retrieve_result_callback
+    own: dict[str, Any] = {"effective_n_jobs": lambda n_jobs: max(2, count(n_jobs))}
+    if all(hasattr(backend, name) for name in _OF_DASK):
+        own["_collect"] = partial(_collect, backend)
+        own["retrieve_result_callback"] = partial(_read, read)
+    vars(backend).update(own)
     try:
         yield
     finally:
-        del backend.effective_n_jobs
+        for name in own:
+            delattr(backend, name)
+
+
+_OF_DASK = ("_collect", "waiting_futures", "_results", "_callbacks")
+
+
+async def _collect(backend: Any) -> None:
+    """As in ``joblib._dask``, but that a failed future is handed on like the others."""
+    while backend._continue:
+        async for future, result in backend.waiting_futures:
+            waiting, callback = backend._results.pop(future), backend._callbacks.pop(future)
+            failed = future.status == "error"
+            result = await future.exception() if failed else result
+            if failed:
+                waiting.set_exception(result)
+            else:
+                waiting.set_result(result)
+            callback(_Lost(result) if failed else result)
+        await asyncio.sleep(0.01)
+
+
+def _read(read: Callable[[Any], Any], out: Any) -> Any:
+    if isinstance(out, _Lost):
+        raise out.reason
+    return read(out)
 
 
 def _parallel(n_jobs: int | None) -> Any:

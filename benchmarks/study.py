@@ -1,4 +1,6 @@
-"""The engine of the studies: a grid of cells, run in parallel, resumable, failures recorded.
+"""The engine of the studies: a grid of cells, run by workers, resumable, failures recorded.
+
+Within ``joblib.parallel_config("dask")``, or another backend of joblib, the cells run there.
 
 A study is a table of settings (``settings/NAME.yaml``) and four functions: ``cells`` lists what is
 to be run, ``run_cell`` runs one and returns a flat row, ``tabulate`` makes the table a reader sees
@@ -16,14 +18,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import torch
 import yaml
 from tqdm import tqdm
 
+from admm_lip.parallel import finished_tasks
 from admm_lip.records import read_json, write_json
 
 from . import record
@@ -93,11 +96,11 @@ def run_study(
     cells = study.cells(settings)
     missing = [c for c in cells if not (folder / f"{cell_key(c)}.json").is_file()]
     deadline = time.time() + 60.0 * minutes
-    work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(
-        joblib.delayed(guarded)(study.run_cell, cell, data_dir, deadline) for cell in missing
-    )
+    run = partial(guarded, study.run_cell, data_dir=data_dir, deadline=deadline)
+    names = [f"cell {cell_key(cell)}" for cell in missing]
+    work = finished_tasks(run, missing, names, n_jobs=jobs)
     failed: dict[str, Row] = {}
-    for cell, row in tqdm(work, total=len(missing), desc=study.name, unit="cell"):
+    for _, (cell, row) in tqdm(work, total=len(missing), desc=study.name, unit="cell"):
         if "error" in row:
             failed[cell_key(cell)] = row
             continue

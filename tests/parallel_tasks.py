@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+NAMES = [f"number {k}" for k in range(6)]
 
 
 def threads_within(k: int) -> tuple[int, int, int]:
@@ -43,3 +46,8 @@ def always_dies(k: int) -> int:
     if k == 3:
         os._exit(1)
     return k * k
+
+
+def killing_cell(cell: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """A cell of a benchmark's grid; number 3 kills its worker the first time."""
+    return {"square": dies_once((cell["number"], Path(cell["marks"]))), "process": os.getpid()}

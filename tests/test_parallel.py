@@ -12,6 +12,7 @@ import pytest
 import torch
 from joblib.parallel import ParallelBackendBase
 from parallel_tasks import (
+    NAMES,
     always_dies,
     dies_once,
     raises_an_odd_error,
@@ -19,10 +20,9 @@ from parallel_tasks import (
     threads_within,
 )
 
+from admm_lip import LocalConfig, certified_radii, certify, certify_local, verify
 from admm_lip.errors import WorkerLost
 from admm_lip.parallel import finished_tasks, run_tasks, workers_of
-
-NAMES = [f"number {k}" for k in range(6)]
 
 
 def test_without_workers_tasks_are_run_here_and_errors_are_named() -> None:
@@ -115,3 +115,22 @@ def test_any_registered_backend_runs_them() -> None:
         assert run_tasks(refuses_four, range(4), NAMES) == [0, 1, 2, 3]
     with joblib.parallel_config("broken"), pytest.raises(WorkerLost, match="nobody there"):
         run_tasks(refuses_four, range(4), NAMES)
+
+
+def test_pairs_and_pictures_are_the_same_by_workers() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.ReLU(), torch.nn.Linear(9, 4))
+    x = torch.randn(9, 6)
+    y = model(x).argmax(1)
+    pairs = certify(model, kind="pairwise")
+    found = certify(model, kind="pairwise", n_jobs=2)
+    assert list(found.lips) == pytest.approx(list(pairs.lips), rel=1e-6)
+    verify(found, model)
+    config = LocalConfig("norms")
+    balls = certify_local(model, x, 0.05, y, config=config, n_jobs=2)
+    verify(balls, model)
+    here = certify_local(model, x, 0.05, y, config=config)
+    assert torch.equal(balls.level, here.level)
+    torch.testing.assert_close(balls.margin, here.margin)
+    radii = certified_radii(model, x, y, kind="local", config=config, n_jobs=2)
+    same = certified_radii(model, x, y, kind="local", config=config)
+    torch.testing.assert_close(radii, same, rtol=2 * config.tol, atol=0.0)

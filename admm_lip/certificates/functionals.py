@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..errors import CertificateError
 from ..foreign.open import network_of
 from ..networks.layers import Array, Shape
 from ..networks.network import Network
+from ..parallel import run_tasks, workers_of
 from ..progress import working
 from ..solvers.config import SolverConfig
 from ..solvers.deadline import Deadline
@@ -68,6 +70,7 @@ def certify_functionals(
     units: Units | None = None,
     solver: str | SolverConfig = "auto",
     structure: str | None = None,
+    n_jobs: int | None = None,
     progress: bool = True,
 ) -> FunctionalCertificate:
     """What :func:`admm_lip.certify` does for kinds of functionals; arguments are as there."""
@@ -87,7 +90,7 @@ def certify_functionals(
         else None
         for row in rows
     ]
-    proofs = _proofs(base, wanted, config, deadline, progress)
+    proofs = _proofs(_tasks(base, wanted), config, deadline, n_jobs, progress)
     if shared:  # other multipliers in front might go below what the solver could not
         proofs = [replace(proven, dual_bound=0.0) for proven in proofs]
         sampled = sampled_quotients(inner, rows * scales, deadline)
@@ -128,46 +131,66 @@ def _base(
     return behind_torus(made.chain, shared), shared
 
 
-def _proofs(
-    base: FunctionalBase,
-    wanted: list[Matrices | None],
-    config: SolverConfig,
-    deadline: Deadline,
-    progress: bool,
-) -> list[Proven]:
-    """The proofs of all functionals, in their order, each in its share of what time is left.
-
-    ``None`` stands for a constant one.
-    """
+def _tasks(base: FunctionalBase, wanted: list[Matrices | None]) -> list[Task | Matrices]:
+    """Of each functional what is to be proven; all matrices where it is constant."""
     matrices, names = base.seen, names_of(base.chain, base.seen)
     norms = [spectral_norm(w) for w in matrices.weights[:-1]]
     solved = compressed(matrices)
-    at_a_time = min(len(wanted), torch.get_num_threads(), _fitting(matrices))
-    workers = at_a_time if threadpool_limits else 1
 
     def task_of(own: Matrices) -> Task:
         last = own.weights[-1]
         alike = replace(solved, weights=(*solved.weights[:-1], last)) if norms else own
         return Task(own, alike, [*norms, spectral_norm(last)], names)
 
-    def proofs(first: int) -> list[Proven]:
-        tasks = [own and task_of(own) for own in wanted[first : first + together]]
-        answers = iter(solve_all([task for task in tasks if task], config))
-        left, rounds = deadline.limit(), math.ceil((len(wanted) - first) / workers)
-        share = Deadline(None if left is None else left / rounds)
-        return [
-            prove(task, config, share, solution=next(answers)) if task else constant(matrices)
-            for task in tasks
-        ]
+    return [matrices if own is None else task_of(own) for own in wanted]
 
+
+def _proven(
+    some: list[Task | Matrices], config: SolverConfig, seconds: float | None
+) -> list[Proven]:
+    """The proofs of functionals that are solved side by side."""
+    answers = iter(solve_all([task for task in some if isinstance(task, Task)], config))
+    share = Deadline(seconds)
+    return [
+        prove(task, config, share, solution=next(answers))
+        if isinstance(task, Task)
+        else constant(task)
+        for task in some
+    ]
+
+
+def _proofs(
+    tasks: list[Task | Matrices],
+    config: SolverConfig,
+    deadline: Deadline,
+    n_jobs: int | None,
+    progress: bool,
+) -> list[Proven]:
+    """The proofs of all functionals, in their order, each in its share of what time is left."""
+    elsewhere = workers_of(n_jobs)
+    here = min(len(tasks), torch.get_num_threads(), _fitting(tasks[0])) if threadpool_limits else 1
+    workers = min(len(tasks), elsewhere or here)
     # In its share of the time each is alone.
-    together = 1 if config.time_limit else min(_TOGETHER, math.ceil(len(wanted) / workers))
-    found = list[Proven]()
-    with _pool(workers) as pool, working("certify", len(wanted), "bounds", show=progress) as work:
-        for part in pool.map(proofs, range(0, len(wanted), together)):
-            found.extend(part)
-            work.step(len(part))
-    return found
+    together = 1 if config.time_limit else min(_TOGETHER, math.ceil(len(tasks) / workers))
+    parts = [tasks[first : first + together] for first in range(0, len(tasks), together)]
+
+    def share(k: int) -> float | None:
+        left, rounds = deadline.limit(), math.ceil((len(tasks) - k * together) / workers)
+        return None if left is None else left / rounds
+
+    with working("certify", len(tasks), "bounds", show=progress) as work:
+        if elsewhere:
+            names = [f"functionals from number {k * together} on" for k in range(len(parts))]
+            prove_some = partial(_proven, config=config, seconds=share(0))
+            step = partial(work.step, together)
+            found = run_tasks(prove_some, parts, names, n_jobs=n_jobs, done=step)
+            return [proven for part in found for proven in part]
+        proofs = list[Proven]()
+        with _pool(workers) as pool:
+            for part in pool.map(lambda k: _proven(parts[k], config, share(k)), range(len(parts))):
+                proofs.extend(part)
+                work.step(len(part))
+        return proofs
 
 
 def compressed(matrices: Matrices) -> Matrices:
@@ -185,8 +208,9 @@ def compressed(matrices: Matrices) -> Matrices:
     return replace(matrices, weights=(lower, *matrices.weights[1:]))
 
 
-def _fitting(matrices: Matrices) -> int:
+def _fitting(task: Task | Matrices) -> int:
     """How many solves fit into memory at a time; at least one."""
+    matrices = task.matrices if isinstance(task, Task) else task
     order = min(matrices.widths[:2]) + sum(matrices.widths[1:-1])
     return max(1, _MEMORY // (_BYTES * order**2))
 

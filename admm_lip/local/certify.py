@@ -8,7 +8,6 @@ found.robust        # which inputs provably keep their class on their ball
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +21,6 @@ from ..certificates.radii import labels_of, points_of
 from ..data.arrays import as_numbers
 from ..foreign.open import network_of
 from ..networks.network import Network
-from ..progress import working
 from .ball_proofs import Outcome, prove
 from .config import LocalConfig as LocalConfig
 from .config import check_inside
@@ -30,7 +28,7 @@ from .global_bounds import global_bounds
 from .input_region import Box
 from .quadratic_proof import joined
 from .result import LocalCertificate
-from .tasks import Task, check_measure, functionals_for, prepared_of, size_out
+from .tasks import Parts, Task, check_measure, functionals_for, prepared_of, size_out
 
 
 def certify_local(
@@ -43,6 +41,7 @@ def certify_local(
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
     classes: Sequence[Any] | None = None,
+    n_jobs: int | None = None,
     progress: bool = False,
 ) -> LocalCertificate:
     """Prove what a network does on the ball around each input (of l2, unless ``config`` says).
@@ -63,6 +62,8 @@ def certify_local(
         config: effort and input box.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
+        n_jobs: workers that take the inputs in batches, -1 for one per core; not given: those of
+            ``joblib.parallel_config`` (a cluster of Dask, Ray or Spark, say), else none.
         progress: whether to say how far it is, after two seconds.
 
     Returns:
@@ -85,14 +86,13 @@ def certify_local(
     """
     task = task_of(model, x, y, certificate, config, input_shape, classes)
     radii = checked_radii(radius, len(task.points))
-    begun = time.monotonic()
-    outcomes = []
-    with working("certify", len(task.points), "rows", show=progress) as work:
-        for done, rows in enumerate(task.batches()):
-            share = _deadline(task.config, begun, (done + 1) * len(rows))
-            outcomes.append(prove(task.part(rows), radii[rows], deadline=share))
-            work.step(len(rows))
-    return assembled(task, radii, outcomes)
+    parts = Parts(task, task.batches(n_jobs), radii)
+    return assembled(task, radii, parts.run(_proven, n_jobs, progress))
+
+
+def _proven(part: tuple[Task, Tensor]) -> Outcome:
+    task, radii = part
+    return prove(task, radii, deadline=task.deadline())
 
 
 def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertificate:
@@ -121,10 +121,6 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
         norm=task.config.norm,
         input_scale=prepared.input_scale,
     )
-
-
-def _deadline(config: LocalConfig, begun: float, samples: int) -> float:
-    return math.inf if config.seconds is None else begun + config.seconds * samples
 
 
 def task_of(

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from ..certificates.certificate import AnyCertificate
 from ..certificates.radii import radii_of
 from ..networks.network import Network
-from ..progress import working
 from ..rounding import lengths
 from .ball_proofs import Outcome, prove
 from .certify import assembled, task_of
 from .config import LocalConfig
 from .result import LocalCertificate, kept
-from .tasks import Task
+from .tasks import Parts, Task
 
 # How much the radius grows from one success to the next while nothing has failed.
 _GROWTH = 2.0
@@ -47,6 +46,7 @@ def local_radii(
     config: LocalConfig | None = None,
     input_shape: tuple[int, ...] | None = None,
     classes: Sequence[Any] | None = None,
+    n_jobs: int | None = None,
     progress: bool = False,
 ) -> LocalCertificate:
     """The largest l2 radius at which each input's class is proven, with its proof.
@@ -60,6 +60,7 @@ def local_radii(
         config: effort, input box, accuracy.
         input_shape: where it is not that of ``x`` (a flattened batch in front of convolutions).
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
+        n_jobs: workers that take the inputs in batches, as for :func:`certify_local`.
         progress: whether to say how far it is, after two seconds.
 
     Returns:
@@ -83,18 +84,15 @@ def local_radii(
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:
         floor = radii_of(task.prepared.network, x, y, certificate, classes=classes).cpu()
-    begun = time.monotonic()
-    found: list[Outcome] = []
-    radii = torch.zeros_like(floor)
-    with working("certify", len(task.points), "rows", show=progress) as work:
-        for done, rows in enumerate(task.batches()):
-            seconds = task.config.seconds
-            deadline = math.inf if seconds is None else begun + seconds * (done + 1) * len(rows)
-            part = task.part(rows)
-            radii[rows], outcome = _proven(part, floor[rows], *search(part, floor[rows], deadline))
-            found.append(outcome)
-            work.step(len(rows))
-    return assembled(task, radii, found)
+    parts = Parts(task, task.batches(n_jobs), floor)
+    found = parts.run(_searched, n_jobs, progress)
+    radii = torch.cat([own for own, _ in found]) if found else floor
+    return assembled(task, radii, [outcome for _, outcome in found])
+
+
+def _searched(part: tuple[Task, Tensor]) -> tuple[Tensor, Outcome]:
+    task, floor = part
+    return _proven(task, floor, *search(task, floor, task.deadline()))
 
 
 def _proven(
