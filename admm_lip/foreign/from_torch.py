@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ from .pt2 import read_exported
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
+
+
+# While torch.fx records one module, it stands between every call of every module of the process.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
@@ -42,6 +47,11 @@ def read_module(module: nn.Module, input_shape: Shape | None = None) -> Network:
         >>> [spec.kind for spec in read_module(Halves(), (4,)).layers]
         ['take', 'take', 'relu', 'elementwise', 'add']
     """
+    with _ONE_AT_A_TIME:
+        return _read(module, input_shape)
+
+
+def _read(module: nn.Module, input_shape: Shape | None) -> Network:
     from ..networks.chain import check_recorded, readable, recorded
     from ..networks.module_state import untouched
 

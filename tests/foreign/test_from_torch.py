@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -198,3 +199,10 @@ def test_batch_normalisation_in_training_mode_is_refused_in_a_program() -> None:
     program = torch.export.export(nn.BatchNorm1d(4).train(), (torch.zeros(2, 4),))
     with pytest.raises(UnsupportedModule, match=r"call model.eval\(\) if it counts"):
         read_exported(program)
+
+
+def test_modules_may_be_read_by_several_threads() -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read_module, models))
+    assert [f.digest() for f in found] == [read_module(model).digest() for model in models]
