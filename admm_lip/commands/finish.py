@@ -14,8 +14,10 @@ from ..api import certified_radii
 from ..certificates.certificate import Certificate, bound_facts
 from ..data import DataSet
 from ..evaluation.evaluate import evaluate, measured_facts
+from ..networks.activations import ACTIVATIONS
 from ..networks.chain import read_network
 from ..networks.network import Network
+from ..networks.sorting import SORTS
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
 from ..shown import Fact
@@ -28,6 +30,9 @@ from .recipes import Job
 if TYPE_CHECKING:
     from ..training.train import TrainResult
     from ..units import Units
+
+# layers that give a network its name -> what stands before their width
+_WIDTHS = {"linear": "", "conv2d": "conv"}
 
 _GRID = 200  # points along each axis of the decision regions
 Summary = dict[str, Any]
@@ -113,10 +118,14 @@ def network_on(model: nn.Module, data: DataSet) -> Network:
 
 
 def describe(network: Network) -> str:
-    """Widths and activations in one line, for example ``64-32-32-10 relu``."""
-    chain = network.chain()
-    kinds = dict.fromkeys(spec.kind for spec in chain.activations)
-    return "-".join(map(str, chain.widths)) + "".join(f" {kind}" for kind in kinds)
+    """Widths and activations in one line: ``64-32-10 relu``, ``1x28x28-conv16-100-10 max_min``."""
+    shapes = network.shapes()
+    words = ["x".join(map(str, network.input_shape or ()))]
+    for spec in network.layers:
+        if spec.kind in _WIDTHS:
+            words.append(f"{_WIDTHS[spec.kind]}{shapes[spec.name][0]}")
+    acting = (s.kind for s in network.layers if s.kind in ACTIVATIONS or s.kind in SORTS)
+    return "-".join(words) + "".join(f" {kind}" for kind in dict.fromkeys(acting))
 
 
 def decision_regions(
