@@ -71,6 +71,11 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
         "solver_sweep": Benchmark(
             "seconds against width and depth: native, descent, Clarabel, SCS", clock=_RIVALS
         ),
+        "speed": Benchmark(
+            "seconds of whole calls of certify against another version, by turns",
+            "a checkout of the other version",
+            clock=("cpu_seconds", "cpu_seconds_before"),
+        ),
         "solver_pairs": Benchmark(
             "processor seconds of the native solver against another version, in pairs",
             "a checkout of the other version",

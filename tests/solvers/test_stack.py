@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from admm_lip.solvers import (
 )
 from admm_lip.solvers.lmi import implied_bound, implied_bounds
 from admm_lip.solvers.native.lmi.closed_forms import theta_start
+from admm_lip.solvers.native.stack import interior
 from admm_lip.solvers.native.stack import solve as stacked
 from admm_lip.solvers.native.stack.batched import cholesky, inverse, solve
 from admm_lip.solvers.native.stack.interior import LENGTHS, longest
@@ -123,6 +125,31 @@ def test_a_chain_whose_steps_fail_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(stacked, "starts", one_outside)
     found = solve_certify_all([network(2, 6, 1, seed=seed) for seed in range(3)], CONFIG)
     assert [solution is None for solution in found] == [False, True, False]
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+def test_first_steps_in_half_precision_change_no_answer(
+    tol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = [network(6, 8, 8, 3, seed=seed, ends=(-0.1, 1.0)) for seed in range(2)]
+    config = SolverConfig("native", fallback=(), tol=tol)
+    usual = solve_certify_all(problems, config)
+    monkeypatch.setattr(interior, "_WORTH_ROUGH", 0)
+    for found, other in zip(solve_certify_all(problems, config), usual, strict=True):
+        assert other is not None
+        agree(found, other, tol)
+
+
+def test_what_fails_in_half_precision_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interior, "_WORTH_ROUGH", 0)
+    real, problem = interior.cholesky, network(3, 6, 2)
+
+    def never_in_half(matrices: np.ndarray) -> Any:
+        factors, definite = real(matrices)
+        return factors, definite & (matrices.dtype == np.float64)
+
+    monkeypatch.setattr(interior, "cholesky", never_in_half)
+    agree(solve_certify_all([problem], CONFIG)[0], solve_certify(problem, ALONE), 1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e40])

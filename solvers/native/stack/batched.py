@@ -6,13 +6,20 @@ tells of a stack only that one of its matrices had no factor.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
-Array = NDArray[np.float64]
+# Of float64, or of float32 all through.
+Array = NDArray[Any]
 Mask = NDArray[np.bool_]
+
+
+def _lapack(name: str, like: Array) -> Any:
+    return getattr(lapack, ("s" if like.dtype == np.float32 else "d") + name)
 
 
 def cholesky(matrices: Array) -> tuple[Array, Mask]:
@@ -24,7 +31,7 @@ def cholesky(matrices: Array) -> tuple[Array, Mask]:
         (2.0, [True, False])
     """
     if len(matrices) == 1:
-        upper, info = lapack.dpotrf(matrices[0].T, lower=0, clean=1)
+        upper, info = _lapack("potrf", matrices)(matrices[0].T, lower=0, clean=1)
         factors, failed = upper.T[None], np.array([info != 0])
     else:
         found, codes = torch.linalg.cholesky_ex(torch.from_numpy(matrices))
@@ -36,7 +43,7 @@ def inverse(factors: Array) -> Array:
     """``(K K')^{-1}``."""
     if len(factors) > 1:
         return np.asarray(torch.cholesky_inverse(torch.from_numpy(factors)).numpy())
-    upper: Array = np.triu(lapack.dpotri(factors[0].T, lower=0)[0])
+    upper: Array = np.triu(_lapack("potri", factors)(factors[0].T, lower=0)[0])
     return np.asarray((upper + np.triu(upper, 1).T)[None])
 
 
@@ -45,4 +52,5 @@ def solve(factors: Array, right: Array) -> Array:
     if len(factors) > 1:
         found = torch.cholesky_solve(torch.from_numpy(right), torch.from_numpy(factors))
         return np.asarray(found.numpy())
-    return np.ascontiguousarray(lapack.dpotrs(factors[0].T, right[0], lower=0)[0])[None]
+    found = _lapack("potrs", factors)(factors[0].T, right[0], lower=0)[0]
+    return np.ascontiguousarray(found)[None]

@@ -63,6 +63,11 @@ class Stack:
         """Some of the chains."""
         return Stack(*(tuple(a[index] for a in f) for f in (self.weights, self.alphas, self.betas)))
 
+    def astype(self, dtype: type) -> Stack:
+        """The same, rounded to another precision."""
+        fields = (self.weights, self.alphas, self.betas)
+        return Stack(*(tuple(a.astype(dtype) for a in f) for f in fields))
+
     @staticmethod
     def joined(stacks: Sequence[Stack]) -> Stack:
         """The chains of all stacks."""
@@ -124,7 +129,7 @@ class Stack:
     @cached_property
     def _rows(self) -> tuple[Array, Array]:
         """``U'`` and ``V'``."""
-        eye = np.broadcast_to(np.eye(self.order), (len(self), self.order, self.order))
+        eye = np.eye(self.order, dtype=self.weights[0].dtype)[None].repeat(len(self), 0)
         return self.u_times(eye), self.v_times(eye)
 
     def direction(self, dy: Array) -> Array:
@@ -135,11 +140,11 @@ class Stack:
             half = u.mT @ scaled
             change = half + half.mT
         else:
-            change = np.zeros((len(self), self.order, self.order))
+            change = np.zeros((len(self), self.order, self.order), dy.dtype)
             change[:, n:] = scaled
             change[:, :, n:] += scaled.mT
         change[:, range(n), range(n)] += dy[:, :1]
-        return change
+        return np.asarray(change)
 
     def slack(self, y: Array) -> Array:
         """``S(y)``."""
@@ -149,7 +154,8 @@ class Stack:
 
     def adjoint(self, x: Array) -> Array:
         """``(tr X_00, tr(A_1 X), ..., tr(A_N X))`` of symmetric X."""
-        found, n = np.empty((len(x), 1 + self.order - self.sizes[0])), self.sizes[0]
+        n = self.sizes[0]
+        found = np.empty((len(x), 1 + self.order - n), x.dtype)
         found[:, 0] = x[:, :n, :n].trace(axis1=1, axis2=2)
         np.einsum("bij,bij->bi", self.u_times(x), self._rows[1], out=found[:, 1:])
         found[:, 1:] *= 2.0
@@ -166,7 +172,7 @@ class Stack:
 def schur_complement(z: Forms, p: Forms) -> Array:
     """``tr(A_i Z A_j P)`` for all i, j, the input block first."""
     n = z.vu.shape[-1]
-    h = np.empty((len(z.vu), n + 1, n + 1))
+    h = np.empty((len(z.vu), n + 1, n + 1), z.vu.dtype)
     cross = z.vu * p.vu.mT
     core = cross + cross.mT
     core += z.uu * p.vv

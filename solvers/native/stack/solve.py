@@ -23,7 +23,7 @@ from ...reduction import INSIDE, balanced, compressed, unit_norms
 from ..lmi.block_cholesky import Band, block_slices
 from ..lmi.closed_forms import forward
 from ..lmi.dual_repair import repaired_values
-from ..lmi.transpose import inverse_slopes, order
+from ..lmi.transpose import inverse_slopes
 from ..lmi.variables import NEGLIGIBLE
 from .batched import Array
 from .chains import Stack
@@ -98,7 +98,9 @@ class Reduced(NamedTuple):
 
 def fits(problem: CertifyProblem) -> bool:
     """Whether a problem is small enough, and has hidden neurons."""
-    return bool(problem.slopes) and order(problem) <= LARGEST_ORDER
+    widths = problem.widths
+    ends = min(*widths[:2], *widths[-2:])
+    return bool(problem.slopes) and ends + sum(widths[1:-1]) <= LARGEST_ORDER
 
 
 def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | None]:
@@ -187,7 +189,8 @@ def _stack(chains: Chains) -> Stack:
 
 
 def repaired(stack: Stack, z: Array) -> Array:
-    """The dual value of each Z, made exactly feasible."""
+    """The dual value of each Z, made exactly feasible; in float64 whatever the stack is in."""
+    stack, z = stack.astype(np.float64), z.astype(np.float64)
     at, dense = block_slices(stack.sizes), torch.from_numpy(z)
     band = Band([dense[:, s, s] for s in at], [dense[:, b, a] for a, b in pairwise(at)])
     ends = zip(stack.alphas, stack.betas, strict=True)
