@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .certificates.certificate import MonotoneCertificate as MonotoneCertificate
     from .certificates.certificate import load_certificate as load_certificate
     from .certificates.in_onnx import export_onnx as export_onnx
+    from .certificates.radii import CertifiedRadii as CertifiedRadii
     from .errors import CertificateError as CertificateError
+    from .evaluation.comparison import Comparison as Comparison
     from .evaluation.falsify import falsify as falsify
     from .foreign.open import open_network as open_network
     from .lipschitz import All as All
@@ -51,6 +53,8 @@ _HOMES = {
     "PlusLinear": "training.monotone",
     "Certificate": "certificates.certificate",
     "CertificateError": "errors",
+    "CertifiedRadii": "certificates.radii",
+    "Comparison": "evaluation.comparison",
     "Constraint": "training.constraint",
     "FunctionalCertificate": "certificates.certificate",
     "Lipschitz": "lipschitz",

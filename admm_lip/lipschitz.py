@@ -174,6 +174,6 @@ class All:
             object.__setattr__(self, name, by_type[kind])
         if self.lipschitz.bound is None:
             raise ValueError(
-                "All: Monotone goes with a bound, got a price; give Lipschitz(bound=...), which "
-                "says how steep the linear term may be"
+                "All: Monotone goes with a bound, got a price; give Lipschitz(bound=...): the "
+                "linear term outweighs slopes that are bounded, and a price bounds none"
             )

@@ -25,6 +25,7 @@ from .foreign.open import open_network
 from .networks.chain import build_module
 from .networks.network import Network
 from .records import RunFolder, open_run, read_json
+from .sharing import is_saved
 from .shown import Fact, Row, Shown, number, word
 from .units import Array, Units
 
@@ -108,8 +109,8 @@ def predict(
     """Predict raw rows by a network on disk; the certificate beside it is checked on the way.
 
     Args:
-        run: folder of a training run (``admm-lip train``), or what
-            :func:`admm_lip.open_network` reads.
+        run: folder of a training run (``admm-lip train``), one that ``save_pretrained`` wrote, or
+            what :func:`admm_lip.open_network` reads.
         rows: a CSV file's path, a data frame, a mapping of columns, or numbers ``(rows, features)``
             in the order of the run's features.  Columns are found by name, others are left out;
             where features have no names, all columns are taken in their order.
@@ -142,7 +143,7 @@ def predict(
     if task not in (None, "classification", "regression"):
         raise ValueError(f"task: expected classification, regression or none, got {task!r}")
     path = Path(run)
-    folder = open_run(path) if path.is_dir() else None
+    folder = open_run(path) if path.is_dir() and not is_saved(path) else None
     network = open_network(path, input_shape)
     certificate = _certificate(path) if folder is None else load_certificate(_raw_of(folder))
     if certificate is not None:
@@ -236,13 +237,22 @@ def _units(path: Path, network: Network, certificate: AnyCertificate | None) -> 
             f"run: {path} was trained on standardised columns by a version that did not keep their "
             f"units; train it anew with: admm-lip train --config {shlex.quote(str(folder.config))}"
         )
-    if own is not None and own != stated:
-        raise DataError(f"{path}: expected the units of the certificate beside them")
+    if own is not None and own != stated and (stated is not None or _scales(own)):
+        raise DataError(
+            f"{path}: expected a certificate in the units beside it, made by certify(model, "
+            "units=units), got one in others"
+        )
     units = own or stated or Units()
     if units.input_names:
         return units, True
     names = tuple(map(str, range(network.chain().widths[0])))
     return replace(units, input_names=names), False
+
+
+def _scales(units: Units) -> bool:
+    """Whether a row, or an output, is another number than the model's."""
+    plain = replace(units, input_shift=0.0, input_scale=1.0, output_shift=0.0, output_scale=1.0)
+    return plain != units
 
 
 def _raw_of(folder: RunFolder) -> Path:

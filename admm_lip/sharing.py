@@ -31,7 +31,7 @@ from .foreign.open import network_of
 from .networks.chain import build_module
 from .networks.network import Network
 from .networks.storage import ARCHITECTURE, WEIGHTS, load_network, save_network
-from .records import machine_stamp
+from .records import RunFolder, machine_stamp
 from .shown import Fact, Row, Shown, printable, word
 from .units import Units
 
@@ -167,6 +167,12 @@ def from_pretrained(folder: str | os.PathLike[str], *, verify: bool = True) -> P
     if verify:
         check(certificate, network)
     return Pretrained(build_module(network), certificate, units, verify)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds such a network, and is not that of a run, which has settings."""
+    whole = all((folder / name).is_file() for name in (WEIGHTS, ARCHITECTURE, CERTIFICATE))
+    return whole and not RunFolder(folder).config.is_file()
 
 
 def save(

@@ -19,12 +19,15 @@ from admm_lip import (
     TrainConfig,
     TrainResult,
     Units,
+    certified_radii,
     certify,
     cli,
     from_pretrained,
+    predict,
     project,
     train,
 )
+from admm_lip.data.options import DataError
 from admm_lip.errors import NetworkError, RunFolderError, UnitsError, WriteError
 from admm_lip.networks.storage import WEIGHTS
 from admm_lip.sharing import CARD, CERTIFICATE, FILES, UNITS, save
@@ -164,6 +167,28 @@ def test_units_are_those_of_the_bound(tmp_path: Path) -> None:
         from_pretrained(folder)
     with pytest.raises(UnitsError, match="classes: expected 2"):
         save(tmp_path / "b", model, certify(model), units=Units(classes=("a", "b", "c")))
+
+
+def test_rows_are_predicted_by_such_a_folder(
+    result: TrainResult, saved: Path, tmp_path: Path
+) -> None:
+    x = torch.rand(5, 4)
+    found = predict(saved, x.tolist())
+    assert result.classes is not None
+    assert list(found.classes) == [result.classes[k] for k in result.model(x).argmax(1)]
+    labels = result.model(x).argmax(1)
+    radii = certified_radii(result.model, x, labels, certificate=result.certificate)
+    assert found.radius is not None and found.lip == result.certificate.lip
+    assert torch.allclose(torch.from_numpy(found.radius), radii, rtol=1e-4)
+    model = net(1)
+    units = Units(input_scale=2.0, output_scale=3.0, input_names=("a", "b", "c", "d"))
+    raw = save(tmp_path / "raw", model, certify(model, units=units), units=units)
+    rows = dict(zip("abcd", x.T.tolist(), strict=True))
+    values = torch.from_numpy(predict(raw, rows).values).float()
+    assert torch.allclose(values, 3.0 * model(x / 2.0), atol=1e-5)
+    mixed = save(tmp_path / "mixed", model, certify(model), units=units)
+    with pytest.raises(DataError, match="expected a certificate in the units beside it"):
+        predict(mixed, rows)
 
 
 def test_there_must_be_a_folder(tmp_path: Path) -> None:

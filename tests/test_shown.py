@@ -18,6 +18,8 @@ from torch import nn
 import admm_lip
 from admm_lip import (
     Certificate,
+    CertifiedRadii,
+    Comparison,
     TrainConfig,
     TrainResult,
     Units,
@@ -89,6 +91,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
         "falsified": falsify(bounded.model, radii, x, y, certificate=whole),
         "predicted": predict(folder / "run", {"a": [1.0, 2.0]}),
         "judged": moved.after,
+        "radii": CertifiedRadii(radii, whole),
+        "compared": Comparison(
+            [
+                {"mode": "penalty", "value": 0.1, "seed": 0, "lip": 2.0, "rmse": 0.3},
+                {"mode": "bound", "value": 2.0, "seed": 0, "lip": 1.9, "rmse": 0.2},
+            ]
+        ),
     }
 
 
@@ -107,6 +116,8 @@ NAMES = (
     "falsified",
     "predicted",
     "judged",
+    "radii",
+    "compared",
 )
 
 
@@ -184,7 +195,7 @@ def test_the_numbers_are_those_of_the_certificate(results: dict[str, Shown]) -> 
 
 def test_nothing_is_computed_to_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     result = TrainResult(net(), (), None, TrainConfig(), "finished", 1.0, 3)
-    monkeypatch.setattr("admm_lip.training.train.certify_global", None)
+    monkeypatch.setattr("admm_lip.training.train_result.certify_global", None)
     assert "lip" not in repr(result) and "steps" in result.summary()
     with pytest.raises(ValueError, match="plot: expected a history"):
         result.plot()
@@ -252,3 +263,31 @@ def test_commands_print_the_same_statement(
     said = capsys.readouterr().out.splitlines()
     stated = Certificate.load(tmp_path / "certificate.json").facts()
     assert [line for line in said if line in lines(stated)] == lines(stated)
+
+
+def test_radii_say_how_many_rows_are_certified_and_how_far() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    model[0].weight.data = torch.eye(2)
+    x = torch.tensor([[3.0, 1.0], [1.0, 1.0], [5.0, 1.0]])
+    made = certify(model)
+    radii = admm_lip.certified_radii(model, x, torch.zeros(3).long(), certificate=made)
+    facts = {fact.name: fact.value for fact in CertifiedRadii(radii, made).facts()}
+    assert facts["rows"] == 3 and facts["certified"] == pytest.approx(2 / 3)
+    assert facts["median_radius"] == pytest.approx(2.0**0.5)
+    assert facts["largest"] == pytest.approx(4.0 / 2.0**0.5)
+    assert CertifiedRadii(radii[:0], made).facts()[0].value == 0
+    raw = certify(model, units=Units(input_scale=2.0))
+    assert "raw l2" in CertifiedRadii(radii, raw).summary()
+
+
+def test_a_comparison_names_the_best_run_of_either_mode() -> None:
+    def run(mode: str, value: float, lip: float, certified: float) -> dict[str, Any]:
+        accuracies = {"clean_accuracy": 1.0 - certified, "certified_at_report": certified}
+        return {"mode": mode, "value": value, "seed": 0, "lip": lip, **accuracies}
+
+    rows = [run("penalty", 0.1, 3.0, 0.5), run("penalty", 1.0, 2.0, 0.8), run("bound", 2, 1.9, 0.7)]
+    penalty, bound = Comparison(rows).facts()
+    assert (penalty.value, bound.value) == (2.0, 1.9)
+    assert "asked for 1, seed 0; 2 runs" in penalty.said
+    with pytest.raises(ValueError, match="plot: expected runs"):
+        Comparison([]).plot()

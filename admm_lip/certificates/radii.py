@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,15 +29,76 @@ from ..networks.layers import Array, Shape
 from ..networks.network import Chain, Network
 from ..networks.scalar_math_torch import evaluated
 from ..rounding import TINY, affine_error
+from ..shown import Fact, Row, Shown, number, share, word
 from ..units import Units
 from .certificate import AnyCertificate
 from .verify import certified_network
+
+if TYPE_CHECKING:
+    from ..plots import Sheet
 
 _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.001
 _SMALLEST = 2.0**-1020
 _BATCH_ENTRIES = 2**24
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CertifiedRadii(Shown):
+    """What :func:`admm_lip.certified_radii` found, to look at.
+
+    Args:
+        radius: one per row, float64.
+        certificate: that they were read from, for their norm and unit.
+
+    Example:
+        >>> import torch
+        >>> from admm_lip import CertifiedRadii, certified_radii, certify
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+        >>> model[0].weight.data = torch.eye(2)
+        >>> x, y = torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])
+        >>> made = certify(model)
+        >>> CertifiedRadii(certified_radii(model, x, y, certificate=made), made)
+        <certified radii: rows 2, certified 50.0%, median_radius 0 l2, largest 1.41421 l2>
+    """
+
+    radius: Tensor
+    certificate: AnyCertificate
+
+    brief = ("rows", "certified", "median_radius", "largest")
+
+    def title(self) -> str:
+        """What they are."""
+        return "certified radii"
+
+    def facts(self) -> tuple[Fact, ...]:
+        """How many rows are certified at all, and how far."""
+        rows = self.radius.detach().cpu().double()
+        said = f" {self._measure()}"
+        if not len(rows):
+            return (word("rows", "rows", 0),)
+        return (
+            word("rows", "rows", len(rows)),
+            share("certified", "certified at some radius", float((rows > 0).double().mean())),
+            number("median_radius", "median certified radius", float(rows.median()), said),
+            number("mean_radius", "mean certified radius", float(rows.mean()), said),
+            number("largest", "largest certified radius", float(rows.max()), said),
+        )
+
+    def table(self) -> list[Row]:
+        """One row per row."""
+        return [{"certified_radius": radius} for radius in self.radius.tolist()]
+
+    def plot(self) -> Sheet:
+        """The share of rows beyond each radius."""
+        from ..result_plots import plot_shares
+
+        return plot_shares(self.radius.tolist(), f"certified radius, {self._measure()}")
+
+    def _measure(self) -> str:
+        """The norm, in whose units."""
+        return f"{'raw ' if self.certificate.units is not None else ''}{self.certificate.norm}"
 
 
 def radii_of(

@@ -222,8 +222,11 @@ def _wrap_up(folder: RunFolder) -> None:
     """Draw what there is."""
     if not folder.front.is_file():
         return
+    from ..evaluation.comparison import Comparison
     from .plot import draw_if_possible
 
+    say()
+    say(Comparison.read(folder.path).summary())
     say()
     for path in (folder.config, folder.front, *draw_if_possible(folder)):
         say(f"  {path}")

@@ -21,6 +21,7 @@ from ..networks.sorting import SORTS
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_arrays, write_json, write_rows
 from ..shown import Fact
+from ..training.train_result import GROWS_ON
 from .hints import Hint
 from .hints import lines as hint_lines
 from .in_units import STANDARDISED, in_both_units, record_units, unit_facts
@@ -53,6 +54,7 @@ def finish_run(folder: RunFolder, job: Job, result: TrainResult, *, measure: boo
         "rounds": len(result.history),
         "epochs": job.train.epochs,
         "train_seconds": result.seconds,
+        **({GROWS_ON.name: True} if result.grows_on else {}),
     }
     measured, units = job if measure else None, job.data.units
     return finish(folder, result.model, result.certificate, measured, about, units)
@@ -178,4 +180,5 @@ def _results(summary: Summary) -> list[Fact]:
     bound = unit_facts(summary) if named else [stated["lip"]]
     of, targets = (named["bound"], named["targets"]) if named else ("", ["the target"])
     measured = measured_facts(summary.get("evaluation", {}), of, targets)
-    return [*bound, stated["norm_product"], stated["sampled_lower"], *measured]
+    limit = [GROWS_ON] if summary.get(GROWS_ON.name) else []
+    return [*bound, *limit, stated["norm_product"], stated["sampled_lower"], *measured]

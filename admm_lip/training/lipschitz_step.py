@@ -22,6 +22,7 @@ For matrices that is solved exactly, which costs nothing there; for convolutions
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..solvers import ProjectProblem, ProjectSolution, solve_project
@@ -91,6 +92,15 @@ def next_lip_sq(
         (pull, stiff), times = products[terms.scaled_layer(len(products))], layers
     step = times * (mu * s - 0.5 * state.rho * pull) / (mu * s + 0.5 * state.rho * stiff)
     return s * math.exp(-max(-LARGEST_LOG_STEP, min(LARGEST_LOG_STEP, step)))
+
+
+def grows_on(lips: Sequence[float]) -> bool:
+    """Whether L grew as far as a round lets it: in the last of the rounds, or in almost all."""
+    if len(lips) < 2 or min(lips) <= 0.0:
+        return False
+    limit, first, before, last = 0.5 * LARGEST_LOG_STEP, lips[0], lips[-2], lips[-1]
+    overall = math.log(last / first) / (len(lips) - 1)
+    return math.log(last / before) > 0.999 * limit or overall > 0.9 * limit
 
 
 def _is_settled(terms: Terms) -> bool:

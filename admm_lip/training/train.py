@@ -125,12 +125,16 @@ def train(
     config, asked = asked_of(config, constraint, units)
     _check_method(method, asked, units, held)
     earlier = model if isinstance(model, TrainResult) else None
-    if earlier is not None and isinstance(asked, All):
-        raise TypeError("model: expected a network under All(...), got a TrainResult")
+    if earlier is not None and isinstance(asked, All) and not isinstance(earlier.model, PlusLinear):
+        raise TypeError(
+            "model: expected the result of a run under All(...), got one without; give its .model"
+        )
     given = model.model if isinstance(model, TrainResult) else model
     ranks, given = ranks_of(given), unwrapped(given)
     with run_folder(run_dir, resume, ranks) as folder, torch.random.fork_rng(devices=[]):
         copied, masks = plain_copy(given, held)
+        if isinstance(asked, All) and isinstance(copied, PlusLinear):
+            copied = copied.core  # its linear term is made anew
         stored = stored_dtype(copied)
         copied.to(master_dtype(stored))
         # Refused, by name, before data are read, but for convolutions, which ask for their shape.
@@ -261,7 +265,11 @@ def _constraint(
     **more: Any,
 ) -> Constraint:
     """A new constraint, or that of an earlier run, asking something else."""
-    if earlier is None or isinstance(asked, All):
+    if isinstance(asked, All):  # another claim begins from the weights: its core has other units
+        goes_on = earlier is not None and _same_claim(earlier, asked, model)
+        state = earlier.state if earlier is not None and goes_on else None
+        return Constraint(model, asked, config, state=state, **more)
+    if earlier is None:
         return Constraint(model, asked, config, **more)
     then = earlier.config.asked(asked.units)
     if earlier.state is None or then is None:
@@ -271,6 +279,15 @@ def _constraint(
     constraint = Constraint(model, then, config, state=earlier.state, **more)
     constraint.ask(asked)
     return constraint
+
+
+def _same_claim(earlier: TrainResult, asked: All, model: nn.Module) -> bool:
+    """Whether a run was under this bound, in these units, with this linear term."""
+    own = asked.lipschitz
+    assert isinstance(earlier.model, PlusLinear) and isinstance(model, PlusLinear)
+    then, now = earlier.model.linear.weight, model.linear.weight
+    same = (earlier.config.bound, earlier.certificate.units) == (own.bound, own.units)
+    return same and torch.equal(then, now.to(then))
 
 
 def _in_own_units(loss: BoundedLoss, length: float) -> BoundedLoss:

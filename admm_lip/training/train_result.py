@@ -17,9 +17,19 @@ from ..shown import Fact, Row, number, word
 from ..units import Units
 from .admm_state import AdmmState
 from .config import TrainConfig
+from .lipschitz_step import grows_on
 
 if TYPE_CHECKING:
     from ..plots import Sheet
+
+
+# L grows by at most exp(0.1) a round under a price (``lipschitz_step.py``).
+GROWS_ON = Fact(
+    "grows_on",
+    "L at the end",
+    True,
+    "still growing by 10 % a round, the most a price allows; more epochs would let it go on",
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,7 +96,14 @@ class TrainResult(Shareable):
             word("steps", "optimizer steps", self.steps),
             number("seconds", "seconds of training", self.seconds),
             word("stopped", "ended", self.stopped),
+            *((GROWS_ON,) if self.grows_on else ()),
         )
+
+    @property
+    def grows_on(self) -> bool:
+        """Whether L grew as fast as a price lets it until the run ended."""
+        lips = [row["lip"] for row in self.history if "lip" in row]
+        return self.config.mu is not None and grows_on(lips)
 
     def table(self) -> Sequence[Row]:
         """The history, one row per round."""

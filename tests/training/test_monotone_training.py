@@ -201,7 +201,7 @@ def test_a_claim_is_given_once() -> None:
         asked = Lipschitz(3.0, units=Units())
         train(core(), table(), SETTINGS, constraint=asked, units=Units())
     begun = train(core(), table(), TrainConfig(bound=3.0, epochs=1), progress=False)
-    with pytest.raises(TypeError, match="expected a network under All"):
+    with pytest.raises(TypeError, match="expected the result of a run under All"):
         train(begun, table(), SETTINGS, constraint=ASKED)
 
 
@@ -218,3 +218,23 @@ def test_a_run_folder_resumes_under_the_same_claim_only(tmp_path: Path) -> None:
     assert first.steps < resumed.steps == whole.steps
     for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_result_goes_on_under_the_same_claim_and_under_another() -> None:
+    first = train(core(), table(), SETTINGS, constraint=ASKED, progress=False)
+    still = TrainConfig(epochs=1, batch_size=64, loss="squared_error", lr=1e-9)
+    again = train(first, table(), still, constraint=ASKED, progress=False)
+    x = table()[0]
+    assert torch.equal(again.model.linear.weight, first.model.linear.weight)
+    # The state goes on too: one without it would find another multiplier and another rho.
+    assert again.state is not None and first.state is not None
+    assert again.state.rho == first.state.rho
+    assert torch.allclose(again.model(x), first.model(x), atol=0.05)
+    more = train(first, table(), SETTINGS, constraint=ASKED, progress=False)
+    assert more.history[-1]["loss"] <= first.history[-1]["loss"] * 1.05
+    verify(more.certificate, more.model)
+    other = All(Lipschitz(2.0), Monotone(increasing=[0]))
+    moved = train(first, table(), still, constraint=other, progress=False)
+    verify(moved.certificate, moved.model)
+    assert moved.certificate.lip <= 2.0 and len(moved.certificate.columns) == 1
+    assert moved.history[0]["loss"] < 2.0 * first.history[0]["loss"]
