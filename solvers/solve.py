@@ -19,6 +19,7 @@ import torch
 from .backend import Backend
 from .config import SolverConfig
 from .deadline import Deadline
+from .devices import with_room
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
 from .native.ball.splitting import WarmBall
@@ -99,7 +100,7 @@ def solve_certify(
     """
     config = config or SolverConfig()
     with stopwatch() as phases:
-        solution = _certify(problem, config, warm)
+        solution = with_room(lambda p, w: _certify(p, config, w), problem, warm)
     return replace(solution, phases=phases)
 
 
@@ -233,7 +234,7 @@ def solve_project(
     """
     config = config or SolverConfig()
     with stopwatch() as phases:
-        solution = _project(problem, config, warm)
+        solution = with_room(lambda p, w: _project(p, config, w), problem, warm)
     return replace(solution, phases=phases)
 
 

@@ -14,6 +14,7 @@ from ..networks.chain import linear_layers, read_network
 from ..networks.layers import Shape
 from ..networks.module_state import evaluating
 from ..networks.sorting import HALF_ABS
+from ..solvers.devices import has_float64
 from ..units import Units
 from .config import TrainConfig
 from .kernel_layers import has_kernels, kernel_layers
@@ -145,12 +146,17 @@ def check_weight(
         )
 
 
-def check_master(dtype: torch.dtype) -> None:
-    """Raise for weights too coarse to be trained."""
-    if dtype not in (torch.float32, torch.float64):
+def check_master(weight: Tensor) -> None:
+    """Raise for weights too coarse to be trained, or on a device too coarse to be projected on."""
+    if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"model: expected weights in float32 or float64, got {dtype}, which does not resolve "
-            "an optimizer's steps; call model.float() and compute under torch.autocast"
+            f"model: expected weights in float32 or float64, got {weight.dtype}, which does not "
+            "resolve an optimizer's steps; call model.float() and compute under torch.autocast"
+        )
+    if not has_float64(weight.device):
+        raise ValueError(
+            f"model: is on {weight.device}, which has no float64, in which a bound is kept; train "
+            'on another device, by model.to("cpu")'
         )
 
 

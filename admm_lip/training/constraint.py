@@ -150,7 +150,7 @@ class Constraint:
         found = constrained(self._core, input_shape)
         self._layers = found.layers
         self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
-        check_master(self.parameters[0].dtype)
+        check_master(self.parameters[0])
         layers = list(self._layers.values())
         stays = held_of(self.model, self.parameters, held)
         scratch = config.start == "scratch" and state is None
