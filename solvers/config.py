@@ -31,7 +31,7 @@ class SolverConfig:
         max_iterations: most iterations of one solve; ``None``: the solver's own number.
         fallback: solvers tried in this order when the named one is unavailable or fails; empty
             makes that an error.
-        device: where the native solver computes, such as ``cpu`` or ``cuda``.
+        device: where the native solver computes, such as ``cuda``; ``cpu``: where the weights are.
 
     Example:
         >>> from admm_lip import SolverConfig

@@ -51,17 +51,24 @@ def moved(value: Moved, device: torch.device) -> Moved:
     return found  # type: ignore[no-any-return]
 
 
-def with_room(work: Callable[[Any, Any], Result], problem: Any, warm: Any) -> Result:
-    """``work(problem, warm)``; on the CPU where the device of the problem has not the memory.
+def with_room(
+    work: Callable[[Any, Any], Result], problem: Any, warm: Any, device: str = "cpu"
+) -> Result:
+    """``work(problem, warm)`` on a device, its result where the problem is.
+
+    ``"cpu"`` is wherever the problem is.  Where the device has not the memory, it is the CPU.
 
     Raises:
         torch.OutOfMemoryError: where it is the CPU's memory that is full.
     """
-    device, cpu = device_of(problem), torch.device("cpu")
+    home, cpu = device_of(problem), torch.device("cpu")
+    there = home if device == "cpu" else torch.device(device)
     try:
-        return work(problem, warm)
+        if there == home:
+            return work(problem, warm)
+        return moved(work(moved(problem, there), moved(warm, there)), home)
     except torch.OutOfMemoryError:
-        if device.type == "cpu":
+        if there.type == "cpu":
             raise
-    _log.warning("solve: %s is out of memory; this solve is done on the CPU", device)
-    return moved(work(moved(problem, cpu), moved(warm, cpu)), device)
+    _log.warning("solve: %s is out of memory; this solve is done on the CPU", there)
+    return moved(work(moved(problem, cpu), moved(warm, cpu)), home)

@@ -100,7 +100,7 @@ def solve_certify(
     """
     config = config or SolverConfig()
     with stopwatch() as phases:
-        solution = with_room(lambda p, w: _certify(p, config, w), problem, warm)
+        solution = with_room(lambda p, w: _certify(p, config, w), problem, warm, config.device)
     return replace(solution, phases=phases)
 
 
@@ -234,7 +234,7 @@ def solve_project(
     """
     config = config or SolverConfig()
     with stopwatch() as phases:
-        solution = with_room(lambda p, w: _project(p, config, w), problem, warm)
+        solution = with_room(lambda p, w: _project(p, config, w), problem, warm, config.device)
     return replace(solution, phases=phases)
 
 

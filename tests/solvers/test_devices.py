@@ -14,6 +14,7 @@ from admm_lip import Constraint, Lipschitz
 from admm_lip.solvers import (
     CertifyProblem,
     ProjectProblem,
+    SolverConfig,
     devices,
     solve_certify,
     solve_project,
@@ -100,3 +101,21 @@ def test_a_device_without_float64_is_refused_by_name(monkeypatch: pytest.MonkeyP
             Constraint(nn.Sequential(nn.Linear(2, 2)), Lipschitz(1.0))
     finally:
         devices.has_float64.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "solve"), [("certify", solve_certify), ("project", solve_project)]
+)
+def test_a_solve_goes_to_the_device_asked_for_and_comes_back(
+    kind: str, solve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips = []
+
+    def noted(value: Any, device: torch.device) -> Any:
+        trips.append(device.type)
+        return value
+
+    monkeypatch.setattr(devices, "moved", noted)
+    found = solve(problem_of(kind), SolverConfig("native", device="cuda"))
+    assert trips == ["cuda", "cuda", "cpu"]
+    assert found.backend == "native"
