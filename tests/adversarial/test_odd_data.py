@@ -431,12 +431,6 @@ def test_a_loss_that_cannot_be_minimised_is_named(case: str) -> None:
         )
 
 
-def frozen_bias() -> nn.Module:
-    model = network()
-    model[0].bias.requires_grad_(False)
-    return model
-
-
 def one_bias() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3))
     model[2].bias = model[0].bias
@@ -452,7 +446,6 @@ def two_dtypes() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (frozen_bias, r"model: 0\.bias is frozen .*; thaw it by model\.requires_grad_\(True\)"),
         (one_bias, "layers 0 and 1 .* share one bias; .*give each its own"),
         (two_dtypes, r"model: expected one dtype, got .*float32 in 0\.weight and .*float64 in 2"),
     ],

@@ -251,7 +251,7 @@ class TestPredict:
         data = json.loads(Path("run/units.json").read_text())
         data["output_scale"] = [1.0]
         Path("run/units.json").write_text(json.dumps(data))
-        with pytest.raises(DataError, match="expected the units of the certificate"):
+        with pytest.raises(DataError, match="expected a certificate in the units beside it"):
             predict("run", np.ones((1, 4)))
 
     def test_nothing_is_overwritten(self, trained, capsys):
