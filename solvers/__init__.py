@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from .registry import available as available
     from .registry import doctor as doctor
     from .registry import register_backend as register_backend
+    from .side_by_side import solve_certify_all as solve_certify_all
     from .solution import CertifySolution as CertifySolution
     from .solution import ProjectSolution as ProjectSolution
     from .solution import Status as Status
     from .solve import RESTART_TYPES as RESTART_TYPES
     from .solve import solve_certify as solve_certify
-    from .solve import solve_certify_all as solve_certify_all
     from .solve import solve_project as solve_project
 
 # Public name -> the module that defines it.
@@ -59,7 +59,7 @@ _HOMES = {
     "register_backend": "registry",
     "save_problem": "problem_file",
     "solve_certify": "solve",
-    "solve_certify_all": "solve",
+    "solve_certify_all": "side_by_side",
     "solve_project": "solve",
     "unit_slopes": "problem",
 }

@@ -31,8 +31,9 @@ from ..solvers.deadline import Deadline
 from ..solvers.errors import SolveFailed
 from ..solvers.problem import CertifyProblem
 from ..solvers.problem import Slopes as TensorSlopes
+from ..solvers.side_by_side import solve_certify_all
 from ..solvers.solution import CertifySolution
-from ..solvers.solve import solve_certify, solve_certify_all
+from ..solvers.solve import solve_certify
 from .claim_matrices import Matrices
 from .layer_scales import LayerScales
 from .least_proven import Candidate, Claim, Search

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from admm_lip.solvers.native.stack import interior
 from admm_lip.solvers.native.stack import solve as stacked
 from admm_lip.solvers.native.stack.batched import cholesky, inverse, solve
 from admm_lip.solvers.native.stack.interior import LENGTHS, longest
+from admm_lip.solvers.side_by_side import stackable
 
 CONFIG = SolverConfig("native", fallback=())
 # Under a limit a problem is solved by the form for every size.
@@ -112,6 +114,13 @@ def test_what_does_not_suit_is_left_and_disturbs_nobody(k: int) -> None:
 )
 def test_limits_and_other_solvers_are_heard(config: SolverConfig) -> None:
     assert solve_certify_all([network(2, 3, 1)], config) == [None]
+
+
+def test_weights_that_are_not_on_the_cpu_are_for_the_other_form() -> None:
+    here: Any = SimpleNamespace(**vars(network(2, 3, 1)), widths=(2, 3, 1))
+    assert stackable(here, SolverConfig())
+    here.weights = tuple(w.to("meta") for w in here.weights)
+    assert not stackable(here, SolverConfig())
 
 
 def test_a_chain_whose_steps_fail_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
