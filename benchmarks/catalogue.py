@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,6 +265,17 @@ def listing() -> str:
             lines.append(f"  {name:18} {found.shows}")
             lines.append(f"  {'':18} {minutes(name)}; data: {found.data}; {found.source}")
     return "\n".join([*lines, "", *_FOOTNOTE])
+
+
+def chosen(
+    parser: argparse.ArgumentParser, parts: Sequence[str], cases: Iterable[str]
+) -> list[str]:
+    """The cases that hold one of the ``--only`` parts, blanks aside; all of them without parts."""
+    names, wanted = list(cases), [part.replace(" ", "") for part in parts] or [""]
+    found = [name for name in names if any(part in name.replace(" ", "") for part in wanted)]
+    if not found:
+        parser.error(f"--only: no case holds {parts}; there are {names}")
+    return found
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:

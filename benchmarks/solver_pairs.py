@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import record
-from .catalogue import parser_of
+from .catalogue import chosen, parser_of
 
 if TYPE_CHECKING:
     from admm_lip.solvers import CertifyProblem
@@ -145,10 +145,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of cases")
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args(argv)
-    wanted = [part.replace(" ", "") for part in options.only] or [""]
-    names = [n for n in CASES if any(part in n.replace(" ", "") for part in wanted)]
-    if not names:
-        parser.error(f"--only: no case holds {options.only}; there are {list(CASES)}")
+    names = chosen(parser, options.only, CASES)
     path = record.RESULTS / "solver_pairs.json"
     rows = record.load("solver_pairs")["rows"] if options.only and path.exists() else []
     for name in names:

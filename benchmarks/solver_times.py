@@ -38,7 +38,7 @@ from admm_lip.solvers import (
 )
 
 from . import descent, record
-from .catalogue import parser_of
+from .catalogue import chosen, parser_of
 from .random_networks import Weights, gaussian
 
 Row = dict[str, Any]
@@ -194,15 +194,6 @@ def warm_projection(weights: Weights, rounds: int = 40) -> dict[str, Any]:
     return {"seconds": statistics.median(seconds), "iterations": statistics.median(steps)}
 
 
-def chosen(parts: Sequence[str]) -> list[str]:
-    """Names of the cases that hold one of the parts, blanks aside; all of them without parts."""
-    names = [*CASES, *HUGE, *WARM]
-    if not parts:
-        return names
-    wanted = [p.replace(" ", "") for p in parts]
-    return [n for n in names if any(p in n.replace(" ", "") for p in wanted)]
-
-
 def run_case(name: str, weights: Weights, threads: int, first: bool, limit: float) -> list[Row]:
     """The rows of one case on one number of threads; rivals take part at the first one."""
     stamp = {"case": name.removesuffix(_WARM), "threads": threads}
@@ -244,9 +235,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds given to each rival")
     parser.add_argument("--record", default="solver_times", help="name of the record")
     options = parser.parse_args(argv)
-    names = chosen(options.only)
-    if not names:
-        parser.error(f"--only: no case holds {options.only}; there are {[*CASES, *HUGE, *WARM]}")
+    names = chosen(parser, options.only, [*CASES, *HUGE, *WARM])
     rows: list[Row] = record.load(options.record)["rows"] if options.only else []
     load_blas()
     for threads in options.threads:

@@ -179,17 +179,14 @@ def row_of(case: str, turns: Sequence[tuple[dict[str, Any], dict[str, Any]]]) ->
 def main(argv: list[str]) -> None:
     """Run the chosen cases and write the record; rows of other cases stay."""
     from . import record
-    from .catalogue import parser_of
+    from .catalogue import chosen, parser_of
 
     parser = parser_of("speed")
     parser.add_argument("--against", type=Path, required=True, help="folder of the other version")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of cases")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args(argv)
-    wanted = [part.replace(" ", "") for part in options.only] or [""]
-    names = [n for n in CASES if any(part in n.replace(" ", "") for part in wanted)]
-    if not names:
-        parser.error(f"--only: no case holds {options.only}; there are {list(CASES)}")
+    names = chosen(parser, options.only, CASES)
     path = record.RESULTS / "speed.json"
     rows = record.load("speed")["rows"] if options.only and path.exists() else []
     this, other = Version(HERE), Version(options.against.resolve())

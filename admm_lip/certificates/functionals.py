@@ -126,7 +126,7 @@ def _base(
         raise CertificateError("structure: 'every_size' goes with kind='global' only")
     if not wants_torus(structure, network, order.norm, order.units):
         return neuron_by_neuron(network, order.norm, order.units), ()
-    made = certified_on_torus(network, order.config(), deadline.share(_IN_FRONT), True)
+    made = certified_on_torus(network, order.config(), deadline.share(_IN_FRONT), headed=True)
     shared = made.multiplier[: len(made.chain.activations)]
     return behind_torus(made.chain, shared), shared
 
@@ -175,8 +175,7 @@ def _proofs(
     parts = [tasks[first : first + together] for first in range(0, len(tasks), together)]
 
     def share(k: int) -> float | None:
-        left, rounds = deadline.limit(), math.ceil((len(tasks) - k * together) / workers)
-        return None if left is None else left / rounds
+        return deadline.share(1.0 / math.ceil((len(tasks) - k * together) / workers)).limit()
 
     with working("certify", len(tasks), "bounds", show=progress) as work:
         if elsewhere:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 import torch
 
+from benchmarks.catalogue import chosen, parser_of
 from benchmarks.random_networks import gaussian, residual_chain
 from benchmarks.solver_sweep import curves, within
-from benchmarks.solver_times import CASES, chosen, merged
+from benchmarks.solver_times import CASES, HUGE, WARM, merged
 
 
-def test_cases_are_chosen_by_parts_of_their_names() -> None:
-    assert chosen(["64x64"]) == ["64 x 64 chain"]
-    assert chosen(["50x1000", "10 x 40"]) == ["10 x 40 signed", "50 x 1000"]
-    assert set(CASES) < set(chosen([]))
-    assert chosen(["nothing"]) == []
+def test_cases_are_chosen_by_parts_of_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    choose, names = partial(chosen, parser_of("solver_times")), [*CASES, *HUGE, *WARM]
+    assert choose(["64x64"], names) == ["64 x 64 chain"]
+    assert choose(["50x1000", "10 x 40"], names) == ["10 x 40 signed", "50 x 1000"]
+    assert choose([], names) == names
+    with pytest.raises(SystemExit):
+        choose(["nothing"], names)
+    assert "no case holds ['nothing']" in capsys.readouterr().err
 
 
 def test_a_new_row_takes_the_place_of_the_old_one() -> None:
