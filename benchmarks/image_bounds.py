@@ -1,15 +1,15 @@
 """Bounds of convolutional and residual networks: frequency by frequency, beside other bounds.
 
-    python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--limit 90] [--epochs 0]
+    python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--limit 90] [--epochs 3]
 
 Networks of random weights, networks that others trained without a bound (``sdp_crown`` in the data
-folder), and a residual network, random or trained here for some epochs on CIFAR-10, its batch
-normalisation folded.  Each is certified with multipliers per channel up to a switch layer
-(``structure="torus"``) and checked again; where it is small enough, neuron by neuron as well
-(``structure="exact"``), and chains of kernels for images of every size at once
-(``structure="every_size"``).  ``lower_lip`` is what no multipliers of that form can beat: where the
-limit of seconds on the clock ends the search, it says little.  Seconds are processor time of one
-thread.
+folder), and networks trained here for some epochs, without one: LeNet-5 and a small one on MNIST, a
+residual one on CIFAR-10, its batch normalisation folded.  Each is certified with multipliers per
+channel up to a switch layer (``structure="torus"``) and checked again; where it is small enough,
+neuron by neuron as well (``structure="exact"``), and chains of kernels for images of every size at
+once (``structure="every_size"``).  ``lower_lip`` is what no multipliers of that form can beat:
+where the limit of seconds on the clock ends the search, it says little.  Seconds are processor time
+of one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +34,15 @@ from . import record
 from .catalogue import parser_of
 
 Shape = tuple[int, ...]
-Case = tuple[nn.Module, Shape]
 SMALL = 2000
+
+
+class Case(NamedTuple):
+    """A network, the shape of its inputs, and its accuracy on test rows in percent, where known."""
+
+    model: nn.Module
+    shape: Shape
+    clean: float | None = None
 
 
 class Block(nn.Module):
@@ -77,14 +84,14 @@ def small_random() -> Case:
     """conv4s2-conv8s2-flatten128-16-10 on 16 x 16."""
     layers = (nn.Conv2d(1, 4, 4, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 4, 2, 1), nn.ReLU())
     head = (nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 10))
-    return nn.Sequential(*layers, *head), (1, 16, 16)
+    return Case(nn.Sequential(*layers, *head), (1, 16, 16))
 
 
-def plain_random() -> Case:
+def plain() -> nn.Sequential:
     """conv16s2-conv32s2-flatten1568-100-10 on MNIST's images."""
     layers = (nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU())
     head = (nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
-    return nn.Sequential(*layers, *head), (1, 28, 28)
+    return nn.Sequential(*layers, *head)
 
 
 def kernels(channels: int, hidden: int) -> Case:
@@ -92,7 +99,7 @@ def kernels(channels: int, hidden: int) -> Case:
     layers: list[nn.Module] = []
     for k in range(hidden):
         layers += [nn.Conv2d(channels if k else 1, channels, 3, 1, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(channels, channels, 3, 1, 1)), (1, 28, 28)
+    return Case(nn.Sequential(*layers, nn.Conv2d(channels, channels, 3, 1, 1)), (1, 28, 28))
 
 
 def deep_random() -> Case:
@@ -101,7 +108,8 @@ def deep_random() -> Case:
     sizes = ((3, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2))
     for channels, out, stride in sizes:
         layers += [nn.Conv2d(channels, out, 3, stride, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(128, 10)), (3, 32, 32)
+    head = (nn.AvgPool2d(8), nn.Flatten(), nn.Linear(128, 10))
+    return Case(nn.Sequential(*layers, *head), (3, 32, 32))
 
 
 def published(name: str, folder: Path) -> Case:
@@ -120,27 +128,45 @@ def published(name: str, folder: Path) -> Case:
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), weights, strict=True):
             parameter.copy_(value)
-    return model, shape
+    return Case(model, shape)
 
 
-def trained_resnet(depth: int, epochs: int, data_dir: str | None) -> Case:
-    """Trained without a bound, on the rows of CIFAR-10 at hand."""
-    model = resnet(depth)
-    if epochs == 0:
-        return model.eval(), (3, 32, 32)
-    x, y = load_data("cifar10", data_dir).train
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    steps = epochs * (len(x) // 128)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps)
-    images, order = x.view(-1, 3, 32, 32), torch.Generator().manual_seed(0)
-    for _ in range(epochs):
+def lenet() -> nn.Sequential:
+    """LeNet-5 of ReLU and average pools (LeCun, Bottou, Bengio and Haffner, 1998)."""
+    first = (nn.Conv2d(1, 6, 5, 1, 2), nn.ReLU(), nn.AvgPool2d(2))
+    second = (nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+    head = (nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+    return nn.Sequential(*first, *second, *head)
+
+
+def trained(
+    build: Callable[[], nn.Module], name: str, rate: float, options: argparse.Namespace
+) -> Case:
+    """Trained without a bound, by SGD with momentum and one cycle of step sizes."""
+    model, data = build(), load_data(name, options.data_dir).as_images()
+    (x, y), (u, v) = data.train, data.test
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
+    steps = options.epochs * (len(x) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(options.epochs):
         for rows in torch.split(torch.randperm(len(x), generator=order), 128)[: len(x) // 128]:
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(images[rows]), y[rows])
-            torch.autograd.backward(loss)
+            torch.autograd.backward(nn.functional.cross_entropy(model(x[rows]), y[rows]))
             optimizer.step()
             schedule.step()
-    return model.eval(), (3, 32, 32)
+    model.eval()
+    with torch.no_grad():
+        right = torch.cat([model(part).argmax(dim=1) for part in torch.split(u, 500)]) == v
+    return Case(model, data.shape, 100.0 * float(right.double().mean()))
+
+
+# name -> how it is built, on what it is trained, and the largest step size
+TRAINED: tuple[tuple[str, Callable[[], nn.Module], str, float], ...] = (
+    ("LeNet-5", lenet, "mnist", 0.05),
+    ("conv16s2-conv32s2-100-10", plain, "mnist", 0.05),
+    ("ResNet-8", lambda: resnet(8), "cifar10", 0.2),
+)
 
 
 def cases(options: argparse.Namespace) -> Mapping[str, Callable[[], Case]]:
@@ -151,20 +177,20 @@ def cases(options: argparse.Namespace) -> Mapping[str, Callable[[], Case]]:
     for channels, hidden in ((8, 2), (16, 2)):
         label = f"random, {hidden + 1} kernels of {channels} channels"
         found[label] = partial(kernels, channels, hidden)
-    found["random conv16s2-conv32s2-100-10"] = plain_random
+    found["random conv16s2-conv32s2-100-10"] = lambda: Case(plain(), (1, 28, 28))
     found["random 3-32-64s2-64-128s2-pool-10"] = deep_random
     found |= {name: partial(published, name, folder) for name in names}
-    trained = partial(trained_resnet, 8, options.epochs, options.data_dir)
-    found["random ResNet-8" if options.epochs == 0 else f"ResNet-8, {options.epochs} epochs"] = (
-        trained
-    )
+    found["random ResNet-8"] = lambda: Case(resnet(8), (3, 32, 32))
+    for name, build, data, rate in TRAINED:
+        label = f"{name}, {options.epochs} epochs of {data}"
+        found[label] = partial(trained, build, data, rate, options)
     return found
 
 
 def row_of(name: str, case: Callable[[], Case], limit: float) -> dict[str, Any]:
     """Bounds and seconds of one network, each within a limit on the clock."""
     torch.manual_seed(0)
-    model, shape = case()
+    model, shape, clean = case()
     hidden = _neurons(model, shape)
     solver = SolverConfig(time_limit=limit)
     begun = time.process_time()
@@ -174,6 +200,7 @@ def row_of(name: str, case: Callable[[], Case], limit: float) -> dict[str, Any]:
     verify(found, model)
     row = {
         "network": name,
+        **({} if clean is None else {"clean": clean}),
         "neurons": hidden,
         "switch": found.switch,
         "lip": found.lip,
@@ -207,10 +234,10 @@ def _neurons(model: nn.Module, shape: Shape) -> int:
 def main(argv: list[str]) -> None:
     """Certify every network and write the record."""
     parser = parser_of("image_bounds")
-    parser.add_argument("--data-dir", default=None, help="folder of CIFAR-10 and sdp_crown")
+    parser.add_argument("--data-dir", default=None, help="folder of MNIST, CIFAR-10, sdp_crown")
     parser.add_argument("--only", default=None, help="networks whose name contains this")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds of one certificate")
-    parser.add_argument("--epochs", type=int, default=0, help="of the residual networks")
+    parser.add_argument("--epochs", type=int, default=3, help="of networks trained here")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .arguments import UsageError
+from .run_options import ADMM
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from ..research.comparators import Method
     from .finish import Summary
     from .recipes import Job
-
-ADMM = "admm"
 
 
 def method_of(name: str, settings: Mapping[str, Any]) -> Method:

@@ -14,6 +14,7 @@ from .options import SettingsParser, add_threads_option, threads
 from .outcome import Outcome
 from .run_options import (
     add_data_options,
+    add_device_option,
     add_evaluate_options,
     add_folder_options,
     add_train_options,
@@ -65,6 +66,7 @@ def parser() -> SettingsParser:
     add_train_options(made, skip=("bound", "mu", "seed"))
     add_evaluate_options(made)
     add_threads_option(made)
+    add_device_option(made)
     return made
 
 

@@ -16,6 +16,7 @@ from ..data import DataSet
 from ..evaluation.evaluate import evaluate, measured_facts
 from ..networks.activations import ACTIVATIONS
 from ..networks.chain import read_network
+from ..networks.live_check import place_of
 from ..networks.network import Network
 from ..networks.sorting import SORTS
 from ..networks.storage import save_network
@@ -141,7 +142,7 @@ def decision_regions(
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     grid = torch.stack([columns.flatten(), rows.flatten()], dim=1)
     with torch.no_grad():
-        classes = model.eval()(grid).argmax(dim=1)
+        classes = model.eval()(grid.to(place_of(model)[1])).argmax(dim=1).cpu()
     radius = certified_radii(model, grid, classes, certificate=certificate)
     radius = radius.clamp(max=float((high - low).norm()))  # infinite where f is constant
     return {

@@ -244,8 +244,9 @@ def _half(options: Namespace) -> Hint:
 def _settings(source: Path, bound: float, units: str | None) -> dict[str, Any] | None:
     """The source run's settings under the new bound; ``None`` where the source is not a run."""
     from ..records import CONFIG, read_yaml
+    from .run_options import CPU
 
     if not (source / CONFIG).is_file():
         return None
     own = {} if units is None else {"units": units}
-    return {**read_yaml(source / CONFIG), "bound": bound, "mu": None, **own}
+    return {**read_yaml(source / CONFIG), "bound": bound, "mu": None, "device": CPU, **own}

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data import DataSet, TableOptions, load_data
 from ..evaluation.evaluate import EvaluateConfig
+from ..networks.affine_torch import Elementwise
 from ..networks.convnets import ConvnetConfig, build_convnet
 from ..networks.models import ModelConfig, build_mlp
 from ..training.config import TrainConfig
@@ -17,6 +18,7 @@ from ..units import Units
 from .arguments import UsageError
 from .in_units import RAW
 from .options import config_of
+from .run_options import ADMM, CPU, check_device
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     Raises:
         ValueError: any bad setting, by name (``DataError`` for data).
     """
+    device = check_device(values.get("device", CPU))
     table = config_of(TableOptions, values["table"])
     evaluate = config_of(EvaluateConfig, values["evaluate"])
     recipe = recipe_of(values["data"], table)
@@ -110,13 +113,22 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
         **asdict(train),
         "evaluate": asdict(evaluate),
         "threads": values.get("threads", 1),
+        "device": device,
     }
     if convnet.name:
         shape, size = data.shape, asdict(convnet)
         model = build_convnet(size.pop("name"), shape, data.n_outputs, **size, seed=train.seed)
-        return Job(data.as_images(), model, train, evaluate, settings)
+        data = data.as_images()
+        if train.centre and values.get("method", ADMM) == ADMM:
+            model = nn.Sequential(_less_mean(data), *model)
+        return Job(data, model.to(device), train, evaluate, settings)
     model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
-    return Job(data, model, train, evaluate, settings, units)
+    return Job(data, model.to(device), train, evaluate, settings, units)
+
+
+def _less_mean(data: DataSet) -> nn.Module:
+    """A layer that takes the mean picture away: padding keeps it out of a convolution's bias."""
+    return Elementwise({"bias": -data.train[0].mean(dim=0).numpy()})
 
 
 def radius_of(values: Mapping[str, Any]) -> float:

@@ -12,8 +12,11 @@ from ..evaluation.config import EvaluateConfig
 from ..networks.model_config import ConvnetConfig, ModelConfig
 from ..solvers.config import SolverConfig
 from ..training.config import TrainConfig
+from .arguments import UsageError
 from .options import SettingsParser, add_config
 
+ADMM = "admm"
+CPU = "cpu"
 _BASIC = ("bound", "mu", "epochs", "batch_size", "seed", "loss", "eps", "lr")
 
 
@@ -91,3 +94,29 @@ def add_convnet_options(parser: SettingsParser) -> None:
 def add_evaluate_options(parser: SettingsParser) -> None:
     """Options of the evaluation."""
     add_config(parser, "evaluation", EvaluateConfig, "evaluate.")
+
+
+def add_device_option(parser: SettingsParser) -> None:
+    """Where the network is while it is trained and attacked."""
+    parser.add_argument(
+        "--device",
+        type=str,
+        default=CPU,
+        help="cpu, cuda or cuda:N: where the network is trained and attacked. Bounds are proven on "
+        "the CPU in any case; digits differ from device to device.",
+    )
+
+
+def check_device(name: str) -> str:
+    """The name of a device that this machine has.
+
+    Raises:
+        UsageError: for any other, naming those there are.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    here = [CPU, *(["cuda"] if count else []), *(f"cuda:{k}" for k in range(count))]
+    if name not in here:
+        raise UsageError(f"device: expected one of {', '.join(here)} on this machine, got {name!r}")
+    return name

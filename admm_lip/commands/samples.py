@@ -15,6 +15,7 @@ from ..evaluation.per_sample import robust_samples
 from ..local.certify import certify_local
 from ..local.config import LocalConfig
 from ..local.result import LocalCertificate
+from ..networks.live_check import place_of
 from ..networks.storage import save_network
 from ..records import RunFolder, machine_stamp, write_json, write_rows
 from ..research.comparators.local import LocalLipschitz
@@ -44,13 +45,14 @@ def finish_samples(
     """
     save_network(network_on(model, job.data), folder.path)
     rows = _rows(job.data, job.evaluate)
-    x, y = job.data.test[0][rows], job.data.test[1][rows]
+    x, y = (values[rows].to(place_of(model)[1]) for values in job.data.test)
     begun = time.perf_counter()
     level = "masked" if method.bound == "local" else "product"
     config = LocalConfig(level, box=method.data_range, decide=True)
     report = certify_local(model, x, job.train.eps, y, config=config, progress=True)
     seconds = time.perf_counter() - begun
-    robust = robust_samples(model, x, y, job.train.eps, report.robust, _attack(job, method))
+    certified = report.robust.to(x.device)
+    robust = robust_samples(model, x, y, job.train.eps, certified, _attack(job, method))
     write_rows(folder.samples, _verdicts(rows, y, report, robust))
     summary = {
         **about,

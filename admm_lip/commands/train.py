@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..progress import working
-from .arguments import UsageError, parse, say
-from .comparators import ADMM, method_of, radius_of_method, train_and_finish
+from .arguments import parse, say
+from .comparators import method_of, radius_of_method, train_and_finish
 from .compare import parser as parser_of_compare
 from .hints import Hint, typed, verify, words_of
 from .options import SettingsParser, add_threads_option, threads
 from .outcome import Outcome
+from .recipe_files import recipe_file, recipe_table
 from .run_options import (
+    ADMM,
     add_convnet_options,
     add_data_options,
+    add_device_option,
     add_evaluate_options,
     add_folder_options,
     add_train_options,
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from ..research.comparators import Method
     from .recipes import Job
 
-_RECIPES = Path(__file__).parent.parent / "recipes"
 _EPILOG = """
 examples:
   admm-lip train
@@ -54,8 +56,8 @@ examples:
   admm-lip train --method local --convnet.name 2C2F --convnet.activation clipped_relu --eps 0.1
       a convolutional network, trained with and certified by local bounds: a proof for each test
       sample instead of one constant; --method-settings '{"bound": "global"}' is the counterpart
-  admm-lip train --recipe mnist_4c3f_quarter --data-dir DIR
-      settings by name, the ramps of a paper among them; any option changes one of them
+  admm-lip train --recipe mnist_0.5 --data-dir DIR
+      settings by name (below); any option changes one of them
   admm-lip train --resume runs/RUN
       continue a run that was interrupted or killed, to the result it would have had
   admm-lip train --resume runs/RUN --epochs 30
@@ -74,7 +76,7 @@ def parser() -> SettingsParser:
         Give --bound L (enforced in every round of training) or --mu MU (a penalty on L^2), not
         both.  Without options, everything has a default that works.
         """,
-        _EPILOG,
+        f"{_EPILOG}\n{recipe_table()}",
     )
     made.add_settings_file()
     group = made.group("where to")
@@ -83,7 +85,8 @@ def parser() -> SettingsParser:
         "--recipe",
         type=str | None,
         default=None,
-        help=f"Settings by name, below all others: {', '.join(_recipes())} (not given: none).",
+        help="Settings by name, below all others; the names are listed at the end (not given: "
+        "none).",
     )
     group.add_argument("--quiet", action="store_true", help="Say nothing of how far it is.")
     _add_method_options(made)
@@ -93,6 +96,7 @@ def parser() -> SettingsParser:
     add_convnet_options(made)
     add_evaluate_options(made)
     add_threads_option(made)
+    add_device_option(made)
     return made
 
 
@@ -103,7 +107,8 @@ def run(arguments: list[str]) -> Outcome:
     from .run_folders import earlier_run
 
     earlier = earlier_run(options)
-    below = _recipe(options.recipe) if earlier is None else earlier.config
+    named = None if options.recipe is None else recipe_file(options.recipe)
+    below = named if earlier is None else earlier.config
     if below is not None:
         options = parse(made, ["--config", str(below), *arguments])
     method = _method(options)
@@ -223,19 +228,3 @@ def _compare(folder: RunFolder, job: Job, method: Method) -> Outcome:
     for line in said:
         say(line)
     return Outcome({"run": folder.path, **summary})
-
-
-def _recipes() -> list[str]:
-    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
-
-
-def _recipe(name: str | None) -> Path | None:
-    """The settings file of that name."""
-    if name is None:
-        return None
-    if name not in _recipes():
-        raise UsageError(
-            f"recipe: expected one of {', '.join(_recipes())}, got {name!r}; a file of your own "
-            "is --config FILE"
-        )
-    return _RECIPES / f"{name}.yaml"
