@@ -11,6 +11,7 @@ difference quotients in ``[alpha, beta]``.  Biases do not enter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +60,14 @@ class CertifyProblem:
     def widths(self) -> tuple[int, ...]:
         """``(n_0, n_1, ..., n_l, n_{l+1})``."""
         return (self.weights[0].shape[1], *(w.shape[0] for w in self.weights))
+
+    def rounded(self, dtype: torch.dtype) -> CertifyProblem:
+        """The same in a shorter dtype, to look for multipliers with; nothing is proven of it."""
+        found = copy(self)
+        slopes = tuple(Slopes(s.alpha.to(dtype), s.beta.to(dtype)) for s in self.slopes)
+        object.__setattr__(found, "weights", tuple(w.to(dtype) for w in self.weights))
+        object.__setattr__(found, "slopes", slopes)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

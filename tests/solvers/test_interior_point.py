@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.lmi import implied_bound
 from admm_lip.solvers.native.interior import interior_point
 from admm_lip.solvers.native.lmi.block_cholesky import Band
+from admm_lip.solvers.native.lmi.checkpoints import Trouble
 from admm_lip.solvers.native.lmi.closed_forms import best_start
 from admm_lip.solvers.native.lmi.dual_repair import repaired_value
+from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator
 from admm_lip.solvers.problem import CertifyProblem, Slopes, unit_slopes
 from admm_lip.solvers.reduction import reduce_certify
 from admm_lip.solvers.registry import backend
@@ -280,3 +283,51 @@ def test_a_useless_warm_start_does_no_harm(value: float) -> None:
     assert claim.status is Status.OPTIMAL
     short = interior_point.certify(reduced, USUAL, warm[:1])
     assert short.status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize(
+    ("widths", "slopes"),
+    [([80] * 5, (0.0, 1.0)), ([80] * 5, (-0.3, 1.2)), ([20] * 16 + [4], (0.0, 1.0))],
+)
+def test_steps_in_single_precision_end_at_the_same_optimum(
+    widths: list[int], slopes: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, dtypes = problem_of(signed(widths), *slopes), list[torch.dtype]()
+    stepped = interior_point._stepped
+
+    def noted(op: LmiOperator, *rest: Any) -> Any:
+        dtypes.append(op.fixed.dtype)
+        return stepped(op, *rest)
+
+    monkeypatch.setattr(interior_point, "_stepped", noted)
+    lip = assert_proven(problem)
+    assert dtypes.count(torch.float32) > dtypes.count(torch.float64) > 0
+    monkeypatch.setattr(interior_point, "_WORTH_SINGLE", math.inf)
+    dtypes.clear()
+    assert lip == pytest.approx(assert_proven(problem), rel=USUAL.tol)
+    assert set(dtypes) == {torch.float64}
+
+
+@pytest.mark.parametrize("part", ["centre", "_refined"])
+def test_where_single_precision_leads_nowhere_double_does(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = getattr(interior_point, part)
+
+    def fails(op: LmiOperator, *rest: Any) -> Any:
+        rough = part == "_refined" or op.fixed.dtype == torch.float32
+        return Trouble.NO_FACTOR if rough else done(op, *rest)
+
+    problem = problem_of(signed([80] * 5))
+    expected = assert_proven(problem)
+    monkeypatch.setattr(interior_point, part, fails)
+    assert assert_proven(problem) == pytest.approx(expected, rel=USUAL.tol)
+    assert any("single precision" in line for line in solved(problem).decisions)
+
+
+def test_rounding_ends_the_steps_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A gap that single precision never reaches.
+    monkeypatch.setattr(interior_point, "_ROUGH_GAP", 1e-12)
+    claim = solved(problem_of(signed([80] * 5)))
+    assert claim.status is Status.OPTIMAL
+    assert claim.iterations < 60

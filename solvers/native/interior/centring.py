@@ -40,6 +40,8 @@ _CENTRED = 0.7
 _MAX_STEPS = 300
 # Where whole steps are possible, how many may leave the decrement at this share of its least value.
 _WHOLE, _FALL, _PATIENCE = 3.0, 0.98, 20
+# What is added to the unit diagonal of H, in units of rounding.
+_SHIFTS = (0.0, 5e1, 5e3, 5e5)
 
 
 class NewtonStep(NamedTuple):
@@ -187,8 +189,8 @@ def schur_solver(matrix: Tensor) -> SchurSolver | None:
         return None
     scale = diagonal**-0.5
     scaled = matrix.mul_(scale[:, None]).mul_(scale)
-    for shift in (0.0, 1e-14, 1e-12, 1e-10):
-        torch.diagonal(scaled).fill_(1.0 + shift)
+    for shift in _SHIFTS:
+        torch.diagonal(scaled).fill_(1.0 + shift * torch.finfo(scaled.dtype).eps)
         factor = cholesky(scaled)
         if factor is not None:
             return SchurSolver(scaled, factor, scale)

@@ -23,6 +23,8 @@ complement costs O(D^2 n).
         ``dZ = sigma mu P - Z - sym(Z dS P) - R``   (HKM direction).
     d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
         Cholesky factors.
+    In single precision first where the order is large, to a rough gap (``roughly``): most steps
+    are taken there, at half the time, and nothing of them is believed.
 4.  Return the best multiplier with the bound recomputed from it, and the repaired lower bound.
     Where step 2 fails, and where the dense form costs too much (``costs.py``),
     ``without_schur.py`` goes on without H.
@@ -30,6 +32,7 @@ complement costs O(D^2 n).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -45,10 +48,12 @@ from ...problem import CertifyProblem, Multiplier
 from ...solution import CertifyClaim, Status
 from ..large.without_schur import SAFE_THETA, certify_large, large_starts, pairs_possible
 from ..lmi.block_cholesky import (
+    Band,
     band_of,
     band_of_product,
     completion,
     completion_times,
+    factorize,
     factorize_cliques,
     inverse,
     symmetrised,
@@ -70,8 +75,12 @@ _MAX_STEPS = 100
 _ROUGH = 0.05
 # With more blocks than this Z is multiplied through its factors, not as a dense matrix.
 _FEW_BLOCKS = 3
+# From this order on the first steps are taken in single precision, to this gap.
+_WORTH_SINGLE, _ROUGH_GAP = 300, 1e-3
+# Where a step leaves this share of a gap that is no longer large, rounding has the upper hand.
+_STALLED, _NEAR = 0.8, 0.1
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
-# Factors that move a closed form inside.
+# Factors that move inside: a closed form, and what rounding to single precision moved out.
 _ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.  What linear
 # neurons carry past a layer grows with every one, and so does the step from the boundary: of 18
@@ -183,14 +192,22 @@ def _from_cold(
 ) -> Pair | None:
     """Steps 1 to 3 from a cautious closed form; ``None`` where none leads to a pair."""
     for start in cautious(op, starts):
-        centred = centre(op, 2.0 * _as_y(op, start), run)
-        found = centred if isinstance(centred, Trouble) else follow(op, centred, run, config)
+        found = _begun(op, 2.0 * _as_y(op, start), run, config.tol)
         if not isinstance(found, Trouble):
-            return found
+            return follow(op, found, run, config.tol)
         if run.checkpoint(Stage.COLD, found) is not Action.OTHER_START:
             return None
     run.checkpoint(Stage.COLD, Trouble.NO_START)
     return None
+
+
+def _begun(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | Trouble:
+    """Step 2, and of step 3 what single precision can do."""
+    pair = roughly(op, y, run, tol)
+    if pair is not None:
+        return pair
+    centred = centre(op, y, run)
+    return centred if isinstance(centred, Trouble) else paired(op, centred)
 
 
 def _from_warm(
@@ -201,8 +218,8 @@ def _from_warm(
         return Trouble.USELESS
     op = operator_of(problem, fixed(problem, warm))
     centred = warm_centre(op, warm, run, config.tol)
-    pair = centred if isinstance(centred, Trouble) else follow(op, centred, run, config)
-    return pair if isinstance(pair, Trouble) else (op, pair)
+    pair = centred if isinstance(centred, Trouble) else paired(op, centred)
+    return pair if isinstance(pair, Trouble) else (op, follow(op, pair, run, config.tol))
 
 
 def _as_y(op: LmiOperator, start: Start) -> Tensor:
@@ -211,34 +228,76 @@ def _as_y(op: LmiOperator, start: Start) -> Tensor:
     return torch.cat([rho, op.restrict(torch.cat(start.multiplier))])
 
 
-def follow(op: LmiOperator, centred: Centre, run: Progress, config: SolverConfig) -> Pair | Trouble:
-    """Step 3: primal-dual steps until the proven gap is small."""
+def paired(op: LmiOperator, centred: Centre) -> Pair | Trouble:
+    """The pair to begin step 3 with."""
     cliques = factorize_cliques(centred.z)
     if cliques is None:
         return Trouble.NO_FACTOR
-    pair = Pair(centred.y, op.slack(centred.y), centred.factor, centred.z, cliques)
+    return Pair(centred.y, op.slack(centred.y), centred.factor, centred.z, cliques)
+
+
+def roughly(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | None:
+    """Steps 2 and 3 to a rough gap in single precision; ``None`` where they lead nowhere."""
+    if op.order < _WORTH_SINGLE:
+        return None
+    low = op.rounded(torch.float32)
+    centred = centre(low, y.to(torch.float32), run)
+    pair = centred if isinstance(centred, Trouble) else paired(low, centred)
+    if isinstance(pair, Trouble):
+        run.checkpoint(Stage.ROUGH, pair)
+        return None
+    pair = follow(low, pair, run, max(tol, _ROUGH_GAP), Stage.ROUGH)
+    found = _refined(op, pair)
+    if isinstance(found, Trouble):
+        run.checkpoint(Stage.ROUGH, found)
+        return None
+    return found
+
+
+def _refined(op: LmiOperator, pair: Pair) -> Pair | Trouble:
+    """A pair of single precision in double, moved inside by as little as helps."""
+    z = Band(*([b.to(op.fixed) for b in part] for part in pair.z))
+    for room in _ROOM:
+        y = room * pair.y.to(op.fixed)
+        factor = factorize(op.slack(y))
+        if factor is not None:
+            return paired(op, Centre(y, factor, z))
+    return Trouble.NO_FACTOR
+
+
+def follow(
+    op: LmiOperator, pair: Pair, run: Progress, tol: float, stage: Stage = Stage.DENSE
+) -> Pair:
+    """Step 3: primal-dual steps until the proven gap is small, or rounding leaves too much of it.
+
+    That is looked at in single precision alone; in double the limits and the length of a step do.
+    """
+    before, stalled = _NEAR, _STALLED if stage is Stage.ROUGH else math.inf
     for _ in range(_MAX_STEPS):
-        if relative_gap(pair) <= config.tol and proven_gap(op, pair) <= config.tol:
+        gap = relative_gap(pair)
+        if stalled * before < gap < _NEAR or (gap <= tol and proven_gap(op, pair) <= tol):
             return pair
+        before = gap
         possible = run.may_go_on(steps=1)
-        moved = run.timed("steps", partial(_stepped, op, pair, run)) if possible else Trouble.LIMIT
+        step = partial(_stepped, op, pair, run, stage)
+        moved = run.timed("steps", step) if possible else Trouble.LIMIT
         if isinstance(moved, Trouble):
-            run.checkpoint(Stage.DENSE, moved)
+            run.checkpoint(stage, moved)
             return pair
         pair = moved
         run.count(pair.y)
-    run.checkpoint(Stage.DENSE, Trouble.SLOW)
+    run.checkpoint(stage, Trouble.SLOW)
     return pair
 
 
-def _stepped(op: LmiOperator, pair: Pair, run: Progress) -> Pair | Trouble:
+def _stepped(op: LmiOperator, pair: Pair, run: Progress, stage: Stage) -> Pair | Trouble:
     """One iteration; its N x N matrices are gone before the next one makes its own."""
     lin = linearise(op, pair)
     if isinstance(lin, Trouble):
         return lin
     way = direct(op, pair, lin)
     del lin
-    return advance(op, pair, way, run, Stage.DENSE)
+    return advance(op, pair, way, run, stage)
 
 
 def linearise(op: LmiOperator, pair: Pair) -> Linearised | Trouble:

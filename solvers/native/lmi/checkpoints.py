@@ -19,6 +19,7 @@ class Stage(Enum):
 
     WARM = "start from a multiplier nearby"
     COLD = "centring of a closed form"
+    ROUGH = "first steps, in single precision"
     DENSE = "primal-dual steps"
     APPROACH = "centring without the N x N matrix"
     BANDED = "primal-dual steps without the N x N matrix"
@@ -53,6 +54,7 @@ _USUAL: Mapping[Stage, Action] = MappingProxyType(
     {
         Stage.WARM: Action.OTHER_START,
         Stage.COLD: Action.WITHOUT_MATRIX,
+        Stage.ROUGH: Action.GO_ON,
         Stage.DENSE: Action.STOP,
         Stage.APPROACH: Action.GO_ON,
         Stage.BANDED: Action.STOP,

@@ -60,6 +60,10 @@ class LmiOperator:
     problem: CertifyProblem
     fixed: Tensor
 
+    def rounded(self, dtype: torch.dtype) -> LmiOperator:
+        """The same in a shorter dtype (:meth:`CertifyProblem.rounded`)."""
+        return type(self)(self.problem.rounded(dtype), self.fixed.to(dtype))
+
     @cached_property
     def sizes(self) -> list[int]:
         """Widths of the blocks: input and hidden layers."""

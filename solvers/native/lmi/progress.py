@@ -86,4 +86,4 @@ class Progress(Deadline):
         if not bool(torch.isfinite(y).all()) or not bool((y[1:] > 0).all()):
             return
         if self.best is None or float(y[0]) < float(self.best[0]):
-            self.best = y
+            self.best = y.to(torch.float64)  # single precision may have found it
