@@ -50,7 +50,7 @@ _PLAIN = 6
 # How much larger the relative dual residual may be than the primal one.
 _RATIO = 12.0
 # Tolerance below which single precision does not do.
-_SINGLE = 1e-5
+SINGLE = 1e-5
 # How far a norm may be above the one found: it is returned so much larger.
 _EXCESS = 1e-10
 # Numbers of the largest batch, and the frequencies that are decomposed before others are looked at.
@@ -151,7 +151,7 @@ class KernelBall:
             tol: relative residuals that end the splitting.
             warm: of a kernel nearby.
         """
-        dtype = torch.float32 if tol >= _SINGLE else torch.float64
+        dtype = torch.float32 if tol >= SINGLE else torch.float64
         symbols = symbols_of(self, self.coarse, dtype, anchor.device)
         goal = (anchor / radius).to(dtype)
         limits = symbols.limits.repeat(self.groups)

@@ -25,6 +25,7 @@ from admm_lip.training import constraint
 from admm_lip.training.admm_state import AdmmState, Matrices
 from admm_lip.training.config import AdmmConfig
 from admm_lip.training.layer_norms import (
+    DENSE,
     best_norm,
     clipped,
     is_inside,
@@ -81,6 +82,19 @@ def test_clipping_is_the_projection(rows: int, columns: int, seed: int, radius: 
     assert ((v - w) * (other - w)).sum() <= 1e-9 * (1.0 + radius**2)
     if is_inside(v, radius):
         assert torch.equal(w, v)
+
+
+@pytest.mark.parametrize("shape", [(120, 150), (150, 120)])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_a_wide_layer_is_clipped_in_single_precision(shape: tuple[int, int], scale: float) -> None:
+    v = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact, radius = clipped(spectrum(v), 9.0 * scale), 9.0 * scale
+    rough = DENSE.nearest(v, radius, 1e-3)[0]
+    assert spectral_norm(rough) <= radius
+    moved = torch.linalg.matrix_norm(v - exact)
+    assert 0.0 < torch.linalg.matrix_norm(rough - exact) <= 1e-3 * moved
+    assert torch.equal(DENSE.nearest(v, radius, 1e-7)[0], exact)
+    assert torch.equal(DENSE.nearest(rough, radius, 1e-3)[0], rough)
 
 
 def test_the_enforced_step_clips_every_layer() -> None:
