@@ -1,12 +1,13 @@
 """The networks and pictures of SDP-CROWN's comparison (ICML 2025, Table 1): certified l2 balls.
 
-    python -m benchmarks local_table --networks DIR [--count 100] [--jobs 1]
+    python -m benchmarks local_table --networks DIR [--count 100] [--jobs 1] [--only LEVEL]
 
 ``DIR`` holds four of its nine networks, and the first 100 of its 200 pictures of each data set.
 Per network: pictures that a projected-gradient attack leaves, which no certificate can exceed;
 pictures certified by one pairwise certificate for all inputs and at each local level; processor
 seconds of one thread per picture.  The pairwise certificate, and those of the first pictures, are
 proven anew.  The published shares beside them are of all 200 pictures, their seconds of a V100.
+``--only`` makes the rows of one level anew and leaves the others of the record as they are.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ CASES: dict[str, Case] = {
     "cifar10_convsmall": (24 / 255, 0.225, None, (52.5, 43.5, 9.0)),
 }
 LEVELS = ("norms", "quadratic", "tuned")
+# Networks whose relaxation is small enough for the dearest level.
+_SMALL = {"mnist_mlp": ("semidefinite",)}
 # The first pictures, whose certificates are proven anew, and the others.
 _PARTS = slice(0, 10), slice(10, None)
 Row = dict[str, Any]
@@ -75,9 +78,13 @@ def pairs_row(model: nn.Module, x: Tensor, y: Tensor, case: Case) -> Row:
     return {"level": "pairs", "certified": certified, "cpu_seconds_each": cost.cpu / len(x)}
 
 
-def network_rows(folder: Path, count: int, name: str) -> list[Row]:
-    """All levels of a network, beside what is published."""
+def network_rows(folder: Path, count: int, only: str | None, name: str) -> list[Row]:
+    """All levels of a network, or one of them, beside what is published."""
     torch.set_num_threads(1)
+    levels = ["pairs", *LEVELS, *_SMALL.get(name, ())]
+    levels = [level for level in levels if only in (None, level)]
+    if not levels:
+        return []
     model, (x, y) = network(folder, name).eval(), pictures(folder, name, count)
     attack, crown, seconds = CASES[name][3]
     about = {
@@ -89,8 +96,25 @@ def network_rows(folder: Path, count: int, name: str) -> list[Row]:
         "published_sdp_crown": crown,
         "published_seconds": seconds,
     }
-    levels = [level_row(model, x, y, CASES[name], level) for level in LEVELS]
-    return [about | row for row in (pairs_row(model, x, y, CASES[name]), *levels)]
+    case = CASES[name]
+    return [
+        about
+        | (
+            pairs_row(model, x, y, case)
+            if level == "pairs"
+            else level_row(model, x, y, case, level)
+        )
+        for level in levels
+    ]
+
+
+def _beside(rows: list[Row], settings: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """New rows among those of the record, which were made with its settings."""
+    old = record.load("local_table")
+    kept = [row for row in old["rows"] if row["level"] != settings["only"]]
+    order = list(CASES)
+    every = sorted(kept + rows, key=lambda row: order.index(row["network"]))
+    return every, {**settings, "other_rows": old["settings"] | {"date": old["date"]}}
 
 
 def main(argv: list[str]) -> None:
@@ -99,11 +123,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--networks", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each one thread")
+    parser.add_argument("--only", help="a level whose rows alone are made anew")
     options = parser.parse_args(argv)
     rows: list[Row] = []
+    made = partial(network_rows, options.networks, options.count, options.only)
     with ProcessPoolExecutor(options.jobs) as pool:
-        for found in pool.map(partial(network_rows, options.networks, options.count), CASES):
+        for found in pool.map(made, CASES):
             rows += found
             print(*found, sep="\n", flush=True)
     settings = {"count": options.count, "threads": 1, "jobs": options.jobs}
+    if options.only is not None:
+        rows, settings = _beside(rows, settings | {"only": options.only})
     record.save("local_table", settings, rows)

@@ -22,10 +22,12 @@ from .config import BY_NAME
 from .curves import Range
 from .lipschitz_levels import GLOBAL, MASKED, NONE, PRODUCT, Found, Wanted, local_lips, nothing
 from .norm_margins import NormBounds, NormMargins
-from .quadratic_proof import SPARE, Witness
+from .quadratic_proof import SPARE, OpenPass, Witness
 from .quadratic_search import searched
 from .result import kept
 from .seen import Seen
+from .semidefinite_search import raised
+from .semidefinite_witness import Duals
 from .tasks import Task
 
 # A target that every bound exceeds by far.
@@ -46,7 +48,8 @@ class Outcome:
         center: lower bounds at the samples themselves.
         varying: share of hidden units that can move, ``(batch,)``; NaN where not computed.
         ratio: hidden layers' factor over that of their own norms, ``(batch,)``; NaN likewise.
-        witness: of the margins that a search has found, where one was begun.
+        witness: of the margins that a search has found, where one was begun, and
+        duals: of those that duals have raised further.
         states: where the searches of margins stand, ``(batch, m, ...)``, NaN where there was none.
     """
 
@@ -56,6 +59,7 @@ class Outcome:
     varying: Tensor
     ratio: Tensor
     witness: Witness | None = None
+    duals: Duals | None = None
     states: Tensor | None = None
 
 
@@ -102,15 +106,22 @@ def _by_lines(
 ) -> Outcome:
     net, centred = task.prepared.curved, task.labels is not None
     seen = Seen.of(task, radii)
-    slopes, witness = seen.slopes(centred), None
+    slopes, witness, duals = seen.slopes(centred), None, None
     if centred:
         center, margin = _claims(task, seen)
         if task.config.quadratic:
             open_ = task.items & (margin <= 0.0) & (center > 0.0)
             steps = task.config.steps if task.config.tuned and not cheaply else 0
             steps = steps if states is None else -(-steps // _GOING_ON)
-            rows = task.functionals[:, :, 0]
-            margin, witness, states = _quadratic(seen, rows, open_, margin, steps, states)
+            rows, passing = task.functionals[:, :, 0], seen.open_pass(open_.any(dim=1))
+            if passing is not None:
+                margin, witness, states = _quadratic(passing, rows, open_, margin, steps, states)
+                if task.config.semidefinite and not cheaply:
+                    open_ &= margin <= 0.0
+                    budget = task.config.dual_steps, deadline
+                    margin, duals = raised(passing, rows, open_, margin, *budget)
+                if witness is not None and duals is not None:
+                    witness = witness.select(~duals.items[witness.items])
         margin, radius = torch.where(seen.everywhere, -math.inf, margin), seen.lines.region.radius
         asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
         goal = center / radius[:, None] * (1.0 - 1e-8)
@@ -125,16 +136,18 @@ def _by_lines(
         wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
         found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
     nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    return Outcome(_finite(found, slopes), margin, center, nan, nan, witness, states)
+    return Outcome(_finite(found, slopes), margin, center, nan, nan, witness, duals, states)
 
 
 def _quadratic(
-    seen: Seen, rows: Tensor, open_: Tensor, margin: Tensor, steps: int, states: Tensor | None
+    passing: OpenPass,
+    rows: Tensor,
+    open_: Tensor,
+    margin: Tensor,
+    steps: int,
+    states: Tensor | None,
 ) -> tuple[Tensor, Witness | None, Tensor | None]:
     """Margins raised where they are open: in closed form, then by a search."""
-    passing = seen.open_pass(open_.any(dim=1))
-    if passing is None:
-        return margin, None, states
     margin = torch.maximum(margin, passing.closed(rows, open_, SPARE))
     open_ = passing.among(open_ & (margin <= 0.0))
     if not steps or not bool(open_.any()):

@@ -26,8 +26,9 @@ from .config import LocalConfig as LocalConfig
 from .config import check_inside
 from .global_bounds import global_bounds
 from .input_region import Box
-from .quadratic_proof import joined
+from .quadratic_proof import Witness
 from .result import LocalCertificate
+from .semidefinite_witness import Duals
 from .tasks import Parts, Task, check_measure, functionals_for, prepared_of, size_out
 
 
@@ -99,7 +100,8 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
     """One certificate of all batches."""
     empty = torch.zeros(0, task.items.shape[1], dtype=torch.float64)
     hidden = sum(task.prepared.widths[:-1]) if task.config.by_lines else 0
-    witness = joined([(o.witness, o.margin) for o in outcomes])
+    witness = Witness.joined([(o.witness, o.margin) for o in outcomes])
+    duals = Duals.joined([(o.duals, o.margin) for o in outcomes])
     found, box, prepared = [o.found for o in outcomes], task.config.box, task.prepared
     return LocalCertificate(
         digest=prepared.network.digest(),
@@ -116,6 +118,8 @@ def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertif
         tuned=None if witness is None else witness.items,
         slopes=None if witness is None else witness.slopes,
         curvatures=None if witness is None else witness.curvatures,
+        dual=None if duals is None else duals.items,
+        multipliers=None if duals is None else duals.multipliers,
         varying=None if task.config.by_lines else _joined([o.varying for o in outcomes]),
         ratio=None if task.config.by_lines else _joined([o.ratio for o in outcomes]),
         norm=task.config.norm,

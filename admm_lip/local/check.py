@@ -32,6 +32,7 @@ from .quadratic_proof import Witness
 from .reduced_inequality import proves, reduce, with_outputs
 from .result import LocalCertificate
 from .seen import Seen
+from .semidefinite_witness import Duals, proven
 from .tasks import Task, check_measure, functionals_for, prepared_of, size_out
 
 _GROUP = 32
@@ -170,19 +171,24 @@ def _by_lines(task: Task, found: LocalCertificate, rows: Tensor) -> _Proven:
 def _quadratic(
     seen: Seen, flat: Tensor, margin: Tensor, found: LocalCertificate, rows: Tensor
 ) -> Tensor:
-    """Margins raised to what quadratic bounds prove of the claims above them."""
+    """Margins raised to what duals and quadratic bounds prove of the claims above them."""
     claims = found.margin[rows]
     higher = claims > margin
     passing = seen.open_pass(higher.any(dim=1))
     if passing is None:
         return margin
-    tuned = torch.zeros_like(higher)
+    if found.dual is not None and found.multipliers is not None:
+        duals = Duals(found.dual, found.multipliers).part(rows)
+        duals = duals.select(passing.among(higher)[duals.items])
+        held = duals.items.clone()
+        held[duals.items] = proven(passing, flat, duals, claims[duals.items])
+        margin, higher = torch.where(held, claims, margin), higher & ~duals.items
     if found.tuned is not None and found.slopes is not None and found.curvatures is not None:
         witness = Witness(found.tuned, found.slopes, found.curvatures).part(rows)
         tuned = passing.among(witness.items & higher)
         witness = witness.select(tuned[witness.items])
         margin[tuned] = torch.maximum(margin[tuned], passing.proven(flat, witness, claims[tuned]))
-    higher &= ~tuned
+        higher = higher & ~tuned
     return torch.maximum(margin, passing.closed(flat, higher)) if bool(higher.any()) else margin
 
 

@@ -55,6 +55,8 @@ TENSORS = {
     "tuned": Column(torch.bool, "BOOL", ("input", "functional"), 0.0, 1.0, given=False),
     "slopes": _singles("row neuron", -_SINGLE),
     "curvatures": _singles("row neuron", 0.0),
+    "dual": Column(torch.bool, "BOOL", ("input", "functional"), 0.0, 1.0, given=False),
+    "multipliers": _singles("dual_row multiplier", 0.0),
     "varying": _shares(),
     "ratio": _shares(),
 }

@@ -12,12 +12,13 @@ from ..lipschitz import NORMS
 # How a bound was found, as files number it.
 LEVELS = ("none", "global", "norms", "closed", "implied", "optimised", "product", "masked")
 # What may be asked for, from cheap to dear; the first two pass no lines back to the input.
-ASKED = ("product", "masked", "norms", "quadratic", "tuned", "closed", "implied", "optimised")
-_QUADRATIC = ("quadratic", "tuned")
-# The dearest means of a Lipschitz bound at each; quadratic bounds are of margins.
-BY_NAME: Mapping[str, int] = {
-    name: LEVELS.index("norms" if name in _QUADRATIC else name) for name in ASKED
-}
+ASKED = (
+    "product", "masked", "norms", "quadratic", "tuned", "closed", "implied", "optimised",
+    "semidefinite",
+)  # fmt: skip
+# Levels that are of margins alone, and the dearest means of a Lipschitz bound there.
+_OF_MARGINS = {"quadratic": "norms", "tuned": "norms", "semidefinite": "optimised"}
+BY_NAME: Mapping[str, int] = {name: LEVELS.index(_OF_MARGINS.get(name, name)) for name in ASKED}
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,15 @@ class LocalConfig:
 
     Args:
         level: the dearest means allowed, from cheap to dear ``product``, ``masked``, ``norms``,
-            ``quadratic``, ``tuned``, ``closed``, ``implied`` or ``optimised``.  The first two (the
-            layers' own norms, and those of what can move on the ball, with intervals) cost a few
-            passes a batch; the others also take linear bounds of every neuron back to the input.
-            From ``quadratic`` on, classes that these leave open get a quadratic bound, where the
-            activations are ReLU, LeakyReLU, PReLU, MaxMin or GroupSort2; from ``tuned`` on, its
-            slopes and curvatures are searched for where the closed form is not enough.
+            ``quadratic``, ``tuned``, ``closed``, ``implied``, ``optimised`` or ``semidefinite``.
+            The first two (the layers' own norms, and those of what can move on the ball, with
+            intervals) cost a few passes a batch; the others also take linear bounds of every
+            neuron back to the input.  From ``quadratic`` on, classes that these leave open get a
+            quadratic bound, where the activations are ReLU, LeakyReLU, PReLU, MaxMin or
+            GroupSort2; from ``tuned`` on, its slopes and curvatures are searched for where the
+            closed form is not enough.  ``semidefinite`` takes what is still open of such networks,
+            with at most 4,096 inputs and hidden neurons of either sign on the ball, through the
+            dual of a semidefinite relaxation of all layers together.
         decide: with labels, for ``product`` and ``masked``: leave a sample where the cheaper of
             the two proves its class, or an estimate says that the dearer cannot.
         seconds: per sample, after which nothing dearer is begun; ``None``: no limit.
@@ -42,7 +46,9 @@ class LocalConfig:
         norm: of the balls: ``"l2"`` or ``"linf"``.
         input_scale: where the model takes standardised inputs ``(raw - mean) / input_scale``: the
             scale of each feature (or one number); radii are then in raw units.
-        steps: of the search that ``tuned`` names, for each class that is open.
+        steps: of the search that ``tuned`` names, for each class that is open; more are slower
+            and reach further, 300 about as far as it goes.
+        dual_steps: likewise of the search that ``semidefinite`` names, one class at a time.
 
     Raises:
         ValueError: naming the field.
@@ -57,6 +63,7 @@ class LocalConfig:
     input_scale: Any = None
     decide: bool = False
     steps: int = 30
+    dual_steps: int = 300
 
     @property
     def by_lines(self) -> bool:
@@ -73,6 +80,11 @@ class LocalConfig:
         """Whether their slopes and curvatures are searched for."""
         return self.quadratic and self.level != "quadratic" and self.steps > 0
 
+    @property
+    def semidefinite(self) -> bool:
+        """Whether what is still open goes through the dual of a semidefinite relaxation."""
+        return self.level == "semidefinite" and self.dual_steps > 0
+
     def __post_init__(self) -> None:
         if self.level not in BY_NAME:
             raise ValueError(f"level: expected one of {', '.join(BY_NAME)}, got {self.level!r}")
@@ -80,8 +92,9 @@ class LocalConfig:
             raise ValueError(f"seconds: expected a finite number >= 0, got {self.seconds!r}")
         if self.box is not None:
             check_box("box", self.box)
-        if self.steps < 0:
-            raise ValueError(f"steps: expected a number >= 0, got {self.steps!r}")
+        for name in ("steps", "dual_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
         if self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1, got {self.rounds!r}")
         if self.norm not in NORMS:

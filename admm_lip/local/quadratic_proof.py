@@ -19,38 +19,23 @@ from torch import Tensor
 from .backward_lines import BackwardLines
 from .forward_bounds import LayerBounds
 from .quadratic_pass import Choice, QuadraticPass, bends_of
+from .witnesses import Stated
 
 # What a check that sums in another order, or whose norms were proven with another excess, may miss.
 SPARE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Witness:
-    """Slopes and curvatures of some functionals, each of a sample; any values prove a bound.
+class Witness(Stated):
+    """Slopes and curvatures of some functionals; any values prove a bound.
 
     Attributes:
-        items: which functionals, ``(batch, m)``, boolean.
         slopes: g over c of all hidden neurons, ``(rows, neurons)``, float32, and
-        curvatures: the diagonal of D in its layer's unit (:meth:`QuadraticPass.unit`); a row for
-            each of ``items``, in the order of ``nonzero``.
+        curvatures: the diagonal of D in its layer's unit (:meth:`QuadraticPass.unit`).
     """
 
-    items: Tensor
     slopes: Tensor
     curvatures: Tensor
-
-    def select(self, rows: Tensor) -> Witness:
-        """That of some of its rows, ``(rows,)``, boolean."""
-        items = self.items.clone()
-        items[self.items] = rows
-        return Witness(items, self.slopes[rows], self.curvatures[rows])
-
-    def part(self, samples: Tensor) -> Witness:
-        """That of some samples of the batch, in ascending order."""
-        kept = torch.zeros(len(self.items), dtype=torch.bool)
-        kept[samples] = True
-        rows = kept[self.items.nonzero()[:, 0]]
-        return Witness(self.items[samples], self.slopes[rows], self.curvatures[rows])
 
     def choice(self, passing: QuadraticPass) -> Choice:
         """As a pass over all its rows takes it."""
@@ -59,19 +44,6 @@ class Witness:
             for part in (self.slopes, self.curvatures)
         )
         return lambda k, c, m: (slopes[k], curvatures[k] * passing.unit(k, c))
-
-
-def joined(parts: Sequence[tuple[Witness | None, Tensor]]) -> Witness | None:
-    """One witness of all batches, each with a tensor ``(batch, m)``; ``None`` of none."""
-    given = [witness for witness, _ in parts if witness is not None and len(witness.slopes)]
-    if not given:
-        return None
-    items = [
-        torch.zeros_like(like, dtype=torch.bool) if own is None else own.items
-        for own, like in parts
-    ]
-    slopes, curvatures = ([getattr(w, n) for w in given] for n in ("slopes", "curvatures"))
-    return Witness(torch.cat(items), torch.cat(slopes), torch.cat(curvatures))
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,6 +71,8 @@ class LocalCertificate(Shown):
             boolean; all three ``None`` where there is none.
         slopes: its slopes, ``(rows, hidden neurons)``, float32, a row for each of ``tuned``, and
         curvatures: its curvatures likewise.
+        dual: likewise for which a witness of the dual of a semidefinite relaxation is given, and
+        multipliers: its multipliers, ``(rows, 1 + inputs + 6 hidden neurons)``, float32.
         varying: share of hidden units that can move on the ball, ``(batch,)``, and
         ratio: local over global bound up to the last layer; NaN where not computed, ``None`` where
             never; not proven.
@@ -95,6 +97,8 @@ class LocalCertificate(Shown):
     tuned: Tensor | None = None
     slopes: Tensor | None = None
     curvatures: Tensor | None = None
+    dual: Tensor | None = None
+    multipliers: Tensor | None = None
     varying: Tensor | None = None
     ratio: Tensor | None = None
 
@@ -116,7 +120,7 @@ class LocalCertificate(Shown):
             if column.given or getattr(self, name) is not None:
                 check_tensor(name, getattr(self, name), column, sizes)
         self._check_labels(sizes["functional"])
-        self._check_witness()
+        self._check_witness(1 + sizes["feature"] + 6 * sizes["neuron"])
         if self.box is not None and len(self.x):
             low, high = float(self.x.min()), float(self.x.max())
             if low < self.box[0] or high > self.box[1]:
@@ -125,18 +129,24 @@ class LocalCertificate(Shown):
                     f"{high:g}"
                 )
 
-    def _check_witness(self) -> None:
+    def _check_witness(self, multipliers: int) -> None:
         """All of it or none, a row for each functional that has one."""
-        given = self.slopes is not None, self.curvatures is not None, self.tuned is not None
-        if any(given) != all(given):
-            raise CertificateError("tuned, slopes, curvatures: expected all three or none of them")
-        if self.tuned is not None and self.slopes is not None:
-            rows = int(self.tuned.sum())
-            if len(self.slopes) != rows:
+        for marks, *names in (("tuned", "slopes", "curvatures"), ("dual", "multipliers")):
+            flags, *rows = (getattr(self, name) for name in (marks, *names))
+            if len({one is None for one in (flags, *rows)}) > 1:
                 raise CertificateError(
-                    f"slopes: expected a row for each of the {rows} functionals of tuned, got "
-                    f"{len(self.slopes)}"
+                    f"{', '.join((marks, *names))}: expected all of them or none of them"
                 )
+            if flags is not None and len(rows[0]) != int(flags.sum()):
+                raise CertificateError(
+                    f"{names[0]}: expected a row for each of the {int(flags.sum())} functionals "
+                    f"of {marks}, got {len(rows[0])}"
+                )
+
+        if self.multipliers is not None and self.multipliers.shape[1] != multipliers:
+            raise CertificateError(
+                f"multipliers: expected {multipliers} a row, got {self.multipliers.shape[1]}"
+            )
 
     def _check_labels(self, functionals: int) -> None:
         """Without labels there is one bound per input and no margin."""

@@ -224,7 +224,7 @@ def test_a_changed_witness_proves_less(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"slopes": None}, "expected all three or none"),
+        ({"slopes": None}, "expected all of them or none of them"),
         ({"curvatures": lambda t: -t - 1.0}, "curvatures: expected finite numbers >= 0"),
         ({"curvatures": lambda t: t * torch.inf}, "curvatures: expected finite numbers >= 0"),
         ({"slopes": lambda t: t * torch.nan}, "slopes: expected finite numbers, got nan"),
