@@ -36,7 +36,7 @@ def cells(settings: Cell) -> list[Cell]:
     for name, row in settings["contenders"].items():
         plain = {key: row[key] for key in _NETWORK if key in row}
         like = {**{k: row.get(k, settings[k]) for k in _TASK}, "contender": name, **plain}
-        config = {**settings["train"], **row.get("train", {}), "eps": like["eps"]}
+        config = {**settings["train"], "eps": like["eps"], **row.get("train", {})}
         if row["validated"]:
             found += [
                 {**like, "train": {**config, "lr": lr}, "seed": 0, "validation": True}
