@@ -360,10 +360,10 @@ def certified_radii(
         n_jobs: workers that search local radii, as for :func:`admm_lip.certify_local`.
 
     Returns:
-        float64 tensor ``(batch,)`` on the device of ``x`` (the CPU where that is no tensor), in the
-        units of the certificate (raw ones where it has ``units``, else those of the model's
-        input): 0 where the class is wrong, tied within rounding, or an input or logit is not
-        finite; ``inf`` where the margins are constant and right.
+        float64 tensor ``(batch,)`` on the device of ``x`` (the CPU where that is no tensor, or has
+        no float64), in the units of the certificate (raw ones where it has ``units``, else those of
+        the model's input): 0 where the class is wrong, tied within rounding, or an input or logit
+        is not finite; ``inf`` where the margins are constant and right.
 
     Raises:
         CertificateError: for a certificate of another network, or of a kind without radii, or one
@@ -389,7 +389,7 @@ def certified_radii(
             )
         options = {"config": config, "classes": classes, "n_jobs": n_jobs}
         found = _of(KINDS[kind].radii)(model, x, y, certificate=certificate, **options)
-        local: Tensor = found.radius.to(getattr(x, "device", "cpu"))
+        local: Tensor = found.radius.to(_of("solvers.devices:float64_home")(x))
         return local
     if certificate is None or kind is not None:
         raise CertificateError(

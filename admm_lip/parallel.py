@@ -17,10 +17,11 @@ import asyncio
 import os
 import pickle
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -239,11 +240,11 @@ def _guarded(
     function: Callable[[Any], Any], k: int, task: Any
 ) -> tuple[int, Any, Exception | None]:
     """In a worker: the task's number, and its result or error."""
-    with one_thread():
-        try:
+    try:
+        with one_thread():
             return k, function(task), None
-        except Exception as error:
-            return k, None, _portable(error)
+    except Exception as error:
+        return k, None, _portable(error)
 
 
 def _portable(error: Exception) -> Exception:
@@ -266,22 +267,67 @@ def _named(error: Exception, name: str) -> Exception:
     return error
 
 
+class _OneThread:
+    """How many threads of this process are within :func:`one_thread`, and what was before them.
+
+    Libraries keep one number of threads for the whole process, and torch another one for new
+    threads of it: the first to enter lowers them, the last to leave puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users, self._before, self._limits = 0, 0, ExitStack()
+
+    def enter(self) -> None:
+        """One more."""
+        with self._lock:
+            torch = _torch()
+            if torch and not self._before:
+                self._before = torch.get_num_threads()
+            if not self._users:
+                self._limits.enter_context(_limited())
+            if torch:
+                torch.set_num_threads(1)  # of this thread as well
+            self._users += 1
+
+    def leave(self) -> None:
+        """One less; a thread that leaves others behind keeps its one until it has its next task."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            self._limits.close()
+            if self._before:
+                _torch().set_num_threads(self._before)
+                self._before = 0
+
+
+_ONE_THREAD = _OneThread()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within it, linear algebra has one thread: the workers beside have the other cores."""
+    _ONE_THREAD.enter()
+    try:
+        yield
+    finally:
+        _ONE_THREAD.leave()
+
+
+def _torch() -> Any:
+    """Torch where it is loaded; where another thread loads it, once it has."""
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read where it is imported later
+        return None
+    import torch
+
+    return torch
+
+
+def _limited() -> AbstractContextManager[Any]:
     try:
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
-        threadpool_limits = None
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 0
-    if torch:
-        torch.set_num_threads(1)
-    else:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read where it is imported later
-    try:
-        with threadpool_limits(1) if threadpool_limits else nullcontext():
-            yield
-    finally:
-        if torch:
-            torch.set_num_threads(before)
+        return nullcontext()
+    return threadpool_limits(1)  # type: ignore[no-any-return]

@@ -31,6 +31,12 @@ def has_float64(device: torch.device) -> bool:
     return True
 
 
+def float64_home(value: Any) -> torch.device:
+    """Where float64 results about ``value`` belong: on its device, if it has them, or the CPU."""
+    device = torch.device(getattr(value, "device", "cpu"))
+    return device if has_float64(device) else torch.device("cpu")
+
+
 def device_of(value: Any) -> torch.device:
     """Where the first tensor of a problem is."""
     while not isinstance(value, Tensor):

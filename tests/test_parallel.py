@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,9 @@ from parallel_tasks import (
     threads_within,
 )
 
-from admm_lip import LocalConfig, certified_radii, certify, certify_local, verify
+from admm_lip import LocalConfig, certified_radii, certify, certify_local, parallel, verify
 from admm_lip.errors import WorkerLost
-from admm_lip.parallel import finished_tasks, run_tasks, workers_of
+from admm_lip.parallel import finished_tasks, one_thread, run_tasks, workers_of
 
 
 def test_without_workers_tasks_are_run_here_and_errors_are_named() -> None:
@@ -58,6 +62,78 @@ def test_threads_of_this_process_are_as_before() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_the_last_of_several_threads_puts_the_threads_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, limits = list[threading.Thread](), list[str]()
+    seen: list[tuple[int, list[str]]] = []
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        limits.append("lowered")
+        yield
+        limits.append("put back")
+
+    def look() -> None:
+        seen.append((torch.get_num_threads(), list(limits)))
+
+    def started() -> threading.Event:
+        """A thread that is within ``one_thread`` until its event is set, and then looks."""
+        within, ended = threading.Event(), threading.Event()
+
+        def run() -> None:
+            with one_thread():
+                within.set()
+                ended.wait(60.0)
+                look()
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        within.wait(60.0)
+        return ended
+
+    monkeypatch.setattr(parallel, "_limited", limited)
+    torch.set_num_threads(2)
+    try:
+        for ended, thread in zip((started(), started()), threads, strict=True):
+            ended.set()
+            thread.join()
+        fresh = threading.Thread(target=look)
+        fresh.start()
+        fresh.join()
+        assert seen == [(1, ["lowered"]), (1, ["lowered"]), (2, ["lowered", "put back"])]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_task_runs_once_while_another_thread_loads_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import time; time.sleep(0.3); get_num_threads = lambda: 2; set_num_threads = lambda n: n"
+    )
+    script = """
+import time, joblib
+from admm_lip.parallel import run_tasks
+calls = []
+def task(k):
+    calls.append(k)
+    if k:
+        time.sleep(0.02)
+    else:
+        import torch
+with joblib.parallel_config("threading", n_jobs=2):
+    run_tasks(task, range(20), list("abcdefghijklmnopqrst"))
+print(sorted(calls) == list(range(20)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout == "True\n", found.stderr
 
 
 def test_the_error_of_a_task_comes_back_with_its_name_and_type() -> None:

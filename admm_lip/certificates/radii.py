@@ -30,6 +30,7 @@ from ..networks.network import Chain, Network
 from ..networks.scalar_math_torch import evaluated
 from ..rounding import TINY, affine_error
 from ..shown import Fact, Row, Shown, number, share, word
+from ..solvers.devices import float64_home
 from ..units import Units
 from .certificate import AnyCertificate
 from .verify import certified_network
@@ -122,7 +123,7 @@ def radii_of(
         _radii(*logits_with_error(network, chain, points[p], off[p]), labels[p], slopes)
         for p in (slice(k, k + rows) for k in range(0, len(points), rows))
     ]
-    return (torch.cat(parts) if parts else points.new_zeros(0)).to(getattr(x, "device", "cpu"))
+    return (torch.cat(parts) if parts else points.new_zeros(0)).to(float64_home(x))
 
 
 def _slopes_of(certificate: AnyCertificate, outputs: int) -> Tensor:
@@ -249,7 +250,7 @@ def points_of(x: Any, shape: Shape) -> Tensor:
             f"x: expected real numbers of shape (batch, {_sizes(shape)}), as the certificate's "
             f"input_shape, got {tuple(rows.shape)}; {hint}"
         )
-    return to_float64("x", rows).cpu().flatten(1)
+    return to_float64("x", rows.cpu()).flatten(1)  # there first: a device may have no float64
 
 
 def labels_of(y: Any, count: int, outputs: int, classes: Sequence[Any] | None = None) -> Tensor:

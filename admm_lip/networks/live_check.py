@@ -75,7 +75,7 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
     network.shapes()
     dtype, device = place_of(module)
     precision = Precision.of(dtype, device)
-    starts = [x.to(device, dtype) for x in _inputs(network.input_shape or ())]
+    starts = [x.to(dtype).to(device) for x in _inputs(network.input_shape or ())]
     with _quiet(device):
         flows, sources = {INPUT: starts}, network.sources()
         for step, spec in zip(chain, network.layers, strict=True):
@@ -104,7 +104,7 @@ def check_whole(module: nn.Module, network: Network) -> None:
     precision, label = Precision.of(dtype, device), type(module).__name__
     with _quiet(device):
         for start in _inputs(network.input_shape or ()):
-            x = start.to(device, dtype)
+            x = start.to(dtype).to(device)
             values = layer_outputs(network, _array(x))
             _compare_whole(label, network, values, _array(run(label, module, x)), precision)
 
@@ -158,7 +158,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _array(x: Tensor) -> Array:
-    return x.detach().to("cpu", torch.float64).numpy()
+    return x.detach().cpu().double().numpy()  # there first: not every device has float64
 
 
 def _compare_layer(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from ..settings import COUNT
 from .reading import Batch, Reading, reading_of
@@ -197,6 +198,7 @@ def _loader_batches(
     loss: Any,
     classes: Sequence[Any] | None,
 ) -> LoaderBatches:
+    _check_whole(loader)
     count = _batches_of(loader) if steps is None else COUNT.read("steps", steps)
     _check_not_empty(count)
     first = list(islice(draws(loader, 0, 0), 1))
@@ -205,6 +207,18 @@ def _loader_batches(
     inputs, targets = unpack(name, first[0])
     reading = reading_of(name, model, inputs, targets, loss, classes, whole=False)
     return LoaderBatches(loader, unpack, count, reading)
+
+
+def _check_whole(loader: DataLoader[Any]) -> None:
+    """Refuse what hands a process a part of the rows: every batch is shared out among them here."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            raise ValueError(
+                f"data: expected a DataLoader of all rows, got the part of a {_described(sampler)} "
+                f"(rank {sampler.rank} of {sampler.num_replicas}); under DistributedDataParallel "
+                "each process takes its rows of every batch by itself: give all of them the loader "
+                "without it, shuffle=True, its batch size that of all processes together"
+            )
 
 
 def _batches_of(loader: DataLoader[Any]) -> int:

@@ -33,13 +33,7 @@ from ..solvers import SolveFailed
 from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
 from .centring import centre
 from .config import AdmmConfig
-from .constrained import (
-    check_asked,
-    check_master,
-    check_weight,
-    constrained,
-    group_of,
-)
+from .constrained import check_asked, check_master, check_weight, constrained, group_of
 from .continued import asked_again, gone_on, started
 from .held import Masks, held_of, held_still, joined, unpruned
 from .layer_norms import holding
@@ -49,7 +43,7 @@ from .multiplier_step import resolve_multiplier_step
 from .optimize import reads_value
 from .precision import stored_dtype
 from .ranks import ranks_of
-from .resuming import check_same, identity, plain_state, restored_state
+from .resuming import check_same, identity, in_step, plain_state, restored_state
 from .round import next_round, steps_of
 from .shipping import certified
 from .start import CROSS_ENTROPY_SCALE, Start, orthogonal_, scale_biases
@@ -80,9 +74,9 @@ class Constraint:
     * **Gradient accumulation:** a step is a step of the optimizer, whatever its gradient adds up.
     * **DistributedDataParallel:** give the wrapped module to the constraint of every process.
       Gradients are averaged before the step, so that all processes hold the same weights; rank 0
-      projects, certifies and broadcasts (``ranks.py``).  A process that is gone ends the others
-      with :class:`~admm_lip.errors.TrainingFailed`; a ``state_dict`` of rank 0 is loaded on as many
-      processes as there are then.
+      projects, certifies and broadcasts (``ranks.py``).  A process that is gone, or silent for the
+      group's timeout, ends the others with :class:`~admm_lip.errors.TrainingFailed`; a
+      ``state_dict`` of rank 0 is loaded on as many processes as there are then.
 
     Args:
         model: Linear layers and activations in turn, or a path of convolutions and pools with such
@@ -168,6 +162,7 @@ class Constraint:
         )
         self._loss_scale = loss_scale
         given = (weights, self.terms, self.dtype, loss_scale)
+        self._ranks.same("constraint", lambda: in_step(*given[1:3], mean, self.parameters))
         self._begin(lambda: started(*given) if state is None else gone_on(state, *given))
         if mean is not None:
             mean = self._ranks.decided("mean", mean.cpu).to(mean)

@@ -8,7 +8,7 @@ shared out: the projection of dense layers is one problem of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -107,6 +107,31 @@ class Ranks:
             totals = torch.split(flat, [t.numel() for t in tensors])
             for tensor, total in zip(tensors, totals, strict=True):
                 tensor.copy_(total.view_as(tensor))
+
+    def same(self, what: str, make: Callable[[], Mapping[str, str]]) -> None:
+        """Compare the texts (``identity.py``) of what all ranks must have alike.
+
+        Args:
+            what: they are of.
+            make: name to text; not called where this process is alone.
+
+        Raises:
+            ValueError: on every rank, naming the first that differs from rank 0, and in what.
+        """
+        if self.group is None:
+            return
+        found: list[Any] = [None] * self.size
+        with heard(what):
+            dist.all_gather_object(found, dict(make()), self.group)
+        for number, theirs in enumerate(found):
+            for name in dict.fromkeys((*found[0], *theirs)):
+                first, other = (texts.get(name, "nothing") for texts in (found[0], theirs))
+                if first != other:
+                    raise ValueError(
+                        f"{what}: expected the same on every process; rank {number} has another "
+                        f"{name} than rank 0 ({other:.200} instead of {first:.200}); give all of "
+                        "them what rank 0 has"
+                    )
 
     def greatest(self, what: str, number: int, device: torch.device) -> int:
         """The greatest of the ranks' numbers."""

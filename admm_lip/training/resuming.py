@@ -36,6 +36,18 @@ def identity(
     }
 
 
+def in_step(
+    terms: Terms, dtype: torch.dtype, mean: Tensor | None, weights: Sequence[Tensor]
+) -> dict[str, str]:
+    """What keeps several processes in step; the solver, and the numbers of the mean, are rank 0's.
+
+    Arguments are those of :func:`identity`.
+    """
+    found = identity(terms, dtype, None, weights)
+    shared = {name: text for name, text in found.items() if not name.startswith("setting solver")}
+    return {**shared, "mean": "none" if mean is None else "some"}
+
+
 def check_same(mine: Mapping[str, str], kept: Mapping[str, Any]) -> None:
     """Raise ``CheckpointError`` unless ``kept`` is of this constraint."""
     if not isinstance(kept, Mapping) or set(kept) != {"constraint", "state"}:

@@ -27,6 +27,7 @@ from .config import TrainConfig
 from .constrained import asked_of, trained_layers
 from .constraint import Constraint
 from .held import Masks, plain_copy
+from .identity import data_identity
 from .keeper import Keeper, run_folder
 from .kernel_layers import has_kernels
 from .loop import run_steps
@@ -151,6 +152,7 @@ def train(
             "batch": batch,
         }
         batches = as_batches(data, **like, steps=steps, classes=classes)
+        ranks.same("data", lambda: _rows_of(batches))
         torch.manual_seed(config.seed)  # the caller's random state stays as it was
         method = method or Method()
         run = _set_up(
@@ -166,6 +168,12 @@ def train(
         stopped = run_steps(run, at, keeper, progress)
         keeper.save(at)
     return _finished(run, at, stopped)
+
+
+def _rows_of(batches: Batches) -> dict[str, str]:
+    """What says that ranks draw the same rows; inputs may be augmented, by each in its own way."""
+    found = data_identity(batches)
+    return {name: text for name, text in found.items() if name != "data (first inputs)"}
 
 
 def _check_method(

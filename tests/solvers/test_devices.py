@@ -94,9 +94,12 @@ def test_a_device_without_float64_is_refused_by_name(monkeypatch: pytest.MonkeyP
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
         return made(*args, **kwargs)
 
+    assert devices.float64_home(torch.empty(1, device="meta")).type == "meta"
+    assert devices.float64_home([1.0]).type == "cpu"
     devices.has_float64.cache_clear()
     monkeypatch.setattr(torch, "ones", without_float64)
     try:
+        assert devices.float64_home(torch.empty(1, device="meta")).type == "cpu"
         with pytest.raises(ValueError, match=r"which has no float64.*model.to\(\"cpu\"\)"):
             Constraint(nn.Sequential(nn.Linear(2, 2)), Lipschitz(1.0))
     finally:

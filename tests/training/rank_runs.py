@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,15 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 from admm_lip import Constraint, Lipschitz, TrainConfig, certify, train
 from admm_lip.errors import TrainingFailed
 from admm_lip.records import write_json
 from admm_lip.training.callbacks import Callback, Moment
+from admm_lip.training.config import AdmmConfig
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([2.0, 0, -1, 0])
 Y = (X[:, 0] > 2.0).long() + (X[:, 1] > 0.0).long()
 BATCH, STEPS, KEPT, DEATH = 16, 24, 8, 16
+PATIENCE = 2.5  # seconds that a group waits for a process that hangs
 ASKED = Lipschitz(1.5)
 CONFIG = TrainConfig(bound=1.5, epochs=4, batch_size=BATCH)
 
@@ -42,9 +46,10 @@ def own_loop(
     ranks: int = 1,
     resume: bool = False,
     before_round: Callable[[int], None] = lambda step: None,
+    group: Any = None,
 ) -> tuple[Constraint, nn.Module, Any]:
     """A loop by hand; every rank takes its rows of each batch, rank 0 keeps a checkpoint."""
-    constraint = Constraint(model, ASKED, mean=X.mean(0) + rank)
+    constraint = Constraint(model, ASKED, mean=X.mean(0) + rank, group=group)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     constraint.attach(optimizer)
     inner, done = constraint.model, 0
@@ -102,6 +107,44 @@ def whole_runs(rank: int, folder: Path) -> None:
     )
 
 
+def refusals(rank: int, folder: Path) -> None:
+    """What is not alike on the ranks is said on both, and both go on."""
+    mask = torch.zeros(12, 4, dtype=torch.bool)
+    mask[0, rank] = True
+    loader = DataLoader(TensorDataset(X, Y), BATCH, sampler=list(range(rank, len(X), 2)))
+    group = dist.group.WORLD
+    asked: dict[str, Callable[[], Any]] = {
+        "masks": lambda: Constraint(net(), ASKED, group=group, held={"0.weight": mask}),
+        "rounds": lambda: Constraint(net(), ASKED, AdmmConfig(round_steps=2 + rank), group=group),
+        "mean": lambda: Constraint(net(), ASKED, group=group, mean=X.mean(0) if rank else None),
+        "rows": lambda: train(DistributedDataParallel(net()), loader, CONFIG, progress=False),
+        "data": lambda: train(DistributedDataParallel(net()), (X + rank, Y), CONFIG),
+    }
+    said = {}
+    for name, run in asked.items():
+        try:
+            run()
+        except ValueError as error:
+            said[name] = str(error)
+    write_json(folder / f"refused{rank}.json", said)
+
+
+def rank_0_hangs(rank: int, folder: Path) -> None:
+    """Rank 0 is alive, but comes to no projection; the other waits as long as its group says."""
+    group, done = dist.new_group([0, 1], timeout=timedelta(seconds=PATIENCE)), folder / "gone on"
+
+    def hang(step: int) -> None:
+        while step == DEATH and rank == 0 and not done.exists():
+            time.sleep(0.05)
+
+    try:
+        own_loop(net(), folder, rank, 2, before_round=hang, group=group)
+    except TrainingFailed as error:
+        write_json(folder / f"waited{rank}.json", str(error))
+    finally:
+        done.touch()
+
+
 def rank_0_dies(rank: int, folder: Path) -> None:
     """Rank 0 is gone before it would project; the other says what it was told."""
 
@@ -125,4 +168,6 @@ def rank_process(rank: int, folder: Path) -> None:
         rank=rank,
     )
     whole_runs(rank, folder)
+    refusals(rank, folder)
+    rank_0_hangs(rank, folder)
     rank_0_dies(rank, folder)

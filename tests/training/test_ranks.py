@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from rank_runs import ASKED, CONFIG, KEPT, X, Y, net, own_loop, rank_process
+from rank_runs import ASKED, BATCH, CONFIG, KEPT, X, Y, net, own_loop, rank_process
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from admm_lip import Constraint, train, verify
 from admm_lip.certificates.certificate import Certificate
 from admm_lip.records import read_json
+from admm_lip.training.batches import as_batches
 from admm_lip.training.ranks import Ranks, ranks_of
 
 SECONDS = 120.0
@@ -30,6 +32,8 @@ class Ended:
     folder: Path
     whole: list[dict[str, Any]]
     said: str
+    refused: list[dict[str, str]]
+    waited: str
     codes: list[int | None]
 
 
@@ -48,8 +52,9 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
             process.kill()
             process.join()
     whole = [read_json(folder / f"whole{k}.json") for k in range(2)]
-    said = read_json(folder / "said1.json")
-    return Ended(folder, whole, said, [p.exitcode for p in processes])
+    refused = [read_json(folder / f"refused{k}.json") for k in range(2)]
+    said, waited = (read_json(folder / f"{name}1.json") for name in ("said", "waited"))
+    return Ended(folder, whole, said, refused, waited, [p.exitcode for p in processes])
 
 
 def test_every_rank_holds_the_same_bits(ended: Ended) -> None:
@@ -97,6 +102,38 @@ def test_train_shares_its_batches_out_and_goes_on_with_one_process(ended: Ended)
     assert len(result.history) == len(alone.history)
     assert result.history[-1]["loss"] == pytest.approx(alone.history[-1]["loss"], rel=1e-3)
     verify(result.certificate, result.model)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("masks", "constraint: expected the same on every process; rank 1 has another set of ent"),
+        ("rounds", "another setting round_steps than rank 0 (3 instead of 2); give all of them"),
+        ("mean", "another mean than rank 0 (some instead of none)"),
+        ("rows", "data: expected the same on every process; rank 1 has another data (first targ"),
+        ("data", "rank 1 has another data (inputs) than rank 0"),
+    ],
+)
+def test_what_is_not_alike_on_the_ranks_is_named_on_each(
+    ended: Ended, case: str, said: str
+) -> None:
+    for refused in ended.refused:
+        assert said in refused[case]
+
+
+def test_a_rank_that_hangs_is_named_when_the_group_has_waited(ended: Ended) -> None:
+    assert ended.waited.startswith("round 2: another process of the run did not answer")
+    assert "Timed out" in ended.waited
+
+
+def test_a_sampler_that_hands_out_parts_is_refused() -> None:
+    rows = TensorDataset(X, Y)
+    part = DistributedSampler(rows, num_replicas=2, rank=1)
+    for more in ({"sampler": part}, {"batch_sampler": BatchSampler(part, 8, drop_last=False)}):
+        with pytest.raises(ValueError, match=r"a DistributedSampler \(rank 1 of 2\).*without it"):
+            train(net(), DataLoader(rows, **more), CONFIG)
+    whole = DistributedSampler(rows, num_replicas=1, rank=0)
+    assert len(as_batches(DataLoader(rows, BATCH, sampler=whole), 1, net())) == len(X) // BATCH
 
 
 def test_a_batch_is_shared_out_to_its_last_row() -> None:
