@@ -130,7 +130,8 @@ def main(argv: list[str]) -> None:
     with ProcessPoolExecutor(options.jobs) as pool:
         for found in pool.map(made, CASES):
             rows += found
-            print(*found, sep="\n", flush=True)
+            if found:
+                print(*found, sep="\n", flush=True)
     settings = {"count": options.count, "threads": 1, "jobs": options.jobs}
     if options.only is not None:
         rows, settings = _beside(rows, settings | {"only": options.only})

@@ -175,7 +175,7 @@ def figures() -> list[str]:
         mean(rows_of("certificates", network="plain", level=level), "certified_0.1")
         for level in ("norm product", "pairwise LipSDP")
     )
-    (ball,) = rows_of("local_table", network="mnist_mlp", level="tuned")
+    (ball,) = rows_of("local_table", network="mnist_mlp", level="semidefinite")
     trained = {"data": "mnist", "contender": "ADMM, MaxMin", "eps": 0.5}
     admm, cost = rows_of("images", **trained), rows_of("images_cost", **trained)
     few = {"data": "mnist", "samples": 1000}
