@@ -106,7 +106,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     return [path]
 
 
-STUDY = Study("backends", cells, run_cell, tabulate, draw, jobs=1)
+STUDY = Study("backends", cells, run_cell, tabulate, draw, jobs=1, timed=True)
 
 
 def main(argv: list[str]) -> None:

@@ -76,6 +76,10 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
             "a checkout of the other version",
             clock=("cpu_seconds", "cpu_seconds_before"),
         ),
+        "scaling": Benchmark(
+            "how seconds and memory grow with width, depth, classes, image side, pictures, ranks",
+            clock=("cpu_seconds",),
+        ),
         "solver_pairs": Benchmark(
             "processor seconds of the native solver against another version, in pairs",
             "a checkout of the other version",

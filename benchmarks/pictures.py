@@ -19,8 +19,11 @@ from admm_lip.plots import BLUE, CLASSES, GREEN, GREY, INK, ORANGE, PURPLE, figu
 
 # What is ours is coloured, by the first word of its label; the others are grey, told apart by their
 # markers, dashes and the labels at their ends.
-OURS = ("ADMM", "bound", "penalty", "native", "defaults", "TV", "evasive", "local")
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48")
+OURS = (
+    *("ADMM", "bound", "penalty", "native", "defaults", "TV", "evasive", "local"),
+    *("certify", "project", "train", "verify"),
+)
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#c9a227", "#b23a48", "#3aa6b9")
 _TEXT = "#555b63"
 _GREYS = (GREY, "#a5abb3", _TEXT)
 _LEADER = {"arrowstyle": "-", "lw": 0.6, "alpha": 0.7, "relpos": (0.0, 0.5), "shrinkA": 1.0}

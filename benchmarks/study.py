@@ -47,7 +47,8 @@ class Study:
         run_cell: ``(cell, data_dir) -> row``; picklable.
         tabulate: ``(rows) -> markdown``; rows without errors, at least one.
         draw: ``(rows, folder) -> pictures written``; the same rows.
-        jobs: cells at a time unless asked otherwise; 1 where seconds are what is measured.
+        jobs: cells at a time unless asked otherwise.
+        timed: whether seconds are what is measured, so that cells run one at a time only.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Study:
     tabulate: Callable[[list[Row]], str]
     draw: Callable[[list[Row], Path], list[Path]]
     jobs: int = 2
+    timed: bool = False
 
 
 def read_settings(name: str, quick: bool) -> dict[str, Any]:
@@ -142,6 +144,10 @@ def run_from_command_line(study: Study, argv: Sequence[str]) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell after this")
     parser.add_argument("--quick", action="store_true", help="small settings: does it run?")
     options = parser.parse_args(argv)
+    if study.timed and options.jobs != 1:
+        parser.error(
+            f"--jobs: expected 1, since cells side by side slow each other, got {options.jobs}"
+        )
     settings = read_settings(study.name, options.quick)
     name = study.name + ("_quick" if options.quick else "")
     rows = run_study(

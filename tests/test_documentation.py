@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -206,6 +207,38 @@ def figures() -> list[str]:
 @pytest.mark.parametrize("figure", figures())
 def test_a_figure_of_the_readme_is_that_of_its_record(figure: str) -> None:
     assert figure in README
+
+
+def figures_of_cost() -> list[str]:
+    """What the page on cost says, from its record."""
+    from benchmarks import scaling
+
+    rows = rows_of("scaling")
+    clock = sum(r["seconds"] for r in rows) / sum(r["cpu_seconds"] for r in rows)
+    (one,), (two,) = (rows_of("scaling", axis="ranks", size=n) for n in (1, 2))
+    sent = one["sent_mib"]
+    dense, large = (
+        scaling.seconds_of(rows_of("scaling", form=form, axis="depth"))
+        for form in ("dense", "large")
+    )
+    last = rows_of("scaling", form="dense", axis="depth")[0]["certify_changes_after"]
+    meet = (large.factor / dense.factor) ** (1.0 / (dense.power - large.power))
+    return [
+        scaling.tabulate(rows),
+        f"the clock ran {clock:.1f} times as long",
+        f"would meet at some {round(meet, -1):.0f}, so that the change comes early",
+        f"the estimate has them meet at {last} layers",
+        f"4,950 pairs, {4950 / math.comb(40, 2):.1f} times the work of 40 classes",
+        f"sends {sent:.1f} MiB for 784-128-128-10",
+        f"at 1 GiB/s and 64 ranks {1e3 * 6 * sent / 1024:.0f} ms",
+        f"{one['cpu_seconds']:.3f} and {two['cpu_seconds']:.3f} processor seconds of rank 0",
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_figure_of_the_page_on_cost_is_that_of_its_record(number: int) -> None:
+    page = PAGES["docs/cost.md"]
+    assert figures_of_cost()[number] in (page if number == 0 else page.replace("\n", " "))
 
 
 def test_every_benchmark_that_the_site_names_has_its_record() -> None:

@@ -26,6 +26,7 @@ NO_FILES = (
     "square_wave",
     "backends",
     "ablation",
+    "scaling",
 )
 
 
