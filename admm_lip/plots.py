@@ -178,7 +178,7 @@ def plot_radius(evaluation: Record, path: Path | None = None) -> Sheet:
 
     Args:
         evaluation: the record of :class:`~admm_lip.evaluation.evaluate.Evaluation` of a
-            classifier.
+            classifier; ``measure``, where it is there, says norm and unit of the radii.
         path: the PNG to write, if any.
     """
     radii = np.asarray(evaluation["radii"], float)
@@ -202,7 +202,7 @@ def plot_radius(evaluation: Record, path: Path | None = None) -> Sheet:
             va="center",
             fontsize=9,
         )
-        axes.set_xlabel("l2 radius, in input units")
+        axes.set_xlabel(evaluation.get("measure", "l2 radius, in input units"))
         axes.set_ylabel("share of test rows")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlim(0.0, float(radii[-1]) or 1.0)

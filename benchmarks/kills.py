@@ -4,6 +4,7 @@ Every process is killed by SIGKILL or SIGTERM, at a random time or while a file 
 and the command is given again with ``--resume``; after a few kills it is left to end.  Weights and
 certificate (of a comparison, its rows) must then be bit for bit those of an uninterrupted run.
 The processes are forked from one that has imported everything, and so begin at the command line.
+``certify --kind local`` needs no ``--resume``: the same words go on.
 
     python -m benchmarks kills --kills 100
 """
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 
 from admm_lip.cli import main as main_of_the_package
 from admm_lip.files import meant_for
+from admm_lip.local import LocalCertificate
 from admm_lip.records import read_rows
 
 from .catalogue import parser_of
@@ -39,6 +41,10 @@ _TIMEOUT = 600.0
 _QUICK: Words = ("--evaluate.steps", "3", "--evaluate.samples", "20", "--checkpoint-seconds", "0")
 _TRAIN: Words = ("train", "--data", "toy2d", "--quiet", "--model.hidden", "[6]", *_QUICK)
 _COMPARE: Words = ("compare", "--data", "toy2d", "--model.hidden", "[6]", *_QUICK)
+_CERTIFY: Words = (
+    *("certify", "{network}", "--kind", "local", "--data", "toy2d", "--samples", "300"),
+    *("--local.level", "tuned", "--output", "{folder}/local.safetensors"),
+)
 _PROJECT: Words = ("--bound", "3", "--finetune", "toy2d", "--checkpoint-seconds", "0")
 
 
@@ -47,7 +53,8 @@ class Command:
     """A command to kill.
 
     Attributes:
-        start: its words, but for the folder; ``{network}`` is a trained network's folder.
+        start: its words, but for the folder, unless ``{folder}`` is among them; ``{network}`` is
+            a trained network's folder.
         outcome: what must be the same in the end, in few digits, from the run's folder.
     """
 
@@ -56,6 +63,8 @@ class Command:
 
     def words(self, folder: Path, network: Path) -> Words:
         """What to type: the start, or how to go on where the folder knows."""
+        if any("{folder}" in word for word in self.start):
+            return tuple(w.format(network=network, folder=folder) for w in self.start)
         needed = "project.yaml" if self.start[0] == "project" else "config.yaml"
         if (folder / needed).is_file():
             return (self.start[0], "--resume", str(folder))
@@ -75,12 +84,19 @@ def _of_rows(folder: Path) -> str:
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
+def _of_balls(folder: Path) -> str:
+    found = LocalCertificate.load(folder / "local.safetensors")
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in found.table()]
+    return hashlib.sha256(repr((found.digest, rows)).encode()).hexdigest()[:16]
+
+
 COMMANDS = {
     "train": Command((*_TRAIN, "--epochs", "600"), _of_network),
     "train --method lmt": Command((*_TRAIN, "--epochs", "600", "--method", "lmt"), _of_network),
     "project --finetune": Command(
         ("project", "{network}", *_PROJECT, "--epochs", "300"), _of_network
     ),
+    "certify --kind local": Command(_CERTIFY, _of_balls),
     "compare": Command((*_COMPARE, "--mus", "[0.001,0.01]", "--epochs", "100"), _of_rows),
 }
 
@@ -176,7 +192,8 @@ class Running:
 
 
 _PRELOADED = (
-    *(f"admm_lip.commands.{name}" for name in ("train", "project", "compare", "finish")),
+    *(f"admm_lip.commands.{n}" for n in ("train", "project", "compare", "certify", "finish")),
+    *("admm_lip.local", "admm_lip.local.radii"),
     *("admm_lip.commands.recipes", "admm_lip.training.train"),
     *(
         "admm_lip.training.project",
@@ -205,7 +222,7 @@ def _wait(running: Running, folder: Path, dice: random.Random, seconds: float) -
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for _, _, files in os.walk(folder) for name in files}
 
 
 def _leftovers(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from .. import shown
 from ..lipschitz import NORMS
 from ..progress import working
 from .arguments import UsageError, parse, say
+from .certify_local import LocalProof, LocalRun, add_local_options, level_lines
 from .hints import lines, verify
 from .in_units import RAW, STANDARDISED
 from .options import SettingsParser, add_config, add_threads_option, config_of, threads
@@ -18,16 +19,14 @@ from .outcome import Outcome
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
-    from torch import Tensor
 
     from ..certificates.certificate import AnyCertificate, FunctionalCertificate
-    from ..data import TableOptions
-    from ..local.config import LocalConfig
     from ..local.result import LocalCertificate
     from ..networks.network import Network
     from ..shown import Fact
     from ..solvers import SolverConfig
     from ..units import Units
+    from .placing import Held
 
 _KINDS = ("global", "pairwise", "per_output", "local")
 
@@ -61,7 +60,7 @@ def parser() -> SettingsParser:
         "torch.export file.",
     )
     _add_claim_options(made)
-    _add_local_options(made)
+    add_local_options(made)
     _add_solver_options(made)
     add_threads_option(made)
     return made
@@ -109,35 +108,6 @@ def _add_claim_options(made: SettingsParser) -> None:
     )
 
 
-def _add_local_options(made: SettingsParser) -> None:
-    from ..local.config import LocalConfig
-
-    group = made.group("kind local")
-    group.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="Data set whose test rows the balls are around, such as digits or csv:FILE (not "
-        "given: an error for this kind, and nothing for the others).",
-    )
-    group.add_argument(
-        "--data-dir",
-        type=str | None,
-        default=None,
-        help="Folder of the image sets (not given: $ADMM_LIP_DATA, else ./data).",
-    )
-    group.add_argument(
-        "--radius",
-        type=float | None,
-        default=None,
-        help="Radius of the balls (not given: the largest at which each row's class is proven).",
-    )
-    group.add_argument(
-        "--samples", type=int, default=1000, help="Test rows, the first ones; at most all."
-    )
-    add_config(made, "kind local", LocalConfig, "local.", skip=("norm", "input_scale"))
-
-
 def _add_solver_options(made: SettingsParser) -> None:
     from ..solvers.config import SolverConfig
 
@@ -162,7 +132,7 @@ def _certify(options: Namespace) -> Outcome:
     from ..certificates.beside import certificate_beside
     from ..foreign import open_network
     from .finish import describe
-    from .placing import check_replaceable, held, instead, leaned_on_beside, place_of, stated
+    from .placing import check_replaceable, stated
 
     path = Path(options.network)
     if options.output:
@@ -172,31 +142,57 @@ def _certify(options: Namespace) -> Outcome:
     with working(f"certify {describe(network)}"):
         proof = _PROOFS[options.kind](options, network)
     say(describe(network))
-    for line in shown.lines([proof.distance, *proof.certificate.facts()]):
+    for line in [*shown.lines([proof.distance, *proof.certificate.facts()]), *proof.more()]:
         say(line)
-    usual = certificate_beside(path, options.kind)
-    output = Path(options.output) if options.output else place_of(usual, proof.certificate)
-    before = held(output)
-    proof.certificate.save(output)
-    say(f"  written to {output}{instead(before, proof.certificate)}")
+    output, before = _written(options, proof)
     more = () if output == certificate_beside(path) else ("--certificate", output)
-    if proof.leaned_on is not None:
-        proof.leaned_on.save(leaned_on_beside(output))
-        say(f"  and what it leans on to {leaned_on_beside(output)}")
     for line in lines([verify(path, *more)]):
         say(line)
     claim = shown.record_of(proof.certificate.facts()) | stated(proof.certificate)
     about = {"network": path, "layers": describe(network), "written": output}
-    return Outcome({**about, "replaced": before and stated(before), **claim})
+    replaced = before and stated(before)
+    return Outcome({**about, "replaced": replaced, **claim, **proof.levels()})
+
+
+def _written(options: Namespace, proof: _Proof) -> tuple[Path, Held | None]:
+    """Where the certificate was written, and what was there before."""
+    from ..certificates.beside import certificate_beside
+    from .placing import held, instead, leaned_on_beside, place_of
+
+    usual = certificate_beside(Path(options.network), options.kind)
+    output = Path(options.output) if options.output else place_of(usual, proof.certificate)
+    before = held(output)
+    proof.certificate.save(output)
+    say(f"  written to {output}{instead(before, proof.certificate)}")
+    if proof.leaned_on is not None:
+        proof.leaned_on.save(leaned_on_beside(output))
+        say(f"  and what it leans on to {leaned_on_beside(output)}")
+    if proof.local is not None:
+        for line in proof.local.close():
+            say(line)
+    return output, before
 
 
 @dataclass(frozen=True, eq=False)
 class _Proof:
-    """A certificate, how it measures, and the one for all inputs that a local one leans on."""
+    """A certificate, how it measures, and the run of balls that it is of."""
 
     certificate: AnyCertificate | LocalCertificate
     distance: Fact
-    leaned_on: FunctionalCertificate | None = None
+    local: LocalProof | None = None
+
+    @property
+    def leaned_on(self) -> FunctionalCertificate | None:
+        """The certificate for all inputs that a local one leans on."""
+        return None if self.local is None else self.local.whole
+
+    def more(self) -> list[str]:
+        """The table of levels, of balls."""
+        return [] if self.local is None else level_lines(self.local.found)
+
+    def levels(self) -> dict[str, Any]:
+        """The same for ``--json``."""
+        return {} if self.local is None else {"levels": self.local.found.by_level()}
 
 
 def _solver(options: Namespace, usual: float) -> SolverConfig:
@@ -266,57 +262,18 @@ def _prove_functionals(options: Namespace, network: Network) -> _Proof:
     return _Proof(functionals, _distance(options, network))
 
 
-def _rows(options: Namespace) -> tuple[Tensor, Tensor]:
-    """The test rows that local bounds are about."""
-    from ..data import load_data
-
-    if options.data is None:
-        raise UsageError("data: --kind local needs --data NAME, whose test rows it is about")
-    if options.samples < 1:
-        raise UsageError(f"samples: expected at least 1, got {options.samples}")
-    data = load_data(options.data, options.data_dir, _table(options))
-    if data.task != "classification":
-        raise UsageError("data: --kind local proves classes; expected labels, got a regression")
-    x, y = data.test
-    return x[: options.samples], y[: options.samples]
-
-
-def _table(options: Namespace) -> TableOptions | None:
-    """How the run read its table."""
-    from ..data import TableOptions
-    from ..records import CONFIG, read_yaml
-
-    settings = Path(options.network) / CONFIG
-    table = read_yaml(settings).get("table") if settings.is_file() else None
-    return None if table is None else config_of(TableOptions, table)
-
-
 def _prove_local(options: Namespace, network: Network) -> _Proof:
     """Balls around test rows: at one radius, or the largest ones."""
-    from ..api import certify
+    from ..certificates.beside import certificate_beside
     from ..certificates.functionals import TOL
-    from ..local import LocalConfig, certify_local, local_radii
 
-    x, y = _rows(options)
     measure = _measure(options)
     units = measure.pop("units")
     if units is not None:
         measure["input_scale"] = units.input_scale
-    config: LocalConfig = config_of(LocalConfig, options.local, **measure)
-    outputs = network.chain().widths[-1]
-    whole = certify(
-        network,
-        kind="pairwise" if outputs > 1 else "per_output",
-        solver=_solver(options, TOL),
-        **measure,
-    )
-    if options.radius is None:
-        found = local_radii(network, x, y, certificate=whole, config=config, progress=True)
-    else:
-        found = certify_local(
-            network, x, options.radius, y, certificate=whole, config=config, progress=True
-        )
-    return _Proof(found, _distance(options, network), whole)
+    output = Path(options.output or certificate_beside(Path(options.network), "local"))
+    local = LocalRun(options, network, measure, _solver(options, TOL), output).prove()
+    return _Proof(local.found, _distance(options, network), local)
 
 
 # Kind -> the certificate, and how it measures.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..progress import working
+from ..shown import as_csv
 from .arguments import Parser, UsageError, parse, say
 from .outcome import Outcome
 
@@ -73,7 +72,7 @@ def run(arguments: list[str]) -> Outcome:
         raise UsageError(f"output: {output} exists; name another file with --output")
     with working("predict"):
         found = predict(options.run, options.rows, task=options.task)
-    text = _text(found.table())
+    text = as_csv(found.table())
     if output is None:
         sys.stdout.write(text)
         # Beside the table, so that a pipe gets the table alone.
@@ -97,15 +96,6 @@ def _record(found: Predictions) -> dict[str, Any]:
         "norm": found.norm or None,
         "left_out": found.left_out,
     }
-
-
-def _text(rows: list[dict[str, Any]]) -> str:
-    """The predictions as CSV; floats read back exactly."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _notes(found: Predictions) -> list[str]:

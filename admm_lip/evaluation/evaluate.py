@@ -166,7 +166,7 @@ def _evaluate_classifier(
     report = report_radius(data, config)
     if config.report_radius is None and certificate.units is not None:
         report *= min(certificate.units.input_scales(data.n_features))
-    grid = sorted({0.0, report, *(config.radii or _grid(radii, report))})
+    grid = sorted({0.0, report, *(config.radii or radius_grid(radii, report))})
     attack = AttackConfig(steps=config.steps, restarts=config.restarts, seed=config.seed)
     rows = _sample(len(y), config)
     some = rows[:_SOUND_ROWS]
@@ -242,7 +242,7 @@ def attack_accuracy(
     return accuracy
 
 
-def _grid(radii: Tensor, report: float) -> list[float]:
+def radius_grid(radii: Tensor, report: float) -> list[float]:
     """About twenty round radii up to where 2 % of the rows are certified, and past ``report``."""
     # A constant network certifies an infinite radius where it is right.
     finite = radii[torch.isfinite(radii)].double()

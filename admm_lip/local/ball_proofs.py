@@ -6,29 +6,34 @@ Two ways, of which the level that is asked for chooses one:
   margins and slope ranges, these give Lipschitz bounds (``lipschitz_levels.py``);
 * **by norms** (``product`` and ``masked``): intervals and the norms of what can move on the ball
   (``norm_margins.py``), a few passes a batch whatever the size of the network.
+
+Where classes alone are asked for, samples that are wrong, or that a bound for all inputs settles,
+go neither way.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .account import Account
 from .backward_lines import center_values
-from .config import BY_NAME
+from .config import ASKED, BY_NAME
 from .curves import Range
 from .lipschitz_levels import GLOBAL, MASKED, NONE, PRODUCT, Found, Wanted, local_lips, nothing
 from .norm_margins import NormBounds, NormMargins
 from .quadratic_proof import SPARE, OpenPass, Witness
 from .quadratic_search import searched
-from .result import kept
 from .seen import Seen
 from .semidefinite_search import raised
 from .semidefinite_witness import Duals
 from .tasks import Task
+from .verdicts import kept, settled_by
 
 # A target that every bound exceeds by far.
 _UNASKED = 1e-300
@@ -51,6 +56,7 @@ class Outcome:
         witness: of the margins that a search has found, where one was begun, and
         duals: of those that duals have raised further.
         states: where the searches of margins stand, ``(batch, m, ...)``, NaN where there was none.
+        account: what it took, and by what the margins were proven.
     """
 
     found: Found
@@ -58,9 +64,23 @@ class Outcome:
     center: Tensor
     varying: Tensor
     ratio: Tensor
+    account: Account
     witness: Witness | None = None
     duals: Duals | None = None
     states: Tensor | None = None
+
+    def settled(self, radii: Tensor, items: Tensor) -> Tensor:
+        """The cheapest level that proves each sample's class at these radii."""
+        proven = self.center, self.margin, self.found.lip, radii
+        return settled_by(proven, self.account.means, self.found.level, items)
+
+
+def empty(task: Task) -> Outcome:
+    """Of no samples."""
+    hidden = sum(task.prepared.widths[:-1]) if task.config.by_lines else 0
+    lower, none = torch.zeros(0, task.items.shape[1], dtype=torch.float64), torch.zeros(0).double()
+    account = Account.opened(task.items, ASKED[0])
+    return Outcome(nothing(task.items, hidden), lower, lower.clone(), none, none, account)
 
 
 def prove(
@@ -96,6 +116,51 @@ def prove(
     return replace(outcome, found=found, margin=margin)
 
 
+def prove_classes(task: Task, radii: Tensor, deadline: float = math.inf) -> Outcome:
+    """The same, what the classes need alone: each level for what the cheaper ones leave open."""
+    if task.labels is None or not task.config.by_lines:
+        return prove(task, radii, decide=True, deadline=deadline)
+    first = _before_lines(task, radii)
+    right = ((first.center > 0.0) | ~task.items).all(dim=1)
+    rows = (right & (first.settled(radii, task.items) == 0)).nonzero()[:, 0]
+    if not len(rows):
+        return first
+    rest = prove(task.part(rows), radii[rows], decide=True, deadline=deadline)
+    return rest if len(rows) == len(radii) else _with_rows(first, rows, rest)
+
+
+def _before_lines(task: Task, radii: Tensor) -> Outcome:
+    """What is known at the samples, and for all inputs."""
+    account = Account.opened(task.items, "norms")
+    with account.timed():
+        # Wider intervals than a check has, so that it reaches these claims.
+        center = Seen.of(task, radii, ranges=False).center(task.functionals[:, :, 0], doubt=2.0)
+        center = torch.where(torch.isfinite(center), center, -math.inf)
+        found = nothing(task.items, sum(task.prepared.curved.hidden))
+        if task.known is not None:
+            found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
+    nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
+    return Outcome(found, torch.full_like(center, -math.inf), center, nan, nan, account)
+
+
+def _with_rows(first: Outcome, rows: Tensor, rest: Outcome) -> Outcome:
+    """What is known of all samples after more has been found of some, in ascending order."""
+    for into, new in (
+        *((getattr(first.found, n), getattr(rest.found, n)) for n in ("lip", "level", "roots")),
+        *((getattr(first, n), getattr(rest, n)) for n in ("margin", "center")),
+        (first.account.means, rest.account.means),
+        (first.account.seconds, first.account.seconds[rows] + rest.account.seconds),
+    ):
+        into[rows] = new
+    stated = []
+    for given in (rest.witness, rest.duals):
+        items = torch.zeros_like(first.margin, dtype=torch.bool)
+        if given is not None:
+            items[rows] = given.items
+        stated.append(None if given is None else replace(given, items=items))
+    return replace(first, witness=stated[0], duals=stated[1])
+
+
 def _by_lines(
     task: Task,
     radii: Tensor,
@@ -104,60 +169,110 @@ def _by_lines(
     deadline: float,
     states: Tensor | None,
 ) -> Outcome:
-    net, centred = task.prepared.curved, task.labels is not None
-    seen = Seen.of(task, radii)
-    slopes, witness, duals = seen.slopes(centred), None, None
+    centred, account = task.labels is not None, Account.opened(task.items, "norms")
+    center, margin = (torch.zeros_like(task.items, dtype=torch.float64) for _ in range(2))
+    witness, duals = None, None
+    with account.timed():
+        seen = Seen.of(task, radii)
+        slopes = seen.slopes(centred)
+        if centred:
+            center, margin = _claims(task, seen)
+    if centred and task.config.quadratic:
+        steps = task.config.steps if task.config.tuned and not cheaply else 0
+        steps = steps if states is None else -(-steps // _GOING_ON)
+        open_ = task.items & (margin <= 0.0) & (center > 0.0)
+        dual_steps = task.config.dual_steps if task.config.semidefinite and not cheaply else 0
+        search = _Search(task.functionals[:, :, 0], steps, dual_steps, deadline, account)
+        margin, witness, duals, states = _dearer(seen, search, open_, margin, states)
     if centred:
-        center, margin = _claims(task, seen)
-        if task.config.quadratic:
-            open_ = task.items & (margin <= 0.0) & (center > 0.0)
-            steps = task.config.steps if task.config.tuned and not cheaply else 0
-            steps = steps if states is None else -(-steps // _GOING_ON)
-            rows, passing = task.functionals[:, :, 0], seen.open_pass(open_.any(dim=1))
-            if passing is not None:
-                margin, witness, states = _quadratic(passing, rows, open_, margin, steps, states)
-                if task.config.semidefinite and not cheaply:
-                    open_ &= margin <= 0.0
-                    budget = task.config.dual_steps, deadline
-                    margin, duals = raised(passing, rows, open_, margin, *budget)
-                if witness is not None and duals is not None:
-                    witness = witness.select(~duals.items[witness.items])
-        margin, radius = torch.where(seen.everywhere, -math.inf, margin), seen.lines.region.radius
-        asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
-        goal = center / radius[:, None] * (1.0 - 1e-8)
-        # What lines decide, or nothing can, gets a bound but no Newton steps.
-        target = torch.where(asked, goal, _UNASKED)
-    else:
-        center = margin = torch.zeros_like(task.items, dtype=torch.float64)
-        asked, target = task.items, torch.zeros_like(center)
-    if cheaply:
-        found = nothing(task.items, sum(net.hidden))
-    else:
-        wanted = _wanted(task, task.items & asked if decide else task.items, target, deadline)
-        found = local_lips(net, slopes, replace(wanted, decide=decide and centred))
+        margin = torch.where(seen.everywhere, -math.inf, margin)
+    asked, target = _left(task, seen, center, margin)
+    items = task.items & asked if decide else task.items
+    with account.timed(items.any(dim=1)):
+        if cheaply:
+            found = nothing(task.items, sum(task.prepared.curved.hidden))
+        else:
+            wanted = _wanted(task, items, target, deadline)
+            wanted = replace(wanted, decide=decide and centred)
+            found = local_lips(task.prepared.curved, slopes, wanted)
     nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    return Outcome(_finite(found, slopes), margin, center, nan, nan, witness, duals, states)
+    return Outcome(
+        _finite(found, slopes), margin, center, nan, nan, account, witness, duals, states
+    )
+
+
+def _left(task: Task, seen: Seen, center: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+    """Which functionals margins leave open, and the slopes that would prove them."""
+    if task.labels is None:
+        return task.items, torch.zeros_like(center)
+    radius = seen.lines.region.radius
+    asked = (margin <= 0.0) & (center > 0.0) & (radius > 0.0)[:, None]
+    goal = center / radius[:, None] * (1.0 - 1e-8)
+    # What lines decide, or nothing can, gets a bound but no Newton steps.
+    return asked, torch.where(asked, goal, _UNASKED)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What dearer bounds of margins are asked for.
+
+    Attributes:
+        rows: the functionals, ``(batch, m, n_out)``.
+        steps: of the search for quadratic bounds, and
+        dual_steps: of that for duals.
+        deadline: after which nothing is begun.
+        account: of the batch.
+    """
+
+    rows: Tensor
+    steps: int
+    dual_steps: int
+    deadline: float
+    account: Account
+
+
+def _dearer(
+    seen: Seen, asked: _Search, open_: Tensor, margin: Tensor, states: Tensor | None
+) -> tuple[Tensor, Witness | None, Duals | None, Tensor | None]:
+    """Margins raised where they are open, by quadratic bounds and then by duals."""
+    if time.monotonic() >= asked.deadline:
+        return margin, None, None, states
+    with asked.account.timed(open_.any(dim=1)):
+        passing = seen.open_pass(open_.any(dim=1))
+    if passing is None:
+        return margin, None, None, states
+    margin, witness, states = _quadratic(passing, asked, open_, margin, states)
+    if not asked.dual_steps:
+        return margin, witness, None, states
+    open_ = open_ & (margin <= 0.0)
+    with asked.account.timed(open_.any(dim=1)):
+        budget = asked.dual_steps, asked.deadline
+        higher, duals = raised(passing, asked.rows, open_, margin, *budget)
+        margin = asked.account.raised(margin, higher, "semidefinite")
+    if witness is not None and duals is not None:
+        witness = witness.select(~duals.items[witness.items])
+    return margin, witness, duals, states
 
 
 def _quadratic(
-    passing: OpenPass,
-    rows: Tensor,
-    open_: Tensor,
-    margin: Tensor,
-    steps: int,
-    states: Tensor | None,
+    passing: OpenPass, asked: _Search, open_: Tensor, margin: Tensor, states: Tensor | None
 ) -> tuple[Tensor, Witness | None, Tensor | None]:
     """Margins raised where they are open: in closed form, then by a search."""
-    margin = torch.maximum(margin, passing.closed(rows, open_, SPARE))
+    rows, account = asked.rows, asked.account
+    with account.timed(open_.any(dim=1)):
+        margin = account.raised(margin, passing.closed(rows, open_, SPARE), "quadratic")
     open_ = passing.among(open_ & (margin <= 0.0))
-    if not steps or not bool(open_.any()):
+    if not asked.steps or not bool(open_.any()) or time.monotonic() >= asked.deadline:
         return margin, None, states
-    found = searched(passing, rows, open_, steps, states)
-    if states is None:
-        states = margin.new_full((*margin.shape, found.state.shape[1]), math.nan)
-    states[open_] = found.state
-    better = found.proven > margin[open_]
-    margin[open_] = torch.maximum(found.proven, margin[open_])
+    with account.timed(open_.any(dim=1)):
+        found = searched(passing, rows, open_, asked.steps, states, asked.deadline)
+        if states is None:
+            states = margin.new_full((*margin.shape, found.state.shape[1]), math.nan)
+        states[open_] = found.state
+        better = found.proven > margin[open_]
+        higher = margin.new_full(margin.shape, -math.inf)
+        higher[open_] = found.proven
+        margin = account.raised(margin, higher, "tuned")
     return margin, found.witness.select(better), states
 
 
@@ -212,15 +327,19 @@ def _finite(found: Found, slopes: list[Range]) -> Found:
 
 def _by_norms(task: Task, radii: Tensor, decide: bool, cheaply: bool) -> Outcome:
     """The cheaper means for all samples, the dearer for those that are left."""
-    work = _Work.begun(task, torch.where(torch.isposinf(radii), 0.0, radii))
-    work.improve(work.left(decide), work.norms.by_box, PRODUCT)
-    if not cheaply and BY_NAME[task.config.level] == MASKED:
-        rows = work.left(decide)
-        if decide and task.labels is not None and len(rows):
-            seen = work.norms.estimated(*work.part(rows))
-            rows = rows[((seen > 0.0) | ~task.items[rows]).all(dim=1)]
-        work.improve(rows, work.norms.by_masked, MASKED)
-    return work.outcome()
+    account = Account.opened(task.items, "product")
+    with account.timed():
+        work = _Work.begun(task, torch.where(torch.isposinf(radii), 0.0, radii))
+        work.improve(work.left(decide), work.norms.by_box, PRODUCT)
+    rows = work.left(decide)
+    if not cheaply and BY_NAME[task.config.level] == MASKED and len(rows):
+        with account.timed(torch.isin(torch.arange(len(radii)), rows)):
+            if decide and task.labels is not None:
+                seen = work.norms.estimated(*work.part(rows))
+                rows = rows[((seen > 0.0) | ~task.items[rows]).all(dim=1)]
+            work.improve(rows, work.norms.by_masked, MASKED)
+    account.means[work.level == MASKED] = ASKED.index("masked")
+    return work.outcome(account)
 
 
 @dataclass(eq=False)
@@ -281,7 +400,7 @@ class _Work:
         best.margin[rows] = margin
         best.ratio[rows], best.varying[rows] = found.ratio, found.varying
 
-    def outcome(self) -> Outcome:
+    def outcome(self, account: Account) -> Outcome:
         """As bounds and claims."""
         lip = torch.where(self.task.items, self.best.lip * (1.0 + 1e-8), math.inf)
         lip = torch.where(torch.isnan(lip), math.inf, lip)
@@ -292,4 +411,4 @@ class _Work:
         roots = torch.zeros(*lip.shape, 0, dtype=torch.float64)
         ratio = torch.where(self.best.varying.isnan(), math.nan, self.best.ratio)
         found = Found(lip, level, roots)
-        return Outcome(found, margin, self.center, self.best.varying, ratio)
+        return Outcome(found, margin, self.center, self.best.varying, ratio, account)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +22,14 @@ from ..certificates.radii import labels_of, points_of
 from ..data.arrays import as_numbers
 from ..foreign.open import network_of
 from ..networks.network import Network
-from .ball_proofs import Outcome, prove
+from .ball_proofs import prove, prove_classes
 from .config import LocalConfig as LocalConfig
 from .config import check_inside
 from .global_bounds import global_bounds
 from .input_region import Box
-from .quadratic_proof import Witness
+from .parts import certificate_of, run_parts
 from .result import LocalCertificate
-from .semidefinite_witness import Duals
-from .tasks import Parts, Task, check_measure, functionals_for, prepared_of, size_out
+from .tasks import Task, check_measure, functionals_for, prepared_of, size_out
 
 
 def certify_local(
@@ -44,6 +44,7 @@ def certify_local(
     classes: Sequence[Any] | None = None,
     n_jobs: int | None = None,
     progress: bool = False,
+    state: str | Path | None = None,
 ) -> LocalCertificate:
     """Prove what a network does on the ball around each input (of l2, unless ``config`` says).
 
@@ -65,7 +66,9 @@ def certify_local(
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
         n_jobs: workers that take the inputs in batches, -1 for one per core; not given: those of
             ``joblib.parallel_config`` (a cluster of Dask, Ray or Spark, say), else none.
-        progress: whether to say how far it is, after two seconds.
+        progress: whether to say how far it is and what settled the inputs, after two seconds.
+        state: folder in which every batch is kept as soon as it is proven: the same call goes on
+            from what an ended process left there.  It is made, and is the caller's to remove.
 
     Returns:
         A :class:`LocalCertificate`, every number of it proven through rounding.
@@ -73,6 +76,7 @@ def certify_local(
     Raises:
         ValueError: naming ``x``, ``y`` or ``radius``.
         CertificateError: for a certificate of another network, norm or unit.
+        RunFolderError: where ``state`` was left by a call with other arguments, naming one.
 
     Example:
         >>> import torch
@@ -87,44 +91,13 @@ def certify_local(
     """
     task = task_of(model, x, y, certificate, config, input_shape, classes)
     radii = checked_radii(radius, len(task.points))
-    parts = Parts(task, task.batches(n_jobs), radii)
-    return assembled(task, radii, parts.run(_proven, n_jobs, progress))
+    return run_parts(_on_balls, task, radii, n_jobs=n_jobs, progress=progress, state=state)
 
 
-def _proven(part: tuple[Task, Tensor]) -> Outcome:
+def _on_balls(part: tuple[Task, Tensor]) -> LocalCertificate:
     task, radii = part
-    return prove(task, radii, deadline=task.deadline())
-
-
-def assembled(task: Task, radii: Tensor, outcomes: list[Outcome]) -> LocalCertificate:
-    """One certificate of all batches."""
-    empty = torch.zeros(0, task.items.shape[1], dtype=torch.float64)
-    hidden = sum(task.prepared.widths[:-1]) if task.config.by_lines else 0
-    witness = Witness.joined([(o.witness, o.margin) for o in outcomes])
-    duals = Duals.joined([(o.duals, o.margin) for o in outcomes])
-    found, box, prepared = [o.found for o in outcomes], task.config.box, task.prepared
-    return LocalCertificate(
-        digest=prepared.network.digest(),
-        input_shape=prepared.network.input_shape or (),
-        box=None if box is None else (float(box[0]), float(box[1])),
-        x=task.points,
-        radius=radii,
-        labels=None if task.labels is None else task.labels.to(torch.int64),
-        lip=torch.cat([f.lip for f in found] or [empty]),
-        level=torch.cat([f.level for f in found] or [empty.to(torch.int8)]),
-        roots=torch.cat([f.roots for f in found] or [empty[:, :, None].expand(-1, -1, hidden)]),
-        margin=torch.cat([o.margin for o in outcomes] or [empty]),
-        center=torch.cat([o.center for o in outcomes] or [empty]),
-        tuned=None if witness is None else witness.items,
-        slopes=None if witness is None else witness.slopes,
-        curvatures=None if witness is None else witness.curvatures,
-        dual=None if duals is None else duals.items,
-        multipliers=None if duals is None else duals.multipliers,
-        varying=None if task.config.by_lines else _joined([o.varying for o in outcomes]),
-        ratio=None if task.config.by_lines else _joined([o.ratio for o in outcomes]),
-        norm=task.config.norm,
-        input_scale=prepared.input_scale,
-    )
+    means = prove_classes if task.config.decide else prove
+    return certificate_of(task, radii, means(task, radii, deadline=task.deadline()))
 
 
 def task_of(
@@ -155,10 +128,6 @@ def task_of(
     functionals, items = functionals_for(labels, len(points), outputs)
     known = None if certificate is None else global_bounds(certificate, outputs)
     return Task(prepared_of(network, config, scale), points, labels, functionals, items, known)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def check_points(points: Tensor, box: Box | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..certificates.fields import shown
 from ..errors import CertificateError
-from .config import LEVELS
+from .config import LEVELS, SETTLED
 
 _LARGEST, _SINGLE = sys.float_info.max, torch.finfo(torch.float32).max
 
@@ -59,6 +59,8 @@ TENSORS = {
     "multipliers": _singles("dual_row multiplier", 0.0),
     "varying": _shares(),
     "ratio": _shares(),
+    "settled": Column(torch.int8, "I8", ("input",), 0.0, len(SETTLED) - 1.0, given=False),
+    "seconds": _floats("input", 0.0, _LARGEST)._replace(given=False),
 }
 
 
@@ -96,4 +98,5 @@ _RANGES = {
     (0.0, 1.0): "shares from 0 to 1, or NaN",
     (-1.0, _LARGEST): "classes, or +1 and -1",
     (0.0, len(LEVELS) - 1.0): f"indices of {LEVELS}",
+    (0.0, len(SETTLED) - 1.0): f"indices of {SETTLED}",
 }

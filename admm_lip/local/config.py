@@ -19,6 +19,8 @@ ASKED = (
 # Levels that are of margins alone, and the dearest means of a Lipschitz bound there.
 _OF_MARGINS = {"quadratic": "norms", "tuned": "norms", "semidefinite": "optimised"}
 BY_NAME: Mapping[str, int] = {name: LEVELS.index(_OF_MARGINS.get(name, name)) for name in ASKED}
+# What can settle a class, as files number it: nothing did, a bound for all inputs, a level.
+SETTLED = ("none", "global", *ASKED)
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class LocalConfig:
             closed form is not enough.  ``semidefinite`` takes what is still open of such networks,
             with at most 4,096 inputs and hidden neurons of either sign on the ball, through the
             dual of a semidefinite relaxation of all layers together.
-        decide: with labels, for ``product`` and ``masked``: leave a sample where the cheaper of
-            the two proves its class, or an estimate says that the dearer cannot.
-        seconds: per sample, after which nothing dearer is begun; ``None``: no limit.
+        decide: with labels: only what the classes need, each level only for the samples that
+            cheaper ones leave open; samples of a wrong class are left, and for ``masked`` those
+            that an estimate gives up.
+        seconds: per sample of a batch, which has them together: after them nothing dearer is
+            begun, a search ends, and what is proven by then stands; ``None``: no limit.
         box: lowest and highest value of admissible inputs, 0 and 1 for pictures: only perturbed
             inputs between them count; ``None``: every input.
         rounds: most rounds of the search for a radius.

@@ -15,6 +15,7 @@ kept, rounded to float32, is proven once more by itself (``quadratic_proof.py``)
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,7 +54,12 @@ class Searched(NamedTuple):
 
 
 def searched(
-    own: OpenPass, rows: Tensor, asked: Tensor, steps: int, start: Tensor | None = None
+    own: OpenPass,
+    rows: Tensor,
+    asked: Tensor,
+    steps: int,
+    start: Tensor | None = None,
+    deadline: float = math.inf,
 ) -> Searched:
     """The best slopes and curvatures found.
 
@@ -64,6 +70,8 @@ def searched(
         steps: of Adam.
         start: ``(batch, m, 3 parameters + 1)``: states of earlier searches, NaN where there was
             none; such a search begins with the closed form.
+        deadline: ``time.monotonic()`` after which no step is begun; every part of the functionals
+            has an equal share of the time until then.
     """
     asked = own.among(asked)
     passing, functionals = own.at(asked), rows[asked][:, None]
@@ -74,8 +82,11 @@ def searched(
         return _Search.begun(passing.select(part), functionals[part], own_states)
 
     together = max(1, _TOGETHER // sum(passing.widths))
-    parts = [_run(begun(part), steps) for part in chunks(torch.arange(len(functionals)), together)]
-    slopes, curvatures, state = (torch.cat(same) for same in zip(*parts, strict=True))
+    parts, found = chunks(torch.arange(len(functionals)), together), []
+    for k, part in enumerate(parts):
+        now = time.monotonic()
+        found.append(_run(begun(part), steps, now + (deadline - now) / (len(parts) - k)))
+    slopes, curvatures, state = (torch.cat(same) for same in zip(*found, strict=True))
     witness = Witness(asked, slopes, curvatures)
     return Searched(witness, own.proven(rows, witness, spare=SPARE), state)
 
@@ -167,13 +178,15 @@ class _Search:
         self.free = (self.free + rate * mean / (size + TINY)).detach()
 
 
-def _run(search: _Search, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _run(search: _Search, steps: int, deadline: float) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes and curvatures of the best bounds seen, ``(rows, neurons)`` each, and the states."""
     count, left = len(search.rows), torch.arange(len(search.rows))
     slopes = torch.zeros(count, sum(search.passing.widths))
     curvatures, best = torch.zeros_like(slopes), torch.full((count,), -torch.inf).double()
     states = search.state()
     for _ in range(steps):
+        if time.monotonic() >= deadline:
+            break
         before = search.state()
         found, seen = search.step()
         better = found > best[left]

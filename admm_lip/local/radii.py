@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from ..certificates.radii import radii_of
 from ..networks.network import Network
 from ..rounding import lengths
 from .ball_proofs import Outcome, prove
-from .certify import assembled, task_of
+from .certify import task_of
 from .config import LocalConfig
-from .result import LocalCertificate, kept
-from .tasks import Parts, Task
+from .parts import certificate_of, run_parts
+from .result import LocalCertificate
+from .tasks import Task
+from .verdicts import kept
 
 # How much the radius grows from one success to the next while nothing has failed.
 _GROWTH = 2.0
@@ -48,6 +51,7 @@ def local_radii(
     classes: Sequence[Any] | None = None,
     n_jobs: int | None = None,
     progress: bool = False,
+    state: str | Path | None = None,
 ) -> LocalCertificate:
     """The largest l2 radius at which each input's class is proven, with its proof.
 
@@ -62,6 +66,7 @@ def local_radii(
         classes: the labels in the order of the outputs, where ``y`` holds words or other numbers.
         n_jobs: workers that take the inputs in batches, as for :func:`certify_local`.
         progress: whether to say how far it is, after two seconds.
+        state: folder from which the same call goes on, as for :func:`certify_local`.
 
     Returns:
         A certificate whose ``radius`` holds the radii, 0 where the class is wrong or tied.
@@ -69,6 +74,7 @@ def local_radii(
     Raises:
         ValueError: naming ``x`` or ``y``.
         CertificateError: for a certificate of another network, norm or unit.
+        RunFolderError: where ``state`` was left by a call with other arguments, naming one.
 
     Example:
         >>> import torch
@@ -84,15 +90,15 @@ def local_radii(
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:
         floor = radii_of(task.prepared.network, x, y, certificate, classes=classes).cpu()
-    parts = Parts(task, task.batches(n_jobs), floor)
-    found = parts.run(_searched, n_jobs, progress)
-    radii = torch.cat([own for own, _ in found]) if found else floor
-    return assembled(task, radii, [outcome for _, outcome in found])
+    return run_parts(_largest_balls, task, floor, n_jobs=n_jobs, progress=progress, state=state)
 
 
-def _searched(part: tuple[Task, Tensor]) -> tuple[Tensor, Outcome]:
+def _largest_balls(part: tuple[Task, Tensor]) -> LocalCertificate:
     task, floor = part
-    return _proven(task, floor, *search(task, floor, task.deadline()))
+    begun = time.perf_counter()
+    radii, outcome = _proven(task, floor, *search(task, floor, task.deadline()))
+    outcome.account.seconds.fill_((time.perf_counter() - begun) / max(len(floor), 1))
+    return certificate_of(task, radii, outcome)
 
 
 def _proven(

@@ -29,8 +29,9 @@ from ..files import write_atomic
 from ..networks.layers import Shape
 from ..networks.storage import safetensors_header
 from ..shown import Fact, Row, Shown, number, share, word
+from . import verdicts
 from .columns import TENSORS, check_tensor
-from .config import ASKED, LEVELS
+from .config import LEVELS
 from .input_region import Box
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class LocalCertificate(Shown):
         varying: share of hidden units that can move on the ball, ``(batch,)``, and
         ratio: local over global bound up to the last layer; NaN where not computed, ``None`` where
             never; not proven.
+        settled: the cheapest level that proved each class, ``(batch,)``, an index of
+            ``config.SETTLED``, 0 for none; and
+        seconds: that each input took, ``(batch,)``, a batch's steps shared by the inputs that took
+            part; ``None`` where not noted; neither is proven.
 
     Raises:
         CertificateError: naming the field, for a value of the wrong type, shape or range.
@@ -101,6 +106,8 @@ class LocalCertificate(Shown):
     multipliers: Tensor | None = None
     varying: Tensor | None = None
     ratio: Tensor | None = None
+    settled: Tensor | None = None
+    seconds: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = sizes_of("input_shape", self.input_shape)
@@ -189,9 +196,11 @@ class LocalCertificate(Shown):
         if self.labels is None:
             columns["lip"] = self.lip[:, 0].tolist()
         else:
-            flags = ("labels", "predicted", "correct", "robust", "least_margin")
+            flags = ("labels", "predicted", "correct", "robust", "clean_margin", "least_margin")
             columns |= {name: getattr(self, name).tolist() for name in flags}
             columns["decided"] = self.decided
+        if self.seconds is not None:
+            columns["seconds"] = self.seconds.tolist()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def plot(self) -> Sheet:
@@ -221,7 +230,7 @@ class LocalCertificate(Shown):
         Raises:
             CertificateError: without labels.
         """
-        held = kept(self.center, self.margin, self.lip, self.radius)
+        held = verdicts.kept(self.center, self.margin, self.lip, self.radius)
         return (held | self._own("robust")).all(dim=1)
 
     @property
@@ -243,20 +252,27 @@ class LocalCertificate(Shown):
 
         Greater than 0 exactly where :attr:`robust`.
         """
-        reach = _reach(self.lip, self.radius)
-        by_slope = torch.where(torch.isfinite(reach), self.center - reach, -math.inf)
-        by_slope = torch.where(self.center > 0.0, by_slope, self.center)
-        margin = torch.where(self.center > 0.0, torch.maximum(by_slope, self.margin), by_slope)
-        return torch.where(self._own("least_margin"), math.inf, margin).amin(dim=1)
+        margins = verdicts.least_margins(self.center, self.margin, self.lip, self.radius)
+        return torch.where(self._own("least_margin"), math.inf, margins).amin(dim=1)
+
+    @property
+    def clean_margin(self) -> Tensor:
+        """Proven lower bound of ``f_y - max f_j`` at the input, ``(batch,)``."""
+        return torch.where(self._own("clean_margin"), math.inf, self.center).amin(dim=1)
 
     @property
     def decided(self) -> list[str]:
-        """How each input was decided: ``"wrong"``, ``"open"``, or the dearest level needed."""
-        order = torch.tensor([ASKED.index(n) + 2 if n in ASKED else 1 for n in LEVELS])
-        needed = torch.where(self._own("decided"), 0, order[self.level.long()]).amax(dim=1)
-        needed = torch.where(self.robust, needed, torch.where(self.correct, -1, -2))
-        names = {-2: "wrong", -1: "open", 1: "global"}
-        return [names.get(k) or ASKED[k - 2] for k in needed.tolist()]
+        """How each input was decided: ``"wrong"``, ``"open"``, or the cheapest level that did."""
+        own = self._own("decided")
+        return verdicts.decided(self.robust, self.correct, self.level, self.settled, own)
+
+    def by_level(self) -> list[Row]:
+        """Of each level the rows that it settled, their share and mean seconds, cheap ones first.
+
+        Raises:
+            CertificateError: without labels.
+        """
+        return verdicts.by_level(self.decided, self.seconds)
 
     def to_record(self) -> dict[str, float]:
         """Means and counts, ready for JSON; what was not computed is left out."""
@@ -264,7 +280,6 @@ class LocalCertificate(Shown):
             "varying": None if self.varying is None else float(self.varying.nanmean()),
             "ratio": None if self.ratio is None else float(self.ratio.nanmean()),
         }
-        decided = self.decided
         return {
             "rows": len(self),
             "clean_accuracy": _mean(self.correct),
@@ -272,7 +287,7 @@ class LocalCertificate(Shown):
             **{
                 name: value for name, value in means.items() if value is not None and value == value
             },
-            **{f"decided_{name}": decided.count(name) for name in sorted(set(decided))},
+            **{f"decided_{name}": n for name, n in verdicts.counted(self.decided).items()},
         }
 
     def _own(self, asked: str) -> Tensor:
@@ -322,21 +337,6 @@ class LocalCertificate(Shown):
             return _read(path)
         except CertificateError as error:
             raise CertificateError(f"{path}: {error}") from None
-
-
-def kept(center: Tensor, margin: Tensor, lip: Tensor, radius: Tensor) -> Tensor:
-    """Where ``f_y - f_j > 0`` on the whole ball: by lines, or by ``center > lip radius``.
-
-    A bound below 0 or NaN keeps nothing.
-    """
-    reach = _reach(lip, radius)
-    return (center > 0.0) & ((margin > 0.0) | ((lip >= 0.0) & (reach < center)))
-
-
-def _reach(lip: Tensor, radius: Tensor) -> Tensor:
-    """``lip radius``, rounded up."""
-    still = (radius[:, None] == 0.0) | (lip == 0.0)  # where one of them is infinite, too
-    return torch.where(still, 0.0, lip * radius[:, None]) * (1.0 + 1e-15)
 
 
 def _mean(flags: Tensor) -> float:

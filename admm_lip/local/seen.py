@@ -31,14 +31,16 @@ class Seen:
     everywhere: Tensor
 
     @staticmethod
-    def of(task: Task, radii: Tensor) -> Seen:
-        """Of a batch at the given radii."""
+    def of(task: Task, radii: Tensor, *, ranges: bool = True) -> Seen:
+        """Of a batch at the given radii; without ranges intervals on the uncut balls have to do."""
         net, everywhere = task.prepared.curved, torch.isposinf(radii)
         radii = torch.where(everywhere, 0.0, radii)
-        lines = BackwardLines(net.layers, Region(net.ball, task.points, radii, task.config.box))
+        box = task.config.box if ranges else None
+        lines = BackwardLines(net.layers, Region(net.ball, task.points, radii, box))
         norms = by_rows(net.layers, (net.ball.rows, net.ball.reach))
         arithmetic = Arithmetic(rounding=True)
-        found = forward(net.layers, task.points, lines.ball, norms, arithmetic, lines.range)
+        by_lines = lines.range if ranges else None
+        found = forward(net.layers, task.points, lines.ball, norms, arithmetic, by_lines)
         return Seen(lines, found, everywhere[:, None])
 
     def slopes(self, centred: bool) -> list[Range]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +15,7 @@ from ..certificates.document import MODEL_UNITS, RAW_UNITS
 from ..certificates.verify import check_belongs
 from ..errors import CertificateError
 from ..networks.network import Network
-from ..parallel import run_tasks, workers_of
-from ..progress import working
+from ..parallel import workers_of
 from .config import BY_NAME, LocalConfig
 from .curved_layers import CurvedNet, curved_layers
 from .global_bounds import GlobalBounds
@@ -120,34 +117,6 @@ class Task:
             return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // (64 * most)))
         entries = max(widths) * max(*widths, self.points.shape[1] if self.config.box else 1)
         return chunks(torch.arange(len(self.points)), min(_SAMPLES, _ENTRIES // entries))
-
-
-@dataclass(frozen=True, eq=False)
-class Parts(Sequence[Any]):
-    """The task of each batch, its radii beside it; made when it is asked for."""
-
-    task: Task
-    batches: list[Tensor]
-    radii: Tensor
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, k: Any) -> tuple[Task, Tensor]:
-        rows = self.batches[k]
-        return self.task.part(rows), self.radii[rows]
-
-    def run(
-        self, function: Callable[[tuple[Task, Tensor]], Any], n_jobs: int | None, show: bool
-    ) -> list[Any]:
-        """What a function makes of each of them, here or by workers."""
-        sizes = [len(rows) for rows in self.batches]
-        names = [f"rows {int(rows[0])} to {int(rows[-1])}" for rows in self.batches]
-        with working("certify", sum(sizes), "rows", show=show) as work:
-            left = iter(sizes)
-            return run_tasks(
-                function, self, names, n_jobs=n_jobs, done=lambda: work.step(next(left))
-            )
 
 
 def size_out(network: Network) -> int:

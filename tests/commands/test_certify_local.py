@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from admm_lip import cli
 from admm_lip.data import load_data
-from admm_lip.local import LocalCertificate
+from admm_lip.local import LocalCertificate, parts
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
+from admm_lip.parallel import finished_tasks
 from admm_lip.research.comparators import METHODS
 from admm_lip.training.train import TrainConfig, train
 
@@ -111,3 +114,69 @@ def test_a_fine_tuned_projection_says_what_it_bought(
     assert summary["after"]["certified"] > 0.5
     assert summary["before"]["radius"] == 0.1
     assert cli.main(["verify", "tuned"]) == 0
+
+
+def test_levels_are_counted_and_rows_are_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--kind", "local", "--data", "digits", "--samples", "40", "--radius", "0.3"]
+    words += ["--output", "near.safetensors", "--csv", "rows.csv", "--plot", "share.png"]
+    assert cli.main(["certify", str(folder), *words, "--json"]) == 0
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    found = LocalCertificate.load("near.safetensors")
+    assert record["levels"] == found.by_level()
+    assert sum(level["rows"] for level in record["levels"]) == 40
+    for level in record["levels"]:
+        line = rf"{level['settled_by']} +{level['rows']} +{level['share']:.1%} +[\d.e-]+\n"
+        assert re.search(line, printed.err)
+    with Path("rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(40))
+    assert [row["settled by"] for row in rows] == found.decided
+    assert [float(row["certified margin (outputs)"]) for row in rows] == found.least_margin.tolist()
+    assert {row["radius (l2 of model inputs)"] for row in rows} == {"0.3"}
+    assert "seconds (s)" in rows[0] and "clean margin (outputs)" in rows[0]
+    assert Path("share.png").read_bytes()[:4] == b"\x89PNG"
+    attacked = re.search(r"accuracy under attack +([\d.]+)% at radius 0.3", printed.err)
+    assert attacked and float(attacked[1]) / 100 >= float(found.robust.double().mean()) - 1e-3
+    assert {p.name for p in Path().iterdir()} == {  # nothing of what was kept meanwhile
+        *("near.safetensors", "near.pairs.json", "rows.csv", "share.png"),
+    }
+    assert cli.main(["certify", str(folder), *words]) == 2
+    assert "csv: rows.csv exists; name another file with --csv" in capsys.readouterr().err
+
+
+def test_a_stopped_command_goes_on_and_another_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["certify", str(folder), "--kind", "local", "--data", "digits", "--samples", "70"]
+    words += ["--output", "near.safetensors", "--local.level", "norms"]
+
+    def stopping(*given: Any, **more: Any) -> Any:
+        yield next(finished_tasks(*given, **more))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "finished_tasks", stopping)
+        assert cli.main([*words, "--radius", "0.1"]) == 130
+    assert "kept in near.safetensors.parts: the same command goes on" in capsys.readouterr().out
+    assert not Path("near.safetensors").exists()
+    assert cli.main([*words, "--radius", "0.2"]) == 2
+    said = capsys.readouterr().err
+    assert "another radius (it has 70 times 0.1, this one 70 times 0.2)" in said
+    solved: list[Any] = []
+    monkeypatch.setattr("admm_lip.api.certify", lambda *given, **more: solved.append(given))
+    assert cli.main([*words, "--radius", "0.1"]) == 0
+    assert not solved  # the bounds for all inputs were kept too
+    assert len(LocalCertificate.load("near.safetensors")) == 70
+    assert not Path("near.safetensors.parts").exists()
+
+
+def test_without_bounds_for_all_inputs_nothing_leans_on_them(folder: Path) -> None:
+    words = ["--kind", "local", "--data", "digits", "--samples", "10", "--radius", "0.1"]
+    words += ["--pairs", "false", "--output", "near.safetensors"]
+    assert cli.main(["certify", str(folder), *words]) == 0
+    assert "global" not in LocalCertificate.load("near.safetensors").decided
+    assert [p.name for p in Path().iterdir()] == ["near.safetensors"]
+    assert cli.main(["verify", str(folder), "--certificate", "near.safetensors"]) == 0
