@@ -24,6 +24,10 @@ class CertificateError(ValueError):
     """A certificate that cannot be read, is of another network, or does not prove its bound."""
 
 
+class SpecificationError(ValueError):
+    """A specification that cannot be read, or in two ways, or does not fit its network."""
+
+
 class RunFolderError(ValueError):
     """A run folder that exists, is missing, in use, or cannot be read; says what to do."""
 

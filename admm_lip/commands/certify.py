@@ -11,7 +11,13 @@ from .. import shown
 from ..lipschitz import NORMS
 from ..progress import working
 from .arguments import UsageError, parse, say
-from .certify_local import LocalProof, LocalRun, add_local_options, level_lines
+from .certify_local import (
+    LocalProof,
+    LocalRun,
+    add_local_options,
+    check_vnnlib,
+    level_lines,
+)
 from .hints import lines, verify
 from .in_units import RAW, STANDARDISED
 from .options import SettingsParser, add_config, add_threads_option, config_of, threads
@@ -48,6 +54,8 @@ def parser() -> SettingsParser:
               a bound for every difference of two outputs: the strongest radii
           admm-lip certify FOLDER --kind local --data mnist --data-dir DIR --radius 0.1
               what holds on the ball around each test row; without --radius, the largest balls
+          admm-lip certify model.onnx --kind local --vnnlib FILE
+              whether a box of inputs can have unsafe outputs: proven, refuted by an input, or open
           admm-lip certify FOLDER --output proof.json --solver.name clarabel
         """,
         usage="certify PATH [options]",
@@ -139,6 +147,8 @@ def _certify(options: Namespace) -> Outcome:
         check_replaceable(Path(options.output), options.kind)
     shape = tuple(options.input_shape) if options.input_shape else None
     network = open_network(path, shape)
+    if options.vnnlib:
+        return check_vnnlib(options, network)
     with working(f"certify {describe(network)}"):
         proof = _PROOFS[options.kind](options, network)
     say(describe(network))

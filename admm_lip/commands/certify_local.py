@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..progress import working
-from ..shown import Row, share
+from ..shown import Row, record_of, share
 from ..shown import lines as fact_lines
 from .arguments import UsageError, say
 from .options import SettingsParser, add_config, config_of
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -33,6 +34,8 @@ GROUP = "kind local"
 # Rows of the table, and the steps of the attack on what it leaves.
 _LINE = "  {:<12}{:>7}{:>9}{:>15}"
 _STEPS, _RESTARTS = 20, 2
+# That a specification may take, unless it is said.
+_SECONDS = 60.0
 
 
 def add_local_options(made: SettingsParser) -> None:
@@ -61,6 +64,14 @@ def add_local_options(made: SettingsParser) -> None:
     )
     group.add_argument(
         "--samples", type=int, default=1000, help="Test rows, the first ones; at most all."
+    )
+    group.add_argument(
+        "--vnnlib",
+        type=str | None,
+        metavar="FILE",
+        default=None,
+        help="VNNLIB specification to prove or refute instead of rows, within --local.seconds (not "
+        "given: none; a minute).",
     )
     group.add_argument(
         "--pairs",
@@ -242,6 +253,22 @@ def _table(folder: Path) -> TableOptions | None:
     settings = folder / CONFIG
     table = read_yaml(settings).get("table") if settings.is_file() else None
     return None if table is None else config_of(TableOptions, table)
+
+
+def check_vnnlib(options: Namespace, network: Network) -> Outcome:
+    """The verdict on a specification; no certificate is written."""
+    from ..local.specification import check_specification
+    from .finish import describe
+
+    if options.kind != "local":
+        raise UsageError(f"vnnlib: goes with --kind local, got {options.kind}")
+    given = options.local.seconds
+    seconds = _SECONDS if given is None else given
+    found = check_specification(network, options.vnnlib, seconds=seconds, progress=True)
+    for line in (describe(network), *fact_lines(found.facts())):
+        say(line)
+    about = {"network": options.network, "specification": options.vnnlib}
+    return Outcome(about | record_of(found.facts()))
 
 
 def level_lines(found: LocalCertificate) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .backward_lines import BackwardLines, center_values
+from .curved_layers import CurvedNet
 from .curves import Range
 from .forward_bounds import Arithmetic, Forward, by_rows, forward
 from .input_region import Region
@@ -33,15 +34,21 @@ class Seen:
     @staticmethod
     def of(task: Task, radii: Tensor, *, ranges: bool = True) -> Seen:
         """Of a batch at the given radii; without ranges intervals on the uncut balls have to do."""
-        net, everywhere = task.prepared.curved, torch.isposinf(radii)
+        everywhere = torch.isposinf(radii)
         radii = torch.where(everywhere, 0.0, radii)
-        box = task.config.box if ranges else None
-        lines = BackwardLines(net.layers, Region(net.ball, task.points, radii, box))
+        net, box = task.prepared.curved, task.config.box if ranges else None
+        seen = Seen.on(net, Region(net.ball, task.points, radii, box), ranges=ranges)
+        return replace(seen, everywhere=everywhere[:, None])
+
+    @staticmethod
+    def on(net: CurvedNet, region: Region, *, ranges: bool = True) -> Seen:
+        """The same on a region of finite balls."""
+        lines = BackwardLines(net.layers, region)
         norms = by_rows(net.layers, (net.ball.rows, net.ball.reach))
-        arithmetic = Arithmetic(rounding=True)
         by_lines = lines.range if ranges else None
-        found = forward(net.layers, task.points, lines.ball, norms, arithmetic, by_lines)
-        return Seen(lines, found, everywhere[:, None])
+        arithmetic = Arithmetic(rounding=True)
+        found = forward(net.layers, region.points, lines.ball, norms, arithmetic, by_lines)
+        return Seen(lines, found, torch.zeros(len(region), 1, dtype=torch.bool))
 
     def slopes(self, centred: bool) -> list[Range]:
         """Of every hidden layer, from the sample to its ball or between any points of it."""
