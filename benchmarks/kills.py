@@ -42,7 +42,7 @@ _QUICK: Words = ("--evaluate.steps", "3", "--evaluate.samples", "20", "--checkpo
 _TRAIN: Words = ("train", "--data", "toy2d", "--quiet", "--model.hidden", "[6]", *_QUICK)
 _COMPARE: Words = ("compare", "--data", "toy2d", "--model.hidden", "[6]", *_QUICK)
 _CERTIFY: Words = (
-    *("certify", "{network}", "--kind", "local", "--data", "toy2d", "--samples", "300"),
+    *("certify", "{network}", "--kind", "local", "--data", "toy2d", "--samples", "160"),
     *("--local.level", "tuned", "--output", "{folder}/local.safetensors"),
 )
 _PROJECT: Words = ("--bound", "3", "--finetune", "toy2d", "--checkpoint-seconds", "0")

@@ -16,7 +16,6 @@ from .certify_local import (
     LocalRun,
     add_local_options,
     check_vnnlib,
-    level_lines,
 )
 from .hints import lines, verify
 from .in_units import RAW, STANDARDISED
@@ -198,7 +197,7 @@ class _Proof:
 
     def more(self) -> list[str]:
         """The table of levels, of balls."""
-        return [] if self.local is None else level_lines(self.local.found)
+        return [] if self.local is None else self.local.lines()
 
     def levels(self) -> dict[str, Any]:
         """The same for ``--json``."""

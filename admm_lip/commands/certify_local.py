@@ -65,6 +65,11 @@ def add_local_options(made: SettingsParser) -> None:
     group.add_argument(
         "--samples", type=int, default=1000, help="Test rows, the first ones; at most all."
     )
+    add_config(made, GROUP, LocalConfig, "local.", skip=("norm", "input_scale", "decide"))
+    _add_effort_and_files(group)
+
+
+def _add_effort_and_files(group: Any) -> None:
     group.add_argument(
         "--vnnlib",
         type=str | None,
@@ -80,7 +85,6 @@ def add_local_options(made: SettingsParser) -> None:
         help="Begin with bounds for all inputs, of each pair of outputs: they settle easy rows "
         "(level global) and start the search for radii, but may take long on a large network.",
     )
-    add_config(made, GROUP, LocalConfig, "local.", skip=("norm", "input_scale", "decide"))
     for name, what in (("csv", "Table of the rows"), ("plot", "PNG of the certified share")):
         more = ", with its units in the header" if name == "csv" else ", an attack above it"
         group.add_argument(
@@ -115,6 +119,11 @@ class LocalRun:
             file = getattr(self.options, name)
             if file and Path(file).exists():
                 raise UsageError(f"{name}: {file} exists; name another file with --{name}")
+        if self.options.plot:
+            from .. import plots  # noqa: F401  missing, it is said before the work
+
+            if not self.network.is_path:
+                raise UsageError("plot: its attack needs a network without skips or branches")
 
     @cached_property
     def data(self) -> DataSet:
@@ -191,10 +200,15 @@ class LocalRun:
     @property
     def reported(self) -> float:
         """The radius of the headline: that asked for, or a tenth of the data's range."""
+        import numpy as np
+
         from ..evaluation.config import EvaluateConfig
         from ..evaluation.evaluate import report_radius
 
-        return self.options.radius or report_radius(self.data, EvaluateConfig())
+        usual = report_radius(self.data, EvaluateConfig())
+        scale = self.measure.get("input_scale")
+        least = 1.0 if scale is None else min(np.atleast_1d(scale))
+        return float(self.options.radius or usual * least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,10 +229,20 @@ class LocalProof:
         if options.csv:
             write_text(Path(options.csv), as_csv(_csv_rows(self.found)))
             said.append(f"  rows written to {options.csv}")
-        if options.plot:
-            said += self._draw(Path(options.plot))
         remove_state(self.run.state)
-        return said
+        return said + (self._draw(Path(options.plot)) if options.plot else [])
+
+    def lines(self) -> list[str]:
+        """How many rows each level settled, and in what time, for a person."""
+        lines = ["", _LINE.format("settled by", "rows", "share", "seconds a row")]
+        for row in self.found.by_level():
+            words = row["settled_by"], row["rows"], f"{row['share']:.1%}"
+            lines.append(_LINE.format(*words, f"{row['seconds_each']:.3g}"))
+        (low, high), data = self.run.data.input_range, self.run.data
+        if self.found.box is None and data.units is None:
+            lines.append(f"  inputs beyond the range of the data, {low:g} to {high:g}, count too;")
+            lines.append(f"  --local.box [{low:g},{high:g}] leaves them out")
+        return [*lines, ""]
 
     def _draw(self, path: Path) -> list[str]:
         """The certified share against radius, and above it what an attack leaves."""
@@ -269,15 +293,6 @@ def check_vnnlib(options: Namespace, network: Network) -> Outcome:
         say(line)
     about = {"network": options.network, "specification": options.vnnlib}
     return Outcome(about | record_of(found.facts()))
-
-
-def level_lines(found: LocalCertificate) -> list[str]:
-    """How many rows each level settled, and in what time, for a person."""
-    lines = ["", _LINE.format("settled by", "rows", "share", "seconds a row")]
-    for row in found.by_level():
-        seconds = f"{row['seconds_each']:.3g}"
-        lines.append(_LINE.format(row["settled_by"], row["rows"], f"{row['share']:.1%}", seconds))
-    return [*lines, ""]
 
 
 def _csv_rows(found: LocalCertificate) -> list[Row]:

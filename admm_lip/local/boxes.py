@@ -44,7 +44,7 @@ def lower_bounds(layers: Sequence[Layer], low: Tensor, high: Tensor, rows: Tenso
     # A scale whose true inverse is not below the half width.
     ball = unit_ball(layers[0], "linf", torch.nextafter(1.0 / half, -infinity))
     net, widest = CurvedNet(tuple(layers), ball), max(layer.operator.size_out for layer in layers)
-    together = min(_BOXES, _ENTRIES // (widest * max(widest, len(half))))
+    together = min(_BOXES, _ENTRIES // (widest * max(widest, len(half), len(rows))))
     found = []
     for part in chunks(torch.arange(len(center)), together):
         region = Region(ball, center[part], torch.ones(len(part), dtype=torch.float64))

@@ -37,7 +37,7 @@ from .curved_layers import curved_layers
 from .layers import Layer
 
 HOLDS, VIOLATED, UNKNOWN = "holds", "violated", "unknown"
-_EXACT = 2**53
+_EXACT, _MOST_ROWS = 2**53, 2**12
 # Starts and steps of the first attack, and of those from boxes that are left.
 _STARTS, _STEPS = 64, 40
 _STARTS_AGAIN, _STEPS_AGAIN = 16, 8
@@ -201,6 +201,11 @@ class _Question:
         """The rows of the cases behind the network."""
         outputs = math.prod(network.shapes()[network.output])
         spaces = [space for case in cases for space in case.constraints]
+        if len(spaces) > _MOST_ROWS:
+            raise SpecificationError(
+                f"specification: {len(spaces)} constraints on one box, above the limit of "
+                f"{_MOST_ROWS}; split it"
+            )
         rows, bounds = zip(*(_whole(space, outputs) for space in spaces), strict=True)
         owner = torch.tensor([k for k, case in enumerate(cases) for _ in case.constraints])
         matrix = np.array(rows, dtype=np.float64)

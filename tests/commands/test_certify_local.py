@@ -138,6 +138,7 @@ def test_levels_are_counted_and_rows_are_written(
     assert {row["radius (l2 of model inputs)"] for row in rows} == {"0.3"}
     assert "seconds (s)" in rows[0] and "clean margin (outputs)" in rows[0]
     assert Path("share.png").read_bytes()[:4] == b"\x89PNG"
+    assert "inputs beyond the range of the data, 0 to 1, count too" in printed.err
     attacked = re.search(r"accuracy under attack +([\d.]+)% at radius 0.3", printed.err)
     assert attacked and float(attacked[1]) / 100 >= float(found.robust.double().mean()) - 1e-3
     assert {p.name for p in Path().iterdir()} == {  # nothing of what was kept meanwhile

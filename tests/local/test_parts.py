@@ -60,7 +60,8 @@ def test_an_ended_call_goes_on(
     def call(state: Path | None) -> LocalCertificate:
         if question == "balls":
             return certified(state)
-        return local_radii(MODEL, X, Y, config=replace(CONFIG, rounds=3), state=state)
+        config = LocalConfig("norms", rounds=2)
+        return local_radii(MODEL, X, Y, config=config, state=state)
 
     whole, state = call(tmp_path / "whole"), tmp_path / "state"
     with monkeypatch.context() as patch:

@@ -150,6 +150,9 @@ def test_what_does_not_fit_is_refused(outputs: int, row: list[int], message: str
     spec = Specification(2, outputs, (case([row], [Fraction(0)]),))
     with pytest.raises(SpecificationError, match=message):
         check_specification(controller(0), spec)
+    many = Specification(2, 3, (case([[1, 0, 0]] * 5000, [Fraction(0)] * 5000),))
+    with pytest.raises(SpecificationError, match="5000 constraints on one box, above the limit"):
+        check_specification(controller(0), many)
     with pytest.raises(SpecificationError, match="a number beyond float64"):
         check_specification(
             controller(0), Specification(2, 3, (case([[1, 0, 0]], [Fraction(10) ** 400]),))
