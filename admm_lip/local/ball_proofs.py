@@ -6,9 +6,6 @@ Two ways, of which the level that is asked for chooses one:
   margins and slope ranges, these give Lipschitz bounds (``lipschitz_levels.py``);
 * **by norms** (``product`` and ``masked``): intervals and the norms of what can move on the ball
   (``norm_margins.py``), a few passes a batch whatever the size of the network.
-
-Where classes alone are asked for, samples that are wrong, or that a bound for all inputs settles,
-go neither way.
 """
 
 from __future__ import annotations
@@ -112,53 +109,8 @@ def prove(
     if task.labels is not None:
         margin = torch.where(everywhere, -math.inf, margin)
     if task.known is not None:
-        found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
+        found = capped(found, task.known.lips(task.labels, len(radii)), task.items)
     return replace(outcome, found=found, margin=margin)
-
-
-def prove_classes(task: Task, radii: Tensor, deadline: float = math.inf) -> Outcome:
-    """The same, what the classes need alone: each level for what the cheaper ones leave open."""
-    if task.labels is None or not task.config.by_lines:
-        return prove(task, radii, decide=True, deadline=deadline)
-    first = _before_lines(task, radii)
-    right = ((first.center > 0.0) | ~task.items).all(dim=1)
-    rows = (right & (first.settled(radii, task.items) == 0)).nonzero()[:, 0]
-    if not len(rows):
-        return first
-    rest = prove(task.part(rows), radii[rows], decide=True, deadline=deadline)
-    return rest if len(rows) == len(radii) else _with_rows(first, rows, rest)
-
-
-def _before_lines(task: Task, radii: Tensor) -> Outcome:
-    """What is known at the samples, and for all inputs."""
-    account = Account.opened(task.items, "norms")
-    with account.timed():
-        # Wider intervals than a check has, so that it reaches these claims.
-        center = Seen.of(task, radii, ranges=False).center(task.functionals[:, :, 0], doubt=2.0)
-        center = torch.where(torch.isfinite(center), center, -math.inf)
-        found = nothing(task.items, sum(task.prepared.curved.hidden))
-        if task.known is not None:
-            found = _capped(found, task.known.lips(task.labels, len(radii)), task.items)
-    nan = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    return Outcome(found, torch.full_like(center, -math.inf), center, nan, nan, account)
-
-
-def _with_rows(first: Outcome, rows: Tensor, rest: Outcome) -> Outcome:
-    """What is known of all samples after more has been found of some, in ascending order."""
-    for into, new in (
-        *((getattr(first.found, n), getattr(rest.found, n)) for n in ("lip", "level", "roots")),
-        *((getattr(first, n), getattr(rest, n)) for n in ("margin", "center")),
-        (first.account.means, rest.account.means),
-        (first.account.seconds, first.account.seconds[rows] + rest.account.seconds),
-    ):
-        into[rows] = new
-    stated = []
-    for given in (rest.witness, rest.duals):
-        items = torch.zeros_like(first.margin, dtype=torch.bool)
-        if given is not None:
-            items[rows] = given.items
-        stated.append(None if given is None else replace(given, items=items))
-    return replace(first, witness=stated[0], duals=stated[1])
 
 
 def _by_lines(
@@ -306,7 +258,7 @@ def _wanted(task: Task, items: Tensor, target: Tensor, deadline: float) -> Wante
     return Wanted(task.functionals, items, target, level, deadline, known)
 
 
-def _capped(found: Found, lips: Tensor, items: Tensor) -> Found:
+def capped(found: Found, lips: Tensor, items: Tensor) -> Found:
     """No bound above the one for all inputs."""
     use = items & (lips < found.lip)
     return Found(

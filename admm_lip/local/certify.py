@@ -22,7 +22,8 @@ from ..certificates.radii import labels_of, points_of
 from ..data.arrays import as_numbers
 from ..foreign.open import network_of
 from ..networks.network import Network
-from .ball_proofs import prove, prove_classes
+from .ball_proofs import prove
+from .class_proofs import prove_classes
 from .config import LocalConfig as LocalConfig
 from .config import check_inside
 from .global_bounds import global_bounds

@@ -14,8 +14,8 @@ from admm_lip import CertificateError, certify
 from admm_lip.local import (
     LocalCertificate,
     LocalConfig,
-    ball_proofs,
     certify_local,
+    class_proofs,
     local_radii,
     quadratic_search,
     verify_local,
@@ -63,9 +63,9 @@ def test_what_holds_for_all_inputs_goes_no_further(monkeypatch: pytest.MonkeyPat
     pairs = certify(MODEL, kind="pairwise", progress=False)
     config = LocalConfig("tuned", decide=True)
     taken = []
-    prove = ball_proofs.prove
+    prove = class_proofs.prove
     monkeypatch.setattr(
-        ball_proofs, "prove", lambda t, r, **m: (taken.append(len(r)), prove(t, r, **m))[1]
+        class_proofs, "prove", lambda t, r, **m: (taken.append(len(r)), prove(t, r, **m))[1]
     )
     one = certify_local(MODEL, X, 0.05, Y, certificate=pairs, config=config)
     assert one.decided.count("global") > 10
