@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from .ball_proofs import Outcome, capped, prove
 from .lipschitz_levels import nothing
 from .seen import Seen
 from .tasks import Task
+from .witnesses import Stated
+
+Some = TypeVar("Some", bound=Stated)
 
 
 def prove_classes(task: Task, radii: Tensor, deadline: float = math.inf) -> Outcome:
@@ -61,10 +65,17 @@ def _with_rows(first: Outcome, rows: Tensor, rest: Outcome) -> Outcome:
         (first.account.seconds, first.account.seconds[rows] + rest.account.seconds),
     ):
         into[rows] = new
-    stated = []
-    for given in (rest.witness, rest.duals):
-        items = torch.zeros_like(first.margin, dtype=torch.bool)
-        if given is not None:
-            items[rows] = given.items
-        stated.append(None if given is None else replace(given, items=items))
-    return replace(first, witness=stated[0], duals=stated[1])
+    return replace(
+        first,
+        witness=_of_batch(rest.witness, rows, len(first.margin)),
+        duals=_of_batch(rest.duals, rows, len(first.margin)),
+    )
+
+
+def _of_batch(given: Some | None, rows: Tensor, count: int) -> Some | None:
+    """What is stated of some samples, as of the whole batch."""
+    if given is None:
+        return None
+    items = torch.zeros(count, given.items.shape[1], dtype=torch.bool)
+    items[rows] = given.items
+    return replace(given, items=items)

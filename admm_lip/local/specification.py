@@ -28,7 +28,7 @@ from ..foreign.open import network_of
 from ..foreign.vnnlib import HalfSpace, Specification, UnsafeCase, read_vnnlib
 from ..networks.chain import build_module
 from ..networks.forward import forward
-from ..networks.layers import Shape
+from ..networks.layers import Array, Shape
 from ..networks.network import LayerSpec, Network
 from ..progress import Work, working
 from ..shown import Fact, Shown, number, word
@@ -244,8 +244,9 @@ class _Question:
         """Whether the outputs at x, ``(n,)``, are proven to meet a case."""
         low, high = self.inner
         between = low <= high
-        ends = (torch.where(between, x, end[0])[None] for end in self.outer)
-        most = -lower_bounds(self.layers, *ends, -torch.eye(len(self.bounds), dtype=torch.float64))
+        low, high = (torch.where(between, x, end[0])[None] for end in self.outer)
+        minus = -torch.eye(len(self.bounds), dtype=torch.float64)
+        most = -lower_bounds(self.layers, low, high, minus)
         met = (most[0] <= self.below) | ~self.members
         return bool(met.all(dim=1).any())
 
@@ -276,7 +277,7 @@ def _whole(space: HalfSpace, outputs: int) -> tuple[list[int], Fraction]:
     return row, space.bound * common
 
 
-def _followed(network: Network, matrix: np.ndarray) -> Network:  # type: ignore[type-arg]
+def _followed(network: Network, matrix: Array) -> Network:
     """The network, and the matrix behind it."""
     names, shape = {spec.name for spec in network.layers}, network.shapes()[network.output]
     flat, own = (
