@@ -58,7 +58,7 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
         ),
         "image_bounds": Benchmark(
             "bounds of convolutional and residual networks, frequency by frequency",
-            "CIFAR-10, networks of SDP-CROWN",
+            "MNIST, CIFAR-10, networks of SDP-CROWN",
             "ours",
             _BOUNDS,
         ),
@@ -114,7 +114,7 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
             "MNIST and Fashion-MNIST, 784-64-64-10: clean and certified accuracy", _IMAGES
         ),
         "image_training": Benchmark(
-            "plain convolutions trained under a bound, beside a dense network", "MNIST"
+            "plain convolutions trained under a bound, beside a dense network", "MNIST, CIFAR-10"
         ),
         "square_wave": Benchmark(
             "a square wave under slope bounds 1, 5 and 10: tightness and error",

@@ -1,6 +1,6 @@
 """Bounds of convolutional and residual networks: frequency by frequency, beside other bounds.
 
-    python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--limit 90] [--epochs 3]
+    python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--limit 90] [--epochs 2]
 
 Networks of random weights, networks that others trained without a bound (``sdp_crown`` in the data
 folder), and networks trained here for some epochs, without one: LeNet-5 and a small one on MNIST, a
@@ -182,7 +182,7 @@ def cases(options: argparse.Namespace) -> Mapping[str, Callable[[], Case]]:
     found |= {name: partial(published, name, folder) for name in names}
     found["random ResNet-8"] = lambda: Case(resnet(8), (3, 32, 32))
     for name, build, data, rate in TRAINED:
-        label = f"{name}, {options.epochs} epochs of {data}"
+        label = f"{name}, {options.epochs} epoch{'s' * (options.epochs > 1)} of {data}"
         found[label] = partial(trained, build, data, rate, options)
     return found
 
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data-dir", default=None, help="folder of MNIST, CIFAR-10, sdp_crown")
     parser.add_argument("--only", default=None, help="networks whose name contains this")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds of one certificate")
-    parser.add_argument("--epochs", type=int, default=3, help="of networks trained here")
+    parser.add_argument("--epochs", type=int, default=2, help="of networks trained here")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = []

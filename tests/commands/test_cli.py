@@ -157,7 +157,7 @@ class TestOtherMethods:
                 ["--method", "sandwich", "--method-settings", '{"bond": 1}'],
                 "method-settings: sandwich takes bound, got 'bond'; did you mean 'bound'?",
             ),
-            (["--recipe", "mnits"], "recipe: expected one of cifar10_6c2f, mnist_4c3f, "),
+            (["--recipe", "mnits"], "recipe: expected one of cifar10_36_255, "),
             (["--method", "local", "--eps", "-1"], "eps: expected a finite number >= 0, got -1"),
             (["--convnet.name", "9C"], "convnet.name: expected one of 2C2F, 4C3F, 6C2F, 8C2F"),
             (["--convnet.name", "2C2F", "--data", "toy2d"], "2C2F takes pictures"),
