@@ -58,7 +58,9 @@ def rows_of(path: Path) -> list[dict]:
 
 class TestTrain:
     def test_a_run_leaves_everything_and_its_proof_holds(self, trained):
-        assert {p.name for p in trained.iterdir()} == FILES
+        # A slow run keeps the checkpoint before the last one, too.
+        found = {p.name for p in trained.iterdir()}
+        assert found - {"checkpoint.previous.safetensors"} == FILES
         plots = {p.name for p in (trained / "plots").iterdir()}
         assert plots == {"bounds.png", "certified_accuracy.png", "training.png"}
         certificate = Certificate.load(trained / "certificate.json")
