@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,20 @@ def verify_local(
     network = certified_network(found, model)
     if certificate is not None:
         check_global(certificate, network)
-    task = _task(found, network, certificate)
+    _check_rows(_task(found, network, certificate), found)
+
+
+def check_part(found: LocalCertificate, task: Task) -> None:
+    """The same for what was kept of some samples of a task, with its bounds for all inputs.
+
+    Raises:
+        CertificateError: as :func:`verify_local`.
+    """
+    found.check()
+    _check_rows(replace(_task(found, task.prepared.network, None), known=task.known), found)
+
+
+def _check_rows(task: Task, found: LocalCertificate) -> None:
     for rows in task.batches():
         for group in chunks(rows, _GROUP):
             _check_group(task.part(group), found, group)

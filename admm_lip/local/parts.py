@@ -25,6 +25,7 @@ from ..parallel import finished_tasks
 from ..progress import working
 from ..records import as_json, read_json
 from .ball_proofs import Outcome, empty
+from .check import check_part
 from .columns import TENSORS
 from .input_region import chunks
 from .quadratic_proof import Witness
@@ -185,25 +186,29 @@ def _file(state: Path, rows: Tensor) -> Path:
 
 
 def _kept(state: Path, parts: Parts) -> dict[int, LocalCertificate]:
-    """The batches that the folder has, of exactly these samples."""
+    """The batches that the folder has, of exactly these samples, proven once more."""
     found = {}
     for k, rows in enumerate(parts.batches):
         path = _file(state, rows)
         if path.is_file():
-            part = LocalCertificate.load(path)
-            task = parts.task
-            if part.digest != task.prepared.network.digest() or not _same(part, task, rows):
-                raise CertificateError(f"{path}: not of these rows; remove {state} to begin anew")
-            found[k] = part
+            found[k] = LocalCertificate.load(path)
+            try:
+                _check(found[k], parts.task, rows)
+            except CertificateError as error:
+                raise CertificateError(f"{path}: {error}; remove {state} to begin anew") from error
     return found
 
 
-def _same(part: LocalCertificate, task: Task, rows: Tensor) -> bool:
+def _check(part: LocalCertificate, task: Task, rows: Tensor) -> None:
+    """Refuse a batch of other samples, or one that claims what is not so: it is only a file."""
     if part.labels is None or task.labels is None:
         same = part.labels is task.labels
     else:
         same = torch.equal(part.labels, task.labels[rows].to(torch.int64))
-    return same and torch.equal(part.x, task.points[rows])
+    same = same and part.digest == task.prepared.network.digest()
+    if not same or not torch.equal(part.x, task.points[rows]):
+        raise CertificateError("not of these rows")
+    check_part(part, task)
 
 
 def _identity(task: Task, radii: Tensor) -> Identity:

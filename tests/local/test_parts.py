@@ -10,6 +10,7 @@ import pytest
 import torch
 from local_nets import network
 
+from admm_lip import certify
 from admm_lip.errors import CertificateError, RunFolderError
 from admm_lip.local import LocalCertificate, LocalConfig, certify_local, local_radii, parts
 from admm_lip.local.columns import TENSORS
@@ -107,6 +108,29 @@ def test_a_batch_that_was_changed_is_not_taken(tmp_path: Path) -> None:
     first.write_bytes(content[: len(content) // 2])
     with pytest.raises(CertificateError, match=r"rows-0-to-31\.safetensors: truncated or damaged"):
         certified(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["margin", "lip", "radius"])
+def test_a_batch_that_claims_too_much_is_not_taken(name: str, tmp_path: Path) -> None:
+    config = LocalConfig("closed")
+    certified(tmp_path, config=config)
+    path = tmp_path / "rows-32-to-63.safetensors"
+    part = LocalCertificate.load(path)
+    value = getattr(part, name)
+    more = {"margin": value + 0.1, "lip": 0.9 * value, "radius": 2.0 * value}[name]
+    replace(part, **{name: more}).save(path)
+    with pytest.raises(CertificateError, match=r"rows-32-to-63.*not proven.* to begin anew"):
+        certified(tmp_path, config=config)
+
+
+@pytest.mark.parametrize("level", ["masked", "semidefinite"])
+def test_kept_batches_of_any_level_are_proven_once_more(level: str, tmp_path: Path) -> None:
+    config, whole = (
+        LocalConfig(level, steps=2, dual_steps=5, decide=True),
+        certify(MODEL, kind="pairwise"),
+    )
+    given = {"config": config, "certificate": whole, "x": X[:40], "y": Y[:40]}
+    assert_same(certified(tmp_path, **given), certified(tmp_path, **given))
 
 
 def test_only_what_was_kept_is_removed(tmp_path: Path) -> None:
