@@ -17,7 +17,7 @@ from admm_lip.certificates import verify as checker
 from admm_lip.certificates.document import checksum
 from admm_lip.errors import NetworkError
 from admm_lip.local import LocalCertificate, certify_local, check, local_radii, verify_local
-from admm_lip.local.result import kept
+from admm_lip.local.verdicts import kept
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.storage import load_network, save_network
 from admm_lip.records import RunFolderError, read_json

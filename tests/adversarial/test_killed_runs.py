@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,15 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return trained_network(tmp_path_factory.mktemp("network") / "run")
 
 
-@pytest.mark.parametrize(("name", "seed"), [(name, k) for k, name in enumerate(COMMANDS)])
+# The loop of another command under another loss.
+LONG = {"train --method lmt"}
+
+
+def _marked(name: str, seed: int) -> Any:
+    return pytest.param(name, seed, marks=[pytest.mark.slow] if name in LONG else [])
+
+
+@pytest.mark.parametrize(("name", "seed"), [_marked(n, k) for k, n in enumerate(COMMANDS)])
 def test_a_killed_command_ends_as_an_untouched_one(
     name: str, seed: int, network: Path, tmp_path: Path
 ) -> None:
