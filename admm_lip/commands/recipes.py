@@ -116,19 +116,24 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
         "device": device,
     }
     if convnet.name:
-        shape, size = data.shape, asdict(convnet)
-        model = build_convnet(size.pop("name"), shape, data.n_outputs, **size, seed=train.seed)
         data = data.as_images()
-        if train.centre and values.get("method", ADMM) == ADMM:
-            model = nn.Sequential(_less_mean(data), *model)
-        return Job(data, model.to(device), train, evaluate, settings)
-    model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
+        centred = train.centre and values.get("method", ADMM) == ADMM
+        model = _convnet(convnet, data, train.seed, centred)
+    else:
+        model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
     return Job(data, model.to(device), train, evaluate, settings, units)
 
 
-def _less_mean(data: DataSet) -> nn.Module:
-    """A layer that takes the mean picture away: padding keeps it out of a convolution's bias."""
-    return Elementwise({"bias": -data.train[0].mean(dim=0).numpy()})
+def _convnet(config: ConvnetConfig, data: DataSet, seed: int, centred: bool) -> nn.Sequential:
+    """A convolutional network; ``centred``: behind a layer that takes the mean picture away.
+
+    Padding keeps the mean out of a convolution's bias.
+    """
+    size = asdict(config)
+    model = build_convnet(size.pop("name"), data.shape, data.n_outputs, **size, seed=seed)
+    if not centred:
+        return model
+    return nn.Sequential(Elementwise({"bias": -data.train[0].mean(dim=0).numpy()}), *model)
 
 
 def radius_of(values: Mapping[str, Any]) -> float:

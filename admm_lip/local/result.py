@@ -149,7 +149,6 @@ class LocalCertificate(Shown):
                     f"{names[0]}: expected a row for each of the {int(flags.sum())} functionals "
                     f"of {marks}, got {len(rows[0])}"
                 )
-
         if self.multipliers is not None and self.multipliers.shape[1] != multipliers:
             raise CertificateError(
                 f"multipliers: expected {multipliers} a row, got {self.multipliers.shape[1]}"

@@ -233,11 +233,10 @@ class Relaxation:
     def row(self, functional: Functional) -> tuple[Array, Array]:
         """The functional's coefficients of z and p of every moving neuron."""
         *inner, last = self.ball.layers
-        row = np.concatenate([*(np.zeros(layer.moving.sum()) for layer in inner),
-                              functional.row[last.moving]])  # fmt: skip
-        return row * self.of_neurons("slope"), np.where(self.open, row, 0.0) * (
-            1.0 - self.of_neurons("below")
-        )
+        before = [np.zeros(layer.moving.sum()) for layer in inner]
+        row = np.concatenate([*before, functional.row[last.moving]])
+        kinked = np.where(self.open, 1.0 - self.of_neurons("below"), 0.0)
+        return row * self.of_neurons("slope"), row * kinked
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from admm_lip.local import LocalCertificate
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
+from admm_lip.networks.storage import save_network
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -41,6 +47,21 @@ def network(
     for p in model.parameters():
         p.data *= scale
     return model
+
+
+def check_apart(model: nn.Module, found: LocalCertificate, folder: Path, means: str) -> None:
+    """Check a certificate in a process that never loads the search of its witnesses."""
+    save_network(read_network(model, found.input_shape), folder)
+    found.save(folder / "local.safetensors")
+    code = (
+        "import sys\n"
+        "from admm_lip.local import verify_local\n"
+        "from admm_lip.networks.storage import load_network\n"
+        "verify_local('local.safetensors', load_network('.'))\n"
+        f"assert 'admm_lip.local.{means}_proof' in sys.modules\n"
+        f"assert 'admm_lip.local.{means}_search' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
 
 
 def inside(x: Tensor, radius: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_nets import inside, network
+from local_nets import check_apart, inside, network
 from torch import Tensor, nn
 
 from admm_lip import CertificateError
@@ -22,7 +20,6 @@ from admm_lip.local.quadratic_search import searched
 from admm_lip.local.seen import Seen
 from admm_lip.local.tasks import Prepared, Task, functionals_for
 from admm_lip.networks.chain import read_network
-from admm_lip.networks.storage import save_network
 
 BENT = ("relu", "leaky", "steep_leaky", "max_min")
 
@@ -186,17 +183,7 @@ def test_a_witness_is_checked_where_no_search_was_ever_loaded(
     proven: tuple[nn.Module, LocalCertificate], tmp_path: Path
 ) -> None:
     model, found = proven
-    save_network(read_network(model, (4,)), tmp_path)
-    found.save(tmp_path / "local.safetensors")
-    code = (
-        "import sys\n"
-        "from admm_lip.local import verify_local\n"
-        "from admm_lip.networks.storage import load_network\n"
-        "verify_local('local.safetensors', load_network('.'))\n"
-        "assert 'admm_lip.local.quadratic_proof' in sys.modules\n"
-        "assert 'admm_lip.local.quadratic_search' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    check_apart(model, found, tmp_path, "quadratic")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_nets import inside, network
+from local_nets import check_apart, inside, network
 from test_quadratic_search import BENT, images, open_pass
 from torch import Tensor, nn
 
@@ -31,8 +29,6 @@ from admm_lip.local.semidefinite_dual import (
 from admm_lip.local.semidefinite_proof import ExactDual, multipliers_of, row_of
 from admm_lip.local.semidefinite_search import FirstLayer, searched
 from admm_lip.local.semidefinite_witness import Relaxations
-from admm_lip.networks.chain import read_network
-from admm_lip.networks.storage import save_network
 
 Box = tuple[float, float] | None
 
@@ -284,17 +280,7 @@ def test_a_witness_is_checked_where_no_search_was_ever_loaded(
     proven: tuple[nn.Module, LocalCertificate], tmp_path: Path
 ) -> None:
     model, found = proven
-    save_network(read_network(model, (16,)), tmp_path)
-    found.save(tmp_path / "local.safetensors")
-    code = (
-        "import sys\n"
-        "from admm_lip.local import verify_local\n"
-        "from admm_lip.networks.storage import load_network\n"
-        "verify_local('local.safetensors', load_network('.'))\n"
-        "assert 'admm_lip.local.semidefinite_proof' in sys.modules\n"
-        "assert 'admm_lip.local.semidefinite_search' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    check_apart(model, found, tmp_path, "semidefinite")
 
 
 @pytest.mark.parametrize(
