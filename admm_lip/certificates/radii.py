@@ -5,9 +5,8 @@ If ``(e_y - e_j)' f`` has Lipschitz constant ``L_yj`` then the radius is the lea
 global bound L gives ``sqrt(2) L`` for all of them, and bounds of single outputs give ``L_y + L_j``.
 
 The logits are those of the real-valued function of the stored weights; they are enclosed, not
-estimated: evaluated in float64 with a running bound on every rounding, and the margin is taken at
-its lower end.  For the functions of the mathematical library (tanh, exp, erf) an accuracy of 32
-units in the last place is assumed.
+estimated: evaluated in float64 with a running bound on every rounding (``running_error.py``), and
+the margin is taken at its lower end.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +24,8 @@ from ..data.arrays import as_numbers, as_numbers_or_words, to_float64
 from ..data.labels import binary_numbers, class_numbers, is_one_hot
 from ..errors import CertificateError
 from ..networks.layers import Array, Shape
-from ..networks.network import Chain, Network
-from ..networks.scalar_math_torch import evaluated
-from ..rounding import TINY, affine_error
+from ..networks.network import Network
+from ..networks.running_error import enclosed
 from ..shown import Fact, Row, Shown, number, share, word
 from ..solvers.devices import float64_home
 from ..units import Units
@@ -42,7 +39,6 @@ _U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.001
 _SMALLEST = 2.0**-1020
-_BATCH_ENTRIES = 2**24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,17 +109,13 @@ def radii_of(
 ) -> Tensor:
     """What :func:`admm_lip.certified_radii` does with a certificate; arguments are as there."""
     network = certified_network(certificate, model)
-    chain = network.chain()
-    slopes = _slopes_of(certificate, chain.widths[-1])
+    outputs = math.prod(network.shapes()[network.output])
+    slopes = _slopes_of(certificate, outputs)
     points = points_of(x, network.input_shape or ())
-    labels = labels_of(y, len(points), chain.widths[-1], classes)
+    labels = labels_of(y, len(points), outputs, classes)
     points, off = _as_the_model_takes(points, units, certificate.units)
-    rows = max(1, _BATCH_ENTRIES // sum(chain.widths))
-    parts = [
-        _radii(*logits_with_error(network, chain, points[p], off[p]), labels[p], slopes)
-        for p in (slice(k, k + rows) for k in range(0, len(points), rows))
-    ]
-    return (torch.cat(parts) if parts else points.new_zeros(0)).to(float64_home(x))
+    logits, error = (torch.from_numpy(part).flatten(1) for part in enclosed(network, points, off))
+    return _radii(logits, error, labels, slopes).to(float64_home(x))
 
 
 def _slopes_of(certificate: AnyCertificate, outputs: int) -> Tensor:
@@ -187,36 +179,6 @@ _STEEPNESS: Mapping[str, Callable[[Any, int], Array]] = {
     "pairwise": _pairwise_steepness,
     "per_output": _per_output_steepness,
 }
-
-
-def logits_with_error(
-    network: Network, chain: Chain, points: Tensor, off: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Outputs in float64 and a bound on each one's distance from the real-valued network's.
-
-    Per layer ``rounding.affine_error``, then the steepest slope times that, plus the error of
-    evaluating the activation.  The chain is evaluated in float64, here, and bounds count on it;
-    ``live_check.py`` compares evaluations of a graph by others, in a module's own precision.
-
-    Args:
-        network: the network.
-        chain: ``network.chain()``.
-        points: float64, ``(batch, inputs)``.
-        off: bound on the error of each entry; ``None`` where they are exact.
-    """
-    value, error = points, torch.zeros_like(points) if off is None else off
-    for k, numpy_weight in enumerate(chain.weights):
-        weight, bias = torch.from_numpy(numpy_weight), torch.from_numpy(chain.biases[k])
-        absolute = partial(torch.matmul, other=weight.abs().T)
-        known = chain.errors[k], chain.bias_errors[k]
-        error = affine_error(value, error, absolute, bias, weight.shape[1], *known)
-        value = value @ weight.T + bias
-        if k < len(chain.activations):
-            slopes = chain.slopes[k]
-            steepest = torch.from_numpy(np.maximum(abs(slopes.alpha), abs(slopes.beta)))
-            value, off = evaluated(network.arrays, chain.activations[k], value)
-            error = _SLACK * (steepest * error + off) + TINY
-    return value, error
 
 
 def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Tensor:

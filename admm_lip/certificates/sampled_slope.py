@@ -205,15 +205,20 @@ def _lengths(v: Tensor) -> Tensor:
 
 
 def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tensor:
-    """Some steps of power iteration on ``J'J``, for each sample."""
-    for _ in range(_POWER_STEPS):
-        point = x.clone().requires_grad_(True)
-        with torch.enable_grad():
-            u = torch.zeros_like(module(point)).requires_grad_(True)
-            (back,) = torch.autograd.grad(module(point), point, u, create_graph=True)
-            (along,) = torch.autograd.grad(back, u, v)
-            (v,) = torch.autograd.grad(module(point), point, along.detach())
-        v = v / _lengths(v)
+    """Some steps of power iteration on ``J'J``, for each sample.
+
+    ``J'u`` is linear in u, so that its derivative by u along v is ``J v``.  Derivatives are taken
+    of sums: handed a vector, torch imports for a second what nothing here needs.
+    """
+    point = x.clone().requires_grad_(True)
+    with torch.enable_grad():
+        out = module(point)
+        u = torch.zeros_like(out).requires_grad_(True)
+        (back,) = torch.autograd.grad((out * u).sum(), point, create_graph=True)
+        for _ in range(_POWER_STEPS):
+            (along,) = torch.autograd.grad((back * v).sum(), u, retain_graph=True)
+            (v,) = torch.autograd.grad((out * along).sum(), point, retain_graph=True)
+            v = v / _lengths(v)
     return v
 
 

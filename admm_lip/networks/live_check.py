@@ -14,50 +14,34 @@ once, on random inputs:
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModule
-from .activation_row import LIBRARY
 from .activations import ACTIVATIONS, is_known
 from .forward import apply_layer, layer_outputs
-from .joins import JOINS
-from .layer_spec import neuron_slopes, scalar_parts
-from .layers import AFFINE, Array
+from .layers import Array
 from .network import INPUT, LayerSpec, Network
-from .sorting import SORTS
+from .running_error import FLOAT64, Precision, layer_error
 from .trace import Step, dtype_of
-from .vector_functions import VECTOR_FUNCTIONS
 
 # Sizes of batches and scales of the normal inputs in them.
 _BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
-_SLACK = 1.01
 
 
-class Precision(NamedTuple):
-    """Unit roundoff, least normal number and greatest number of an evaluation."""
-
-    unit: float
-    tiny: float
-    largest: float
-
-    @staticmethod
-    def of(dtype: torch.dtype, device: torch.device) -> Precision:
-        """As torch computes in ``dtype``, with the short cuts that its settings allow."""
-        info = torch.finfo(dtype)
-        unit = info.eps / 2.0
-        if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-            unit = 2.0**-8  # bfloat16 inside
-        elif device.type != "cpu":
-            unit *= 2.0**13  # TF32, and the fast convolutions of accelerators
-        return Precision(unit, info.tiny, info.max)
+def precision_of(dtype: torch.dtype, device: torch.device) -> Precision:
+    """As torch computes in ``dtype``, with the short cuts that its settings allow."""
+    info = torch.finfo(dtype)
+    unit = info.eps / 2.0
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        unit = 2.0**-8  # bfloat16 inside
+    elif device.type != "cpu":
+        unit *= 2.0**13  # TF32, and the fast convolutions of accelerators
+    return Precision(unit, info.tiny, info.max)
 
 
 def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> None:
@@ -74,7 +58,7 @@ def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> No
     """
     network.shapes()
     dtype, device = place_of(module)
-    precision = Precision.of(dtype, device)
+    precision = precision_of(dtype, device)
     starts = [x.to(dtype).to(device) for x in _inputs(network.input_shape or ())]
     with _quiet(device):
         flows, sources = {INPUT: starts}, network.sources()
@@ -101,7 +85,7 @@ def check_whole(module: nn.Module, network: Network) -> None:
         UnsupportedModule: where the module gives other numbers.
     """
     dtype, device = place_of(module)
-    precision, label = Precision.of(dtype, device), type(module).__name__
+    precision, label = precision_of(dtype, device), type(module).__name__
     with _quiet(device):
         for start in _inputs(network.input_shape or ()):
             x = start.to(dtype).to(device)
@@ -172,7 +156,7 @@ def _compare_layer(
     *given, found = (np.concatenate([_array(x) for x in xs]) for xs in (*flow[0], flow[1]))
     expected = apply_layer(network, spec, *given)
     exact = [np.zeros_like(x) for x in given]
-    bound = _rounding(network, spec, (given, expected), exact, precision)
+    bound = _off(network, spec, (given, expected), exact, precision)
     _refuse_difference(
         f"{label}: torch runs something else than its settings and weights say",
         (found, expected),
@@ -189,7 +173,7 @@ def _compare_whole(
     for spec in network.layers:
         given, off = ([known[name] for name in sources[spec.name]] for known in (values, errors))
         last = spec.name
-        errors[last] = _rounding(network, spec, (given, values[last]), off, precision)
+        errors[last] = _off(network, spec, (given, values[last]), off, precision)
     _refuse_difference(
         f"{label}: running it gives something else than its layers one after another; its forward "
         "or a class of its parts does more than could be read",
@@ -219,83 +203,15 @@ def _refuse_difference(
         )
 
 
-def _rounding(
+def _off(
     network: Network,
     spec: LayerSpec,
     ends: tuple[list[Array], Array],
     errors: list[Array],
     precision: Precision,
 ) -> Array:
-    """How far an evaluation of one layer may be from the exact one, entry by entry.
-
-    For ``W x + b`` with rows of n entries, in any order of summation,
-
-        |W| e + gamma_{n+2} (|W| (|x| + e) + |b|),    gamma_n = n u / (1 - n u),
-
-    with e the error of x.  Float64's own rounding on the other side is added to u.  The module's
-    values are not at hand, its precision may be any, and nothing is certified by this: what is
-    (``rounding.affine_error``) is about one evaluation in float64.
-    """
-    (x, *_), out = ends
-    error = errors[0]
-    if spec.kind in JOINS:
-        return _join_rounding(spec, ends[0], errors, precision)
-    if spec.kind in AFFINE:
-        return _affine_rounding(network, spec, np.abs(x), error, precision)
-    if spec.kind in ACTIVATIONS:
-        row = ACTIVATIONS[spec.kind]
-        slopes = neuron_slopes(scalar_parts(spec, network.arrays, x.shape[1:]))
-        steepest = np.maximum(np.abs(slopes.alpha), np.abs(slopes.beta)).reshape(x.shape[1:])
-        unit = (precision.unit + 2.0**-53) * row.condition(spec.options)
-        evaluated = LIBRARY * unit * (1.0 + np.abs(x) + np.abs(out))
-        return np.asarray(steepest * error + evaluated + row.jump(spec.options))
-    if spec.kind in VECTOR_FUNCTIONS:
-        unit = precision.unit + 2.0**-53
-        return VECTOR_FUNCTIONS[spec.kind].moved(spec.options, x, error, unit)
-    if spec.kind in SORTS:
-        pairs = error.reshape(len(error), error.shape[1] // 2, 2, -1).max(axis=2, keepdims=True)
-        return np.repeat(pairs, 2, axis=2).reshape(error.shape)
-    return error.reshape(out.shape)
-
-
-def _join_rounding(
-    spec: LayerSpec, given: list[Array], errors: list[Array], precision: Precision
-) -> Array:
-    """The errors joined, and for a sum one rounding for each value added."""
-    apply = JOINS[spec.kind].apply
-    unit = 2.0 * len(given) * (precision.unit + 2.0**-53) if spec.kind == "add" else 0.0
-    sizes = [np.abs(x) + e for x, e in zip(given, errors, strict=True)]
-    found: Array = _SLACK * (apply(errors) + unit * apply(sizes))
-    return found
-
-
-def _affine_rounding(
-    network: Network, spec: LayerSpec, size: Array, error: Array, precision: Precision
-) -> Array:
-    row, shape = AFFINE[spec.kind], size.shape[1:]
-    names = [f"{spec.name}.{key}" for key in row.arrays]
-    held = {name: network.arrays[name] for name in names if name in network.arrays}
-    sizes = {
-        name: np.abs(np.asarray(array, dtype=np.float64))
-        for name, array in held.items()
-        if name.endswith((".weight", ".bias"))
-    }
-    terms = 4 + row.terms(spec.name, spec.options, network.arrays, shape)
-    relative = terms * (precision.unit + 2.0**-53)
-    gamma = relative / (1.0 - relative) if relative < 1.0 else math.inf
-    absolute = {**held, **sizes}
-    spread = apply_layer(_alone(spec, absolute, shape), spec, size + error)
-    whole = apply_layer(_alone(spec, _without_bias(absolute), shape), spec, error)
-    # Every product may underflow, and every number be flushed to zero before it.
-    largest = 1.0 + max((float(a.max(initial=0.0)) for a in (size, *sizes.values())), default=0.0)
-    found: Array = _SLACK * (whole + gamma * spread) + terms * largest * precision.tiny
-    return found
-
-
-def _alone(spec: LayerSpec, arrays: dict[str, Any], shape: tuple[int, ...]) -> Network:
-    # A sample may be one number, which no network takes.
-    return Network((replace(spec, inputs=()),), arrays, shape or (1,))
-
-
-def _without_bias(sizes: dict[str, Any]) -> dict[str, Any]:
-    return {key: array for key, array in sizes.items() if not key.endswith(".bias")}
+    """How far two evaluations of a layer may be apart: in ``precision`` and in float64."""
+    both = precision._replace(unit=precision.unit + FLOAT64.unit)
+    found = layer_error(network, spec, ends, errors, both)
+    row = ACTIVATIONS.get(spec.kind)
+    return found if row is None else found + row.jump(spec.options)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .activations import ACTIVATIONS, values_of
+from .activations import ACTIVATIONS
 from .layer_spec import CARRIED, LayerSpec, SideBySide, runs_of
 from .scalar_math import Math
 from .sorting import HALF_ABS
@@ -63,28 +61,6 @@ def _scalar_parts(spec: LayerSpec, size: int) -> list[tuple[slice, LayerSpec]]:
         for low, high, slope in ((0, same, 1.0), (same, size, -1.0))
         if low < high
     ]
-
-
-def evaluated(
-    arrays: Mapping[str, Any], spec: LayerSpec | SideBySide, z: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A hidden layer's outputs at given float64 numbers, and a bound on the error of each.
-
-    Args:
-        arrays: of the network.
-        spec: the activation of a chain, or several.
-        z: ``(batch, neurons)``.
-    """
-    values, errors = [], []
-    for run, one in scalar_runs(spec, z.shape[1]):
-        row, own = ACTIVATIONS[one.kind], z[:, run]
-        options = values_of(one.kind, one.options, arrays, one.name, own.shape[1:])
-        options = {
-            k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()
-        }
-        values.append(row.value(TORCH, options, own))
-        errors.append(row.evaluation_error(one.options, own, values[-1]))
-    return torch.cat(values, dim=1), torch.cat(errors, dim=1)
 
 
 class Formula(nn.Module):

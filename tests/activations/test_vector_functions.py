@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from admm_lip import CertificateError, Units, certified_radii, certify, verify
 from admm_lip.certificates.in_onnx import export_onnx
-from admm_lip.certificates.radii import logits_with_error
 from admm_lip.errors import NetworkError, UnsupportedModule
 from admm_lip.foreign import open_network
 from admm_lip.local import certify_local
 from admm_lip.networks.chain import build_module, linear_layers, read_network
 from admm_lip.networks.network import LayerSpec, Network
+from admm_lip.networks.running_error import enclosed
 
 # Kernel, stride, padding, dilation, and how many windows the busiest entry of a 6 x 6 image is in.
 POOLS: list[tuple[Any, Any, Any, Any, int]] = [
@@ -57,7 +57,7 @@ def test_the_graph_computes_the_pool_and_its_bound_holds(pool: Any) -> None:
     model = network(pool)
     read = read_network(model, (1, 6, 6))
     x = torch.randn(60, 1, 6, 6, generator=torch.Generator().manual_seed(1))
-    value, error = logits_with_error(read, read.chain(), x.double().flatten(1))
+    value, error = (torch.from_numpy(part) for part in enclosed(read, x.double()))
     wide = network(pool).double()
     with torch.no_grad():
         truth = wide(x.double())
@@ -187,7 +187,6 @@ def test_what_a_softmax_does_not_allow_is_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(CertificateError, match="one output_scale for all outputs"):
         certify(model, units=Units(output_scale=(1.0, 2.0, 1.0, 1.0)))
     for refused in (
-        lambda: certified_radii(model, torch.zeros(1, 3), [0], certificate=certify(model)),
         lambda: certify_local(model, torch.zeros(1, 3), radius=0.1),
         lambda: certify(nn.Sequential(*model, nn.Linear(4, 2))),
     ):
@@ -199,6 +198,17 @@ def test_what_a_softmax_does_not_allow_is_refused_by_name(tmp_path: Path) -> Non
         certify(nn.Sequential(nn.Linear(3, 2), nn.Softmax(0)))
     with pytest.raises(UnsupportedModule, match=r"argmax\(\)"):
         certify(Argmax())
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1)], ids=str)
+def test_radii_of_a_softmax_are_those_of_its_margins(last: nn.Module) -> None:
+    model, x = classifier(last), torch.randn(30, 3, generator=torch.Generator().manual_seed(5))
+    certificate = certify(model)
+    top = model.double()(x.double()).detach().topk(2, dim=1)
+    radii = certified_radii(model, x, top.indices[:, 0], certificate=certificate)
+    margin = (top.values[:, 0] - top.values[:, 1]) / (math.sqrt(2.0) * certificate.lip)
+    assert bool((radii <= margin).all())
+    torch.testing.assert_close(radii, margin, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1)], ids=str)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from admm_lip import Certificate, CertificateError, certified_radii, certify
-from admm_lip.certificates.radii import logits_with_error
 from admm_lip.networks.chain import read_network
+from admm_lip.networks.running_error import enclosed
 
 
 def exact_logits(model: nn.Sequential, x: Tensor) -> list[Fraction]:
@@ -62,7 +62,7 @@ def test_the_enclosure_of_the_logits_holds_in_rational_arithmetic() -> None:
     model = relu_model(3)
     network = read_network(model)
     x = torch.randn(10, 6, dtype=torch.float64)
-    logits, error = logits_with_error(network, network.chain(), x)
+    logits, error = enclosed(network, x)
     assert float(error.max()) < 1e-13
     for k in range(10):
         for value, bound, true in zip(logits[k], error[k], exact_logits(model, x[k]), strict=True):
