@@ -28,7 +28,7 @@ from .document import LayerSlopes, chain_slopes
 from .last_layer import bounded, split
 from .norm_product import spectral_norm
 from .proof import is_constant
-from .sampled_slope import sampled_quotient, sampled_slope
+from .sampled_slope import Sampled, sampled_quotient, sampled_slopes
 from .torus.certify import OnTorus, certified_at_every_size, certified_on_torus, wants_torus
 from .torus.check import slopes_on_torus, torus_product
 from .torus.every_size import side_of
@@ -78,6 +78,7 @@ class Prepared:
         structure: the name of the structure that an image network is proven in, ``""`` for none.
         inner: without a constant behind its last layer.
         last: that constant's bound.
+        chain: of ``inner``; ``None`` for an image network.
         matrices: of the chain, in the units asked for; ``None`` for an image network.
         task: for the solver; ``None`` also where nothing depends on the input.
     """
@@ -87,8 +88,22 @@ class Prepared:
     structure: str
     inner: Network
     last: Any
+    chain: Chain | None = None
     matrices: Matrices | None = None
     task: Task | None = None
+
+    @property
+    def sampled(self) -> Sampled | None:
+        """Where to look for steep points, if there is anything to look for."""
+        if (
+            self.chain is None
+            or self.matrices is None
+            or self.task is None
+            or self.last is not None
+        ):
+            return None
+        seen = self.matrices.weights[-len(self.chain.weights) :]
+        return Sampled(self.network, self.chain, seen)
 
 
 def prepared(
@@ -111,7 +126,7 @@ def prepared(
     if not is_constant(chain):
         norms = [spectral_norm(w) for w in matrices.weights]
         task = Task(matrices, matrices, norms, names_of(chain, matrices))
-    return Prepared(network, deadline, "", inner, last, matrices, task)
+    return Prepared(network, deadline, "", inner, last, chain, matrices, task)
 
 
 def finished(
@@ -121,31 +136,38 @@ def finished(
     requested: float | None = None,
     multiplier: Sequence[Any] | None = None,
     solution: CertifySolution | None = None,
+    slope: float | None = None,
 ) -> Certificate:
-    """The certificate of what was read; ``solution`` is the solver's answer, if there is one."""
-    config, deadline, matrices = order.config(), begun.deadline, begun.matrices
-    if matrices is None:
+    """The certificate of what was read.
+
+    Args:
+        begun: what was read.
+        order: what was asked for.
+        requested, multiplier: as for :func:`certify_global`.
+        solution: the solver's answer, if there is one already.
+        slope: of the steep points, where it has been looked for.
+    """
+    config, deadline, matrices, chain = order.config(), begun.deadline, begun.matrices, begun.chain
+    if matrices is None or chain is None:
         every = begun.structure == "every_size"
         prove_on = certified_at_every_size if every else certified_on_torus
         made = prove_on(begun.network, config, deadline)
         side = side_of(made.chain) if every else 0
         return _on_torus(begun.network, order, made, deadline, requested, side)
-    chain = begun.inner.chain()
     if begun.task is None:
         proven = constant(matrices)
     else:
         proven = prove(begun.task, config, deadline, multiplier, solution)
-    lip, found = proven.candidate.lip, 0.0
-    if lip > 0.0 and begun.last is None:
-        seen = matrices.weights[-len(chain.weights) :]
-        found = sampled_slope(begun.network, chain, seen, norm=order.norm, deadline=deadline)
+    if slope is None:
+        samples = [begun.sampled] if begun.sampled else []
+        slope = sum(sampled_slopes(samples, norm=order.norm, deadline=deadline))
     return Certificate(
-        lip=lip,
+        lip=proven.candidate.lip,
         multiplier=proven.multiplier,
         method=proven.candidate.method,
         requested=requested,
         norm_product=proven.product,
-        **proven.lower_bounds(found),
+        **proven.lower_bounds(slope),
         kind="global",
         **stated(begun.network, chain_slopes(chain), order, {proven.backend}),
     )

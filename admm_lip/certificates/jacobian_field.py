@@ -25,6 +25,9 @@ from .layer_scales import usual_power
 class JacobianField:
     """Matrices of a chain, for its Jacobian at points.
 
+    Of many chains side by side every matrix, point and vector has the chain as its leading
+    dimension.
+
     Attributes:
         weights: those that points go through, the first one reduced to ``points`` columns.
         biases, activations: of the chain.
@@ -52,42 +55,51 @@ class JacobianField:
         if norm == "l2":
             unit[0] = first if seen[0] is own[0] else _reduced(unit[0])
         own[0] = np.ldexp(first, entry)
-        biases = list(map(torch.from_numpy, chain.biases))
+        biases = [torch.from_numpy(b)[None] for b in chain.biases]
         activations = [build_layer(network, spec) for spec in chain.activations]
         weights, near_one = (list(map(torch.from_numpy, matrices)) for matrices in (own, unit))
         return cls(weights, biases, activations, near_one, sum(powers))
 
+    @classmethod
+    def stacked(cls, fields: Sequence[JacobianField]) -> JacobianField:
+        """Fields of equal shapes and activations side by side, each over a power of its own."""
+        weights, biases, unit = (
+            list(map(torch.stack, zip(*parts, strict=True)))
+            for parts in zip(*((f.weights, f.biases, f.unit) for f in fields), strict=True)
+        )
+        return cls(weights, biases, fields[0].activations, unit, 0)
+
     @property
     def points(self) -> int:
         """Length of a point."""
-        return self.weights[0].shape[1]
+        return self.weights[0].shape[-1]
 
     @property
     def entries(self) -> int:
-        """Entries of all matrices: the work of a pass, per point."""
-        return sum(w.numel() for w in self.weights)
+        """Entries of all matrices of one chain: the work of a pass, per point."""
+        return sum(w.shape[-1] * w.shape[-2] for w in self.weights)
 
     @property
     def width(self) -> int:
         """Numbers that a pass holds, per point."""
-        return self.points + sum(w.shape[0] for w in self.weights)
+        return self.points + sum(w.shape[-2] for w in self.weights)
 
     def slopes(self, points: Tensor) -> list[Tensor]:
         """Per hidden layer, the derivative of each neuron's activation: shape (points, neurons)."""
         found, x = [], points
         for w, b, phi in zip(self.weights, self.biases, self.activations, strict=False):
             with torch.enable_grad():
-                z = (x @ w.T + b).requires_grad_()
-                y = phi(z)
+                z = (x @ w.mT + b).requires_grad_()
+                y = phi(z.flatten(0, -2))  # of a batch of vectors, as torch's layers take them
                 found.append(torch.autograd.grad(y.sum(), z)[0])
-            x = y.detach()
+            x = y.detach().view_as(z)
         return found
 
     def forth(self, vectors: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """``J v`` for each point and its vector, over ``2^power``."""
         for w, d in zip(self.unit, slopes, strict=False):
-            vectors = (vectors @ w.T) * d
-        return vectors @ self.unit[-1].T
+            vectors = (vectors @ w.mT) * d
+        return vectors @ self.unit[-1].mT
 
     def back(self, vectors: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """``J'u`` for each point and its vector, over ``2^power``."""

@@ -11,6 +11,7 @@ from ..parallel import run_tasks, workers_of
 from .certificate import Certificate
 from .certifier import Order, certify_global, finished, prepared
 from .chain_bound import solve_all
+from .sampled_slope import sampled_slopes
 
 # So many share one call of the solver, and a worker is handed at a time.
 _TOGETHER = 128
@@ -72,9 +73,14 @@ def _side_by_side(part: _Part) -> list[Certificate]:
     begun = run_tasks(read, part.models, part.names, n_jobs=1)
     tasks = [p.task for p in begun if p.task]
     answers: Iterator[Any] = iter(solve_all(tasks, order.config()))
-    each = [(p, next(answers) if p.task else None) for p in begun]
+    samples = [p.sampled for p in begun]
+    slopes = iter(sampled_slopes([s for s in samples if s], norm=order.norm))
+    each = [
+        (p, next(answers) if p.task else None, next(slopes) if sample else 0.0)
+        for p, sample in zip(begun, samples, strict=True)
+    ]
 
     def end(one: Any) -> Certificate:
-        return finished(one[0], order, requested=requested, solution=one[1])
+        return finished(one[0], order, requested=requested, solution=one[1], slope=one[2])
 
     return run_tasks(end, each, part.names, n_jobs=1)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..networks.chain import build_module
 from ..networks.forward import forward
-from ..networks.layers import Array
+from ..networks.layer_spec import LayerSpec
+from ..networks.layers import Array, array_keys
 from ..networks.network import Chain, Network
 from ..solvers.deadline import Deadline
 from .jacobian_field import JacobianField
@@ -58,24 +59,52 @@ class _Effort(NamedTuple):
 _USUAL = _Effort(256, 12, 0.5, 6, 2)
 # Of a small network a batch takes its calls, not its numbers: few rounds of many points.
 _SMALL, _SMALL_ENTRIES = _Effort(512, 3, 0.2, 3, 1), 2**11
+# Numbers that a pass of many small networks holds: what a cache does.
+_TOGETHER = 2**18
 
 
 class _Steep(NamedTuple):
-    """Points, the vectors that their Jacobians stretch most as far as known, and by how much."""
+    """Points, the vectors that their Jacobians stretch most as far as known, and by how much.
+
+    Shapes ``(chains, points, size)`` and ``(chains, points)``.
+    """
 
     points: Tensor
     vectors: Tensor
     norms: Tensor
 
     def at(self, index: Tensor) -> _Steep:
-        return _Steep(*(part[index] for part in self))
+        points, vectors = (torch.take_along_dim(x, index[..., None], 1) for x in self[:2])
+        return _Steep(points, vectors, torch.take_along_dim(self.norms, index, 1))
 
     def or_else(self, other: _Steep) -> _Steep:
         """Of each pair of points the steeper one."""
         better = other.norms > self.norms
-        points = torch.where(better[:, None], other.points, self.points)
-        vectors = torch.where(better[:, None], other.vectors, self.vectors)
+        points = torch.where(better[..., None], other.points, self.points)
+        vectors = torch.where(better[..., None], other.vectors, self.vectors)
         return _Steep(points, vectors, torch.where(better, other.norms, self.norms))
+
+
+class Sampled(NamedTuple):
+    """A network to be looked at.
+
+    Attributes:
+        network: for the activations.
+        chain: ``network.chain()``; points are inputs of it.
+        measured: its matrices in the units of the Jacobian; ``None`` is those of the chain.
+    """
+
+    network: Network
+    chain: Chain
+    measured: Sequence[Array] | None = None
+
+    def alike(self) -> str:
+        """What networks have in common whose points are moved side by side; ``""`` for none."""
+        specs = [s for s in self.chain.activations if isinstance(s, LayerSpec)]
+        if len(specs) < len(self.chain.activations) or any(array_keys(s.kind) for s in specs):
+            return ""
+        shapes = [w.shape for w in (*self.chain.weights, *(self.measured or ()))]
+        return repr((shapes, [(s.kind, s.options) for s in specs]))
 
 
 def sampled_slope(
@@ -89,9 +118,7 @@ def sampled_slope(
     """Largest norm of the Jacobian at the points tried (true of the real function up to rounding).
 
     Args:
-        network: for the activations.
-        chain: ``network.chain()``; points are inputs of it.
-        measured: its matrices in the units of the Jacobian; ``None`` is those of the chain.
+        network, chain, measured: as in :class:`Sampled`.
         seed: of the points.
         norm: of the inputs; for ``"linf"`` the norm of J is the largest ``||J v||_2`` over the
             vectors of signs that a few steps of ``v = sign(J'J v)`` reach.
@@ -100,14 +127,42 @@ def sampled_slope(
     Returns:
         the norm, 0 where the values of an activation are not known.
     """
-    if not network.is_known:
-        return 0.0
-    field = JacobianField.of(network, chain, measured, norm)
-    found = _climbed(field, _STEEPEST[norm], seed, deadline or Deadline(None))
-    if norm != "l2":
-        return scaled(_SAFETY * float(found.norms.max()), field.power)
-    best = found.points[found.norms.argmax()][None]
-    return scaled(_SAFETY * _full_norm(field, best), field.power)
+    return sampled_slopes([Sampled(network, chain, measured)], seed, norm, deadline)[0]
+
+
+def sampled_slopes(
+    sampled: Sequence[Sampled],
+    seed: int = 0,
+    norm: str = "l2",
+    deadline: Deadline | None = None,
+) -> list[float]:
+    """:func:`sampled_slope` of each, those that are alike side by side."""
+    found, groups = [0.0] * len(sampled), dict[str, list[int]]()
+    for k, one in enumerate(sampled):
+        if one.network.is_known:
+            groups.setdefault(one.alike() or str(k), []).append(k)
+    for places in groups.values():
+        fields = [JacobianField.of(*sampled[k], norm) for k in places]
+        together = max(1, _TOGETHER // (_SMALL.points * fields[0].width))
+        for k in range(0, len(places), together):
+            part = fields[k : k + together]
+            norms = _steepest_norms(part, seed, norm, deadline or Deadline(None))
+            for place, field, value in zip(places[k:], part, norms, strict=False):
+                found[place] = scaled(_SAFETY * value, field.power)
+    return found
+
+
+def _steepest_norms(
+    fields: Sequence[JacobianField], seed: int, norm: str, deadline: Deadline
+) -> list[float]:
+    """Of each field the largest norm, over the power of two of its own."""
+    field = JacobianField.stacked(fields)
+    found = _climbed(field, _STEEPEST[norm], seed, deadline)
+    norms = found.norms.amax(1)
+    if norm == "l2":
+        norms = _full_norms(field, found.at(found.norms.argmax(1, keepdim=True)).points)
+    values: list[float] = norms.tolist()
+    return values
 
 
 def _climbed(
@@ -122,16 +177,19 @@ def _climbed(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None]
-    start = steepest(normal(count, field.unit[0].shape[1]))
-    drawn = steps * normal(count, field.points)
+    steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[None, :count, None]
+    # The same draws for every chain.
+    chains = len(field.unit[0])
+    start = steepest(normal(count, field.unit[0].shape[-1])).expand(chains, -1, -1)
+    drawn = (steps * normal(count, field.points)).expand(chains, -1, -1)
     found = _stretched(field, steepest, drawn, start, effort.power)
     for k in range(effort.rounds if field.activations else 0):
         if not deadline.has_time(rounds=1):
             break
-        keep = found.norms.argsort(descending=True)[: count // 12 + 1].repeat(6)[: count // 2]
-        found, steps = found.at(keep), steps[keep]
-        moved = found.points + effort.shrink**k * steps * normal(*found.points.shape)
+        keep = found.norms.argsort(1, descending=True)[:, : count // 12 + 1]
+        keep = keep.repeat(1, 6)[:, : count // 2]
+        found, steps = found.at(keep), torch.take_along_dim(steps, keep[..., None], 1)
+        moved = found.points + effort.shrink**k * steps * normal(*found.points.shape[1:])
         search = partial(_stretched, field, steepest, moved, found.vectors, effort.later)
         found = found.or_else(deadline.timed("rounds", search))
     return found
@@ -223,7 +281,7 @@ def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tenso
 
 
 def _unit(u: Tensor) -> Tensor:
-    length: Tensor = u.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+    length: Tensor = u.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
     return u / length
 
 
@@ -243,19 +301,19 @@ def _stretched(
     steps: int,
 ) -> _Steep:
     """The points with lower estimates of the Jacobian's norm, by ``v <- steepest(J'J v)``."""
-    slopes, norms = field.slopes(points), points.new_zeros(len(points))
+    slopes, norms = field.slopes(points), points.new_zeros(points.shape[:-1])
     for _ in range(steps):
         u = field.forth(vectors, slopes)
-        norms = u.norm(dim=1)
+        norms = u.norm(dim=-1)
         vectors = steepest(field.back(u, slopes))
     # Where the values overflow, nothing is known.
     return _Steep(points, vectors.nan_to_num(), torch.nan_to_num(norms, nan=0.0, posinf=0.0))
 
 
-def _full_norm(field: JacobianField, point: Tensor) -> float:
-    """Norm of the Jacobian at one point, multiplied out from the output on."""
-    outputs = torch.eye(field.unit[-1].shape[0], dtype=torch.float64)
-    jacobian = field.back(outputs, field.slopes(point))
-    if not bool(torch.isfinite(jacobian).all()):
-        return 0.0
-    return float(torch.linalg.matrix_norm(jacobian, 2))
+def _full_norms(field: JacobianField, points: Tensor) -> Tensor:
+    """Norms of the Jacobians at one point of each chain, multiplied out from the output on."""
+    outputs = torch.eye(field.unit[-1].shape[-2], dtype=torch.float64)
+    jacobians = field.back(outputs.expand(len(points), -1, -1), field.slopes(points))
+    finite = torch.isfinite(jacobians).all(-1).all(-1)
+    norms: Tensor = torch.linalg.matrix_norm(torch.where(finite[:, None, None], jacobians, 0.0), 2)
+    return norms

@@ -112,7 +112,9 @@ def _problems(module: nn.Module) -> Iterator[str]:
 
 def _replaced(module: nn.Module, held: Mapping[str, Any]) -> Iterator[str]:
     """Names of the class's methods for which the instance holds something else."""
-    for name, value in held.items():
+    # Nearly all that an instance holds is no name of its class.
+    for name in set().union(*(held.keys() & vars(base).keys() for base in type(module).__mro__)):
+        value = held[name]
         if not inspect.isroutine(_found(type(module), name)[1]):
             continue
         # What torch.compile sets itself.

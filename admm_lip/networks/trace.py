@@ -1,6 +1,7 @@
 """The order of evaluation of a torch module: leaf modules and whose outputs they take.
 
-``torch.fx`` records what the module's ``forward`` does; the record is walked back from the output.
+A plain ``nn.Sequential`` runs its parts in their order.  Of any other module ``torch.fx`` records
+what its ``forward`` does, and the record is walked back from the output.
 What came back is the whole function, because nothing else is recorded: a step that leads nowhere
 (an in-place change beside the layers) is refused, and so is one that changes a value in place that
 another step uses as well.
@@ -9,7 +10,10 @@ another step uses as well.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -32,7 +36,7 @@ from .overrides import refuse_overrides, unwrapped
 from .promises import promise_of, promised_functions
 from .scalar_math_torch import Formula
 from .sorting_torch import HalfAbs, MaxMin
-from .written_out_torch import gather
+from .written_out_torch import WRITTEN_OUT, gather
 
 
 class Step(NamedTuple):
@@ -48,6 +52,8 @@ class Step(NamedTuple):
 
 # Leaves of this package.
 _OWN = (MaxMin, HalfAbs, ClippedReLU, PairClip, Elementwise, Take, Sum, Shaped, Formula)
+# What makes a Sequential run its parts in their order.
+_SEQUENTIAL = {key: vars(nn.Sequential)[key] for key in ("forward", "__iter__")}
 
 
 def is_torchlip_sort(module: nn.Module) -> bool:
@@ -56,37 +62,44 @@ def is_torchlip_sort(module: nn.Module) -> bool:
     return cls.__name__ == "GroupSort2" and cls.__module__.startswith("deel.torchlip.")
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Torch's own layers, classes derived from them, and parametrized modules."""
+    if parametrize.is_parametrized(module) or isinstance(module, _OWN):
+        return True
+    if is_torchlip_sort(module) or promise_of(type(module)) is not None:
+        return True
+    # The last two of the method resolution order are nn.Module and object.
+    torch_owned = any(c.__module__.startswith("torch.nn") for c in type(module).__mro__[:-2])
+    return torch_owned and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
 class _Tracer(fx.Tracer):
-    """Stops at torch's own layers, classes derived from them, and parametrized modules."""
+    """Stops at leaves."""
 
     # A buffer is recorded where it is used, as a parameter is, not handed to the user's code.
     proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if parametrize.is_parametrized(m) or isinstance(m, _OWN):
-            return True
-        if is_torchlip_sort(m) or promise_of(type(m)) is not None:
-            return True
-        # The last two of the method resolution order are nn.Module and object.
-        torch_owned = any(c.__module__.startswith("torch.nn") for c in type(m).__mro__[:-2])
-        return torch_owned and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        return is_leaf(m)
 
 
 def steps(module: nn.Module) -> list[Step]:
     """The leaves of ``module`` in the order in which its ``forward`` applies them.
 
-    They are those of the mode that it is in.
+    They are those of the mode that it is in.  What calls of the module do beside its ``forward``
+    has been looked at (``overrides.py``).
 
     Raises:
-        UnsupportedModule: by qualified name, for what is no supported layer, and for what makes
-            a module compute something else than its classes say (``overrides.py``).
+        UnsupportedModule: by qualified name, for what is no supported layer.
     """
-    module = unwrapped(module)
-    refuse_overrides(module)
-    tracer = _Tracer(autowrap_functions=promised_functions())
-    if tracer.is_leaf_module(module, ""):
+    if is_leaf(module):
         return [Step(type(module).__name__.lower(), module)]
-    graph = _traced(tracer, module)
+    listed = _listed(module)
+    if listed is not None:
+        _refuse_sharing(listed)
+        names = _distinct([step.name for step in listed])
+        return [step._replace(name=name) for step, name in zip(listed, names, strict=True)]
+    graph = _traced(_Tracer(autowrap_functions=promised_functions()), module)
     fold_constants(graph, module)
     dtype = dtype_of(module)
     gather(graph, module, dtype)
@@ -105,6 +118,8 @@ def path_of(module: nn.Module) -> list[Step]:
     Raises:
         UnsupportedModule: also for a skip connection or a branch, by the layer's name.
     """
+    module = unwrapped(module)
+    refuse_overrides(module)
     found = steps(module)
     for step in found:
         if step.inputs:
@@ -118,18 +133,51 @@ def path_of(module: nn.Module) -> list[Step]:
 def _named(nodes: list[fx.Node], found: list[Step]) -> list[Step]:
     """The steps under distinct names, each with those whose outputs it takes."""
     names: dict[fx.Node, str] = {}
-    taken: list[str] = []
     named: list[Step] = []
-    for node, step in zip(nodes, found, strict=True):
-        # An activation module may be used twice; the second use goes by another name.
-        again = taken.count(step.name)
-        taken.append(step.name)
-        name = f"{step.name}:{again}" if again else step.name
+    distinct = _distinct([step.name for step in found])
+    for node, step, name in zip(nodes, found, distinct, strict=True):
         given = tuple(names.get(value, INPUT) for value in _inputs(node))
         before = (named[-1].name if named else INPUT,)
         named.append(Step(name, step.module, () if given == before else given))
         names[node] = name
     return named
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """An activation module may be used twice; the second use goes by another name."""
+    used = Counter[str]()
+    found = []
+    for name in names:
+        found.append(f"{name}:{used[name]}" if used[name] else name)
+        used[name] += 1
+    return found
+
+
+def _listed(root: nn.Module) -> list[Step] | None:
+    """The leaves of a plain ``nn.Sequential``, which says without a record what it runs.
+
+    ``None`` for everything else: another class in it, a ``forward`` that is no longer torch's, or
+    neighbours that may be one activation written out.
+    """
+    try:
+        leaves = list(_parts(root))
+    except RecursionError:  # it holds itself
+        return None
+    written = [type(leaf) in WRITTEN_OUT for leaf in leaves]
+    if not all(map(is_leaf, leaves)) or any(a and b for a, b in pairwise(written)):
+        return None
+    names = {id(part): name for name, part in root.named_modules()}
+    return [Step(names[id(leaf)], leaf) for leaf in leaves]
+
+
+def _parts(module: Any) -> Iterator[Any]:
+    """The modules that plain ``nn.Sequential``s run, in order; other modules as they are."""
+    plain = type(module) is nn.Sequential and type(module._modules) is dict
+    if plain and all(vars(nn.Sequential)[key] is own for key, own in _SEQUENTIAL.items()):
+        for part in module._modules.values():
+            yield from _parts(part)
+    else:
+        yield module
 
 
 def _traced(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:

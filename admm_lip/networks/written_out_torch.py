@@ -35,7 +35,8 @@ _CALLS: Mapping[Callable[..., Any] | str, str] = {
     torch.pow: "pow",
     "pow": "pow",
 }
-_MODULES: Mapping[type[nn.Module], str] = {
+# Modules that may be a part of an activation written out.
+WRITTEN_OUT: Mapping[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
     nn.ReLU: "relu",
@@ -106,7 +107,7 @@ def _scalar(node: fx.Node, root: nn.Module, dtype: torch.dtype) -> Scalar | None
     other = Scalar(node.name, None, tuple(n.name for n in node.all_input_nodes))
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        name = _MODULES.get(type(module))
+        name = WRITTEN_OUT.get(type(module))
         plain = not getattr(module, "inplace", False)
         if type(module) is nn.Softplus:
             plain = (module.beta, module.threshold) == (1.0, 20.0)

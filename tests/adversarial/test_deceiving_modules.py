@@ -392,6 +392,66 @@ def test_what_changes_all_modules_is_refused_by_name(name: str) -> None:
     assert read_network(model).size_in == 4
 
 
+def _same_name() -> nn.Module:
+    doubled = {"forward": lambda self, x: 2.0 * nn.Sequential.forward(self, x)}
+    made: nn.Module = type("Sequential", (nn.Sequential,), doubled)(*plain())
+    return made
+
+
+def _flagged(flag: float) -> nn.Module:
+    model = forwarding(lambda self, x: self.honest(x) * self.kept[0])
+    model.kept.fill_(flag)  # type: ignore[operator, union-attr]
+    return model
+
+
+def _aliased() -> nn.Module:
+    model = plain()
+    model[0] = nn.Linear(4, 4)
+    model[2] = nn.Linear(4, 4)
+    model[2].weight = model[0].weight
+    return model
+
+
+def _inner() -> nn.Module:
+    return nn.Sequential(*plain()[:2], nn.Sequential(nn.Flatten(), plain()[2]))
+
+
+# Networks of the same parts or classes, and what each is: its factor on the bound of the first, or
+# why it is refused.
+LOOK_ALIKES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], float | str]] = {
+    "a class of the same name": (plain, _same_name, 2.0),
+    "a flag in a buffer": (lambda: _flagged(1.0), lambda: _flagged(3.0), 3.0),
+    "one more container": (plain, _inner, 1.0),
+    "an aliased weight": (lambda: copy.deepcopy(_aliased()), _aliased, 1.0),
+    "forward of the instance": (plain, lambda: _instance(plain(), "1", "forward"), "is replaced"),
+    "forward of the root": (plain, lambda: _instance(plain(), "", "forward"), "is replaced"),
+    "a hook": (plain, lambda: _hooked("register_forward_hook"), "has forward hooks"),
+    "a mode": (
+        lambda: nn.Sequential(*plain(), nn.Dropout()).eval(),
+        lambda: nn.Sequential(*plain(), nn.Dropout()).train(),
+        "Dropout",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_a_network_that_looks_like_its_neighbours_is_read_by_itself(name: str) -> None:
+    make, make_other, is_ = LOOK_ALIKES[name]
+    torch.manual_seed(1)
+    model = make()
+    torch.manual_seed(1)
+    other = make_other()
+    if isinstance(is_, str):
+        with pytest.raises(UnsupportedModule, match=rf"model\[1\].*{is_}"):
+            certify([model, other, model])
+        return
+    first, second, third = certify([model, other, model])
+    verify(second, other)
+    assert second.lip == pytest.approx(is_ * first.lip, rel=1e-5)
+    assert first.digest == third.digest == certify(model).digest
+    assert (second.digest == first.digest) == (is_ == 1.0)
+
+
 def test_every_door_runs_the_module() -> None:
     model = forwarding(_knows_the_tracer)
     x, y = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)

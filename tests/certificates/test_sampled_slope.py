@@ -12,8 +12,9 @@ from torch import nn
 
 from admm_lip.certificates import sampled_slope as module
 from admm_lip.certificates.jacobian_field import JacobianField
-from admm_lip.certificates.sampled_slope import sampled_slope
+from admm_lip.certificates.sampled_slope import Sampled, sampled_slope, sampled_slopes
 from admm_lip.networks.chain import read_network
+from admm_lip.networks.sorting_torch import MaxMin
 
 
 def test_an_affine_map_has_its_norm() -> None:
@@ -32,6 +33,35 @@ def test_the_steep_piece_of_a_line_is_found() -> None:
     model[2].weight.data = torch.tensor([[-1.0, -4.0, 10.0]])
     network = read_network(model)
     assert sampled_slope(network, network.chain()) == pytest.approx(6.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_side_by_side_every_network_gets_what_it_gets_alone(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 2**15)  # two of them at a time
+    torch.manual_seed(3)
+    acts = [
+        nn.Tanh(),
+        nn.ReLU(),
+        nn.Tanh(),
+        nn.PReLU(5),
+        MaxMin(),
+        nn.Tanh(),
+        nn.PReLU(5),
+        MaxMin(),
+    ]
+    sampled = []
+    for k, act in enumerate(acts):
+        width = 6 if isinstance(act, MaxMin) else 5
+        model = nn.Sequential(nn.Linear(3, width), act, nn.Linear(width, 2))
+        if isinstance(act, nn.PReLU):
+            act.weight.data.fill_(0.1 * k)
+        network = read_network(model)
+        sampled.append(Sampled(network, network.chain()))
+    found = sampled_slopes(sampled, norm=norm)
+    assert found == pytest.approx([sampled_slope(*one, norm=norm) for one in sampled], rel=1e-9)
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("entries", [1, 200, 5_000, 2**23])

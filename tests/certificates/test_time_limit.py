@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ):
         clock.price(module, name, PASS)
     clock.price(least_proven, "unproven", PROOF)
-    clock.price(certifier, "sampled_slope", PASS / 2.0)
+    clock.price(certifier, "sampled_slopes", PASS / 2.0)
     return clock
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admm_lip.errors import UnsupportedModule
+from admm_lip.networks import trace
 from admm_lip.networks.chain import build_module, linear_layers, read_network
 from admm_lip.networks.network import Network
 
@@ -209,6 +210,42 @@ def test_an_activation_module_may_be_used_twice() -> None:
     act = nn.ReLU()
     model = nn.Sequential(nn.Linear(3, 3), act, nn.Linear(3, 3), act, nn.Linear(3, 1))
     assert read_network(model).chain().widths == (3, 3, 3, 1)
+
+
+def _sequential(*parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), *parts, nn.Linear(4, 2))
+
+
+_SHARED = nn.Tanh()
+
+
+@pytest.mark.parametrize(
+    ("model", "listed"),
+    [
+        (_sequential(nn.ReLU()), True),
+        (_sequential(_SHARED, nn.Sequential(nn.Linear(4, 4), nn.Sequential()), _SHARED), True),
+        (_sequential(nn.ReLU(inplace=True), nn.Dropout(), nn.Identity()), True),
+        (nn.Sequential(), True),
+        (_sequential(nn.Softplus(), nn.Tanh()), False),  # may be one activation written out
+        (nn.Sequential(nn.ModuleDict()), False),
+        (type("Sequential", (nn.Sequential,), {})(nn.Linear(4, 2)), False),
+    ],
+)
+def test_a_sequential_is_listed_as_it_would_be_recorded(
+    model: nn.Sequential, listed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (trace._listed(model) is not None) == listed
+    if listed:
+        found = trace.steps(model.eval())
+        monkeypatch.setattr(trace, "_listed", lambda root: None)
+        assert found == trace.steps(model)
+
+
+def test_a_sequential_that_holds_itself_is_refused() -> None:
+    model = _sequential()
+    model.append(model)
+    with pytest.raises(UnsupportedModule, match="RecursionError"):
+        read_network(model)
 
 
 def test_dropout_is_the_identity_once_evaluating() -> None:

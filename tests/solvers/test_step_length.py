@@ -18,6 +18,8 @@ from admm_lip.solvers.native.lmi.block_cholesky import (
     factorize,
     factorize_cliques,
 )
+from admm_lip.solvers.native.lmi.primal_dual_pair import Pair, longest_steps
+from admm_lip.solvers.native.lmi.step_length import LENGTHS
 
 SIZES = st.lists(st.integers(1, 7), min_size=2, max_size=5)
 
@@ -70,6 +72,27 @@ def test_the_longest_steps_are_those_of_the_whole_matrices(
     for step, right in ((found, _longest(whole, moved)), (of_cliques, longest)):
         assert step <= right * (1.0 + 1e-9)
         assert step >= right * (0.98 if written_out == 0 else 1.0 - 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 2**31), size=st.floats(-2.0, 3.0))
+def test_steps_of_narrow_blocks_are_the_longest_of_the_table(
+    sizes: list[int], seed: int, size: float
+) -> None:
+    slack, direction = _random(sizes, seed)
+    direction = direction.times(10.0**size)
+    factor, cliques = factorize(slack), factorize_cliques(slack)
+    assert factor is not None
+    assert cliques is not None
+    at = block_slices(sizes)
+    whole, moved = _dense(slack), _dense(direction)
+    parts = [slice(a.start, b.stop) for a, b in pairwise(at)]
+    pair = Pair(torch.zeros(1), slack, factor, slack, cliques)
+    steps = longest_steps(pair, direction, direction)
+    exact = _longest(whole, moved), min(_longest(whole[s, s], moved[s, s]) for s in parts)
+    for step, right in zip(steps, exact, strict=True):
+        within = [a for a in LENGTHS if a < right]
+        assert step == (within[-1] if right <= 1.0 else float("inf"))
 
 
 @pytest.mark.parametrize("written_out", [0, 300])

@@ -63,9 +63,15 @@ from ..lmi.closed_forms import Start, best_start, forward_starts, theta_start
 from ..lmi.costs import Costs
 from ..lmi.eliminated_operator import operator_of
 from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
-from ..lmi.primal_dual_pair import Direction, Pair, advance, proven_gap, relative_gap
+from ..lmi.primal_dual_pair import (
+    Direction,
+    Pair,
+    advance,
+    longest_steps,
+    proven_gap,
+    relative_gap,
+)
 from ..lmi.progress import Progress
-from ..lmi.step_length import cliques_step, slack_step
 from ..lmi.variables import all_free, fixed, spread
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .warm_start import usable, warm_centre
@@ -137,7 +143,7 @@ def certify(
         first = run.timed("passes", partial(theta_start, ranges, SAFE_THETA))
     if costs.dense_is_best(run, pairs=all_free(problem) and pairs_possible(problem)):
         starts = forward_starts(ranges)
-        op, outset = _started(problem, [best_start(ranges), *starts], warm, run), None
+        op, outset = _started(problem, [best_start(ranges, starts), *starts], warm, run), None
         pair = _from_cold(op, starts, run, config) if op is not None else None
         if op is not None and pair is not None:
             return _claim(op, pair, run, config)
@@ -323,8 +329,7 @@ def direct(op: LmiOperator, pair: Pair, lin: Linearised) -> Direction:
     change = op.times(dy_p, lin.p, lin.p_rows)  # dS P
     dense = _predicted(pair, lin.z, change)
     band = band_of(dense, op.sizes)
-    a_s = min(1.0, slack_step(pair.factor, ds_p, _ROUGH))
-    a_z = min(1.0, cliques_step(pair.cliques, band, _ROUGH))
+    a_s, a_z = (min(1.0, a) for a in longest_steps(pair, ds_p, band, _ROUGH))
     left = pair.slack.plus(a_s, ds_p).inner(pair.z.plus(a_z, band)) / op.order
     sigma = min(1.0, max(left / lin.mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
     rows = op.rows(dense)

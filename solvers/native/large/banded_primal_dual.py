@@ -35,9 +35,8 @@ from ..lmi.block_cholesky import Band, factorize, factorize_cliques, inverse_ban
 from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.dual_repair import repaired_value
 from ..lmi.lmi_operator import LmiOperator
-from ..lmi.primal_dual_pair import Direction, Pair, advance, relative_gap
+from ..lmi.primal_dual_pair import Direction, Pair, advance, longest_steps, relative_gap
 from ..lmi.progress import Progress
-from ..lmi.step_length import cliques_step, slack_step
 from .banded_newton import conjugate_gradients, hessian_band, solve_completed
 from .markov import Markov, band_between, markov
 
@@ -157,8 +156,7 @@ def banded_direction(op: LmiOperator, pair: Pair) -> Direction | Trouble:
         return found
     dz = _dual_change(op, found, 0.0, -found.by_b)
     ds = op.direction(-found.by_b)
-    a_s = min(1.0, slack_step(pair.factor, ds, _ROUGH))
-    a_z = min(1.0, cliques_step(pair.cliques, dz, _ROUGH))
+    a_s, a_z = (min(1.0, a) for a in longest_steps(pair, ds, dz, _ROUGH))
     left = pair.slack.plus(a_s, ds).inner(pair.z.plus(a_z, dz)) / op.order
     sigma = min(1.0, max(left / mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
     dy = sigma * mu * found.by_g - found.by_b

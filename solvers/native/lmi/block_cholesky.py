@@ -15,6 +15,7 @@ No function here raises for a matrix that is not positive definite: it returns `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,7 @@ def cholesky(matrix: Tensor) -> Tensor | None:
     """Lower Cholesky factor, or ``None`` where there is none (NaN included)."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0 or not bool(torch.isfinite(torch.diagonal(factor)).all()):
+    if int(info) != 0 or not math.isfinite(float(torch.trace(factor))):
         return None
     return factor
 
@@ -187,6 +188,27 @@ def factorize_cliques(band: Band) -> Cliques | None:
         below.append(half)
         rest.append(left)
     return Cliques(pivots, below, rest)
+
+
+def clique_matrices(band: Band) -> list[Tensor]:
+    """The cliques written out, those of equal shape as one stack."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for k, block in enumerate(band.lower):
+        alike.setdefault(tuple(block.shape), []).append(k)
+    found = []
+    for places in alike.values():
+        above, below = (torch.stack([band.diagonal[k + i] for k in places]) for i in (0, 1))
+        corner = torch.stack([band.lower[k] for k in places])
+        rows = torch.cat([above, corner.mT], 2), torch.cat([corner, below], 2)
+        found.append(torch.cat(rows, 1))
+    return found
+
+
+def are_definite(matrices: Tensor) -> bool:
+    """Whether every matrix of a stack has a Cholesky factor."""
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    finite = torch.isfinite(torch.diagonal(factors, dim1=-2, dim2=-1))
+    return bool((failed == 0).all()) and bool(finite.all())
 
 
 @phase("factorisation")

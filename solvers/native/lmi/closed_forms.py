@@ -174,9 +174,12 @@ def _vertex(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 @phase("closed forms")
-def best_start(problem: CertifyProblem) -> Start | None:
-    """The closed form with the least bound, on the chain or on its transpose, if there is one."""
-    found = forward_starts(problem)[:1]
+def best_start(problem: CertifyProblem, known: Sequence[Start] | None = None) -> Start | None:
+    """The closed form with the least bound, on the chain or on its transpose, if there is one.
+
+    ``known`` are those of the chain, where they have been computed.
+    """
+    found = list(forward_starts(problem) if known is None else known)[:1]
     back = transposed(problem)
     for start in forward_starts(back)[:1] if invertible(problem) else []:
         lip_sq = (1.0 + _INSIDE) * start.lip_sq

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques
+from ...phases import phase
+from .block_cholesky import (
+    Band,
+    Cliques,
+    Factor,
+    are_definite,
+    clique_matrices,
+    factorize,
+    factorize_cliques,
+)
 from .checkpoints import Stage, Trouble
 from .lmi_operator import LmiOperator
 from .progress import Progress
-from .step_length import cliques_step, slack_step
+from .step_length import bisected, cliques_step, slack_step
 
 # Steps shorter than this in both matrices mean that rounding has the upper hand.
 _TOO_SHORT = 1e-4
 _SHRINK = 0.8
+# Up to this width of blocks a Cholesky factor costs less than an eigenvalue.
+_NARROW = 128
 
 
 class Pair(NamedTuple):
@@ -35,6 +47,18 @@ class Direction(NamedTuple):
     dz: Band
 
 
+@phase("step length")
+def longest_steps(pair: Pair, ds: Band, dz: Band, accuracy: float = 1e-2) -> tuple[float, float]:
+    """How far S and Z may go."""
+    if max(len(block) for block in pair.slack.diagonal) > _NARROW:
+        return slack_step(pair.factor, ds, accuracy), cliques_step(pair.cliques, dz, accuracy)
+    z = list(zip(clique_matrices(pair.z), clique_matrices(dz), strict=True))
+    return (
+        bisected(lambda a: factorize(pair.slack.plus(a, ds)) is not None),
+        bisected(lambda a: all(are_definite(torch.add(x, dx, alpha=a)) for x, dx in z)),
+    )
+
+
 def advance(
     op: LmiOperator, pair: Pair, way: Direction, run: Progress, stage: Stage
 ) -> Pair | Trouble:
@@ -51,10 +75,9 @@ def advance(
         cliques = factorize_cliques(z)
         return None if cliques is None else (z, cliques)
 
-    longest_s = slack_step(pair.factor, way.ds)
-    longest_z = cliques_step(pair.cliques, way.dz)
-    share = 0.9 + 0.09 * min(1.0, longest_s, longest_z)
-    a_s, a_z = min(1.0, share * longest_s), min(1.0, share * longest_z)
+    longest = longest_steps(pair, way.ds, way.dz)
+    share = 0.9 + 0.09 * min(1.0, *longest)
+    a_s, a_z = (min(1.0, share * a) for a in longest)
     primal = run.shortened(stage, a_s, _SHRINK, _TOO_SHORT, move_y)
     dual = run.shortened(stage, a_z, _SHRINK, _TOO_SHORT, move_z)
     if isinstance(primal, Trouble):

@@ -1,13 +1,15 @@
-"""How far one may go: the least eigenvalue of the scaled direction.
+"""How far one may go: by Cholesky factors, or the least eigenvalue of the scaled direction.
 
-The largest step a with ``K K' + a D >= 0`` is ``-1 / lambda_min(K^{-1} D K^{-T})``.  Small
-operators are written out and decomposed.  Of large ones, Lanczos with full reorthogonalisation
-finds the least eigenvalue in a few products; its residual is subtracted, so that the step errs on
-the short side.
+Where blocks are narrow, a factor is the cheapest answer to whether a step stays inside: the longest
+of the :data:`LENGTHS` that does is found by bisection.  Else the largest step a with
+``K K' + a D >= 0`` is ``-1 / lambda_min(K^{-1} D K^{-T})``.  Small operators are written out and
+decomposed.  Of large ones, Lanczos with full reorthogonalisation finds the least eigenvalue in a
+few products; its residual is subtracted, so that the step errs on the short side.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -20,12 +22,23 @@ from torch import Tensor
 from ...phases import phase
 from .block_cholesky import Band, Cliques, Factor, block_slices
 
+# The steps that are tried, as many as a power of two: what is left of the way in equal ratios.
+LENGTHS = (0, 0.02, 0.06, 0.13, 0.22, 0.32, 0.43, 0.54, 0.64, 0.73, 0.8, 0.86, 0.91, 0.95, 0.98, 1)
 PRODUCTS = 30
 # Up to this order an eigendecomposition costs less than the Python of Lanczos.
 _DENSE = 300
 
 # A symmetric operator: of a vector, or of the columns of a matrix.
 Product = Callable[[Tensor], Tensor]
+
+
+def bisected(inside: Callable[[float], bool]) -> float:
+    """The longest of :data:`LENGTHS` that is inside, ``inf`` where all of them are."""
+    low, high = 0, len(LENGTHS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if inside(LENGTHS[middle]) else (low, middle)
+    return LENGTHS[low] if high < len(LENGTHS) else math.inf
 
 
 @phase("step length")

@@ -20,16 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...phases import phase
+from ..lmi.step_length import LENGTHS
 from .batched import Array, Mask, cholesky, inverse, solve
 from .chains import Stack, schur_complement
 
 # The pair is good enough to start from at this decrement.
 _CENTRED = 0.7
 _MOST_CENTRING, _MOST_STEPS = 60, 60
-# The steps that are tried, as many as a power of two: what is left of the way in equal ratios.
-LENGTHS = np.array(
-    [0, 0.02, 0.06, 0.13, 0.22, 0.32, 0.43, 0.54, 0.64, 0.73, 0.8, 0.86, 0.91, 0.95, 0.98, 1]
-)
 _SHRINK, _TRIALS = 0.6, 12
 # From this order on the first steps are taken in float32, to this gap.
 _WORTH_ROUGH, _ROUGH = 100, 1e-3
@@ -238,7 +235,7 @@ def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
 def longest(matrix: Array, change: Array) -> Array:
     """How far each positive definite matrix may go, shape ``(chains, 1, 1)``."""
     low, high = np.zeros(len(matrix), int), np.full(len(matrix), len(LENGTHS))
-    lengths = LENGTHS.astype(matrix.dtype)[:, None, None]
+    lengths = np.array(LENGTHS, matrix.dtype)[:, None, None]
     while (high[0] - low[0]) > 1:
         middle = (low + high) // 2
         inside = cholesky(matrix + lengths[middle] * change)[1]
