@@ -56,6 +56,18 @@ def _convolve(layers: Layers, call: Call, padding: list[int]) -> None:
     layers.convolution(call, call.array("weight"), _bias(call), options)
 
 
+def _conv_transposed(layers: Layers, call: Call) -> None:
+    """Without stride: a convolution."""
+    options = {
+        "stride": _sizes(layers, call, "stride", 1),
+        "padding": [side for n in _sizes(layers, call, "padding") for side in (n, n)],
+        "dilation": _sizes(layers, call, "dilation", 1),
+        "groups": call.integer("groups"),
+    }
+    more = {"output_padding": _sizes(layers, call, "output_padding")}
+    layers.transposed_convolution(call, call.array("weight"), _bias(call), options, more)
+
+
 def _window(layers: Layers, call: Call) -> dict[str, Any]:
     """How a pool slides."""
     return {
@@ -234,6 +246,9 @@ _OPERATORS: Mapping[str, Operator] = {
     "aten.linear.default": Operator(("input", "weight", "bias"), _linear, {"bias": None}),
     "aten.conv1d.default": Operator(_CONV, _conv, _WINDOW),
     "aten.conv2d.default": Operator(_CONV, _conv, _WINDOW),
+    "aten.conv_transpose2d.input": Operator(
+        _CONV, _conv_transposed, {**_WINDOW, "output_padding": [0]}
+    ),
     "aten.conv1d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
     "aten.conv2d.padding": Operator(_CONV, _conv_named, {**_WINDOW, "padding": "valid"}),
     "aten.avg_pool1d.default": Operator(_SELF, _avg_pool, _AVG_POOL),
@@ -291,6 +306,8 @@ def _size_of(call: Call) -> Array:
 
 FOLDS: Mapping[str, Fold] = {
     "aten.sym_size.int": Fold(("self", "dim"), _size_of, of_shape=True),
+    "aten.neg.default": Fold(_SELF, lambda call: -call.array("self")),
+    "aten.t.default": Fold(_SELF, lambda call: call.array("self").T),
     # A constant that the forward makes: torch.tensor(0.5).
     "aten.lift_fresh_copy.default": Fold(("self",), lambda call: np.asarray(call["self"])),
     "aten.detach_.default": Fold(("self",), lambda call: np.asarray(call["self"])),

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import NetworkError, UnsupportedModule
 from ..networks.activations import as_computed
+from ..networks.convolution import untransposed
 from ..networks.elementwise import Scaling, arithmetic, normalisation
 from ..networks.index_maps import ZERO, keeps_order, padded, positions
 from ..networks.joins import JOINS
@@ -126,6 +127,28 @@ class Layers:
         arrays = {"weight": weight if axes == 2 else weight[:, :, None], "bias": bias}
         with self._as_image(call):
             self._affine("conv2d", call, options, arrays)
+
+    def transposed_convolution(
+        self,
+        call: Call,
+        weight: Numbers,
+        bias: Numbers | None,
+        options: Mapping[str, Any],
+        more: Mapping[str, Any],
+    ) -> None:
+        """Add a transposed convolution of images, ``more`` its options that a plain one has not."""
+        channels = len(self.shape) == 3 and weight.ndim == 4 and self.shape[0] == weight.shape[0]
+        groups = options["groups"]
+        if not channels or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
+            raise UnsupportedModule(
+                f"{call.label}: a transposed kernel of shape {weight.shape} on an input of shape "
+                f"{self.shape} is not supported; expected (channels, height, width)"
+            )
+        try:
+            kernel, plain = untransposed(weight, options, more)
+        except ValueError as reason:
+            raise UnsupportedModule(f"{call.label}: {reason}") from None
+        self.convolution(call, kernel, bias, plain)
 
     def avg_pool(self, call: Call, options: Mapping[str, Any]) -> None:
         """Add an average pool, ``options`` those of the kind ``avg_pool2d``."""

@@ -145,6 +145,21 @@ def _conv(layers: Layers, call: Call) -> None:
     layers.convolution(call, weight, bias, {**window, "groups": call.integer("group")})
 
 
+def _conv_transposed(layers: Layers, call: Call) -> None:
+    """Without stride: a convolution."""
+    call.need("output_shape", None)
+    call.need("auto_pad", "NOTSET", "VALID")
+    weight = call.array("W")
+    window = _window(layers, call, [*weight.shape[2:]])
+    del window["kernel_size"]
+    more = {"output_padding": call.integers("output_padding")}
+    bias, options = (
+        None if call["B"] is None else call.array("B"),
+        {"groups": call.integer("group")},
+    )
+    layers.transposed_convolution(call, weight, bias, {**window, **options}, more)
+
+
 def _average_pool(layers: Layers, call: Call) -> None:
     call.need("ceil_mode", 0)
     window = _window(layers, call, call.integers("kernel_shape"))
@@ -257,6 +272,15 @@ OPERATORS: Mapping[str, Operator] = {
     "Conv": Operator(
         ("X", "W", "B"), _conv, {**_WINDOW, "B": None, "group": 1, "kernel_shape": None}
     ),
+    "ConvTranspose": Operator(
+        ("X", "W", "B"),
+        _conv_transposed,
+        {
+            **_WINDOW,
+            **{"B": None, "group": 1, "kernel_shape": None},
+            **{"output_padding": [0], "output_shape": None},
+        },
+    ),
     "MaxPool": Operator(
         ("X",),
         _max_pool,
@@ -345,6 +369,7 @@ def _small(call: Call, key: str) -> Array:
 # On constants, and on the shape of the data: what exporters write around a Reshape.
 FOLDS: Mapping[str, Fold] = {
     "Identity": Fold(("input",), lambda call: _any_array(call, "input")),
+    "Neg": Fold(("X",), lambda call: -call.array("X")),
     "Transpose": Fold(("data",), _transposed, {"perm": None}),
     "Shape": Fold(("data",), _shape_of, {"start": 0, "end": None}, of_shape=True),
     "Gather": Fold(("data", "indices"), _gathered, {"axis": 0}),

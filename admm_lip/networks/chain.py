@@ -151,6 +151,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
     with evaluating(module), untouched(module):
         chain = trace.path_of(module)
         layers = _linear_only(chain)
+        _refuse_calls(module, chain)
         network = _network(chain, None)
     _refuse_ties(layers)
     _refuse_merged(network)
@@ -188,6 +189,17 @@ def _linear_only(chain: list[trace.Step]) -> list[nn.Linear]:
         if isinstance(layer, nn.Linear):
             layers.append(layer)
     return layers
+
+
+def _refuse_calls(module: nn.Module, chain: list[trace.Step]) -> None:
+    """A call with a weight is a layer that no module holds."""
+    held = {id(part) for part in module.modules()}
+    for name, layer, _ in chain:
+        if isinstance(layer, nn.Linear) and id(layer) not in held:
+            raise UnsupportedModule(
+                f"{name}: is called with its weight, F.linear(x, weight); only networks whose "
+                "affine layers are all nn.Linear can be trained or projected"
+            )
 
 
 def _refuse_ties(layers: list[nn.Linear]) -> None:

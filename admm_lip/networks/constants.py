@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ..errors import UnsupportedModule
 
 # Key under which a node's value is kept.
-_CONSTANT = "constant"
+CONSTANT = "constant"
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -25,9 +25,9 @@ def fold_constants(graph: fx.Graph, root: nn.Module) -> None:
     """Compute every node that no input leads to; its value is kept with it."""
     for node in [*graph.nodes]:
         if node.op == "get_attr":
-            node.meta[_CONSTANT] = _attribute(root, str(node.target))
+            node.meta[CONSTANT] = _attribute(root, str(node.target))
         elif _hears_constants(node):
-            node.meta[_CONSTANT] = _computed(node)
+            node.meta[CONSTANT] = _computed(node)
 
 
 def _hears_constants(node: fx.Node) -> bool:
@@ -49,7 +49,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 def _computed(node: fx.Node) -> Any:
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta[_CONSTANT])
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta[CONSTANT])
     try:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -64,7 +64,7 @@ def _computed(node: fx.Node) -> Any:
 
 def is_constant(node: Any) -> bool:
     """Whether a node was computed without the input."""
-    return isinstance(node, fx.Node) and _CONSTANT in node.meta
+    return isinstance(node, fx.Node) and CONSTANT in node.meta
 
 
 def constant_array(label: str, value: Any, dtype: torch.dtype) -> np.ndarray[Any, Any]:
@@ -73,7 +73,7 @@ def constant_array(label: str, value: Any, dtype: torch.dtype) -> np.ndarray[Any
     A number is rounded to float32 by kernels of float32 and of shorter types, and so is a tensor
     without axes.
     """
-    value = value.meta[_CONSTANT] if isinstance(value, fx.Node) else value
+    value = value.meta[CONSTANT] if isinstance(value, fx.Node) else value
     if isinstance(value, Tensor) and value.ndim and value.dtype.is_floating_point:
         return exact_array(label, value)
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -197,6 +197,44 @@ def conv_matrix(
     return sp.csr_array((values, (target, source)), shape=size)
 
 
+def untransposed(weight: Array, options: Options, more: Options) -> tuple[Array, dict[str, Any]]:
+    """The kernel and the options of the convolution that a transposed one without stride is.
+
+    The adjoint of a correlation reads its kernel backwards, with inputs and outputs exchanged, and
+    pads what the span of the kernel leaves of the padding: entries move, nothing is rounded.
+
+    Args:
+        weight: ``(in, out / groups, rows, columns)``.
+        options: ``stride``, ``padding`` (top, bottom, left, right), ``dilation`` and ``groups``.
+        more: other options that must be 0, ``output_padding`` among them.
+
+    Raises:
+        ValueError: for what is no convolution: strides, output padding, more padding than span.
+
+    Example:
+        >>> plain = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+        >>> kernel, found = untransposed(np.arange(3.0).reshape(1, 1, 1, 3), plain, {})
+        >>> kernel.ravel().tolist(), found["padding"]
+        ([2.0, 1.0, 0.0], [0, 0, 2, 2])
+    """
+    wrong = {key: value for key, value in more.items() if np.any(value)}
+    if list(options["stride"]) != [1, 1] or wrong:
+        raise ValueError(
+            f"stride={options['stride']}, {wrong or 'no output padding'}; of transposed "
+            "convolutions only those without stride and output padding are handled"
+        )
+    groups, spans = options["groups"], []
+    for dilation, taps in zip(options["dilation"], weight.shape[2:], strict=True):
+        spans += [dilation * (taps - 1)] * 2
+    padding = [span - pad for span, pad in zip(spans, options["padding"], strict=True)]
+    if min(padding) < 0:
+        raise ValueError(f"padding={options['padding']} is more than its kernel spans, {spans}")
+    inner, outer = weight.shape[0] // groups, weight.shape[1]
+    split = weight.reshape(groups, inner, outer, *weight.shape[2:]).swapaxes(1, 2)
+    kernel = split.reshape(groups * outer, inner, *weight.shape[2:])[:, :, ::-1, ::-1]
+    return np.ascontiguousarray(kernel), {**options, "padding": padding}
+
+
 CONV2D = AffineKind(
     {
         "stride": are_ints(2, 1),

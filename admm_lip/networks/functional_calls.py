@@ -15,7 +15,7 @@ from ..errors import NetworkError, UnsupportedModule
 from .activation_row import Spelling
 from .activations import ACTIVATIONS
 from .affine_torch import Elementwise
-from .constants import constant_array, is_constant, works_in_place
+from .constants import CONSTANT, constant_array, is_constant, works_in_place
 from .elementwise import arithmetic
 from .promises import PromisedFunction, promise_of
 from .refusals import refuse_without_bound
@@ -97,6 +97,15 @@ FUNCTIONS: dict[Callable[..., Any] | str, Function] = {
     **dict.fromkeys((torch.log_softmax, F.log_softmax, "log_softmax"), _softmax(nn.LogSoftmax)),
     torch.flatten: _FLATTEN,
     "flatten": _FLATTEN,
+}
+# Calls with weights, as layers of those: the module, and the order of what follows the input.
+WEIGHTED: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.linear: (nn.Linear, ("weight", "bias")),
+    F.conv2d: (nn.Conv2d, ("weight", "bias", "stride", "padding", "dilation", "groups")),
+    F.conv_transpose2d: (
+        nn.ConvTranspose2d,
+        ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    ),
 }
 # Key under which a node keeps the module that it stands for.
 LAYER = "layer"
@@ -198,6 +207,30 @@ def _joined(node: fx.Node) -> nn.Module:
     return Concatenate()
 
 
+def _weighted(node: fx.Node) -> nn.Module:
+    """A linear layer that is called with its weight: ``F.linear(x, self.weight.t())``."""
+    cls, parameters = WEIGHTED[node.target]  # type: ignore[index]
+    named = {key: value for key, value in node.kwargs.items() if key != "input"}
+    given: dict[str, Any] = {**dict(zip(parameters, node.args[1:], strict=False)), **named}
+    given = {k: v.meta[CONSTANT] if is_constant(v) else v for k, v in given.items()}
+    weight, bias = given.pop("weight", None), given.pop("bias", None)
+    settled = not any(isinstance(value, fx.Node) for value in given.values())
+    if not isinstance(weight, Tensor) or not set(given) <= set(parameters) or not settled:
+        raise UnsupportedModule(
+            f"{label_of(node)}: cannot read its arguments; expected a weight that no input leads to"
+        )
+    first, second = weight.shape[:2]
+    groups = given.get("groups", 1)
+    sizes = (first, second * groups) if cls is nn.ConvTranspose2d else (second * groups, first)
+    kernel = () if cls is nn.Linear else (tuple(weight.shape[2:]),)
+    layer = cls(*sizes, *kernel, bias=False, device="meta", **given)
+    held = {"weight": weight, "bias": bias}
+    for key, value in held.items():
+        own = nn.Parameter(value.detach(), requires_grad=False) if value is not None else None
+        layer.register_parameter(key, own)
+    return layer
+
+
 def gives_its_input(node: fx.Node, module: nn.Module) -> bool:
     """Whether a step may return its input itself, or a view of it."""
     views = (nn.Flatten, Reshape, nn.Identity, nn.modules.dropout._DropoutNd)
@@ -220,6 +253,8 @@ def module_of(node: fx.Node, dtype: torch.dtype) -> nn.Module:
     key = node.target
     if key in ARITHMETIC:
         return _arithmetic(node, dtype)
+    if key in WEIGHTED:
+        return _weighted(node)
     if key is F.dropout:
         return _dropout(node)
     if not isinstance(key, str) and promise_of(key) is not None:
@@ -290,7 +325,7 @@ def _view(node: fx.Node) -> Reshape:
 
 
 def _supported_calls() -> list[str]:
-    calls = (*FUNCTIONS, *ARITHMETIC, *_CONCATENATIONS)
+    calls = (*FUNCTIONS, *ARITHMETIC, *WEIGHTED, *_CONCATENATIONS)
     names = {f if isinstance(f, str) else f.__name__ for f in calls}
     return sorted(names | {"dropout", *_VIEWS})
 

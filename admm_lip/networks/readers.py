@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -16,6 +17,7 @@ from .activations import ACTIVATIONS, PROMISED
 from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
 from .constants import constant_array, exact_array
+from .convolution import untransposed
 from .elementwise import normalisation
 from .functional_calls import Add, Concatenate, Reshape
 from .overrides import CALL_PATH
@@ -67,6 +69,25 @@ def conv_padding(conv: nn.Conv2d) -> list[int]:
         return [side for total in totals for side in (total // 2, total - total // 2)]
     rows, columns = _pair(conv.padding)
     return [rows, rows, columns, columns]
+
+
+def transposed_parts(conv: nn.ConvTranspose2d) -> list[nn.Module]:
+    """The convolution that a transposed one without stride is, as a module."""
+    rows, columns = _pair(conv.padding)
+    own = {
+        **{"stride": _pair(conv.stride), "padding": [rows, rows, columns, columns]},
+        **{"dilation": _pair(conv.dilation), "groups": conv.groups},
+    }
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"padding_mode={conv.padding_mode!r}; only zeros are handled")
+    weight = exact_array("weight", conv.weight)
+    kernel, options = untransposed(weight, own, {"output_padding": _pair(conv.output_padding)})
+    padding, rest = options.pop("padding")[::2], dict(options)
+    sizes = (kernel.shape[1] * conv.groups, kernel.shape[0], kernel.shape[2:])
+    plain = nn.Conv2d(*sizes, padding=padding, bias=False, device="meta", **rest)
+    plain.weight = nn.Parameter(torch.from_numpy(kernel).to(conv.weight), requires_grad=False)
+    plain.bias = conv.bias
+    return [plain]
 
 
 def _window_options(pool: Any) -> dict[str, Any]:
@@ -165,6 +186,7 @@ _FORMULAS = {cls: Reader(kind, lambda m: dict(m.options)) for kind, cls in FORMU
 READERS: Mapping[type[nn.Module], Reader] = {
     nn.Linear: Reader("linear"),
     nn.Conv2d: Reader("conv2d", _conv_options),
+    nn.ConvTranspose2d: Reader("conv2d", parts=transposed_parts),
     nn.AvgPool2d: Reader("avg_pool2d", _pool_options),
     nn.BatchNorm1d: _batch_norm(0),
     nn.BatchNorm2d: _batch_norm(2),

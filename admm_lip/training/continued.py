@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
+from operator import mul
 
 import torch
 
@@ -43,12 +45,12 @@ def asked_again(state: AdmmState, terms: Terms, dtype: torch.dtype, loss_scale: 
     layers, bound = len(state.consensus), inner_bound(terms.asked, dtype)
     if bound is None:
         return Start(state, (1.0,) * layers)
-    share = bound / state.lip
-    factor, gain = (share ** (1.0 / layers), 1.0) if share < 1.0 else (1.0, share**2)
+    share, sharing = bound / state.lip, terms.sharing(layers)
+    factor, gain = (share ** (1.0 / max(1, sum(sharing))), 1.0) if share < 1.0 else (1.0, share**2)
     depth = len(state.multiplier)
     again = replace(
         state,
-        consensus=terms.held.scaled(state.consensus, factor),
+        consensus=terms.scaled(state.consensus, min(1.0, share)),
         multiplier=tuple(
             t * gain * factor ** (2 * (depth - k)) for k, t in enumerate(state.multiplier)
         ),
@@ -56,7 +58,7 @@ def asked_again(state: AdmmState, terms: Terms, dtype: torch.dtype, loss_scale: 
         lip_sq=bound**2,
         target_sq=bound**2,
     )
-    return Start(again, tuple(factor ** (k + 1) for k in range(layers)))
+    return Start(again, tuple(accumulate((factor if own else 1.0 for own in sharing), mul)))
 
 
 def _in_place_of(state: AdmmState, begun: Start, held: Held) -> Start:

@@ -87,6 +87,7 @@ class KernelBall:
     stride: Pair = (1, 1)
     dilation: Pair = (1, 1)
     groups: int = 1
+    shares = True
 
     def __post_init__(self) -> None:
         for axis, (span, side) in enumerate(zip(self.spans, self.grid, strict=True)):

@@ -1,4 +1,4 @@
-"""Networks of convolutions as they are trained: which layers move, and their balls.
+"""Networks of convolutions and tied blocks as they are trained: which layers move, their balls.
 
 The network is read as it is for a certificate, by ``torch.fx`` or ``torch.export``; the layers that
 hold its kernels and matrices are those modules that hold the same numbers.
@@ -23,9 +23,11 @@ from ..networks.layer_spec import LayerSpec, neuron_slopes, scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, Shape, Window
 from ..networks.network import Network
 from ..networks.sorting import HALF_ABS, SORTS
+from ..networks.tied import TiedBlock
 from .kernel_ball import KernelBall
 from .layer_norms import DENSE
-from .terms import LayerBall, LayerNorms
+from .terms import LayerBall, LayerNorms, TiedBall
+from .tied_blocks import pieces_of, radius_of
 
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MOVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -34,8 +36,8 @@ _NORMALISES = nn.modules.batchnorm._BatchNorm
 
 
 def has_kernels(model: nn.Module) -> bool:
-    """Whether a network has convolutions, so that it is trained by what this file says."""
-    return any(isinstance(m, (*_KERNELS, *_TRANSPOSED)) for m in model.modules())
+    """Whether a network has convolutions or tied blocks: this file says how it is trained."""
+    return any(isinstance(m, (*_KERNELS, *_TRANSPOSED, TiedBlock)) for m in model.modules())
 
 
 def kernel_layers(
@@ -44,42 +46,41 @@ def kernel_layers(
     """The layers that move, by name, in order, and their balls.
 
     Args:
-        model: convolutions, linear layers, activations, pools and reshapes in turn.
+        model: convolutions, linear layers, tied blocks, activations, pools and reshapes in turn.
         input_shape: of one input, without the batch.
 
     Raises:
         ValueError: without an input shape.
         UnsupportedModule: by name, for what is no such path, or moves what is not kept in a ball.
     """
-    if input_shape is None:
+    modules = dict(model.named_modules())
+    if input_shape is None and any(
+        isinstance(m, (*_KERNELS, *_TRANSPOSED)) for m in modules.values()
+    ):
         raise ValueError(
             "input_shape: a network of convolutions needs the shape of one input, without the "
             "batch: (channels, rows, columns)"
         )
-    modules = dict(model.named_modules())
     for name, module in modules.items():
         _refuse(name, module)
-    network = network_of(model, tuple(input_shape))
-    if not network.is_path:
-        raise UnsupportedModule(
-            "model: has skip connections or branches beside convolutions; such a network can be "
-            "certified but not trained or projected"
-        )
+    network = network_of(model, None if input_shape is None else tuple(input_shape))
     waiting = {name: m for name, m in modules.items() if isinstance(m, _MOVES)}
+    _refuse_ties(waiting)
     layers: dict[str, nn.Module] = {}
     balls: list[LayerBall] = []
     gain, shapes, before = 1.0, network.shapes(), network.input_shape or ()
     torus = _torus(network)
-    for spec in network.layers:
+    for spec, tied in pieces_of(network):
         rows, columns = spec.options.get("stride", (1, 1))
         torus = (torus[0] / rows, torus[1] / columns)
         if spec.kind in ("conv2d", "linear"):
             name = _holder(spec, network, waiting)
             layers[name] = waiting.pop(name)
-            balls.append(DENSE if spec.kind == "linear" else _ball(network, spec, before, torus))
+            own = DENSE if spec.kind == "linear" else _ball(network, spec, before, torus)
+            balls.append(_tied(own, layers[name]) if tied else own)
         else:
             gain *= _fixed(network, spec, before)
-        before = shapes[spec.name]
+        before = before if tied else shapes[spec.name]
     if waiting:
         raise UnsupportedModule(
             f"{next(iter(waiting))}: is not applied as one layer of its own; a network is trained "
@@ -87,7 +88,25 @@ def kernel_layers(
         )
     if gain == 0.0:
         raise ValueError("model: it is constant (a pool or an activation is 0); check its layers")
-    return layers, LayerNorms(tuple(balls), gain, tuple(input_shape))
+    return layers, LayerNorms(tuple(balls), gain, network.input_shape)
+
+
+def _tied(own: LayerBall, layer: nn.Module) -> TiedBall:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return TiedBall(own, radius_of(weight.dtype))
+
+
+def _refuse_ties(layers: Mapping[str, nn.Module]) -> None:
+    """Raise :class:`UnsupportedModule` for a weight of two layers, which would be moved twice."""
+    owner: dict[int, str] = {}
+    for name, layer in layers.items():
+        first = owner.setdefault(id(layer.weight), name)
+        if first != name:
+            raise UnsupportedModule(
+                f"{name}: shares its weight with {first}; tied weights cannot be trained or "
+                "projected, but for the two of a tied block, which hold one layer"
+            )
 
 
 def _refuse(name: str, module: nn.Module) -> None:

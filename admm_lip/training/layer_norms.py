@@ -36,6 +36,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ from .admm_state import AdmmState, Matrices
 from .held import Held
 from .kernel_ball import SINGLE
 from .start import Start, default_rho, inner_bound
-from .terms import FIXED, Activations, LayerBall, LayerNorms, Terms
+from .terms import FIXED, Activations, LayerBall, LayerNorms, Terms, TiedBall
 
 NAME = "layer_norms"
 _BISECTIONS = 60
@@ -73,6 +74,8 @@ _WIDE, _ROOM = 100, 3e-6
 
 class DenseBall:
     """Matrices by their spectral norm."""
+
+    shares = True
 
     def norm(self, weight: Tensor) -> float:
         """The largest singular value."""
@@ -101,6 +104,7 @@ class HeldBall:
     """
 
     mask: Tensor
+    shares = True
 
     def norm(self, weight: Tensor) -> float:
         """The largest singular value."""
@@ -134,8 +138,8 @@ def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
         elif mask is not None and balls[k] is not DENSE:
             raise ValueError(
                 "held: a kernel is projected frequency by frequency, which mixes its entries; "
-                "expected masks of dense layers, got one of a convolution; freeze it whole "
-                "(requires_grad_(False))"
+                "expected masks of dense layers, got one of a convolution or a tied block; freeze "
+                "it whole (requires_grad_(False))"
             )
         elif mask is not None:
             balls[k] = HeldBall(mask)
@@ -191,7 +195,8 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     asked, found, held = terms.asked, _norms(terms), terms.held
     _check_asked(terms)
     balls = _balls(found, weights)
-    norms = [ball.norm(w) for ball, w in zip(balls, weights, strict=True)]
+    # The norm of a tied block is 1 once it is in its ball.
+    norms = [b.norm(w) if b.shares else 1.0 for b, w in zip(balls, weights, strict=True)]
     if min(found.gain, *norms) == 0.0:
         raise ValueError(
             "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
@@ -203,9 +208,20 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     scratch = terms.config.start == "scratch"
     if bound is not None and (scratch or log_product > math.log(bound)):
         log_bound = math.log(bound)
-    each = math.exp((log_bound - math.log(found.gain)) / found.moving(len(weights)))
+    if not any(found.sharing(len(weights))) and log_product > log_bound:
+        raise ValueError(
+            f"bound: what is frozen has a product of norms of {math.exp(log_product):.6g}, beyond "
+            f"{bound:.6g}, and nothing else that moves shares the bound; thaw a layer"
+        )
+    each = found.share(math.exp(log_bound), len(weights))
     factors = [1.0 if held.is_rigid(k) else each / n for k, n in enumerate(norms)]
-    consensus = tuple(f * w for f, w in zip(factors, weights, strict=True))
+    ties = [1.0] * len(weights)
+    for k, ball in enumerate(balls):
+        if not ball.shares:
+            factors[k] = 1.0
+        if isinstance(ball, TiedBall):
+            ties[k] = ball.begun(weights[k], scratch)
+    consensus = tuple(f * t * w for f, t, w in zip(factors, ties, weights, strict=True))
     _check_fits(held, consensus, balls, each)
     fresh = scratch and found.image is not None
     if fresh or any(held.rigid):
@@ -223,7 +239,8 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
         lip_sq=lip**2,
         target_sq=lip**2,
     )
-    return Start(state, tuple(accumulate(factors, lambda a, b: a * b)))
+    scales = zip(accumulate(factors, mul), ties, strict=True)
+    return Start(state, tuple(before * own for before, own in scales))
 
 
 def _norms(terms: Terms) -> LayerNorms:
@@ -282,9 +299,9 @@ def project_layers(
         tol: accuracy where a projection is iterative.
     """
     begun, norms = time.perf_counter(), norms or LayerNorms()
-    layers = norms.moving(len(anchor))
+    layers = sum(norms.sharing(len(anchor)))
     if mu is None or norms.balls:
-        each = math.exp((0.5 * math.log(state.target_sq) - math.log(norms.gain)) / layers)
+        each = norms.share(math.sqrt(state.target_sq), len(anchor))
         warm = state.warm or (None,) * len(anchor)
         rows = zip(_balls(norms, anchor), anchor, warm, strict=True)
         found = [ball.nearest(w, each, tol, start) for ball, w, start in rows]

@@ -12,7 +12,8 @@ MNIST, and the network was .4 to .7 % less accurate.
 Where W_0 cannot be scaled (``held.py``), the first W_k that can takes its place: scaled by c it
 turns s, and the multipliers of the k hidden layers in front of it, into c^2 times themselves.
 Where one norm per layer is kept (``layer_norms.py``), all of them are ``c = s^(1/2m) / gain^(1/m)``
-for m layers, and the envelope theorem gives of every layer's distance what ``V_0`` gives above:
+for the m layers that share it, and the envelope theorem gives of every layer's distance what
+``V_0`` gives above:
 
     mu s = rho/(2m) sum_k <V_k - W_k, W_k>.
 
@@ -80,11 +81,14 @@ def next_lip_sq(
     mu, s = terms.asked.mu, solution.lip_sq
     if mu is None or _is_settled(terms):
         return s
-    held, rows = terms.held, zip(anchor, solution.weights, strict=True)
+    rows = zip(anchor, solution.weights, strict=True)
     products = [(float(((v - w) * w).sum()), float(w.square().sum())) for v, w in rows]
-    layers = held.moving(len(products))
+    sharing = terms.sharing(len(products))
+    layers = sum(sharing)
     if isinstance(terms.slopes, LayerNorms):
-        moving = [row for k, row in enumerate(products) if not held.whole(k)]
+        if not layers:
+            return s
+        moving = [row for own, row in zip(sharing, products, strict=True) if own]
         pulls, squares = (math.fsum(part) for part in zip(*moving, strict=True))
         pull, stiff = pulls / layers, squares / (2 * layers**2)
         times = 1

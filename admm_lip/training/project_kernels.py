@@ -64,12 +64,13 @@ def nearest_kernels(
     stays = held_of(moved, parameters, held)
     norms = holding(norms, stays, anchor)
     assert isinstance(norms, LayerNorms)
-    given = [ball.norm(w) for ball, w in zip(norms.balls, anchor, strict=True)]
-    product = norms.gain * math.prod(given)
+    rows = zip(norms.balls, anchor, strict=True)
+    given = [ball.norm(w) if ball.shares else 1.0 for ball, w in rows]
+    product, moving = norms.gain * math.prod(given), max(1, sum(norms.sharing(len(given))))
     margin = CAST_MARGIN[parameters[0].dtype]
     goal, best = bound * (1.0 - margin), None
     for _ in range(_ATTEMPTS):
-        share = min(1.0, goal / product) ** (1.0 / norms.moving(len(given)))
+        share = min(1.0, goal / product) ** (1.0 / moving)
         weights = _in_balls(anchor, norms, [share * n for n in given], solver.tol)
         write_weights(parameters, weights)
         certificate = certify_norms(moved, image, solver, bound)

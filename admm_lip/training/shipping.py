@@ -42,9 +42,7 @@ def certified(
         found = _certified(model, state, terms)
         if bound is None or found.lip <= bound:
             return found
-        moving = terms.held.moving(len(weights))
-        share = (bound / found.lip * (1.0 - CAST_MARGIN[dtype])) ** (1.0 / moving)
-        weights = terms.held.scaled(weights, share)
+        weights = terms.scaled(weights, bound / found.lip * (1.0 - CAST_MARGIN[dtype]))
         write_weights(parameters, weights)
     raise TrainingFailed(
         f"bound: {dtype} cannot hold weights that certify {bound:g}, only {found.lip:.6g}; train "

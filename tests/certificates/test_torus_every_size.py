@@ -14,7 +14,8 @@ from torch import nn
 
 from admm_lip import Certificate, CertificateError, certify, load_certificate, verify
 from admm_lip.certificates.torus.every_size import every_size_chain
-from admm_lip.certificates.torus.proof import covariances, largest
+from admm_lip.certificates.torus.hermitian import largest
+from admm_lip.certificates.torus.proof import covariances
 from admm_lip.certificates.torus.read import whole_chain
 from admm_lip.certificates.torus.reading import NotShiftInvariant
 from admm_lip.certificates.torus.steps import TorusChain, half_of

@@ -25,8 +25,9 @@ from ..claim_matrices import Matrices
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_product
 from .every_size import every_size_chain
+from .hermitian import largest
 from .path import Found
-from .proof import NotProven, covariances, gathered, largest
+from .proof import NotProven, covariances, gathered
 from .proven_product import proven_product
 from .read import chains_of, stops
 from .reading import NotShiftInvariant
@@ -162,11 +163,17 @@ def wants_torus(structure: str, network: Network, norm: str, units: Any) -> bool
             f"structure: expected one of {', '.join(STRUCTURES)}, got {structure!r}"
         )
     plain = norm == "l2" and units is None
+    shape = network.input_shape or ()
     if structure in ("torus", "every_size") and not plain:
         raise CertificateError(f"structure: {structure!r} goes with norm 'l2' and no units")
+    if structure in ("torus", "every_size") and len(shape) != 3:
+        raise NotShiftInvariant(
+            f"structure: expected images (channels, rows, columns), got {shape}"
+        )
     if structure != "auto" or not plain:
         return structure != "exact" and plain
-    return neurons_of(network) > EXACT_NEURONS and _stands_on_torus(network)
+    large = len(shape) == 3 and neurons_of(network) > EXACT_NEURONS
+    return large and _stands_on_torus(network)
 
 
 def neurons_of(network: Network) -> int:

@@ -16,8 +16,10 @@ from ..claim_matrices import Matrices
 from ..document import LayerSlopes, chain_slopes
 from ..norm_product import norm_product, spectral_norm
 from ..proof import unproven
-from .proof import NotProven, covariances, gathered, is_below
-from .steps import Correlation, Index, TorusChain, half_of, levels_of, symbol
+from .hermitian import is_below
+from .proof import NotProven, covariances, gathered
+from .residual import Residual, figures, pieces_of, with_levels
+from .steps import Correlation, Index, Pair, Step, TorusChain, half_of, symbol
 
 
 def head_matrices(head: Network) -> Matrices:
@@ -64,16 +66,24 @@ def torus_product(chain: TorusChain) -> float:
 
 
 def front_product(chain: TorusChain) -> float:
-    """The same of what stands in front of the head."""
-    last, _ = half_of(chain.last_grid)
-    product = 1.0
-    for step, (frequencies, grid) in zip(chain.steps, levels_of(chain, last), strict=True):
-        if isinstance(step, Correlation):
-            product *= torus_norm(step, frequencies, grid)
-        else:
-            passing = 0.0 if len(step.rows) == _width(chain, step) else 1.0
-            product *= max(passing, float(np.abs(step.alpha).max()), float(step.beta.max()))
+    """The same of what stands in front of the head, and of a tied residual block its own bound."""
+    product, (last, _) = 1.0, half_of(chain.last_grid)
+    for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
+        tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
+        if tied is not None:
+            product *= math.sqrt(1.0 + float(tied.rise.max()))
+            continue
+        for step in piece.steps if isinstance(piece, Residual) else (piece,):
+            product *= _step_norm(chain, step, frequencies, grid)
     return product
+
+
+def _step_norm(chain: TorusChain, step: Step, frequencies: Index, grid: Pair) -> float:
+    """The norm of a correlation, the steepest slope of an activation, 1 where a channel passes."""
+    if isinstance(step, Correlation):
+        return torus_norm(step, frequencies, grid)
+    passing = 0.0 if len(step.rows) == _width(chain, step) else 1.0
+    return max(passing, float(np.abs(step.alpha).max()), float(step.beta.max()))
 
 
 def _width(chain: TorusChain, activation: object) -> int:

@@ -12,7 +12,8 @@ adds that bound to the diagonal:
 * the slack Y = 2T - T P T, scaled by powers of two to a diagonal near 1, is lowered by what its
   entries may be off; a Cholesky factorisation, itself shifted by what it loses (``definite.py``),
   proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``;
-* where Y is near to singular, P may first be replaced by a multiple of I that is proven above it.
+* where Y is near to singular, P may first be replaced by a multiple of I that is proven above it;
+* a residual block of one multiplier may be taken as one step (``residual.py``).
 
 At a head every frequency's P is folded into the first matrix V of what follows,
 ``G = sum_f V(f) P(f) V(f)^H``, and the head's chain continues with any C for which ``C C' >= G``.
@@ -23,6 +24,7 @@ Assumed as in ``proof.py`` of the dense case.  NumPy only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,17 +35,9 @@ from ...networks.layers import Array
 from ..claim_matrices import Matrices
 from ..definite import SLACK, U, gamma, inverse_root
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
-from .steps import (
-    Correlation,
-    Index,
-    Pair,
-    Pointwise,
-    TorusChain,
-    half_of,
-    levels_of,
-    symbol,
-    symbol_error,
-)
+from .hermitian import are_definite, largest, proven_largest, sizes_of
+from .residual import Piece, Residual, figures, pieces_of, with_levels
+from .steps import Correlation, Index, Pair, Pointwise, TorusChain, half_of, symbol, symbol_error
 
 # Complex numbers in the largest batch of one step.
 _ENTRIES = 2**22
@@ -67,35 +61,64 @@ def covariances(
         NotProven: naming the activation where the multipliers fail.
     """
     frequencies, weights = half_of(chain.last_grid)
+    pieces = pieces_of(chain.steps)
     folded = (chain.grid[0] // chain.last_grid[0]) * (chain.grid[1] // chain.last_grid[1])
     width = max([chain.channels, *(max(_sizes(s)) for s in chain.steps)])
     rows = max(1, _ENTRIES // (folded * width**2))
     for k in range(0, len(weights), rows):
         part = slice(k, k + rows)
-        yield frequencies[part], weights[part], _after(chain, multipliers, frequencies[part])
+        yield (
+            frequencies[part],
+            weights[part],
+            _after(chain, pieces, multipliers, frequencies[part]),
+        )
 
 
 def _sizes(step: Correlation | Pointwise) -> tuple[int, ...]:
     return step.kernel.shape[:2] if isinstance(step, Correlation) else (len(step.rows),)
 
 
-def _after(chain: TorusChain, multipliers: Sequence[Array], last: Index) -> Any:
+def _after(
+    chain: TorusChain, pieces: Sequence[Piece], multipliers: Sequence[Array], last: Index
+) -> Any:
     """P after the last step at the frequencies ``last``."""
-    levels = levels_of(chain, last)
-    p = np.tile(np.eye(chain.channels, dtype=complex), (len(levels[0][0]), 1, 1))
-    left = list(multipliers)
-    for step, (frequencies, grid) in zip(chain.steps, levels, strict=True):
-        if isinstance(step, Correlation):
-            p = _correlated(p, step, frequencies, grid)
+    count = len(last) * math.prod(chain.grid) // math.prod(chain.last_grid)
+    p = np.tile(np.eye(chain.channels, dtype=complex), (count, 1, 1))
+    done = 0
+    for piece, frequencies, grid in with_levels(chain, pieces, last):
+        if isinstance(piece, Correlation):
+            p = _correlated(p, piece, frequencies, grid)
+            continue
+        t, done = multipliers[done], done + 1
+        if isinstance(piece, Pointwise):
+            p = _activated(p, piece, t, done)
         else:
-            p = _activated(p, step, left.pop(0), len(multipliers) - len(left))
+            p = _passed(p, piece, (frequencies, grid), t, done)
+    return p
+
+
+def _passed(p: Any, block: Residual, level: tuple[Index, Pair], t: Array, k: int) -> Any:
+    """P behind a residual block: of one multiplier for all channels as its docstring says."""
+    if len(t) and (t == t[0]).all() and t[0] > 0.0:
+        found, top = figures(block, *level), proven_largest(p)
+        if found is not None and top is not None:
+            storage = t[0] / found.share
+            room = (1.0 / (top * storage)) * (1.0 - 16.0 * U) - 1.0
+            if (room >= found.rise).all():
+                p_behind = (1.0 + 8.0 * U) / storage
+                return p_behind[:, None, None] * np.eye(p.shape[1], dtype=complex)
+    for step in block.steps:
+        if isinstance(step, Pointwise):
+            p = _activated(p, step, t, k)
+        else:
+            p = _correlated(p, step, *level)
     return p
 
 
 def _correlated(p: Any, step: Correlation, frequencies: Index, grid: Pair) -> Any:
     w, off = symbol(step, frequencies, grid), symbol_error(step)
     aliases = step.stride[0] * step.stride[1]
-    size_w, size_p = _sizes_of(w), _sizes_of(p)
+    size_w, size_p = sizes_of(w), sizes_of(p)
     terms = 16 * w.shape[2] + aliases + 64
     lost = (2.0 * size_w * off + off**2 + gamma(terms) * size_w**2) * size_p
     return _raised(through_correlation(p, w, aliases), lost.reshape(-1, aliases).max(axis=1))
@@ -128,8 +151,8 @@ def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
     norms stand there, where the slack is singular.
     """
     n, alpha, beta = p.shape[1], step.alpha, step.beta
-    top = largest(p) * (1.0 + 1e-9 + 8.0 * n * gamma(8 * n + 32)) + np.finfo(float).tiny
-    if not is_below(p / top[:, None, None], 1.0):
+    top = proven_largest(p)
+    if top is None:
         return None
     span = beta - alpha
     x = top[:, None] * t
@@ -148,83 +171,44 @@ def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
 
 def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> tuple[Any, Array]:
     """P behind an activation by the inverse of the slack, and what rounding took, relatively."""
-    rows, size_p = step.rows, _sizes_of(p)
+    rows, size_p = step.rows, sizes_of(p)
     scale = inverse_root(2.0 * t)
     y = slack(p, rows, t) * scale[:, None] * scale
-    inner = _sizes_of(y) + 4.0
+    inner = sizes_of(y) + 4.0
     y[:, range(len(t)), range(len(t))] -= (8.0 * U * SLACK) * inner[:, None]
     s, lost_s = _inverse(y, k)
     least = step.least(p.shape[1])
     h = gain(p, rows, t, least, step.beta - step.alpha) * scale
-    size_h, size_s = _sizes_of(h), _sizes_of(s)
-    loose = 8.0 * U * (size_h + _sizes_of(np.abs(p[:, :, rows]) * (t * scale)))
+    size_h, size_s = sizes_of(h), sizes_of(s)
+    loose = 8.0 * U * (size_h + sizes_of(np.abs(p[:, :, rows]) * (t * scale)))
     lost = (2.0 * size_h * loose + loose**2 + gamma(16 * len(t) + 64) * size_h**2) * size_s
     lost = lost + lost_s * (size_h + loose) ** 2 + 8.0 * U * size_p * float(np.max(least**2))
     found = _raised(through_activation(p, h, s, least), lost)
-    return found, lost / _sizes_of(found)
+    return found, lost / sizes_of(found)
 
 
 def _inverse(y: Any, k: int) -> tuple[Any, Array]:
     """The inverses of matrices that are proven definite, and how far they are off at most."""
     n = y.shape[1]
-    if not _are_definite(y):
+    if not are_definite(y):
         raise NotProven(f"multiplier[{k - 1}]: 2 T - T P T is not positive definite")
     s = np.linalg.inv(y)
     s = (s + adjoint(s)) / 2.0
     rest = np.eye(n) - y @ s
-    size = _sizes_of(s)
-    residual = _sizes_of(rest) + gamma(16 * n + 64) * (_sizes_of(y) * size + n)
+    size = sizes_of(s)
+    residual = sizes_of(rest) + gamma(16 * n + 64) * (sizes_of(y) * size + n)
     if not (residual < 0.5).all():
         raise NotProven(f"multiplier[{k - 1}]: 2 T - T P T is too near to singular")
     return s, SLACK * size * residual / (1.0 - residual)
-
-
-def _are_definite(y: Any) -> bool:
-    """Whether Hermitian matrices of a diagonal near 1 are proven positive definite."""
-    n = y.shape[1]
-    factor = gamma(8 * n + 32)
-    diagonal = np.einsum("fii->fi", y).real
-    shift = factor / (1.0 - factor) * np.abs(diagonal).sum(axis=1)
-    shift = SLACK * (shift + 4.0 * U * (1.0 + np.abs(diagonal).max()))
-    lowered = y.copy()
-    lowered[:, range(n), range(n)] -= shift[:, None]
-    if not np.isfinite(lowered).all():
-        return False
-    try:
-        pivots = np.einsum("fii->fi", np.linalg.cholesky(lowered)).real
-    except np.linalg.LinAlgError:
-        return False
-    return bool(np.isfinite(pivots).all()) and bool((pivots > 0.0).all())
-
-
-def _sizes_of(matrices: Any) -> Array:
-    """Frobenius norms, not below the exact ones."""
-    squares = (np.abs(matrices) ** 2).sum(axis=(-2, -1))
-    return np.asarray(np.sqrt(squares) * (1.0 + 1e-10), dtype=np.float64)
 
 
 def _raised(p: Any, lost: Array) -> Any:
     """``p`` made Hermitian, with ``lost`` and the rounding of doing so on its diagonal."""
     n = p.shape[-1]
     raised = (p + adjoint(p)) / 2.0
-    more = SLACK * (lost + 8.0 * U * (_sizes_of(p) + lost))
+    more = SLACK * (lost + 8.0 * U * (sizes_of(p) + lost))
     raised[:, range(n), range(n)] = raised[:, range(n), range(n)].real + more[:, None]
     return raised
-
-
-def largest(p: Any) -> Array:
-    """The largest eigenvalues of Hermitian matrices, computed and not proven."""
-    found: Array = np.linalg.eigvalsh(p)[:, -1]
-    return found
-
-
-def is_below(p: Any, lip: float) -> bool:
-    """Whether ``lip^2 I - P`` is proven definite."""
-    y = -p / (lip * lip)
-    n = p.shape[1]
-    lost = 4.0 * U * SLACK * (_sizes_of(y) + 2.0)
-    y[:, range(n), range(n)] += 1.0 - lost[:, None]
-    return _are_definite(y)
 
 
 def gathered(chain: TorusChain, multipliers: Sequence[Array], head: Matrices) -> Matrices:
@@ -250,8 +234,8 @@ def gathered(chain: TorusChain, multipliers: Sequence[Array], head: Matrices) ->
         for part in (slice(k, k + step) for k in range(0, len(weights), step)):
             v = symbol(seen, frequencies[part], grid) / np.sqrt(count)
             total += np.einsum("f,fij->ij", weights[part], (v @ p[part] @ adjoint(v)).real)
-            size, rounding = _sizes_of(v), gamma(16 * chain.image[0] + 64 + 4 * int(count))
-            each = (2.0 * size * off + off**2 + rounding * size**2) * _sizes_of(p[part])
+            size, rounding = sizes_of(v), gamma(16 * chain.image[0] + 64 + 4 * int(count))
+            each = (2.0 * size * off + off**2 + rounding * size**2) * sizes_of(p[part])
             lost += float(weights[part] @ each)
     factor = _factor(total, SLACK * lost)
     return replace(head, weights=(factor, *head.weights[1:]), errors=(0.0, *head.errors[1:]))

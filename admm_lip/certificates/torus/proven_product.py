@@ -3,7 +3,7 @@
 With ``P <= p I`` and m the steepest slope of an activation, ``t = span / (p m)`` gives
 ``P <= m^2 p I`` behind it: for ``[0, 1]`` and ``[-1, 1]`` alike, so that a network of sorted pairs
 has the product of its norms on the torus, and of its head's, as a bound that these multipliers
-prove.
+prove.  A tied residual block has ``max(1, ||G1||^2 - 1)`` for a norm (``residual.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ..chain_bound import Task, prove_product
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_norm, torus_product
 from .proof import NotProven, gathered
-from .steps import Correlation, Pointwise, TorusChain, half_of, levels_of
+from .residual import Residual, figures, pieces_of, with_levels
+from .steps import Correlation, Pointwise, TorusChain, half_of
 
 # How far inside the range that proves the product a multiplier stays, relatively.
 _INSIDE = 1e-7
@@ -28,16 +29,21 @@ _INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 def product_multiplier(chain: TorusChain) -> tuple[Array, ...]:
     """The multipliers of the module's docstring, per channel."""
-    last, _ = half_of(chain.last_grid)
-    p, found = 1.0, []
-    for step, (frequencies, grid) in zip(chain.steps, levels_of(chain, last), strict=True):
-        if isinstance(step, Correlation):
-            p *= torus_norm(step, frequencies, grid) ** 2 * (1.0 + _INSIDE)
+    p, found, (last, _) = 1.0, list[Array](), half_of(chain.last_grid)
+    for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
+        tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
+        if isinstance(piece, Residual) and tied is not None:
+            p *= (1.0 + float(tied.rise.max())) * (1.0 + _INSIDE)
+            found.append(np.full(len(piece.activation.rows), float(tied.share.max()) / p))
             continue
-        steepest = _steepest(step)
-        span = np.where(step.beta > step.alpha, step.beta - step.alpha, 1.0)
-        found.append(span / (p * (1.0 + _INSIDE) * steepest))
-        p *= steepest**2 * (1.0 + 2.0 * _INSIDE)
+        for step in piece.steps if isinstance(piece, Residual) else (piece,):
+            if isinstance(step, Correlation):
+                p *= torus_norm(step, frequencies, grid) ** 2 * (1.0 + _INSIDE)
+                continue
+            steepest = _steepest(step)
+            span = np.where(step.beta > step.alpha, step.beta - step.alpha, 1.0)
+            found.append(span / (p * (1.0 + _INSIDE) * steepest))
+            p *= steepest**2 * (1.0 + 2.0 * _INSIDE)
     return tuple(found)
 
 

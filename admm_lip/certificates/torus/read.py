@@ -22,6 +22,9 @@ _U = 2.0**-53
 # Entries of a matrix behind the last activation beyond which it stays on the torus: there it is
 # cheap, but every place of the output counts as an infinite image has it.
 _LARGE = 2**22
+# A matrix as a kernel, and the layers that say of a vector what they say of its pixel.
+_ONE_TAP = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+_ALIKE = (*ACTIVATIONS, *SORTS, *JOINS, "identity")
 # Layers that change no number.
 _FLATTENING = ("flatten", "reshape")
 
@@ -45,6 +48,7 @@ def stops(network: Network) -> Iterator[Reading]:
 
 def _begun(network: Network) -> Reading:
     """Nothing read but the input."""
+    network = as_pixels(network)
     shape = network.input_shape or ()
     if len(shape) != 3:
         raise NotShiftInvariant(
@@ -54,6 +58,25 @@ def _begun(network: Network) -> Reading:
     reading = Reading(network, network.shapes(), network.sources(), [*network.layers], live)
     reading.needs(INPUT, shape[1:], (False, False))
     return reading
+
+
+def as_pixels(network: Network) -> Network:
+    """A network of vectors as one of images of a single pixel, whose kernels have one tap.
+
+    What has no such image, an elementwise layer say, is refused by the shapes of what is read.
+    """
+    if len(network.input_shape or ()) != 1:
+        return network
+    layers, arrays = [], dict(network.arrays)
+    for spec in network.layers:
+        if spec.kind == "linear":
+            key = f"{spec.name}.weight"
+            arrays[key] = np.asarray(arrays[key])[:, :, None, None]
+            spec = replace(spec, kind="conv2d", options=_ONE_TAP)
+        elif spec.kind not in _ALIKE:
+            raise NotShiftInvariant(f"{spec.name}: a {spec.kind} of a vector is no image's")
+        layers.append(spec)
+    return Network(tuple(layers), arrays, (*(network.input_shape or ()), 1, 1))
 
 
 def chains_of(network: Network) -> list[TorusChain]:

@@ -12,7 +12,10 @@ from ...errors import CertificateError
 from ...networks.layer_spec import INPUT, LayerSpec
 from ...networks.layers import Array, Shape
 from ...networks.network import Network
-from .steps import Correlation, Pair, Step
+from .steps import Correlation, Pair, Pointwise, Step
+
+# The kind of an activation that the torus alone has.
+ZERO_PADDING = "zero_padding"
 
 
 class NotShiftInvariant(CertificateError):
@@ -137,3 +140,15 @@ def renamed(reading: Reading, layer: LayerSpec) -> None:
             layer.name if name == source else name: rows for name, rows in reading.live.items()
         }
     reading.waiting.remove(layer)
+
+
+def zeroed(reading: Reading, name: str) -> None:
+    """A value is 0 outside its image from here on: passes where it stands, slope 1, else slope 0.
+
+    Zero padding is such an activation where none of the network's has come before: a multiplier
+    per channel stands for it.
+    """
+    rows = np.array(reading.live[name])
+    none = np.zeros(len(rows))
+    reading.steps.append(Pointwise(ZERO_PADDING, rows, none, none + 1.0))
+    reading.clean.add(name)

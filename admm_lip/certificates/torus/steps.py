@@ -4,7 +4,8 @@ Put on a torus that is large enough for no kernel to reach around it, a zero-pad
 periodic one with every neuron outside the images at 0.  A slope range that contains 0 allows that,
 so what holds for the periodic network, whose multipliers are constant over space, holds for the
 padded one: its matrix inequality is a principal submatrix.  Where no activation stands between two
-layers nothing sets the outside to 0, so the second must not look there.
+layers nothing sets the outside to 0; where the second looks there, one is put between them that
+does, with slopes in [0, 1] (``reading.zeroed``).
 
 The state of a step is every value that is still needed, stacked by channels.  NumPy only.
 """
@@ -46,7 +47,7 @@ class Pointwise:
     """An activation on some of the channels, with its slope range for each; the others pass.
 
     Attributes:
-        kind: of the activation, as a certificate states it.
+        kind: of the activation, as a certificate states it; ``zero_padding`` is no layer's.
         rows: which channels, in the order of the multipliers.
         alpha: least slope, at most 0.
         beta: greatest slope, at least 0.

@@ -11,7 +11,7 @@ import numpy as np
 from ...networks.index_maps import positions
 from ...networks.layer_spec import LayerSpec
 from ...networks.layers import Array, Shape, Window, stored_errors
-from .reading import NotShiftInvariant, Reading, renamed
+from .reading import NotShiftInvariant, Reading, renamed, zeroed
 from .steps import Correlation, Pair
 
 _U = 2.0**-53
@@ -98,9 +98,7 @@ def _windowed(reading: Reading, spec: LayerSpec) -> _Part:
     _ask_for_room(reading, spec.name, window, shape[1:], around)
     inside = not any(window.padding)
     if not inside and source not in reading.clean:
-        raise NotShiftInvariant(
-            f"{spec.name}: reads around the edge of what no activation has come before"
-        )
+        zeroed(reading, source)
     # Windows that stand side by side and end with the image see zeros alone beyond it.
     fits = all(n % s == 0 for n, s in zip(shape[1:], window.stride, strict=True))
     tiles = kernel.shape[2:] == (1, 1) or (kernel.shape[2:] == window.stride and fits)
