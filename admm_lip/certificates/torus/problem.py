@@ -20,8 +20,6 @@ from .sums import Derivatives, Sums
 
 # Complex numbers in the largest arrays of one part of the frequencies.
 _ENTRIES = 2**21
-# Most directions in which frequencies meet in a head.
-_MEETING = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,29 +268,22 @@ class Problem:
             both = (v @ n_y) * (u @ n_y)
             sums.cross(self.torus + k, -2.0 * both.sum(axis=(0, 1, 3)))
         inner, y = head.lam[0, 0], (head.port @ n_y)[0, 0]
-        root = _root(inner)
         meets: list[Any] = [0.0] * self.torus
         for part, passed in zip(self.parts, passing.parts, strict=True):
             port = adjoint(part.ports)[:, None]
             around = adjoint(part.ports) @ inner @ part.ports
             back = backward(passed, part.weights, around[:, None], port)
             sums.add(back, 0)
-            self._join(sums, back, head, y)
-            pairs = [(v @ root, u @ root) for v, u in back.rows]
-            _apart(sums, back, pairs)
-            for k, (v, u) in enumerate(pairs):
-                meets[k] = meets[k] + _outer(part.weights, v, u)
-        sums.meet(meets)
-        return sums.found()
-
-    def _join(self, sums: Sums, back: Backward, head: Backward, y: Array) -> None:
-        """Signals of the torus with those of the head and with the output."""
+            _apart(sums, back, inner)
+            for k, pair in enumerate(back.rows):
+                meets[k] = meets[k] + _met(part.weights, *pair)
+        sums.meet(meets, inner)
+        # Signals of the torus with those of the head and with the output.
         n_v, n_u = head.v[0, 0], head.u[0, 0]
-        for k, (v, u) in enumerate(back.rows):
-            both = 2.0 * (real_product(u @ n_v, v @ n_u) + real_product(u @ n_u, v @ n_v))
-            sums.beside(k, self.torus, np.einsum("f,fajm->jm", back.weights, both))
-            out = real_product(v @ y, u @ y)
-            sums.cross(k, -2.0 * np.einsum("f,fajm->j", back.weights, out))
+        for k, met in enumerate(meets):
+            sums.beside(k, self.torus, 2.0 * ((met @ n_v) * n_u).sum(axis=1))
+            sums.cross(k, -((met @ y) * y).sum(axis=(1, 2)))
+        return sums.found()
 
 
 def _at_output(p: Any, s: float) -> tuple[Any, Any, Any]:
@@ -304,22 +295,12 @@ def _at_output(p: Any, s: float) -> tuple[Any, Any, Any]:
     return lam, n_y, math.sqrt(s) * (p @ n_y)
 
 
-def _root(inner: Array) -> Array:
-    """R with ``R R' = inner``, but for what is small in it where it is large itself.
-
-    The Hessian alone goes by it.
-    """
-    values, vectors = np.linalg.eigh(inner)
-    kept = slice(-_MEETING, None)
-    return np.asarray(vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0)))
-
-
-def _apart(sums: Sums, back: Backward, pairs: Sequence[tuple[Any, Any]]) -> None:
+def _apart(sums: Sums, back: Backward, inner: Array) -> None:
     """What signals of one frequency have in common by the head is counted with all pairs."""
-    f, count = len(back.weights), range(len(pairs))
-    flat = [tuple(x.reshape(f, -1, x.shape[-1]) for x in pair) for pair in pairs]
+    f, count = len(back.weights), range(len(back.rows))
+    flat = [tuple(x.reshape(f, -1, x.shape[-1]) for x in pair) for pair in back.rows]
     for k in count:
-        v, u = flat[k]
+        v, u = (x @ inner for x in flat[k])
         for j in count[k:]:
             v_of, u_of = (adjoint(x) for x in flat[j])
             both = 2.0 * (real_product(u @ v_of, v @ u_of) + real_product(u @ u_of, v @ v_of))
@@ -328,13 +309,14 @@ def _apart(sums: Sums, back: Backward, pairs: Sequence[tuple[Any, Any]]) -> None
             sums.block(k, j, -summed.reshape(a, own, b, other).sum(axis=(0, 2)))
 
 
-def _outer(weights: Array, v: Any, u: Any) -> Array:
-    """``sum_f Re v_j^H u_j`` for every signal j."""
+def _met(weights: Array, v: Any, u: Any) -> Array:
+    """``B + B'`` for every signal j, of ``B = sum_f Re v_j^H u_j``: how it enters the head."""
     left = (weights[:, None, None, None] * v.conj()).transpose(2, 3, 0, 1)
     right = u.transpose(2, 0, 1, 3)
     shape = (*left.shape[:2], -1)
     left, right = left.reshape(shape), right.reshape(len(right), -1, right.shape[-1])
-    return np.asarray(left.real @ right.real - left.imag @ right.imag)
+    met = left.real @ right.real - left.imag @ right.imag
+    return np.asarray(met + met.swapaxes(1, 2))
 
 
 def _powers(p: Sequence[Any], weights: Sequence[Array]) -> Array:

@@ -62,12 +62,13 @@ class Sums:
         self.power += float(weights @ np.einsum("fii->f", output).real)
         self.hessian[-1, -1] += float(weights @ (np.abs(output) ** 2).sum(axis=(1, 2)))
 
-    def meet(self, products: Sequence[Any]) -> None:
-        """All pairs of signals of the torus by the head."""
-        both = [(b + b.swapaxes(1, 2)).reshape(len(b), -1) for b in products]
-        for k, own in enumerate(both):
-            for j in range(k, len(both)):
-                self.block(k, j, own @ both[j].T)
+    def meet(self, met: Sequence[Array], inner: Array) -> None:
+        """All pairs of signals of the torus by the head: ``tr B_i lam B_j lam``."""
+        here = [b.reshape(len(b), -1) for b in met]
+        around = [(inner @ b @ inner).reshape(len(b), -1) for b in met]
+        for k, own in enumerate(around):
+            for j in range(k, len(here)):
+                self.block(k, j, own @ here[j].T)
 
     def found(self) -> Derivatives:
         """With the blocks below the diagonal."""
