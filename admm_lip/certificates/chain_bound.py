@@ -49,6 +49,8 @@ _PASSES_OF_SOLVER = 5
 _PASSES_OF_CLOSED_FORM = 6
 # How far above the bound it implies a proven one may stand before a closed form is tried as well.
 _CLOSE = 1.0 + 1e-6
+# A product of norms so far above the solver's bound has no chance beside it.
+_FAR = 1.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +138,8 @@ def prove(
     warm = None
     if known is not None:
         warm = claim.scales.unit_multiplier(_checked(task.matrices, known))
-    product, search = _product(task, claim), Search(claim)
+    beside = math.inf if solution is None else solution.lip
+    product, search = _product(task, claim, beside), Search(claim)
     if solution is None and task.matrices.slopes:
         solution = _solved(claim, config, warm)
     candidates = [product]
@@ -145,6 +148,8 @@ def prove(
     if solution is not None:
         candidates.append(Candidate("lipsdp", _arrays(solution.multiplier), solution.lip))
     search.offer(candidates, safe=product)
+    if math.isfinite(beside) and (search.best is None or search.best.method == product.method):
+        search.offer([_product(task, claim)])
     implied = min(candidate.lip for candidate in candidates)
     search.offer(_closed(claim, search, implied if solution is not None else 0.0))
     if search.best is None:
@@ -172,13 +177,18 @@ def prove_product(task: Task, deadline: Deadline) -> Proven:
     return Proven(search.best, "", 0.0, norm_product(task.matrices, task.norms))
 
 
-def _product(task: Task, claim: Claim) -> Candidate:
-    """The candidate that proves the product of norms, at least."""
+def _product(task: Task, claim: Claim, beside: float = math.inf) -> Candidate:
+    """The candidate that proves the product of norms, at least.
+
+    What its multiplier implies is not looked at where the product is far above a bound ``beside``
+    it, near the least of all.
+    """
     shares = [n.share for n in task.norms]
     multiplier = product_multiplier(task.matrices, shares)
     product = norm_product(task.matrices, [n._replace(power=0) for n in task.norms])
-    implied = claim.implied(multiplier) if multiplier else math.inf
-    return Candidate("norm_product", multiplier, min(implied, product))
+    if multiplier and product <= _FAR * beside:
+        product = min(product, claim.implied(multiplier))
+    return Candidate("norm_product", multiplier, product)
 
 
 def _closed(claim: Claim, search: Search, implied: float) -> list[Candidate]:

@@ -120,16 +120,15 @@ class Search:
         for candidate in sorted(candidates, key=lambda c: c.lip):
             promising = self.best is None or self._claim.scales.lip(candidate.lip) < self.best.lip
             if promising and math.isfinite(candidate.lip):
-                self._prove(tempered(self._claim, candidate), candidate is safe)
+                self._prove(*tempered(self._claim, candidate), candidate is safe)
 
-    def _prove(self, candidate: Candidate, safe: bool) -> None:
+    def _prove(self, candidate: Candidate, margin: float, safe: bool) -> None:
         """Step 3: the least inflation that is proven, if it betters what is known."""
         refused = out_of_range(self._claim, candidate)
         if refused is not None:
             self.reason = refused
             return
-        first = _FIRST * self._claim.margin(candidate)
-        for inflated in _inflated(self._claim.original(candidate), first):
+        for inflated in _inflated(self._claim.original(candidate), _FIRST * margin):
             if self.best is not None and not inflated.lip < self.best.lip:
                 return
             must = self.best is None and (safe or not self._begun)
@@ -168,21 +167,22 @@ def out_of_range(claim: Claim, candidate: Candidate) -> str | None:
     return None
 
 
-def tempered(claim: Claim, candidate: Candidate) -> Candidate:
-    """Step 2."""
+def tempered(claim: Claim, candidate: Candidate) -> tuple[Candidate, float]:
+    """Step 2, and the rounding margin of what came of it."""
     margin = claim.margin(candidate)
     if margin <= _FINE or not candidate.multiplier or not math.isfinite(candidate.lip):
-        return candidate
+        return candidate, margin
     own = free_ranges(claim.problem, candidate)
     trials = [_gathered(candidate, own, 10.0**decades) for decades in _DECADES]
     margins = [claim.margin(trial) for trial in trials]
     enough = 2.0 * max(min(margins), _FINE)
     if margin <= enough:
-        return candidate
+        return candidate, margin
     mildest = next(k for k, m in enumerate(margins) if m <= enough)
     trial = replace(trials[mildest], lip=claim.implied(trials[mildest].multiplier))
-    gains = _expected(trial, margins[mildest]) < _expected(candidate, margin)
-    return trial if gains else candidate
+    if _expected(trial, margins[mildest]) < _expected(candidate, margin):
+        return trial, claim.margin(trial)  # its bound is its own now
+    return candidate, margin
 
 
 def free_ranges(problem: CertifyProblem, candidate: Candidate) -> list[tuple[Array, Array]]:

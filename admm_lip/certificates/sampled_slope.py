@@ -60,7 +60,7 @@ _USUAL = _Effort(256, 12, 0.5, 6, 2)
 # Of a small network a batch takes its calls, not its numbers: few rounds of many points.
 _SMALL, _SMALL_ENTRIES = _Effort(512, 3, 0.2, 3, 1), 2**11
 # Numbers that a pass of many small networks holds: what a cache does.
-_TOGETHER = 2**18
+_TOGETHER = 2**19
 
 
 class _Steep(NamedTuple):

@@ -153,7 +153,7 @@ def _compare_layer(
     precision: Precision,
 ) -> None:
     """One layer's outputs against its row; all batches at once."""
-    *given, found = (np.concatenate([_array(x) for x in xs]) for xs in (*flow[0], flow[1]))
+    *given, found = (_array(torch.cat(list(xs))) for xs in (*flow[0], flow[1]))
     expected = apply_layer(network, spec, *given)
     exact = [np.zeros_like(x) for x in given]
     bound = _off(network, spec, (given, expected), exact, precision)

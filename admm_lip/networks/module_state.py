@@ -91,21 +91,22 @@ class _Kept:
         ]
         self.plain = self._plain()
 
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> dict[tuple[str, str], Any]:
         """Everything else, frozen: attributes, and the globals that a forward names."""
-        found: dict[str, Any] = {}
+        found: dict[tuple[str, str], Any] = {}
         for name, m in self.parts:
             for key, value in {**_outside(type(m)), **vars(m)}.items():
                 if key not in ("training", "_modules") and not key.startswith(_TRACED):
-                    found[f"{name}.{key}".lstrip(".")] = _frozen(value)
+                    found[name, key] = _frozen(value)
             for key, value in m._modules.items():
-                found[f"{name}.{key}".lstrip(".")] = id(value)
+                found[name, key] = id(value)
         return found
 
     def put_back(self) -> list[str]:
         """Names of what changed; weights, buffers and attributes hold what they held."""
         now = self._plain()
-        names = [k for k in {**self.plain, **now} if self.plain.get(k) != now.get(k)]
+        keys = [] if now == self.plain else {**self.plain, **now}
+        names = [".".join(k).lstrip(".") for k in keys if self.plain.get(k) != now.get(k)]
         for held, before in self.dicts:
             if [*held] != [*before] or any(held[k] is not v for k, v in before.items()):
                 held.clear()

@@ -161,6 +161,27 @@ def test_what_fails_in_half_precision_is_begun_again(monkeypatch: pytest.MonkeyP
     agree(solve_certify_all([problem], CONFIG)[0], solve_certify(problem, ALONE), 1e-6)
 
 
+def test_what_rounding_moved_out_is_moved_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three chains by another factor, the last one not at all: it is begun again."""
+    monkeypatch.setattr(interior, "_WORTH_ROUGH", 0)
+    problems = [network(3, 6, 2, seed=seed) for seed in range(3)]
+    real, needed = interior._begun, (1.0, 1.0 + 1e-6, 3.0)
+    asked: list[float] = []
+
+    def outside(stack: Any, y: Any, place: Any, z: Any = None) -> Any:
+        found = real(stack, y, place, z)
+        if z is None:
+            return found
+        room = interior.ROOM[len(asked)]
+        asked.append(room)
+        return found.pick(np.array([needed[k] <= room for k in found.place]))
+
+    monkeypatch.setattr(interior, "_begun", outside)
+    for found, problem in zip(solve_certify_all(problems, CONFIG), problems, strict=True):
+        agree(found, solve_certify(problem, ALONE), 1e-6)
+    assert tuple(asked) == interior.ROOM
+
+
 @pytest.mark.parametrize("scale", [1e-40, 1e40])
 def test_scales_far_from_one(scale: float) -> None:
     usual, far = (solve_certify(network(3, 6, 6, 2, scale=s), CONFIG) for s in (1.0, scale))

@@ -72,6 +72,7 @@ from ..lmi.primal_dual_pair import (
     relative_gap,
 )
 from ..lmi.progress import Progress
+from ..lmi.step_length import ROOM
 from ..lmi.variables import all_free, fixed, spread
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .warm_start import usable, warm_centre
@@ -86,8 +87,6 @@ _WORTH_SINGLE, _ROUGH_GAP = 300, 1e-3
 # Where a step leaves this share of a gap that is no longer large, rounding has the upper hand.
 _STALLED, _NEAR = 0.8, 0.1
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
-# Factors that move inside: a closed form, and what rounding to single precision moved out.
-_ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 # Closed forms with a larger theta may be better bounds but are worse to centre from.  What linear
 # neurons carry past a layer grows with every one, and so does the step from the boundary: of 18
 # residual blocks, 24 centring steps at 1.0, 27 at 1.1, without end at 1.2.
@@ -169,8 +168,8 @@ def _started(
     if not found:
         return None
     op = operator_of(problem, fixed(problem, found[0].multiplier))
-    points = [room * _as_y(op, found[0]) for room in _ROOM]
-    points.extend(_ROOM[-1] * _as_y(op, s) for s in found[1:])
+    points = [room * _as_y(op, found[0]) for room in ROOM]
+    points.extend(ROOM[-1] * _as_y(op, s) for s in found[1:])
     if warm is not None and usable(problem, warm):
         _keep_proven(op, _as_y(op, Start(warm, 1.0, 1.0)), run)
     any(_keep_proven(op, y, run) for y in points)  # the best first: one is enough
@@ -263,7 +262,7 @@ def roughly(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | Non
 def _refined(op: LmiOperator, pair: Pair) -> Pair | Trouble:
     """A pair of single precision in double, moved inside by as little as helps."""
     z = Band(*([b.to(op.fixed) for b in part] for part in pair.z))
-    for room in _ROOM:
+    for room in ROOM:
         y = room * pair.y.to(op.fixed)
         factor = factorize(op.slack(y))
         if factor is not None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...phases import phase
-from ..lmi.step_length import LENGTHS
+from ..lmi.step_length import LENGTHS, ROOM
 from .batched import Array, Mask, cholesky, inverse, solve
 from .chains import Stack, schur_complement
 
@@ -92,14 +92,25 @@ def follow(stack: Stack, y: Array, tol: float, repair: Repair) -> Answers:
             return _run(centred(stack, y, every, found), tol, repair, found)
         low, start = stack.astype(np.float32), y.astype(np.float32)
         rough = _run(centred(low, start, every, found), max(tol, _ROUGH), repair, found)
-        warm, cold = rough.solved, ~rough.solved
-        begun = list[State]()
-        if cold.any():
-            begun.append(centred(stack.pick(cold), y[cold], every[cold], found))
-        if warm.any() and tol < _ROUGH:
-            begun.append(_begun(stack.pick(warm), found.y[warm], every[warm], found.z[warm]))
+        warm, begun = rough.solved.copy(), list[State]()
+        if tol < _ROUGH:
+            begun = _refined(stack, found, every[warm])
+            warm = np.isin(every, [k for part in begun for k in part.place])
             found.solved[:] = False
+        if not warm.all():
+            begun.append(centred(stack.pick(~warm), y[~warm], every[~warm], found))
         return _run(State.joined(begun), tol, repair, found) if begun else found
+
+
+def _refined(stack: Stack, found: Answers, place: NDArray[np.int64]) -> list[State]:
+    """Chains solved in single precision in double, moved inside by as little as helps."""
+    begun = list[State]()
+    for room in ROOM:
+        if len(place):
+            left = np.isin(np.arange(len(stack)), place)
+            begun.append(_begun(stack.pick(left), room * found.y[left], place, found.z[left]))
+            place = place[np.isin(place, begun[-1].place, invert=True)]
+    return begun
 
 
 def _run(live: State, tol: float, repair: Repair, found: Answers) -> Answers:
