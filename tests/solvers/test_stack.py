@@ -220,6 +220,7 @@ def test_longest_steps_end_inside_and_the_next_length_does_not(count: int) -> No
     matrices, changes = draws @ draws.mT + np.eye(5), generator.standard_normal((count, 5, 5))
     changes += changes.mT
     lengths = longest(matrices, changes)[:, 0, 0]
+    assert (longest(matrices, changes, whole=True)[:, 0, 0] == lengths).all()
     for matrix, change, length in zip(matrices, changes, lengths, strict=True):
         assert np.linalg.eigvalsh(matrix + length * change)[0] > 0.0
         if length < 1.0:

@@ -89,6 +89,7 @@ def test_steps_of_narrow_blocks_are_the_longest_of_the_table(
     parts = [slice(a.start, b.stop) for a, b in pairwise(at)]
     pair = Pair(torch.zeros(1), slack, factor, slack, cliques)
     steps = longest_steps(pair, direction, direction)
+    assert longest_steps(pair, direction, direction, whole=True) == steps
     exact = _longest(whole, moved), min(_longest(whole[s, s], moved[s, s]) for s in parts)
     for step, right in zip(steps, exact, strict=True):
         within = [a for a in LENGTHS if a < right]

@@ -48,14 +48,16 @@ class Direction(NamedTuple):
 
 
 @phase("step length")
-def longest_steps(pair: Pair, ds: Band, dz: Band, accuracy: float = 1e-2) -> tuple[float, float]:
-    """How far S and Z may go."""
+def longest_steps(
+    pair: Pair, ds: Band, dz: Band, accuracy: float = 1e-2, whole: bool = False
+) -> tuple[float, float]:
+    """How far S and Z may go; ``whole`` as in :func:`~.step_length.bisected`."""
     if max(len(block) for block in pair.slack.diagonal) > _NARROW:
         return slack_step(pair.factor, ds, accuracy), cliques_step(pair.cliques, dz, accuracy)
     z = list(zip(clique_matrices(pair.z), clique_matrices(dz), strict=True))
     return (
-        bisected(lambda a: factorize(pair.slack.plus(a, ds)) is not None),
-        bisected(lambda a: all(are_definite(torch.add(x, dx, alpha=a)) for x, dx in z)),
+        bisected(lambda a: factorize(pair.slack.plus(a, ds)) is not None, whole),
+        bisected(lambda a: all(are_definite(torch.add(x, dx, alpha=a)) for x, dx in z), whole),
     )
 
 
@@ -75,7 +77,7 @@ def advance(
         cliques = factorize_cliques(z)
         return None if cliques is None else (z, cliques)
 
-    longest = longest_steps(pair, way.ds, way.dz)
+    longest = longest_steps(pair, way.ds, way.dz, whole=True)
     share = 0.9 + 0.09 * min(1.0, *longest)
     a_s, a_z = (min(1.0, share * a) for a in longest)
     primal = run.shortened(stage, a_s, _SHRINK, _TOO_SHORT, move_y)

@@ -34,8 +34,13 @@ _DENSE = 300
 Product = Callable[[Tensor], Tensor]
 
 
-def bisected(inside: Callable[[float], bool]) -> float:
-    """The longest of :data:`LENGTHS` that is inside, ``inf`` where all of them are."""
+def bisected(inside: Callable[[float], bool], whole: bool = False) -> float:
+    """The longest of :data:`LENGTHS` that is inside, ``inf`` where all of them are.
+
+    ``whole`` says that this is the rule: the last one is tried first.
+    """
+    if whole and inside(LENGTHS[-1]):
+        return math.inf
     low, high = 0, len(LENGTHS)
     while high - low > 1:
         middle = (low + high) // 2

@@ -233,7 +233,7 @@ def _stepped(live: State) -> State:
 
 def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
     """Go a share of the longest steps, S and Z separately."""
-    a_s, a_z = longest(live.slack, ds), longest(live.z, dz)
+    a_s, a_z = longest(live.slack, ds, whole=True), longest(live.z, dz, whole=True)
     share = 0.9 + 0.09 * np.minimum(a_s, a_z)
     a_s, a_z = (np.where(a < 1.0, share * a, a) for a in (a_s, a_z))
     y, slack, z = live.y + a_s[:, 0] * dy, live.slack + a_s * ds, live.z + a_z * dz
@@ -243,8 +243,16 @@ def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
 
 
 @phase("step length")
-def longest(matrix: Array, change: Array) -> Array:
-    """How far each positive definite matrix may go, shape ``(chains, 1, 1)``."""
+def longest(matrix: Array, change: Array, whole: bool = False) -> Array:
+    """How far each positive definite matrix may go, shape ``(chains, 1, 1)``.
+
+    ``whole`` says that the whole way is the rule: it is tried first.
+    """
+    if whole:
+        found, short = np.ones((len(matrix), 1, 1), matrix.dtype), ~cholesky(matrix + change)[1]
+        if short.any():
+            found[short] = longest(matrix[short], change[short])
+        return found
     low, high = np.zeros(len(matrix), int), np.full(len(matrix), len(LENGTHS))
     lengths = np.array(LENGTHS, matrix.dtype)[:, None, None]
     while (high[0] - low[0]) > 1:
