@@ -1,6 +1,7 @@
-"""Convolutional classifiers by their names: 4C3F, 6C2F, 8C2F, and a small one.
+"""Convolutional classifiers by their names: 4C3F, 6C2F, 8C2F, small ones, and residual ones.
 
-The number before C counts convolutions, the one before F linear layers.  They take images
+The number before C counts convolutions, the one before T tied residual blocks (``tied.py``), which
+stand behind the convolutions in equal numbers, the one before F linear layers.  They take images
 ``(n, channels, rows, columns)``; ``DataSet.as_images`` turns flat rows into those.
 """
 
@@ -17,6 +18,7 @@ from .model_config import CONVNETS as CONVNETS
 from .model_config import ConvnetConfig as ConvnetConfig
 from .model_config import Plan
 from .sorting_torch import MaxMin
+from .tied import TiedBlock2d
 
 Shape = tuple[int, ...]
 
@@ -92,7 +94,8 @@ def _convolutions(
             )
         module = nn.Conv2d(before, channels, conv.kernel, conv.stride, conv.padding)
         shape = (channels, *sides)
-        layers += [module, make(shape)]
+        blocks = [TiedBlock2d(channels, channels) for _ in range(plan.blocks)]
+        layers += [module, make(shape), *blocks]
     return layers, shape
 
 

@@ -68,16 +68,23 @@ class Conv(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """One row of the table: convolutions, widths of the hidden linear layers, where it is from."""
+    """One row of the table: convolutions, widths of the hidden linear layers, where it is from.
+
+    Attributes:
+        blocks: tied residual blocks (``tied.py``) behind every convolution and its activation.
+    """
 
     convolutions: tuple[Conv, ...]
     hidden: tuple[int, ...]
     source: str
+    blocks: int = 0
 
 
+_SMALL = (Conv(16, 4, 2), Conv(32, 4, 2))
+_THREE = (Conv(32, 4, 2), Conv(64, 4, 2), Conv(128, 4, 2))
 _HUANG = "Y. Huang, H. Zhang, Y. Shi, J. Z. Kolter, A. Anandkumar, NeurIPS 2021"
 CONVNETS: dict[str, Plan] = {
-    "2C2F": Plan((Conv(16, 4, 2), Conv(32, 4, 2)), (100,), "small, for first tries"),
+    "2C2F": Plan(_SMALL, (100,), "small, for first tries"),
     "4C3F": Plan(
         (Conv(32, 3, 1), Conv(32, 4, 2), Conv(64, 3, 1), Conv(64, 4, 2)), (512, 512), _HUANG
     ),
@@ -98,6 +105,9 @@ CONVNETS: dict[str, Plan] = {
         (256,),
         _HUANG,
     ),
+    "2C4T2F": Plan(_SMALL, (100,), "2C2F with residual blocks", blocks=2),
+    "3C2F": Plan(_THREE, (256,), "for colour pictures of 32 x 32"),
+    "3C6T2F": Plan(_THREE, (256,), "3C2F with residual blocks", blocks=2),
 }
 
 
@@ -106,7 +116,8 @@ class ConvnetConfig:
     """Which convolutional network; input shape and classes come from the data.
 
     Args:
-        name: ``2C2F``, ``4C3F``, ``6C2F`` or ``8C2F``; empty is a perceptron.
+        name: ``2C2F``, ``3C2F``, ``4C3F``, ``6C2F`` or ``8C2F``, or with tied residual blocks
+            ``2C4T2F`` or ``3C6T2F``; empty is a perceptron.
         width: factor on all channels and hidden widths, rounded to even numbers.
         activation: ``relu``, ``clipped_relu``, ``max_min`` or ``clipped_max_min``.
 

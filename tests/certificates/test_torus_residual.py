@@ -9,6 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import CertificateError, certify, verify
@@ -137,3 +139,36 @@ def test_vectors_are_images_of_one_pixel() -> None:
     norms = [float(torch.linalg.matrix_norm(net[k].weight.detach(), 2)) for k in (0, 3)]
     assert proof.lip == pytest.approx(math.prod(norms), rel=1e-5)
     assert certify(net).lip <= proof.lip
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    *(st.integers(1, 3), st.sampled_from((1, 3, 5)), st.integers(1, 2), st.integers(0, 1)),
+    *(st.tuples(st.integers(4, 6), st.integers(4, 6)), st.floats(0.5, 3.0), st.integers(0, 2**16)),
+)
+def test_no_sampled_slope_exceeds_what_is_proven(
+    channels: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    sides: tuple[int, int],
+    scale: float,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        *(TiedBlock2d(2, 3, kernel), nn.Conv2d(2, channels, 3, stride, padding)),
+        *(TiedBlock2d(channels, 2, 3), TiedBlock2d(channels, 4, kernel), nn.Tanh()),
+        nn.Conv2d(channels, 2, 2),
+    ).double()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.mul_(scale)
+    shape = (2, *sides)
+    if min(sides) + 2 * padding - 2 < 2 * stride:
+        return
+    proof = certify_product(network_of(net, shape))
+    verify(proof, net)
+    for x in torch.randn(4, *shape).double():
+        slope = torch.autograd.functional.jacobian(net, x[None])
+        assert float(torch.linalg.matrix_norm(slope.reshape(-1, x.numel()), 2)) <= proof.lip

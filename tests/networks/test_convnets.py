@@ -37,8 +37,10 @@ def test_every_network_is_read_and_built_again(name: str, activation: str) -> No
     shape = TINY if name == "8C2F" else (1, 8, 8)
     net = build_convnet(name, shape, 10, width=0.1, activation=activation, seed=3).eval()
     network = read_network(net, shape)
-    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(build_module(network)(x), net(x))
+    assert network.is_path == (CONVNETS[name].blocks == 0)
+    if network.is_path:
+        x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(build_module(network)(x), net(x))
 
 
 def test_a_small_one_is_certified() -> None:
@@ -67,7 +69,7 @@ def test_the_width_factor_and_the_seed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("5C3F", MNIST, 10), "convnet.name: expected one of 2C2F, 4C3F, 6C2F, 8C2F, got '5C3F'"),
+        (("5C3F", MNIST, 10), "convnet.name: expected one of 2C2F, 4C3F, 6C2F, 8C2F, .*got '5C3F'"),
         (("", MNIST, 10), "name: expected one of 2C2F"),
         (("4C3F", (784,), 10), r"expected \(channels, rows, columns\).* got \(784,\) and 10"),
         (("8C2F", (1, 16, 16), 10), "8C2F halves pictures until nothing is left of"),
