@@ -64,8 +64,10 @@ def nearest_kernels(
     stays = held_of(moved, parameters, held)
     norms = holding(norms, stays, anchor)
     assert isinstance(norms, LayerNorms)
-    rows = zip(norms.balls, anchor, strict=True)
+    rows = [*zip(norms.balls, anchor, strict=True)]
     given = [ball.norm(w) if ball.shares else 1.0 for ball, w in rows]
+    # Whatever the others' shares are, these stay where they are now.
+    anchor = tuple(w if b.shares else b.nearest(w, 1.0, solver.tol)[0] for b, w in rows)
     product, moving = norms.gain * math.prod(given), max(1, sum(norms.sharing(len(given))))
     margin = CAST_MARGIN[parameters[0].dtype]
     goal, best = bound * (1.0 - margin), None
