@@ -76,8 +76,8 @@ def _local_roots(random: Random, file: LocalFile) -> None:
 
 
 def _local_witness(random: Random, file: LocalFile) -> None:
-    """Slopes or curvatures of a quadratic bound, or what they are said to prove."""
-    for name in ("slopes", "curvatures"):
+    """Slopes, curvatures or metric of a quadratic bound, or what they are said to prove."""
+    for name in ("slopes", "curvatures", "metric"):
         if name in file.tensors and random.chance(0.5):
             _moved(random, file, name, random.factor())
     if random.chance(0.5):

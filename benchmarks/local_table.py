@@ -39,6 +39,8 @@ CASES: dict[str, Case] = {
     "cifar10_convsmall": (24 / 255, 0.225, None, (52.5, 43.5, 9.0)),
 }
 LEVELS = ("norms", "quadratic", "tuned")
+# Of the search for a metric: about as far as it goes.
+_METRIC_STEPS = 1000
 # Networks whose relaxation is small enough for the dearest level.
 _SMALL = {"mnist_mlp": ("semidefinite",)}
 # The first pictures, whose certificates are proven anew, and the others.
@@ -57,7 +59,9 @@ def left_by_attack(model: nn.Module, x: Tensor, y: Tensor, case: Case) -> int:
 def level_row(model: nn.Module, x: Tensor, y: Tensor, case: Case, level: str) -> Row:
     """One level on all pictures."""
     radius, scale, box, _ = case
-    config = LocalConfig(level, box=box, input_scale=None if scale == 1.0 else scale)
+    config = LocalConfig(
+        level, box=box, input_scale=None if scale == 1.0 else scale, metric_steps=_METRIC_STEPS
+    )
     certified, seconds = 0, 0.0
     for some in _PARTS:
         found, cost = timed(partial(certify_local, model, x[some], radius, y[some], config=config))
@@ -133,6 +137,7 @@ def main(argv: list[str]) -> None:
             if found:
                 print(*found, sep="\n", flush=True)
     settings = {"count": options.count, "threads": 1, "jobs": options.jobs}
+    settings |= {"metric_steps": _METRIC_STEPS}
     if options.only is not None:
         rows, settings = _beside(rows, settings | {"only": options.only})
     record.save("local_table", settings, rows)

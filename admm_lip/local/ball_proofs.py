@@ -23,6 +23,8 @@ from .backward_lines import center_values
 from .config import ASKED, BY_NAME
 from .curves import Range
 from .lipschitz_levels import GLOBAL, MASKED, NONE, PRODUCT, Found, Wanted, local_lips, nothing
+from .met_values import least_met
+from .metric_search import refined
 from .norm_margins import NormBounds, NormMargins
 from .quadratic_proof import SPARE, OpenPass, Witness
 from .quadratic_search import searched
@@ -133,8 +135,10 @@ def _by_lines(
         steps = task.config.steps if task.config.tuned and not cheaply else 0
         steps = steps if states is None else -(-steps // _GOING_ON)
         open_ = task.items & (margin <= 0.0) & (center > 0.0)
+        metric_steps = task.config.metric_steps if steps else 0
         dual_steps = task.config.dual_steps if task.config.semidefinite and not cheaply else 0
-        search = _Search(task.functionals[:, :, 0], steps, dual_steps, deadline, account)
+        budget = steps, metric_steps, dual_steps
+        search = _Search(task.functionals[:, :, 0], *budget, deadline, account)
         margin, witness, duals, states = _dearer(seen, search, open_, margin, states)
     if centred:
         margin = torch.where(seen.everywhere, -math.inf, margin)
@@ -170,7 +174,8 @@ class _Search:
 
     Attributes:
         rows: the functionals, ``(batch, m, n_out)``.
-        steps: of the search for quadratic bounds, and
+        steps: of the search for quadratic bounds,
+        metric_steps: of its second part, and
         dual_steps: of that for duals.
         deadline: after which nothing is begun.
         account: of the batch.
@@ -178,6 +183,7 @@ class _Search:
 
     rows: Tensor
     steps: int
+    metric_steps: int
     dual_steps: int
     deadline: float
     account: Account
@@ -221,11 +227,37 @@ def _quadratic(
         if states is None:
             states = margin.new_full((*margin.shape, found.state.shape[1]), math.nan)
         states[open_] = found.state
-        better = found.proven > margin[open_]
-        higher = margin.new_full(margin.shape, -math.inf)
-        higher[open_] = found.proven
-        margin = account.raised(margin, higher, "tuned")
-    return margin, found.witness.select(better), states
+    margin, witness = _kept_witness(asked, margin, found.witness, found.proven)
+    return *_in_own_metric(passing, asked, margin, found.witness, witness), states
+
+
+def _in_own_metric(
+    passing: OpenPass, asked: _Search, margin: Tensor, begun: Witness, witness: Witness
+) -> tuple[Tensor, Witness]:
+    """Margins raised further, where they are open and no attack meets a value below 0."""
+    open_ = begun.items & (margin <= 0.0)
+    if not asked.metric_steps or not bool(open_.any()) or time.monotonic() >= asked.deadline:
+        return margin, witness
+    with asked.account.timed(open_.any(dim=1)):
+        rows = asked.rows[open_][:, None]
+        open_[open_.clone()] = least_met(passing.at(open_), rows) > 0.0
+        if bool(open_.any()):
+            begun = begun.select(open_[begun.items])
+            found = refined(passing, asked.rows, begun, asked.metric_steps, asked.deadline)
+    if not bool(open_.any()):
+        return margin, witness
+    margin, better = _kept_witness(asked, margin, *found)
+    return margin, witness.replaced(better)
+
+
+def _kept_witness(
+    asked: _Search, margin: Tensor, witness: Witness, proven: Tensor
+) -> tuple[Tensor, Witness]:
+    """Margins raised by a witness, and its rows that raise any."""
+    better = proven > margin[witness.items]
+    higher = margin.new_full(margin.shape, -math.inf)
+    higher[witness.items] = proven
+    return asked.account.raised(margin, higher, "tuned"), witness.select(better)
 
 
 def _on_balls(found: Found, everywhere: Tensor) -> Found:

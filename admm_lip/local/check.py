@@ -197,8 +197,9 @@ def _quadratic(
         held = duals.items.clone()
         held[duals.items] = proven(passing, flat, duals, claims[duals.items])
         margin, higher = torch.where(held, claims, margin), higher & ~duals.items
-    if found.tuned is not None and found.slopes is not None and found.curvatures is not None:
-        witness = Witness(found.tuned, found.slopes, found.curvatures).part(rows)
+    stated = [t for t in (found.slopes, found.curvatures, found.metric) if t is not None]
+    if found.tuned is not None:
+        witness = Witness(found.tuned, *stated).part(rows)
         tuned = passing.among(witness.items & higher)
         witness = witness.select(tuned[witness.items])
         margin[tuned] = torch.maximum(margin[tuned], passing.proven(flat, witness, claims[tuned]))

@@ -14,6 +14,7 @@ from ..errors import CertificateError
 from .config import LEVELS, SETTLED
 
 _LARGEST, _SINGLE = sys.float_info.max, torch.finfo(torch.float32).max
+LEAST_METRIC = torch.finfo(torch.float32).tiny
 
 
 class Column(NamedTuple):
@@ -55,6 +56,7 @@ TENSORS = {
     "tuned": Column(torch.bool, "BOOL", ("input", "functional"), 0.0, 1.0, given=False),
     "slopes": _singles("row neuron", -_SINGLE),
     "curvatures": _singles("row neuron", 0.0),
+    "metric": _singles("row neuron", LEAST_METRIC),
     "dual": Column(torch.bool, "BOOL", ("input", "functional"), 0.0, 1.0, given=False),
     "multipliers": _singles("dual_row multiplier", 0.0),
     "varying": _shares(),
@@ -93,6 +95,7 @@ _RANGES = {
     (-_SINGLE, _SINGLE): "finite numbers",
     (0.0, _LARGEST): "finite numbers >= 0",
     (0.0, _SINGLE): "finite numbers >= 0",
+    (LEAST_METRIC, _SINGLE): f"finite numbers from {LEAST_METRIC:g}",
     (0.0, math.inf): "numbers >= 0",
     (-math.inf, _LARGEST): "numbers below infinity",
     (0.0, 1.0): "shares from 0 to 1, or NaN",

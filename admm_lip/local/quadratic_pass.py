@@ -3,24 +3,31 @@
 A linear bound forgets that the whole perturbation shares one ball.  Here a functional of the
 outputs a of a hidden layer is bounded from below by
 
-    c a - m/2 |a - a^|^2 + v,        a^ the outputs at the sample,  m >= 0  (0 at the top),
+    c a - 1/2 (a - a^)' M (a - a^) + v,     a^ the outputs at the sample,
 
-and kept in that form down to the input, where one ball serves all layers:
+with a diagonal M >= 0 (0 at the top), and kept in that form down to the input, where one ball
+serves all layers:
 
 1. *activation* ``a_i = phi_i(z_i)``, phi of one slope below 0 and one above: for any slopes g and
    any diagonal D >= 0, with z^ the pre-activations at the sample,
 
-       c a - m/2 |a - a^|^2  >=  g z - 1/2 (z - z^)' D (z - z^) + sum_i h_i,
-       h_i = min over z in [l_i, u_i] of c phi(z) - m (phi(z) - a^)^2/2 - g z + D (z - z^)^2/2:
+       c a - 1/2 (a - a^)' M (a - a^)  >=  g z - 1/2 (z - z^)' D (z - z^) + sum_i h_i,
+       h_i = min over z in [l_i, u_i] of c phi(z) - M (phi(z) - a^)^2/2 - g z + D (z - z^)^2/2:
 
    one parabola on either side of 0, each in closed form;
-2. *affine map*: ``c <- W'g``, ``v += g b``, and ``(z - z^)' D (z - z^) <= m |a - a^|^2`` with the
-   new m.  With ``D = m S^2 + t U`` (S the steepest slopes, U marking the units whose interval holds
-   a kink) it is ``m ||S W C||^2 + t ||U W C||^2``, C marking what can move: two proven norms of a
-   sample serve all its functionals and every choice of t and g;
-3. *input*: the support function of the region for the row, and m/2 times the square of its radius.
+2. *affine map*: ``c <- W'g``, ``v += g b``, and for any diagonal T > 0 (the *metric*)
 
-With m = 0, ``D = t I`` and no intervals this is SDP-CROWN's bias (Chiu et al., ICML 2025); with
+       (z - z^)' D (z - z^) <= (a - a^)' M (a - a^),    M = ||D^1/2 W C T^-1/2||^2 T  the new M,
+
+   C marking what can move.  D is ``M S^2 + t`` with S the steepest slopes, which lets none of M's
+   curvature through to where it is worth more, and any t >= 0, 0 where the interval holds no kink.
+   With T = I and one number t for all kinks, marked by U, M is at most
+   ``m ||S W C||^2 + t ||U W C||^2``: two proven norms of a sample serve all its functionals and
+   every choice of t and g;
+3. *input*, T = I: the support function of the region for the row, and M/2 times the square of its
+   radius.
+
+With M = 0, ``D = t I`` and no intervals this is SDP-CROWN's bias (Chiu et al., ICML 2025); with
 t = 0 it is CROWN's line.  The slopes chosen are smooth in where 0 lies in the interval at the
 sample, t is a share of what the row can gain on the ball; any values are sound, and the best of
 some is taken.
@@ -119,10 +126,11 @@ class _Hidden:
         )
 
 
-# From a layer's number, rows c over its outputs ``(batch, m, n)`` and m ``(batch, m)`` to slopes
-# (g over c) and D, which broadcast against c.
+# From a layer's number, rows c over its outputs ``(batch, m, n)`` and M to slopes (g over c) and D,
+# all of which broadcast against c.
 Choice = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-# From a layer's number and D to a bound of ``||D^1/2 W C||^2``, ``(batch, m)``.
+# From a layer's number and D to M of its inputs, ``(batch, m, n_in)``, or ``(batch, m, 1)`` for
+# T = I; the first layer has no other.
 Growth = Callable[[int, Tensor], Tensor]
 
 
@@ -153,17 +161,22 @@ class QuadraticPass:
         lines = replace(self.lines, region=self.lines.region.select(rows))
         return QuadraticPass(lines, [h.select(rows) for h in self.hidden])
 
-    def unit(self, k: int, c: Tensor) -> Tensor:
-        """What curvatures of a layer are measured in, roughly: ``|c|`` over how far z moves.
+    def curvature(self, k: int, c: Tensor, m: Tensor, t: Tensor) -> Tensor:
+        """D of a layer.
 
         Args:
             k: the layer.
             c: rows over its outputs, ``(batch, m, n)``.
-
-        Returns:
-            ``(batch, m, 1)``.
+            m: M.
+            t: what D has beyond ``M S^2``, in units of ``|c|`` over how far z moves, roughly.
         """
-        return (lengths(c) / (self.hidden[k].reach[:, None] + TINY))[..., None]
+        here = self.hidden[k]
+        unit = (lengths(c) / (here.reach[:, None] + TINY))[..., None]
+        return m * here.steepest.square()[:, None] + t * unit
+
+    def behind(self, k: int) -> tuple[Layer, Tensor | None]:
+        """A layer, and which of its inputs can move, ``(batch, n_in)``."""
+        return _behind(self.lines, self.hidden[:k])
 
     def bound(self, rows: Tensor, choose: Choice, growth: Growth) -> tuple[Tensor, Tensor]:
         """Lower bounds of ``rows f`` on the regions, and what they gave away, ``(batch, m)``.
@@ -177,12 +190,12 @@ class QuadraticPass:
         """
         layers, known = self.lines.layers, [h.known for h in self.hidden]
         c, value, lost = behind_last(layers[-1], known, rows)
-        m, spent = torch.zeros_like(value), torch.zeros_like(value)
+        m, spent = torch.zeros_like(value)[..., None], torch.zeros_like(value)
         for k in range(len(known) - 1, -1, -1):
             here = self.hidden[k]
             slope, d = choose(k, c, m)
             g = c * slope
-            gain, doubt = _parabolas(here, c, m[..., None], g, d)
+            gain, doubt = _parabolas(here, c, m, g, d)
             bent = (d * here.off.square()[:, None]).sum(-1) * (1.0 + 1.0 / _SPLIT)
             value = value + gain.sum(-1)
             lost = lost + doubt.sum(-1) + gamma(gain.shape[-1]) * gain.abs().sum(-1)
@@ -197,7 +210,7 @@ class QuadraticPass:
                     lost = lost + 4.0 * U * value.abs()
                 c = layers[k].rows_back(g)
         radius = self.lines.region.radius[:, None] * self.lines.region.ball.stretch
-        ball = 0.5 * upper_product(m, radius, radius)
+        ball = 0.5 * upper_product(m[..., 0], radius, radius)
         bound = self.lines.on_region(known[0], g, value, lost + ball)
         return bound, spent + ball
 
@@ -213,9 +226,7 @@ class QuadraticPass:
     def _by_share(self, share: float) -> Choice:
         def choose(k: int, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
             here = self.hidden[k]
-            t = share * self.unit(k, c)
-            d = m[..., None] * here.steepest.square()[:, None] + t * here.kinked[:, None]
-            return here.slope[:, None], d
+            return here.slope[:, None], self.curvature(k, c, m, share * here.kinked[:, None])
 
         return choose
 
@@ -228,13 +239,25 @@ class QuadraticPass:
         above = torch.where(kinked, d - m[..., None] * squares, 0.0)
         t = above.amax(dim=-1).clamp(min=0.0) + 4.0 * U * d.amax(dim=-1)
         steepest, bending = (growth[:, None] for growth in here.growths)
-        return upper_product(m, steepest) + upper_product(t, bending)
+        return (upper_product(m, steepest) + upper_product(t, bending))[..., None]
 
-    def own_growth(self, k: int, d: Tensor) -> Tensor:
-        """By a norm proven for every D, ``(batch, 1, n)``."""
-        layer, columns = _behind(self.lines, self.hidden[:k])
-        norm = scaled_norm(layer, d[:, 0].sqrt() * (1.0 + 4.0 * U), columns)
-        return upper_product(norm, norm)[:, None]
+    def own_growth(self, metric: Tensor) -> Growth:
+        """By norms proven for every D, ``(batch, 1, n)``, in a metric of each sample.
+
+        Args:
+            metric: T of all hidden neurons, ``(batch, neurons)``, finite and positive.
+        """
+        metrics = torch.split(metric, self.widths, dim=1)
+
+        def growth(k: int, d: Tensor) -> Tensor:
+            layer, columns = self.behind(k)
+            into = metrics[k - 1] if k else metric.new_ones(1, 1)
+            if columns is not None:
+                columns = columns * into.rsqrt() * (1.0 + 4.0 * U)
+            norm = scaled_norm(layer, d[:, 0].sqrt() * (1.0 + 4.0 * U), columns)
+            return upper_product(into, norm[:, None], norm[:, None])[:, None]
+
+        return growth
 
 
 def _hidden(

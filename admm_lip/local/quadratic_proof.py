@@ -1,10 +1,10 @@
 """Quadratic bounds of what a batch leaves open: in closed form, or by a witness that is checked.
 
-A witness states slopes g and a curvature D for every hidden neuron, in float32, so that a check
-takes exactly the numbers that were proven.  Any slopes and any D >= 0 prove a bound
-(``quadratic_pass.py``); a bad witness proves little, and never too much.  The growth of a layer is
-that of the norms which all functionals of a sample share or, where that is not enough, of a norm
-proven for this D alone.
+A witness states slopes, curvatures and a metric for every hidden neuron, in float32, so that a
+check takes exactly the numbers that were proven.  Any slopes, any curvatures t >= 0 and any metric
+T > 0 prove a bound (``quadratic_pass.py``); a bad witness proves little, and never too much.  The
+growth of a layer is that of the norms which all functionals of a sample share or, where that is not
+enough, of a norm proven in this metric for this D alone.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ SPARE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Witness(Stated):
-    """Slopes and curvatures of some functionals; any values prove a bound.
+    """Slopes, curvatures and metric of some functionals; any values prove a bound.
 
     Attributes:
-        slopes: g over c of all hidden neurons, ``(rows, neurons)``, float32, and
-        curvatures: the diagonal of D in its layer's unit (:meth:`QuadraticPass.unit`).
+        slopes: g over c of all hidden neurons, ``(rows, neurons)``, float32,
+        curvatures: t in its layer's unit (:meth:`QuadraticPass.curvature`), and
+        metric: T; that of the last hidden layer says nothing.
     """
 
     slopes: Tensor
     curvatures: Tensor
+    metric: Tensor
 
     def choice(self, passing: QuadraticPass) -> Choice:
         """As a pass over all its rows takes it."""
@@ -43,7 +45,7 @@ class Witness(Stated):
             torch.split(part.double()[:, None], passing.widths, dim=-1)
             for part in (self.slopes, self.curvatures)
         )
-        return lambda k, c, m: (slopes[k], curvatures[k] * passing.unit(k, c))
+        return lambda k, c, m: (slopes[k], passing.curvature(k, c, m, curvatures[k]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +107,16 @@ class OpenPass:
         found = lowered(*own.bound(functionals, choose, own.shared_growth), spare)[:, 0]
         left = ((found < claims) | (found <= 0.0)).nonzero()[:, 0]
         if len(left):
-            part = own.select(left)
-            choose = _rows_of(witness, left).choice(part)
-            better = lowered(*part.bound(functionals[left], choose, part.own_growth), spare)[:, 0]
+            part, rest = own.select(left), _rows_of(witness, left)
+            growth = part.own_growth(rest.metric.double())
+            better = lowered(*part.bound(functionals[left], rest.choice(part), growth), spare)[:, 0]
             found[left] = torch.maximum(found[left], better)
         return found
 
 
 def _rows_of(witness: Witness, rows: Tensor) -> Witness:
-    return replace(witness, slopes=witness.slopes[rows], curvatures=witness.curvatures[rows])
+    stated = witness.slopes, witness.curvatures, witness.metric
+    return Witness(witness.items, *(part[rows] for part in stated))
 
 
 def lowered(bound: Tensor, spent: Tensor, spare: float) -> Tensor:

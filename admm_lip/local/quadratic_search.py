@@ -1,11 +1,11 @@
 """Search for the slopes and curvatures of quadratic bounds, all open functionals together.
 
-The bound of ``quadratic_pass.py`` is driven up by Adam (D. Kingma, J. Ba, 2015), one step for all
-functionals of a batch at once, whatever samples they belong to.  Per functional and hidden layer,
+The bound of ``quadratic_pass.py`` is driven up by Adam, one step for all functionals of a batch at
+once, whatever samples they belong to.  Per functional and hidden layer,
 
     g_i = c_i (b_i + (1 - b_i) s(p_i))   on units with a kink (b_i the slope below it, s the
                                          logistic function); their one slope on others,
-    D   = m S^2 + t U,
+    D   = M S^2 + t U,
 
 with p_i and log t free.  The growth is that of the norms which all functionals share, so that what
 is driven up is itself a proven bound: a functional leaves as soon as it is above 0, and what is
@@ -22,18 +22,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rounding import TINY
+from .adam import Moments
 from .input_region import chunks
 from .quadratic_pass import QuadraticPass
 from .quadratic_proof import SPARE, OpenPass, Witness, lowered
 
 # Neurons of the functionals searched together: below, torch's calls cost more than its arithmetic.
-_TOGETHER = 2**18
-# Rates of Adam for p and log t, and how it forgets.
-_RATES, _BETAS = (0.3, 0.1), (0.9, 0.99)
+TOGETHER = 2**18
+# Rates of Adam for p and log t.
+_RATES = 0.3, 0.1
 _SHARE = 0.15
 # Of what a witness holds.
-_MOST = torch.finfo(torch.float32).max
+MOST = torch.finfo(torch.float32).max
 # Start of p, away from the ends of the logistic function.
 _INSIDE = 1e-3
 
@@ -81,13 +81,13 @@ def searched(
         own_states = None if states is None else states[part]
         return _Search.begun(passing.select(part), functionals[part], own_states)
 
-    together = max(1, _TOGETHER // sum(passing.widths))
+    together = max(1, TOGETHER // sum(passing.widths))
     parts, found = chunks(torch.arange(len(functionals)), together), []
     for k, part in enumerate(parts):
         now = time.monotonic()
         found.append(_run(begun(part), steps, now + (deadline - now) / (len(parts) - k)))
     slopes, curvatures, state = (torch.cat(same) for same in zip(*found, strict=True))
-    witness = Witness(asked, slopes, curvatures)
+    witness = Witness(asked, slopes, curvatures, torch.ones_like(slopes))
     return Searched(witness, own.proven(rows, witness, spare=SPARE), state)
 
 
@@ -97,18 +97,14 @@ class _Search:
 
     Attributes:
         free: p of every neuron, then the log share of every layer, ``(rows, 1, parameters)``.
-        first: running means of the gradients, and
-        second: of their squares.
-        steps: made so far, ``(rows, 1, 1)``.
-        seen: slopes and D of the last bound, layer by layer.
+        moments: of Adam.
+        seen: slopes and curvatures of the last bound, layer by layer.
     """
 
     passing: QuadraticPass
     rows: Tensor
     free: Tensor
-    first: Tensor
-    second: Tensor
-    steps: Tensor
+    moments: Moments
     seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
@@ -125,19 +121,17 @@ class _Search:
         state = torch.cat([free, free.new_zeros(len(free), 2 * count + 1)], dim=1)
         if states is not None:
             state = torch.where(states.isnan(), state, states)
-        parts = torch.split(state[:, None], [count, count, count, 1], dim=-1)
-        free, first, second, steps = parts
-        return _Search(passing, rows, free, first, second, steps)
+        free, *moments = torch.split(state[:, None], [count, count, count, 1], dim=-1)
+        return _Search(passing, rows, free, Moments(*moments))
 
     def state(self) -> Tensor:
         """Where it stands, ``(rows, 3 parameters + 1)``."""
-        return torch.cat([self.free.detach(), self.first, self.second, self.steps], -1)[:, 0]
+        return torch.cat([self.free.detach(), *self.moments], -1)[:, 0]
 
     def select(self, rows: Tensor) -> _Search:
         """That of some of the functionals."""
-        free, first, second = self.free[rows].detach(), self.first[rows], self.second[rows]
-        passing = self.passing.select(rows)
-        return _Search(passing, self.rows[rows], free, first, second, self.steps[rows])
+        own, free = self.passing.select(rows), self.free[rows].detach()
+        return _Search(own, self.rows[rows], free, self.moments.select(rows))
 
     def step(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """What is proven, with its slopes and curvatures, ``(rows, ...)``, and a step of Adam."""
@@ -145,10 +139,10 @@ class _Search:
         with torch.enable_grad():
             bound, spent = self.passing.bound(self.rows, self._choose, self.passing.shared_growth)
             (gradient,) = torch.autograd.grad(bound.sum(), self.free)
-        self._move(gradient.nan_to_num(0.0, 0.0, 0.0))
+        self._move(gradient)
         layers = [self.seen[k] for k in range(len(self.passing.hidden))]
         slopes, curvatures = (
-            torch.cat([v.detach()[:, 0] for v in part], 1).nan_to_num(0.0).clamp(max=_MOST).float()
+            torch.cat([v.detach()[:, 0] for v in part], 1).nan_to_num(0.0).clamp(max=MOST).float()
             for part in zip(*layers, strict=True)
         )
         return lowered(bound.detach(), spent.detach(), SPARE)[:, 0], (slopes, curvatures)
@@ -160,22 +154,17 @@ class _Search:
         kinked = here.kinked[:, None]
         between = here.below + (1.0 - here.below) * torch.sigmoid(place)
         slope = torch.where(kinked > 0.0, between, here.slope[:, None])
-        unit = self.passing.unit(k, c).detach()
-        d = m[..., None] * here.steepest.square()[:, None] + share.exp() * unit * kinked
-        self.seen[k] = slope, d / unit
-        return slope, d
+        curvature = share.exp() * kinked
+        self.seen[k] = slope, curvature
+        return slope, self.passing.curvature(k, c, m, curvature)
 
     def _move(self, gradient: Tensor) -> None:
         """Upwards."""
         neurons = sum(self.passing.widths)
         rate = torch.full_like(gradient[:1], _RATES[0])
         rate[..., neurons:] = _RATES[1]
-        self.steps = self.steps + 1.0
-        self.first = torch.lerp(gradient, self.first, _BETAS[0])
-        self.second = torch.lerp(gradient.square(), self.second, _BETAS[1])
-        mean = self.first / (1.0 - _BETAS[0] ** self.steps)
-        size = (self.second / (1.0 - _BETAS[1] ** self.steps)).sqrt()
-        self.free = (self.free + rate * mean / (size + TINY)).detach()
+        self.moments = self.moments.after(gradient)
+        self.free = (self.free + rate * self.moments.move()).detach()
 
 
 def _run(search: _Search, steps: int, deadline: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -85,7 +85,7 @@ def local_radii(
         >>> [round(r, 2) for r in local_radii(model, x, y).radius.tolist()]
         [1.41, 0.0]
     """
-    config = replace(config or LocalConfig(), decide=False)
+    config = replace(config or LocalConfig(), decide=False, metric_steps=0)
     task = task_of(model, x, y, certificate, config, input_shape, classes)
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:

@@ -37,8 +37,10 @@ from .input_region import Box
 if TYPE_CHECKING:
     from ..plots import Sheet
 
-FORMAT = 2
+FORMAT = 3
 _MAX_FILE = 8 * 2**30
+# What each witness is made of, the functionals that have it first.
+_WITNESSES = ("tuned", "slopes", "curvatures", "metric"), ("dual", "multipliers")
 _ABOUT = {"format", "kind", "digest", "input_shape", "box", "norm", "input_scale"}
 
 
@@ -69,9 +71,10 @@ class LocalCertificate(Shown):
         input_scale: per feature, where radii are in raw units and the model takes
             ``raw / input_scale``; ``None`` where they are in those of ``x``.
         tuned: for which functionals a witness of a quadratic bound is given, ``(batch, m)``,
-            boolean; all three ``None`` where there is none.
-        slopes: its slopes, ``(rows, hidden neurons)``, float32, a row for each of ``tuned``, and
-        curvatures: its curvatures likewise.
+            boolean; all four ``None`` where there is none.
+        slopes: its slopes, ``(rows, hidden neurons)``, float32, a row for each of ``tuned``,
+        curvatures: its curvatures likewise, and
+        metric: its metric.
         dual: likewise for which a witness of the dual of a semidefinite relaxation is given, and
         multipliers: its multipliers, ``(rows, 1 + inputs + 6 hidden neurons)``, float32.
         varying: share of hidden units that can move on the ball, ``(batch,)``, and
@@ -102,6 +105,7 @@ class LocalCertificate(Shown):
     tuned: Tensor | None = None
     slopes: Tensor | None = None
     curvatures: Tensor | None = None
+    metric: Tensor | None = None
     dual: Tensor | None = None
     multipliers: Tensor | None = None
     varying: Tensor | None = None
@@ -138,7 +142,7 @@ class LocalCertificate(Shown):
 
     def _check_witness(self, multipliers: int) -> None:
         """All of it or none, a row for each functional that has one."""
-        for marks, *names in (("tuned", "slopes", "curvatures"), ("dual", "multipliers")):
+        for marks, *names in _WITNESSES:
             flags, *rows = (getattr(self, name) for name in (marks, *names))
             if len({one is None for one in (flags, *rows)}) > 1:
                 raise CertificateError(

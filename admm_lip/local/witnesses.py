@@ -36,6 +36,16 @@ class Stated:
     def _with(self, items: Tensor, rows: Tensor) -> Self:
         return replace(self, items=items, **{n: getattr(self, n)[rows] for n in self._stated()})
 
+    def replaced(self, newer: Self) -> Self:
+        """With another one's rows in the place of, or beside, its own."""
+        items, made = self.items | newer.items, {}
+        for name in self._stated():
+            old, new = getattr(self, name), getattr(newer, name)
+            whole = old.new_zeros((*items.shape, *old.shape[1:]))
+            whole[self.items], whole[newer.items] = old, new
+            made[name] = whole[items]
+        return replace(self, items=items, **made)
+
     @classmethod
     def _stated(cls) -> list[str]:
         return [field.name for field in fields(cls) if field.name != "items"]

@@ -303,8 +303,8 @@ def test_damaged_files_are_named(
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CertificateError, match=r"local.safetensors: truncated or damaged"):
         LocalCertificate.load(path)
-    path.write_bytes(whole.replace(b'\\"format\\": 2', b'\\"format\\": 7'))
-    with pytest.raises(CertificateError, match="format: expected 2, got 7"):
+    path.write_bytes(whole.replace(b'\\"format\\": 3', b'\\"format\\": 7'))
+    with pytest.raises(CertificateError, match="format: expected 3, got 7"):
         LocalCertificate.load(path)
     with pytest.raises(CertificateError, match="expected a local certificate's file, found none"):
         LocalCertificate.load(tmp_path / "none")
