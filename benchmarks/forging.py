@@ -58,6 +58,8 @@ class Case:
         dead: how many neurons of the first layer have weights 0.
         labels: whether a local certificate has labels.
         box: ends of the admissible inputs of a local certificate.
+        image: shape of the inputs of a network of convolutions, whose last width alone counts.
+        structure: in which form such a network is certified.
         level: of a local certificate; ``"global"`` leans on one for all inputs, ``"radii"``
             searches the radii.
     """
@@ -71,6 +73,8 @@ class Case:
     dead: int = 0
     labels: bool = True
     box: tuple[float, float] | None = None
+    image: tuple[int, ...] = ()
+    structure: str = "torus"
     level: str = "closed"
 
 
@@ -97,12 +101,14 @@ class Verdict:
 @cache
 def subject(case: Case, seed: int = 0) -> Subject:
     """The network of a case, certified."""
-    model = _model(case, seed)
-    network = read_network(model)
+    model = _image_model(case, seed) if case.image else _model(case, seed)
+    network = read_network(model, case.image or None)
     scale = [0.5, 2.0, 3.0, 0.7][: case.widths[0]] if case.scaled else None
     if case.kind == "local":
         return _local(case, model, network, scale, seed)
     options: dict[str, Any] = {} if case.kind == "global" else {"progress": False}
+    if case.image:
+        options["structure"] = case.structure
     if case.kind == "directions":
         rows = np.random.default_rng(seed).integers(-2, 3, (2, case.widths[-1]))
         options["directions"] = rows + np.eye(2, case.widths[-1]) / 3.0
@@ -129,6 +135,20 @@ def _model(case: Case, seed: int) -> nn.Sequential:
             layer.weight.data[: case.dead] = 0.0
         layers += [layer, ACTIVATIONS[case.activation]()]
     return nn.Sequential(*layers[:-1])
+
+
+def _image_model(case: Case, seed: int) -> nn.Sequential:
+    """Two convolutions, the second one with a stride and a head behind it unless of every size."""
+    torch.manual_seed(seed)
+    channels, rows, columns = case.image
+    first, activation = nn.Conv2d(channels, 2, 3, padding=1), ACTIVATIONS[case.activation]
+    if case.structure == "every_size":
+        layers = [first, activation(), nn.Conv2d(2, case.widths[-1], 3, padding=1)]
+    else:
+        middle = [nn.Conv2d(2, 2, 2, stride=2), activation(), nn.Flatten()]
+        head = nn.Linear(2 * (rows // 2) * (columns // 2), case.widths[-1])
+        layers = [first, activation(), *middle, head]
+    return nn.Sequential(*layers).double()
 
 
 def _local(

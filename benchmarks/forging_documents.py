@@ -230,6 +230,18 @@ def _directions_moved(random: Random, tree: Tree) -> None:
         tree["bounds"] = bounds[:-1] if random.chance(0.5) else [*bounds, one]
 
 
+def _form_moved(random: Random, tree: Tree) -> None:
+    """Which multipliers are per channel, for which sizes, and those that all bounds share."""
+    name = random.one_of(("switch", "every_size", "shared"))
+    if name == "shared" and tree.get("shared") and random.chance(0.7):
+        layer = random.one_of(tree["shared"])
+        layer[int(random.rng.integers(len(layer)))] *= random.factor()
+    else:
+        tree[name] = random.one_of((0, 1, 2, 3, 4, 16, 128, [], [[1.0]], [[1.0, 1.0]], *SPECIALS))
+    if random.chance(0.3):
+        _lip_lowered(random, tree)
+
+
 def _any_leaf(random: Random, tree: Tree) -> None:
     """Any value of the tree, whatever it is, by a wrong one; or a field gone or added."""
     place: Any = tree
@@ -291,6 +303,7 @@ DOCUMENT_EDITS: Mapping[str, DocumentEdit] = {
     "input shape": _shape_moved,
     "slopes": _slopes_moved,
     "directions": _directions_moved,
+    "form": _form_moved,
     "any field": _any_leaf,
     "text": _text_damaged,
 }

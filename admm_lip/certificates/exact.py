@@ -40,6 +40,7 @@ from .certificate import AnyCertificate, Certificate, FunctionalBound
 from .claim_matrices import scales_of
 from .document import LayerSlopes
 from .exact_network import Rational, Whole, diagonal, exact_chain, identity
+from .torus.unrolled import unrolled
 from .verify import check_belongs, check_outputs
 
 # Unknowns up to which a form is decided, and up to which it is treated at all.
@@ -76,17 +77,15 @@ def exact_check(network: Network, certificate: AnyCertificate) -> None:
 
     Args:
         network: at most some hundred hidden neurons; the time grows with their cube.
-        certificate: of any kind but local, for l2 or linf, in any units.
+        certificate: of any kind but local, for l2 or linf, in any units; multipliers per channel
+            are those of every pixel.
 
     Raises:
         CertificateError: where the certificate is of another network, norm, kind or units, states
             other slopes, or does not prove its bounds; or where the network is too large.
     """
     check_belongs(certificate, network)
-    if getattr(certificate, "switch", 0):
-        raise CertificateError(
-            "switch: multipliers per channel have no exact check; certify with structure='exact'"
-        )
+    certificate = unrolled(network, certificate)
     weights, activations = exact_chain(network)
     _check_slopes(certificate.slopes, activations)
     for claim in _claims(certificate, tuple(weights)):

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from admm_lip import certify, verify
+from admm_lip import Certificate, certify, verify
 from admm_lip.certificates import exact
 from admm_lip.certificates.exact import exact_check, is_definite, is_semidefinite
 from admm_lip.certificates.exact_network import Rational, exact_chain
 from admm_lip.errors import CertificateError
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.network import LayerSpec, Network
+from admm_lip.networks.sorting_torch import MaxMin
 
 
 def network_of(*matrices: Any, kind: str = "relu", **options: float) -> Network:
@@ -328,3 +329,37 @@ class TestRefusals:
         monkeypatch.setattr(exact, "_LARGEST", 1)
         with pytest.raises(CertificateError, match="is for at most 1 neurons, got 2; use verify"):
             exact_check(*case)
+
+
+def image_network(activation: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 2, 3, padding=1), activation, nn.Conv2d(2, 2, 2, stride=2), activation)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2)).double()
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.GELU(), nn.LeakyReLU(-0.5), MaxMin()], ids=str
+)
+def test_multipliers_per_channel_are_those_of_every_pixel(activation: nn.Module) -> None:
+    model = image_network(activation)
+    network = read_network(model, (1, 4, 4))
+    for kind in ("global", "per_output"):
+        found = certify(network, kind=kind, structure="torus")  # type: ignore[call-overload]
+        assert found.switch == 1
+        exact_check(network, found)
+    whole = certify(network, structure="torus")
+    assert isinstance(whole, Certificate)
+    assert not proves(network, whole, lip=0.5 * whole.lip, lower_lip=0.0, sampled_lower=0.0)
+    other = whole.slopes[0]._replace(activation="tanh")
+    for slopes in ((other, whole.slopes[1]), (whole.slopes[0], other)):
+        with pytest.raises(CertificateError, match="slopes: expected"):
+            exact_check(network, dataclasses.replace(whole, slopes=slopes))
+
+
+def test_what_is_not_known_per_neuron_is_refused() -> None:
+    network = read_network(image_network(nn.LeakyReLU(0.2)), (1, 4, 4))
+    with pytest.raises(CertificateError, match="were widened to hold 0"):
+        exact_check(network, certify(network, structure="torus"))
+    found = certify(network, structure="torus")
+    with pytest.raises(CertificateError, match="switch"):
+        dataclasses.replace(found, switch=9)

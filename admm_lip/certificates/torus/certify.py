@@ -95,13 +95,13 @@ def certified_on_torus(
         if best is not None and not (_is_small(chain) and deadline.has_time()):
             break
         head = None if chain.head is None else head_matrices(chain.head)
-        if found is None or _is_tiny(head):
-            tol = max(config.tol, _tolerance(network))
-            found = search(chain, head, deadline.share(_SEARCH), tol)
-        else:
-            # The head's own solver finds the rest, for the multipliers that are known.
-            found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
         try:
+            if found is None or _is_tiny(head):
+                tol = max(config.tol, _tolerance(network))
+                found = search(chain, head, deadline.share(_SEARCH), tol)
+            else:
+                # The head's own solver finds the rest, for the multipliers that are known.
+                found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
             made = _proven(chain, head, found, config, deadline)
         except (NotProven, CertificateError) as error:
             reason = str(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def _width(chain: TorusChain, activation: object) -> int:
 
 def torus_norm(step: Correlation, frequencies: Index, grid: tuple[int, int]) -> float:
     """The largest norm of the folded symbols."""
-    w = symbol(step, frequencies, grid)
+    power = math.frexp(float(np.abs(step.kernel).max()))[1]  # so that no square under- or overflows
+    w = symbol(replace(step, kernel=np.ldexp(step.kernel, -power)), frequencies, grid)
     aliases = step.stride[0] * step.stride[1]
     gram = (w @ w.conj().swapaxes(1, 2)).reshape(-1, aliases, w.shape[1], w.shape[1]).mean(axis=1)
-    return math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram).max())))
+    return math.ldexp(math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram).max()))), power)

@@ -1,16 +1,21 @@
 """Batches of Hermitian matrices: sizes, largest eigenvalues, and what is proven definite.
 
-NumPy only.
+What overflows is not finite and proves nothing; what underflows is covered by constants that are
+far below what anything else loses.  NumPy only.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ...networks.layers import Array
-from ..definite import SLACK, U, gamma
+from ..definite import SLACK, SQUARED_AWAY, TINY, U, gamma
+
+# Around what may overflow.
+quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
 
 
 def largest(p: Any) -> Array:
@@ -22,13 +27,15 @@ def largest(p: Any) -> Array:
 def sizes_of(matrices: Any) -> Array:
     """Frobenius norms, not below the exact ones."""
     squares = (np.abs(matrices) ** 2).sum(axis=(-2, -1))
-    return np.asarray(np.sqrt(squares) * (1.0 + 1e-10), dtype=np.float64)
+    return np.asarray(np.sqrt(squares) * (1.0 + 1e-10) + SQUARED_AWAY, dtype=np.float64)
 
 
+@quiet
 def is_below(p: Any, lip: float) -> bool:
     """Whether ``lip^2 I - P`` is proven definite."""
-    y = -p / (lip * lip)
-    n = p.shape[1]
+    unit, power = math.frexp(lip)
+    n, half = p.shape[1], math.ldexp(1.0, -power)
+    y = -(p * half * half) / (unit * unit)
     lost = 4.0 * U * SLACK * (sizes_of(y) + 2.0)
     y[:, range(n), range(n)] += 1.0 - lost[:, None]
     return are_definite(y)
@@ -54,6 +61,8 @@ def are_definite(y: Any) -> bool:
 
 def proven_largest(p: Any) -> Array | None:
     """Proven upper bounds on the largest eigenvalues, close to them; ``None`` where none is."""
+    if not np.isfinite(p).all():
+        return None
     n = p.shape[1]
-    top = largest(p) * (1.0 + 1e-9 + 8.0 * n * gamma(8 * n + 32)) + np.finfo(float).tiny
+    top = largest(p) * (1.0 + 1e-9 + 8.0 * n * gamma(8 * n + 32)) + TINY
     return top if is_below(p / top[:, None, None], 1.0) else None

@@ -159,7 +159,10 @@ class Problem:
             root = 1.0 / np.sqrt(size)
             most = max(float(np.linalg.eigvalsh(root[:, None] * one * root).max()) for one in inner)
             found.append(1.0 / (size * most))
-            return [activated(one, act, np.sqrt(found[-1]))[1] for one in p]  # type: ignore[index]
+            behind = [activated(one, act, np.sqrt(found[-1])) for one in p]
+            if any(one is None for one in behind):
+                raise np.linalg.LinAlgError("nothing is definite: the scales of layers overflow")
+            return [one[1] for one in behind if one is not None]
 
         self.walk(through)
         return found

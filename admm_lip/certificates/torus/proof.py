@@ -12,6 +12,7 @@ adds that bound to the diagonal:
 * the slack Y = 2T - T P T, scaled by powers of two to a diagonal near 1, is lowered by what its
   entries may be off; a Cholesky factorisation, itself shifted by what it loses (``definite.py``),
   proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``;
+* what underflows loses less than a constant (``definite.py``), what overflows proves nothing;
 * where Y is near to singular, P may first be replaced by a multiple of I that is proven above it;
 * a residual block of one multiplier may be taken as one step (``residual.py``).
 
@@ -33,9 +34,9 @@ import numpy as np
 
 from ...networks.layers import Array
 from ..claim_matrices import Matrices
-from ..definite import SLACK, U, gamma, inverse_root
+from ..definite import SLACK, TINY, U, gamma, inverse_root
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
-from .hermitian import are_definite, largest, proven_largest, sizes_of
+from .hermitian import are_definite, largest, proven_largest, quiet, sizes_of
 from .residual import Piece, Residual, figures, pieces_of, with_levels
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, half_of, symbol, symbol_error
 
@@ -78,6 +79,7 @@ def _sizes(step: Correlation | Pointwise) -> tuple[int, ...]:
     return step.kernel.shape[:2] if isinstance(step, Correlation) else (len(step.rows),)
 
 
+@quiet
 def _after(
     chain: TorusChain, pieces: Sequence[Piece], multipliers: Sequence[Array], last: Index
 ) -> Any:
@@ -120,7 +122,7 @@ def _correlated(p: Any, step: Correlation, frequencies: Index, grid: Pair) -> An
     aliases = step.stride[0] * step.stride[1]
     size_w, size_p = sizes_of(w), sizes_of(p)
     terms = 16 * w.shape[2] + aliases + 64
-    lost = (2.0 * size_w * off + off**2 + gamma(terms) * size_w**2) * size_p
+    lost = (2.0 * size_w * off + off**2 + gamma(terms) * size_w**2 + TINY) * size_p
     return _raised(through_correlation(p, w, aliases), lost.reshape(-1, aliases).max(axis=1))
 
 
@@ -163,7 +165,7 @@ def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
     rise = np.abs(alpha * x + span) + 16.0 * U * (np.abs(alpha) * x + span)
     entries = alpha**2 * top[:, None] + rise**2 / (t * np.where(even, 1.0, left))
     diagonal = np.repeat(top[:, None], n, axis=1)
-    diagonal[:, step.rows] = np.where(even, 2.0 * beta**2 / t, entries) * (1.0 + 64.0 * U)
+    diagonal[:, step.rows] = np.where(even, 2.0 * beta**2 / t, entries) * (1.0 + 64.0 * U) + TINY
     if not np.isfinite(diagonal).all():
         return None
     return diagonal[:, :, None] * np.eye(n, dtype=complex)
@@ -181,9 +183,11 @@ def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> tuple[Any, Array]:
     h = gain(p, rows, t, least, step.beta - step.alpha) * scale
     size_h, size_s = sizes_of(h), sizes_of(s)
     loose = 8.0 * U * (size_h + sizes_of(np.abs(p[:, :, rows]) * (t * scale)))
-    lost = (2.0 * size_h * loose + loose**2 + gamma(16 * len(t) + 64) * size_h**2) * size_s
+    lost = (2.0 * size_h * loose + loose**2 + gamma(16 * len(t) + 64) * size_h**2 + TINY) * size_s
     lost = lost + lost_s * (size_h + loose) ** 2 + 8.0 * U * size_p * float(np.max(least**2))
     found = _raised(through_activation(p, h, s, least), lost)
+    if not np.isfinite(found).all():
+        raise NotProven(f"multiplier[{k - 1}]: the covariance behind it overflows")
     return found, lost / sizes_of(found)
 
 
@@ -206,11 +210,12 @@ def _raised(p: Any, lost: Array) -> Any:
     """``p`` made Hermitian, with ``lost`` and the rounding of doing so on its diagonal."""
     n = p.shape[-1]
     raised = (p + adjoint(p)) / 2.0
-    more = SLACK * (lost + 8.0 * U * (sizes_of(p) + lost))
+    more = SLACK * (lost + 8.0 * U * (sizes_of(p) + lost)) + TINY
     raised[:, range(n), range(n)] = raised[:, range(n), range(n)].real + more[:, None]
     return raised
 
 
+@quiet
 def gathered(chain: TorusChain, multipliers: Sequence[Array], head: Matrices) -> Matrices:
     """The head's matrices, the first one replaced by a triangular C with ``C C' >= G``.
 
@@ -235,9 +240,11 @@ def gathered(chain: TorusChain, multipliers: Sequence[Array], head: Matrices) ->
             v = symbol(seen, frequencies[part], grid) / np.sqrt(count)
             total += np.einsum("f,fij->ij", weights[part], (v @ p[part] @ adjoint(v)).real)
             size, rounding = sizes_of(v), gamma(16 * chain.image[0] + 64 + 4 * int(count))
-            each = (2.0 * size * off + off**2 + rounding * size**2) * sizes_of(p[part])
+            each = (2.0 * size * off + off**2 + rounding * size**2 + TINY) * sizes_of(p[part])
             lost += float(weights[part] @ each)
-    factor = _factor(total, SLACK * lost)
+    if not math.isfinite(lost) or not np.isfinite(total).all():
+        raise NotProven("the covariance at the head overflows")
+    factor = _factor(total, SLACK * lost + TINY)
     return replace(head, weights=(factor, *head.weights[1:]), errors=(0.0, *head.errors[1:]))
 
 

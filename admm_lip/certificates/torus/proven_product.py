@@ -17,6 +17,7 @@ from ...solvers.deadline import Deadline
 from ..chain_bound import Task, prove_product
 from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_norm, torus_product
+from .hermitian import quiet
 from .proof import NotProven, gathered
 from .residual import Residual, figures, pieces_of, with_levels
 from .steps import Correlation, Pointwise, TorusChain, half_of
@@ -27,9 +28,10 @@ _INSIDE = 1e-7
 _INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
+@quiet
 def product_multiplier(chain: TorusChain) -> tuple[Array, ...]:
     """The multipliers of the module's docstring, per channel."""
-    p, found, (last, _) = 1.0, list[Array](), half_of(chain.last_grid)
+    p, found, (last, _) = np.float64(1.0), list[Array](), half_of(chain.last_grid)
     for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
         tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
         if isinstance(piece, Residual) and tied is not None:
@@ -38,7 +40,7 @@ def product_multiplier(chain: TorusChain) -> tuple[Array, ...]:
             continue
         for step in piece.steps if isinstance(piece, Residual) else (piece,):
             if isinstance(step, Correlation):
-                p *= torus_norm(step, frequencies, grid) ** 2 * (1.0 + _INSIDE)
+                p *= np.square(torus_norm(step, frequencies, grid)) * (1.0 + _INSIDE)
                 continue
             steepest = _steepest(step)
             span = np.where(step.beta > step.alpha, step.beta - step.alpha, 1.0)

@@ -16,14 +16,17 @@ import numpy as np
 from ...networks.layers import Array
 from ...solvers.deadline import Deadline
 from ..claim_matrices import Matrices
+from .hermitian import quiet
 from .path import Found, Path
 from .problem import Problem
+from .proof import NotProven
 from .steps import TorusChain
 
 # Points per side of the first grid, frequencies added at a time, and how often.
 _COARSE, _MORE, _ROUNDS = 6, 12, 8
 
 
+@quiet
 def search(
     chain: TorusChain, head: Matrices | None, deadline: Deadline, tol: float = 1e-4
 ) -> Found:
@@ -34,7 +37,20 @@ def search(
         head: what follows.
         deadline: when to stop.
         tol: relative gap of ``L^2`` that is enough.
+
+    Raises:
+        NotProven: where the scales of the layers under- or overflow.
     """
+    try:
+        return _searched(chain, head, deadline, tol)
+    except np.linalg.LinAlgError:
+        raise NotProven(
+            "the scales of the layers under- or overflow on the way; divide each layer by a power "
+            "of two near its norm, and multiply the last one by all of them"
+        ) from None
+
+
+def _searched(chain: TorusChain, head: Matrices | None, deadline: Deadline, tol: float) -> Found:
     whole = Problem(chain, head)
     safe = whole.start(alike=True)
     best = _at(whole, safe, Found(safe, math.inf, 0.0))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ...networks.layers import Array, Shape
 from ...networks.network import Network
+from ..definite import SQUARED_AWAY
 
 Pair = tuple[int, int]
 Rows = npt.NDArray[np.intp]
@@ -172,6 +173,6 @@ def symbol_error(step: Correlation) -> float:
     complex terms adds ``(n + 4) u`` of the sum of absolute values twice over.
     """
     taps = step.kernel.shape[2] * step.kernel.shape[3]
-    size = float(np.sqrt((np.abs(step.kernel).sum(axis=(2, 3)) ** 2).sum()))
+    size = float(np.sqrt((np.abs(step.kernel).sum(axis=(2, 3)) ** 2).sum())) + SQUARED_AWAY
     rounding = (2.1 * WAVE_ERROR + (2.0 * taps + 16.0) * 2.0**-53) * size
     return float(1.01 * (rounding + step.error * np.sqrt(taps)))

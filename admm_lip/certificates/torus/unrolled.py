@@ -1,0 +1,92 @@
+"""A certificate with multipliers per channel as one with multipliers per neuron.
+
+The matrix inequality of an image is a principal part of the torus's, so a channel's multiplier is
+that of each of its pixels.  Two changes of scale lie between them.  On the torus ``|x|^2`` stands
+where a certificate has ``L^2 |x|^2``, and with slopes from a to b the signal weighed there is
+``(x_+ - a z) / (b - a)``; sums and differences of pairs are smaller there by sqrt 2.  NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...errors import CertificateError
+from ...networks.activations import ACTIVATIONS
+from ...networks.network import Network
+from ...networks.sorting import SORTS
+from ..certificate import AnyCertificate, Certificate
+from ..document import LayerSlopes
+
+Multiplier = tuple[tuple[float, ...], ...]
+
+
+def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
+    """The same claims, proven neuron by neuron; a certificate without channels as it is.
+
+    Args:
+        network: convolutions and activations one after the other, small enough for its matrices.
+        certificate: of it, whose slopes hold 0 by themselves in what is taken per channel.
+
+    Raises:
+        CertificateError: for skips, and for slopes that the torus had to widen.
+    """
+    if not certificate.switch:
+        return certificate
+    if not network.is_path:
+        raise CertificateError(
+            "switch: multipliers per channel beside skips are not known per neuron; certify with "
+            "structure='exact'"
+        )
+    own, switch = tuple(_slopes(network)), certificate.switch
+    if certificate.slopes[switch:] != own[switch:]:
+        raise CertificateError(
+            f"slopes: expected {own[switch:]!r:.200} behind the first {switch}, got "
+            f"{certificate.slopes[switch:]!r:.200}"
+        )
+    shares = list(_shares(network, own[:switch], certificate.slopes))
+
+    def spread(channels: Sequence[Sequence[float]], lip: float) -> Multiplier:
+        if len(channels) != len(shares):
+            raise CertificateError(
+                f"multiplier: expected {len(shares)} layers per channel, got {len(channels)}"
+            )
+        rows = zip(channels, shares, strict=True)
+        return tuple(tuple((lip**2 * share * np.repeat(t, n)).tolist()) for t, (n, share) in rows)
+
+    if isinstance(certificate, Certificate):
+        front, rest = certificate.multiplier[:switch], certificate.multiplier[switch:]
+        multiplier = (*spread(front, certificate.lip), *rest)
+        return replace(certificate, multiplier=multiplier, slopes=own, switch=0, every_size=0)
+    bounds = tuple(
+        replace(b, multiplier=(*spread(certificate.shared, b.lip), *b.multiplier))
+        for b in certificate.bounds
+    )
+    return replace(certificate, bounds=bounds, slopes=own, shared=())
+
+
+def _slopes(network: Network) -> Iterator[LayerSlopes]:
+    """Those of the hidden layers, as a certificate without channels states them."""
+    chain = network.chain()
+    for spec, slopes in zip(chain.activations, chain.slopes, strict=True):
+        yield LayerSlopes(spec.kind, float(slopes.alpha.min()), float(slopes.beta.max()))
+
+
+def _shares(
+    network: Network, own: Sequence[LayerSlopes], stated: Sequence[LayerSlopes]
+) -> Iterator[tuple[int, float]]:
+    """Of each activation on the torus its pixels, and what its multipliers are divided by."""
+    shapes = network.shapes()
+    layers = [s for s in network.layers if s.kind in ACTIVATIONS or s.kind in SORTS]
+    for spec, true, wide in zip(layers, own, stated, strict=False):
+        if (spec.kind, true.alpha, true.beta) != (wide.activation, wide.alpha, wide.beta):
+            raise CertificateError(
+                f"slopes: expected those of {spec.name} ({spec.kind}), {true!r}, got {wide!r}; "
+                "where they were widened to hold 0, multipliers are not known per neuron, so "
+                "certify with structure='exact'"
+            )
+        turned = 2.0 if spec.kind in SORTS else 1.0
+        yield math.prod(shapes[spec.name][1:]), 1.0 / (turned * (wide.beta - wide.alpha) ** 2)
