@@ -252,8 +252,9 @@ class QuadraticPass:
         def growth(k: int, d: Tensor) -> Tensor:
             layer, columns = self.behind(k)
             into = metrics[k - 1] if k else metric.new_ones(1, 1)
-            if columns is not None:
-                columns = columns * into.rsqrt() * (1.0 + 4.0 * U)
+            if k:
+                scale = into.rsqrt() * (1.0 + 4.0 * U)
+                columns = scale if columns is None else columns * scale
             norm = scaled_norm(layer, d[:, 0].sqrt() * (1.0 + 4.0 * U), columns)
             return upper_product(into, norm[:, None], norm[:, None])[:, None]
 
