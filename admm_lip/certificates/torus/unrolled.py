@@ -19,7 +19,7 @@ from ...networks.activations import ACTIVATIONS
 from ...networks.network import Network
 from ...networks.sorting import SORTS
 from ..certificate import AnyCertificate, Certificate
-from ..document import LayerSlopes
+from ..document import LayerSlopes, chain_slopes
 
 Multiplier = tuple[tuple[float, ...], ...]
 
@@ -41,7 +41,7 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
             "switch: multipliers per channel beside skips are not known per neuron; certify with "
             "structure='exact'"
         )
-    own, switch = tuple(_slopes(network)), certificate.switch
+    own, switch = chain_slopes(network.chain()), certificate.switch
     if certificate.slopes[switch:] != own[switch:]:
         raise CertificateError(
             f"slopes: expected {own[switch:]!r:.200} behind the first {switch}, got "
@@ -68,13 +68,6 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
     return replace(certificate, bounds=bounds, slopes=own, shared=())
 
 
-def _slopes(network: Network) -> Iterator[LayerSlopes]:
-    """Those of the hidden layers, as a certificate without channels states them."""
-    chain = network.chain()
-    for spec, slopes in zip(chain.activations, chain.slopes, strict=True):
-        yield LayerSlopes(spec.kind, float(slopes.alpha.min()), float(slopes.beta.max()))
-
-
 def _shares(
     network: Network, own: Sequence[LayerSlopes], stated: Sequence[LayerSlopes]
 ) -> Iterator[tuple[int, float]]:
@@ -82,7 +75,7 @@ def _shares(
     shapes = network.shapes()
     layers = [s for s in network.layers if s.kind in ACTIVATIONS or s.kind in SORTS]
     for spec, true, wide in zip(layers, own, stated, strict=False):
-        if (spec.kind, true.alpha, true.beta) != (wide.activation, wide.alpha, wide.beta):
+        if (spec.label, true.alpha, true.beta) != (wide.activation, wide.alpha, wide.beta):
             raise CertificateError(
                 f"slopes: expected those of {spec.name} ({spec.kind}), {true!r}, got {wide!r}; "
                 "where they were widened to hold 0, multipliers are not known per neuron, so "
