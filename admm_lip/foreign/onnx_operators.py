@@ -153,11 +153,9 @@ def _conv_transposed(layers: Layers, call: Call) -> None:
     window = _window(layers, call, [*weight.shape[2:]])
     del window["kernel_size"]
     more = {"output_padding": call.integers("output_padding")}
-    bias, options = (
-        None if call["B"] is None else call.array("B"),
-        {"groups": call.integer("group")},
-    )
-    layers.transposed_convolution(call, weight, bias, {**window, **options}, more)
+    bias = None if call["B"] is None else call.array("B")
+    options = {**window, "groups": call.integer("group")}
+    layers.transposed_convolution(call, weight, bias, options, more)
 
 
 def _average_pool(layers: Layers, call: Call) -> None:

@@ -241,11 +241,10 @@ def _in_own_metric(
     with asked.account.timed(open_.any(dim=1)):
         rows = asked.rows[open_][:, None]
         open_[open_.clone()] = least_met(passing.at(open_), rows) > 0.0
-        if bool(open_.any()):
-            begun = begun.select(open_[begun.items])
-            found = refined(passing, asked.rows, begun, asked.metric_steps, asked.deadline)
-    if not bool(open_.any()):
-        return margin, witness
+        if not bool(open_.any()):
+            return margin, witness
+        begun = begun.select(open_[begun.items])
+        found = refined(passing, asked.rows, begun, asked.metric_steps, asked.deadline)
     margin, better = _kept_witness(asked, margin, *found)
     return margin, witness.replaced(better)
 

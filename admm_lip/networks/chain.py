@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -202,17 +202,24 @@ def _refuse_calls(module: nn.Module, chain: list[trace.Step]) -> None:
             )
 
 
-def _refuse_ties(layers: list[nn.Linear]) -> None:
-    """A parameter of two layers would be moved twice."""
+def shared_parameter(layers: Sequence[nn.Module]) -> tuple[int, int, str] | None:
+    """Two layers that share a parameter, which would be moved twice, and its key."""
     owner: dict[int, int] = {}
     for k, layer in enumerate(layers):
         for key, parameter in layer.named_parameters(recurse=False):
-            if id(parameter) in owner:
-                raise UnsupportedModule(
-                    f"Linear layers {owner[id(parameter)]} and {k} (from 0) share one {key}; tied "
-                    "parameters cannot be trained or projected: give each its own"
-                )
-            owner[id(parameter)] = k
+            if owner.setdefault(id(parameter), k) != k:
+                return owner[id(parameter)], k, key
+    return None
+
+
+def _refuse_ties(layers: list[nn.Linear]) -> None:
+    shared = shared_parameter(layers)
+    if shared is not None:
+        first, second, key = shared
+        raise UnsupportedModule(
+            f"Linear layers {first} and {second} (from 0) share one {key}; tied parameters cannot "
+            "be trained or projected: give each its own"
+        )
 
 
 def _refuse_merged(network: Network) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModule
-from .activations import ACTIVATIONS, is_known
+from .activations import is_known
 from .forward import apply_layer, layer_outputs
 from .layers import Array
 from .network import INPUT, LayerSpec, Network
@@ -34,14 +34,17 @@ _BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
 
 
 def precision_of(dtype: torch.dtype, device: torch.device) -> Precision:
-    """As torch computes in ``dtype``, with the short cuts that its settings allow."""
+    """As torch computes in ``dtype``, with the short cuts that its settings allow.
+
+    The float64 evaluation beside it is rounded too.
+    """
     info = torch.finfo(dtype)
     unit = info.eps / 2.0
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         unit = 2.0**-8  # bfloat16 inside
     elif device.type != "cpu":
         unit *= 2.0**13  # TF32, and the fast convolutions of accelerators
-    return Precision(unit, info.tiny, info.max)
+    return Precision(unit + FLOAT64.unit, info.tiny, info.max, jumps=True)
 
 
 def check_live(module: nn.Module, chain: Sequence[Step], network: Network) -> None:
@@ -156,7 +159,7 @@ def _compare_layer(
     *given, found = (_array(torch.cat(list(xs))) for xs in (*flow[0], flow[1]))
     expected = apply_layer(network, spec, *given)
     exact = [np.zeros_like(x) for x in given]
-    bound = _off(network, spec, (given, expected), exact, precision)
+    bound = layer_error(network, spec, (given, expected), exact, precision)
     _refuse_difference(
         f"{label}: torch runs something else than its settings and weights say",
         (found, expected),
@@ -173,7 +176,7 @@ def _compare_whole(
     for spec in network.layers:
         given, off = ([known[name] for name in sources[spec.name]] for known in (values, errors))
         last = spec.name
-        errors[last] = _off(network, spec, (given, values[last]), off, precision)
+        errors[last] = layer_error(network, spec, (given, values[last]), off, precision)
     _refuse_difference(
         f"{label}: running it gives something else than its layers one after another; its forward "
         "or a class of its parts does more than could be read",
@@ -201,17 +204,3 @@ def _refuse_difference(
             f"{what} ({found[place]:.9g} where {expected[place]:.9g} was expected, to "
             f"{bound[place]:.1g})"
         )
-
-
-def _off(
-    network: Network,
-    spec: LayerSpec,
-    ends: tuple[list[Array], Array],
-    errors: list[Array],
-    precision: Precision,
-) -> Array:
-    """How far two evaluations of a layer may be apart: in ``precision`` and in float64."""
-    both = precision._replace(unit=precision.unit + FLOAT64.unit)
-    found = layer_error(network, spec, ends, errors, both)
-    row = ACTIVATIONS.get(spec.kind)
-    return found if row is None else found + row.jump(spec.options)

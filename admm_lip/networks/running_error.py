@@ -36,11 +36,19 @@ _TOGETHER = 2**23
 
 
 class Precision(NamedTuple):
-    """Unit roundoff, least normal number and greatest number of an evaluation."""
+    """Of an evaluation.
+
+    Attributes:
+        unit: roundoff.
+        tiny: the least normal number.
+        largest: the greatest number.
+        jumps: whether activations are torch's own, which may be off by a jump of their rows.
+    """
 
     unit: float
     tiny: float
     largest: float
+    jumps: bool = False
 
 
 FLOAT64 = Precision(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max))
@@ -136,6 +144,7 @@ def layer_error(
         slopes = neuron_slopes(scalar_parts(spec, network.arrays, x.shape[1:]))
         steepest = np.maximum(np.abs(slopes.alpha), np.abs(slopes.beta)).reshape(x.shape[1:])
         evaluated = row.evaluation_error(spec.options, x, out, precision.unit)
+        evaluated = evaluated + row.jump(spec.options) if precision.jumps else evaluated
         return np.asarray(_SLACK * (steepest * error + evaluated) + precision.tiny)
     if spec.kind in VECTOR_FUNCTIONS:
         return VECTOR_FUNCTIONS[spec.kind].moved(spec.options, x, error, precision.unit)

@@ -19,6 +19,7 @@ from ..certificates.torus.windows import least_side
 from ..errors import UnsupportedModule
 from ..foreign.open import network_of
 from ..networks.activations import ACTIVATIONS
+from ..networks.chain import shared_parameter
 from ..networks.layer_spec import LayerSpec, neuron_slopes, scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, Shape, Window
 from ..networks.network import Network
@@ -98,15 +99,14 @@ def _tied(own: LayerBall, layer: nn.Module) -> TiedBall:
 
 
 def _refuse_ties(layers: Mapping[str, nn.Module]) -> None:
-    """Raise :class:`UnsupportedModule` for a weight of two layers, which would be moved twice."""
-    owner: dict[int, str] = {}
-    for name, layer in layers.items():
-        first = owner.setdefault(id(layer.weight), name)
-        if first != name:
-            raise UnsupportedModule(
-                f"{name}: shares its weight with {first}; tied weights cannot be trained or "
-                "projected, but for the two of a tied block, which hold one layer"
-            )
+    """Raise :class:`UnsupportedModule` for a parameter of two layers."""
+    names, shared = list(layers), shared_parameter(list(layers.values()))
+    if shared is not None:
+        first, second, key = shared
+        raise UnsupportedModule(
+            f"{names[second]}: shares its {key} with {names[first]}; tied parameters cannot be "
+            "trained or projected, but for the kernel of a tied block, which one layer holds"
+        )
 
 
 def _refuse(name: str, module: nn.Module) -> None:

@@ -127,6 +127,18 @@ def test_a_smaller_bound_is_refused() -> None:
         verify(proof, larger)
 
 
+@pytest.mark.parametrize("count", [1, 7])
+def test_multipliers_of_a_block_are_one_for_each_channel(count: int) -> None:
+    """As many numbers as it has channels, although all are alike."""
+    net = net_of(1.41)
+    proof = certify_product(network_of(net, IMAGE))
+    first, *rest = proof.multiplier
+    assert len(first) != count
+    forged = dataclasses.replace(proof, multiplier=(first[:1] * count, *rest))
+    with pytest.raises(CertificateError, match=r"multiplier\[0\]: expected \d+ numbers"):
+        verify(forged, net)
+
+
 def test_vectors_are_images_of_one_pixel() -> None:
     torch.manual_seed(2)
     net = nn.Sequential(

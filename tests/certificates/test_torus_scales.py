@@ -70,6 +70,7 @@ def test_sizes_and_eigenvalues_are_bounded_at_every_scale(scale: float) -> None:
     root = math.sqrt(scale)
     assert is_below(p, root * (1.0 + 1e-9))
     assert not is_below(p, root * (1.0 - 1e-9))
-    assert not is_below(p, 0.0)
+    for least in (0.0, 5e-324, 1e-310):
+        assert not is_below(p, least)
     p[0, 0, 0] = math.inf
     assert proven_largest(p) is None

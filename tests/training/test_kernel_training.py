@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
 from admm_lip import (
@@ -167,15 +168,7 @@ def test_a_constraint_goes_on_from_its_state_to_equal_bits() -> None:
 
 
 def test_a_run_goes_on_from_its_folder_to_equal_bits(tmp_path: Path) -> None:
-    steady = dataclasses.replace(QUICK, schedule="constant")
-    short = dataclasses.replace(steady, epochs=2)
-    train(small(), data(), short, run_dir=tmp_path, progress=False)
-    on = train(small(), data(), steady, run_dir=tmp_path, resume=True, progress=False)
-    whole = train(small(), data(), steady, progress=False)
-    assert on.steps == whole.steps
-    for mine, theirs in zip(on.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    assert on.certificate == whole.certificate
+    check_goes_on(small, data(), QUICK, tmp_path)
 
 
 @pytest.mark.parametrize("bound", [0.3, 100.0])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
 from admm_lip import Constraint, Lipschitz, TrainConfig, project, train, verify
@@ -131,14 +132,7 @@ def test_a_hand_written_loop_keeps_the_bound_and_goes_on_to_equal_bits() -> None
 
 
 def test_a_run_goes_on_from_its_folder_to_equal_bits(tmp_path: Path) -> None:
-    steady = dataclasses.replace(QUICK, schedule="constant")
-    short = dataclasses.replace(steady, epochs=1)
-    train(small(), data(), short, run_dir=tmp_path, progress=False)
-    on = train(small(), data(), steady, run_dir=tmp_path, resume=True, progress=False)
-    whole = train(small(), data(), steady, progress=False)
-    for mine, theirs in zip(on.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    assert on.certificate == whole.certificate
+    check_goes_on(small, data(), QUICK, tmp_path)
 
 
 def test_frozen_blocks_stay_and_multiply_by_their_norm() -> None:
@@ -179,9 +173,9 @@ class Twice(nn.Module):
         return self.block(self.block(x))
 
 
-def shared() -> nn.Module:
+def shared(key: str) -> nn.Module:
     net = nn.Sequential(TiedBlock2d(2, 2), TiedBlock2d(2, 2))
-    net[1].conv.weight = net[0].conv.weight
+    setattr(net[1].conv, key, getattr(net[0].conv, key))
     return nn.Sequential(nn.Conv2d(1, 2, 3), *net)
 
 
@@ -198,7 +192,8 @@ class Skip(nn.Module):
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "twice": (Twice, "or of one that is applied twice"),
-    "shared": (shared, r"2\.conv: shares its weight with 1\.conv"),
+    "shared": (lambda: shared("weight"), r"2\.conv: shares its weight with 1\.conv"),
+    "a bias shared": (lambda: shared("bias"), r"2\.conv: shares its bias with 1\.conv"),
     "untied": (Skip, "tied blocks x - K' phi"),
     "steep": (
         lambda: TiedBlock2d(1, 2, activation=nn.SiLU()),

@@ -15,12 +15,12 @@ from ...networks.layers import Array
 from ...networks.network import Network
 from ..claim_matrices import Matrices
 from ..document import LayerSlopes, chain_slopes
-from ..norm_product import norm_product, spectral_norm
+from ..norm_product import norm_product, scaled, spectral_norm
 from ..proof import unproven
 from .hermitian import is_below
 from .proof import NotProven, covariances, gathered
-from .residual import Residual, figures, pieces_of, with_levels
-from .steps import Correlation, Index, Pair, Step, TorusChain, half_of, symbol
+from .residual import tied_or_single
+from .steps import Correlation, Index, Pointwise, TorusChain, symbol
 
 
 def head_matrices(head: Network) -> Matrices:
@@ -68,23 +68,16 @@ def torus_product(chain: TorusChain) -> float:
 
 def front_product(chain: TorusChain) -> float:
     """The same of what stands in front of the head, and of a tied residual block its own bound."""
-    product, (last, _) = 1.0, half_of(chain.last_grid)
-    for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
-        tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
+    product = 1.0
+    for piece, tied, frequencies, grid in tied_or_single(chain):
         if tied is not None:
             product *= math.sqrt(1.0 + float(tied.rise.max()))
-            continue
-        for step in piece.steps if isinstance(piece, Residual) else (piece,):
-            product *= _step_norm(chain, step, frequencies, grid)
+        elif isinstance(piece, Correlation):
+            product *= torus_norm(piece, frequencies, grid)
+        elif isinstance(piece, Pointwise):
+            passing = 0.0 if len(piece.rows) == _width(chain, piece) else 1.0
+            product *= max(passing, float(np.abs(piece.alpha).max()), float(piece.beta.max()))
     return product
-
-
-def _step_norm(chain: TorusChain, step: Step, frequencies: Index, grid: Pair) -> float:
-    """The norm of a correlation, the steepest slope of an activation, 1 where a channel passes."""
-    if isinstance(step, Correlation):
-        return torus_norm(step, frequencies, grid)
-    passing = 0.0 if len(step.rows) == _width(chain, step) else 1.0
-    return max(passing, float(np.abs(step.alpha).max()), float(step.beta.max()))
 
 
 def _width(chain: TorusChain, activation: object) -> int:
@@ -104,4 +97,4 @@ def torus_norm(step: Correlation, frequencies: Index, grid: tuple[int, int]) -> 
     w = symbol(replace(step, kernel=np.ldexp(step.kernel, -power)), frequencies, grid)
     aliases = step.stride[0] * step.stride[1]
     gram = (w @ w.conj().swapaxes(1, 2)).reshape(-1, aliases, w.shape[1], w.shape[1]).mean(axis=1)
-    return math.ldexp(math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram).max()))), power)
+    return scaled(math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram).max()))), power)

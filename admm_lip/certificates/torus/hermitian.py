@@ -33,8 +33,8 @@ def sizes_of(matrices: Any) -> Array:
 @quiet
 def is_below(p: Any, lip: float) -> bool:
     """Whether ``lip^2 I - P`` is proven definite."""
-    unit, power = math.frexp(lip)
-    n, half = p.shape[1], math.ldexp(1.0, -power)
+    n, (unit, power) = p.shape[1], math.frexp(lip)
+    half = np.ldexp(1.0, -power)
     y = -(p * half * half) / (unit * unit)
     lost = 4.0 * U * SLACK * (sizes_of(y) + 2.0)
     y[:, range(n), range(n)] += 1.0 - lost[:, None]

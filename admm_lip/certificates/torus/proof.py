@@ -101,7 +101,7 @@ def _after(
 
 def _passed(p: Any, block: Residual, level: tuple[Index, Pair], t: Array, k: int) -> Any:
     """P behind a residual block: of one multiplier for all channels as its docstring says."""
-    if len(t) and (t == t[0]).all() and t[0] > 0.0:
+    if t.shape == block.activation.rows.shape and (t == t[0]).all() and t[0] > 0.0:
         found, top = figures(block, *level), proven_largest(p)
         if found is not None and top is not None:
             storage = t[0] / found.share

@@ -19,8 +19,8 @@ from ..norm_product import spectral_norm
 from .check import head_matrices, proven_on_torus, torus_norm, torus_product
 from .hermitian import quiet
 from .proof import NotProven, gathered
-from .residual import Residual, figures, pieces_of, with_levels
-from .steps import Correlation, Pointwise, TorusChain, half_of
+from .residual import tied_or_single
+from .steps import Correlation, Pointwise, TorusChain
 
 # How far inside the range that proves the product a multiplier stays, relatively.
 _INSIDE = 1e-7
@@ -31,21 +31,18 @@ _INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 @quiet
 def product_multiplier(chain: TorusChain) -> tuple[Array, ...]:
     """The multipliers of the module's docstring, per channel."""
-    p, found, (last, _) = np.float64(1.0), list[Array](), half_of(chain.last_grid)
-    for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
-        tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
-        if isinstance(piece, Residual) and tied is not None:
-            p *= (1.0 + float(tied.rise.max())) * (1.0 + _INSIDE)
-            found.append(np.full(len(piece.activation.rows), float(tied.share.max()) / p))
-            continue
-        for step in piece.steps if isinstance(piece, Residual) else (piece,):
-            if isinstance(step, Correlation):
-                p *= np.square(torus_norm(step, frequencies, grid)) * (1.0 + _INSIDE)
-                continue
-            steepest = _steepest(step)
-            span = np.where(step.beta > step.alpha, step.beta - step.alpha, 1.0)
+    p, found = np.float64(1.0), list[Array]()
+    for piece, tied, frequencies, grid in tied_or_single(chain):
+        if isinstance(piece, Correlation):
+            p *= np.square(torus_norm(piece, frequencies, grid)) * (1.0 + _INSIDE)
+        elif isinstance(piece, Pointwise):
+            steepest = _steepest(piece)
+            span = np.where(piece.beta > piece.alpha, piece.beta - piece.alpha, 1.0)
             found.append(span / (p * (1.0 + _INSIDE) * steepest))
             p *= steepest**2 * (1.0 + 2.0 * _INSIDE)
+        elif tied is not None:
+            p *= (1.0 + float(tied.rise.max())) * (1.0 + _INSIDE)
+            found.append(np.full(len(piece.activation.rows), float(tied.share.max()) / p))
     return tuple(found)
 
 

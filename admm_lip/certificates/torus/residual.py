@@ -26,7 +26,7 @@ import numpy as np
 from ...networks.layers import Array
 from ..definite import U, gamma
 from .covariance import adjoint
-from .hermitian import proven_largest, sizes_of
+from .hermitian import proven_largest, quiet, sizes_of
 from .steps import (
     Correlation,
     Index,
@@ -34,6 +34,7 @@ from .steps import (
     Pointwise,
     Step,
     TorusChain,
+    half_of,
     levels_of,
     symbol,
     symbol_error,
@@ -133,6 +134,19 @@ class Figures(NamedTuple):
     rise: Array
 
 
+def tied_or_single(
+    chain: TorusChain,
+) -> Iterator[tuple[Piece, Figures | None, Index, Pair]]:
+    """At all frequencies the tied blocks with their figures, and every other step by itself."""
+    last, _ = half_of(chain.last_grid)
+    for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
+        tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
+        alone = piece.steps if isinstance(piece, Residual) and tied is None else (piece,)
+        for step in alone:  # of a block, which has no strides: on one level
+            yield step, tied, frequencies, grid
+
+
+@quiet
 def figures(block: Residual, frequencies: Index, grid: Pair) -> Figures | None:
     """The figures of a block, proven; ``None`` where G2 is not next to ``-G1^H``."""
     into = symbol(block.into, frequencies, grid)
