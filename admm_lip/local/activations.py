@@ -21,6 +21,7 @@ from torch import Tensor
 from ..networks.activations import slope_range
 from ..networks.network import LayerSpec, SideBySide
 from ..rounding import SLACK, TINY, U
+from .curve_pieces import Bend, bend_on, joined
 from .curves import (
     Lines,
     Range,
@@ -240,6 +241,14 @@ class Curved:
         steepest = largest(slopes)
         moving = (slopes.high - slopes.low + slopes.high.abs() > 0.0).to(steepest)
         return Response(outputs, steepest, moving, Curve(slopes, anchored, lines))
+
+    def bend(self, at: Tensor, interval: Range) -> Bend:
+        """How they bend on an interval around points."""
+        parts = []
+        for run, one in parts_of(self.spec, at.shape[1]):
+            on = Range(interval.low[:, run], interval.high[:, run])
+            parts.append(bend_on(one, at[:, run], on))
+        return joined(parts)
 
 
 Activation = Monotone | Curved

@@ -33,11 +33,11 @@ class LocalConfig:
             The first two (the layers' own norms, and those of what can move on the ball, with
             intervals) cost a few passes a batch; the others also take linear bounds of every
             neuron back to the input.  From ``quadratic`` on, classes that these leave open get a
-            quadratic bound, where the activations are ReLU, LeakyReLU, PReLU, MaxMin or
-            GroupSort2; from ``tuned`` on, its slopes and curvatures are searched for where the
-            closed form is not enough.  ``semidefinite`` takes what is still open of such networks,
-            with at most 4,096 inputs and hidden neurons of either sign on the ball, through the
-            dual of a semidefinite relaxation of all layers together.
+            quadratic bound; from ``tuned`` on, its slopes and curvatures are searched for where the
+            closed form is not enough.  ``semidefinite`` takes what is still open of networks of
+            ReLU, LeakyReLU, PReLU, MaxMin or GroupSort2, with at most 4,096 inputs and hidden
+            neurons of either sign on the ball, through the dual of a semidefinite relaxation of
+            all layers together.
         decide: with labels: only what the classes need, each level only for the samples that
             cheaper ones leave open; samples of a wrong class are left, and for ``masked`` those
             that an estimate gives up.

@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ..networks.activations import ACTIVATIONS, values_of
 from ..networks.layer_spec import scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, AffineMap, Array, Shape, stored_errors
 from ..networks.lowering import changes_nothing, is_activation
-from ..networks.network import Chain, LayerSpec, Network, SideBySide
+from ..networks.network import LayerSpec, Network, SideBySide
 from ..networks.sorting import HALF_ABS, PAIRED, SORTS, RotationBack, after_rotation_back, rotated
 from ..rounding import SLACK, TINY, gamma, lengths
 from .activations import Curved
 from .convolutions import Convolution
-from .curves import parts_of
+from .curves import WithArrays, parts_of
 from .elementwise_operators import Elementwise
 from .input_region import UnitBall
 from .layers import Layer, operator_error, stored
@@ -51,12 +52,13 @@ def curved_layers(network: Network) -> tuple[Layer, ...]:
         UnsupportedModule: by name, for an activation without a curve.
     """
     found = _path(network)
-    return _of_chain(network.chain()) if found is None else found
+    return _of_chain(network) if found is None else found
 
 
-def _of_chain(chain: Chain) -> tuple[Layer, ...]:
+def _of_chain(network: Network) -> tuple[Layer, ...]:
     """One dense layer for each matrix."""
-    activations = [*chain.activations, None]
+    chain = network.chain()
+    activations = [*(_with_arrays(network, spec) for spec in chain.activations), None]
     columns = chain.names, chain.weights, chain.biases, activations, chain.errors, chain.bias_errors
     return tuple(
         Layer(" and ".join(names), _dense(weight, bias), _curved(spec, len(bias)), error, off)
@@ -108,7 +110,22 @@ def _activation(network: Network, spec: LayerSpec, shape: Shape) -> Curved | Non
     if spec.kind in PAIRED:
         return _curved(LayerSpec(HALF_ABS, spec.name, {}), size)
     parts = scalar_parts(spec, network.arrays, shape)
-    return _curved(parts[0][0] if len(parts) == 1 else SideBySide(parts), size)
+    whole = parts[0][0] if len(parts) == 1 else SideBySide(parts)
+    return _curved(_with_arrays(network, whole), size)
+
+
+def _with_arrays(network: Network, spec: LayerSpec | SideBySide) -> LayerSpec | SideBySide:
+    """An activation with the arrays that its neurons have."""
+    if isinstance(spec, SideBySide):
+        parts = (_with_arrays(network, one) for one, _ in spec.parts)
+        counts = (count for _, count in spec.parts)
+        return SideBySide(tuple(zip(parts, counts, strict=True)))  # type: ignore[arg-type]
+    if spec.kind not in ACTIVATIONS or not ACTIVATIONS[spec.kind].arrays:
+        return spec
+    shape = network.shapes()[spec.name]
+    found = values_of(spec.kind, spec.options, network.arrays, spec.name, shape)
+    arrays = {n: torch.from_numpy(np.ravel(values).copy()) for n, values in found.items()}
+    return WithArrays(spec.kind, spec.name, arrays)
 
 
 def _affine(network: Network, spec: LayerSpec, shape: Shape) -> Layer:

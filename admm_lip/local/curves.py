@@ -18,14 +18,13 @@ the mathematical library (tanh, exp, erf) 32 units in the last place are assumed
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModule
 from ..networks.activation_row import Curve, Knot
-from ..networks.activations import ACTIVATIONS, promised_only, slope_range
+from ..networks.activations import ACTIVATIONS, SlopeRange, promised_only
 from ..networks.layer_spec import LayerSpec, SideBySide
 from ..networks.scalar_math_torch import TORCH, scalar_runs
 from ..rounding import TINY, U
@@ -50,19 +49,23 @@ class Lines(NamedTuple):
     high: Tensor
 
 
+class WithArrays(LayerSpec):
+    """An activation whose options hold its arrays as tensors, one number for every neuron."""
+
+    def __post_init__(self) -> None:
+        """They were checked where the network was read."""
+
+
 def parts_of(spec: LayerSpec | SideBySide, size: int) -> list[tuple[slice, LayerSpec]]:
     """The layer as runs of neurons with one scalar activation each; one run for most kinds.
 
     Raises:
-        UnsupportedModule: for an activation of which nothing is known on intervals.
+        UnsupportedModule: for an activation that is known by its slopes alone.
     """
     runs = scalar_runs(spec, size)
     for _, one in runs:
         if not ACTIVATIONS[one.kind].known:
             raise promised_only(one.options)
-        if ACTIVATIONS[one.kind].curve is None:
-            hint = "use LocalConfig(level='masked')"
-            raise UnsupportedModule(f"{one.name}: no lines bound {one.kind} on a ball; {hint}")
     return runs
 
 
@@ -71,6 +74,11 @@ def curve_of(spec: LayerSpec) -> Curve:
     curve = ACTIVATIONS[spec.kind].curve
     assert curve is not None  # parts_of refused it
     return curve
+
+
+def slopes_of(spec: LayerSpec) -> SlopeRange:
+    """Least and greatest slope anywhere."""
+    return ACTIVATIONS[spec.kind].slopes(spec.options)
 
 
 def value_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +93,7 @@ def derivative_with_error(spec: LayerSpec, z: Tensor) -> tuple[Tensor, Tensor]:
     value = curve_of(spec).derivative(TORCH, spec.options, z)
     if ACTIVATIONS[spec.kind].roundings is not None:
         return value, torch.zeros_like(value)
-    alpha, beta = slope_range(spec.kind, spec.options)
+    alpha, beta = slopes_of(spec)
     steepest = max(1.0, abs(alpha), abs(beta))
     # Beyond 1e3 every derivative here is constant to far below u.
     return value, _DERIVATIVE * U * steepest * (1.0 + z.abs().clamp(max=1e3))
@@ -103,7 +111,7 @@ def slopes_on(spec: LayerSpec, interval: Range) -> Range:
         inside = _holds(interval, knot)
         low = torch.where(inside, low.clamp(max=knot.low), low)
         high = torch.where(inside, high.clamp(min=knot.high), high)
-    alpha, beta = slope_range(spec.kind, spec.options)
+    alpha, beta = slopes_of(spec)
     # Ends that overflowed say nothing; the slopes on the whole line hold.
     known = torch.isfinite(given.low) & torch.isfinite(given.high)
     low = torch.where(known & (low > alpha), low.clamp(max=beta), alpha)
@@ -201,9 +209,9 @@ def lines_on(spec: LayerSpec, center: Tensor, interval: Range, slopes: Range) ->
     width = right - left
     chord = (at_right - at_left) / width.clamp(min=1e-300)
     chord = torch.where(slopes.low == slopes.high, slopes.low, chord)
-    chord = chord.clamp(*slope_range(spec.kind, spec.options))
+    chord = chord.clamp(*slopes_of(spec))
     ends = at_left - chord * left, at_right - chord * right
-    tangent, base, slack = _tangent(spec, center, interval)
+    tangent, base, slack = tangent_at(spec, center, interval)
     a = slopes.low
     slack = slack + error_left + error_right + 8.0 * U * (at_left.abs() + at_right.abs())
     slack = slack + 8.0 * U * (chord.abs() + a.abs()) * (left.abs() + right.abs()) + TINY
@@ -218,8 +226,8 @@ def lines_on(spec: LayerSpec, center: Tensor, interval: Range, slopes: Range) ->
     )
 
 
-def _tangent(spec: LayerSpec, center: Tensor, interval: Range) -> tuple[Tensor, Tensor, Tensor]:
-    """Slope and intercept of the tangent at ``center``, and what rounding may take from it."""
+def tangent_at(spec: LayerSpec, center: Tensor, interval: Range) -> tuple[Tensor, Tensor, Tensor]:
+    """Slope and intercept of the tangent at ``center``, and how far rounding may move it."""
     left, right = interval
     z = torch.minimum(torch.maximum(center, left), right)
     value, error = value_with_error(spec, z)
@@ -255,13 +263,14 @@ def _in_one_period(curve: Curve, interval: Range) -> Range:
 
 
 def _holds(interval: Range, knot: Knot) -> Tensor:
-    return (interval.low <= _above(knot)) & (interval.high >= _below(knot))
+    holds: Tensor = (interval.low <= _above(knot)) & (interval.high >= _below(knot))
+    return holds
 
 
-def _above(knot: Knot) -> float:
+def _above(knot: Knot) -> Any:
     """The knot's place moved up by what rounding may have taken from it."""
     return knot.at + 8.0 * U * abs(knot.at)
 
 
-def _below(knot: Knot) -> float:
+def _below(knot: Knot) -> Any:
     return knot.at - 8.0 * U * abs(knot.at)

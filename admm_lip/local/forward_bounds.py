@@ -70,7 +70,7 @@ class LayerBounds:
         return largest(self.response.outputs)
 
     def select(self, rows: Tensor) -> LayerBounds:
-        """That of some of the samples, without the curve."""
+        """That of some of the samples, without lines."""
         found, (own, into) = self.response, (self.response.rows, self.response.columns)
         response = Response(
             _selected(found.outputs, rows),

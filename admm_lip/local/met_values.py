@@ -6,6 +6,8 @@ of raw inputs.  Nothing here is proven, and nothing proven rests on it.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,7 @@ def _values(passing: QuadraticPass, rows: Tensor, moved: Tensor) -> Tensor:
     operator = passing.lines.region.ball.first.operator
     through = operator.trained if torch.is_grad_enabled() else operator.forward
     z = passing.hidden[0].at + through(moved.reshape(-1, *operator.shape_in)).flatten(1)
-    for h, layer in zip(passing.hidden, passing.lines.layers[1:], strict=True):
-        z = layer.affine(torch.where(z > 0.0, z, h.below * z))
+    for before, layer in pairwise(passing.lines.layers):
+        assert before.activation is not None
+        z = layer.affine(before.activation.apply(z))
     return (rows[:, 0] * z).sum(dim=1)

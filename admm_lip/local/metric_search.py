@@ -164,9 +164,9 @@ class _Search:
         parts = [torch.split(part, widths, dim=-1) for part in free.chunk(3, dim=-1)]
         slopes, t, metric = [], [], []
         for h, *own in zip(self.passing.hidden, *parts, strict=True):
-            kinked = h.kinked[:, None] > 0.0
-            slopes.append(torch.where(kinked, own[0], h.slope[:, None]))
-            t.append(torch.where(kinked, own[1].exp(), 0.0))
+            bends = h.bend.bending[:, None] > 0.0
+            slopes.append(torch.where(bends, own[0], h.bend.slope[:, None]))
+            t.append(torch.where(bends, own[1].exp(), 0.0))
             metric.append(own[2].exp())
         return slopes, t, metric
 
@@ -182,7 +182,7 @@ class _Search:
     def _growth(self, metric: list[Tensor], rounds: int) -> Growth:
         """Estimated by some power iterations more."""
 
-        def growth(k: int, d: Tensor) -> Tensor:
+        def growth(k: int, d: Tensor, m: Tensor) -> Tensor:
             layer, columns = self.passing.behind(k)
             operator, into = layer.operator, metric[k - 1][:, 0] if k else d.new_ones(1, 1)
             scale = None if columns is None else columns * into.rsqrt()

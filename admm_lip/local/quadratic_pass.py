@@ -8,35 +8,33 @@ outputs a of a hidden layer is bounded from below by
 with a diagonal M >= 0 (0 at the top), and kept in that form down to the input, where one ball
 serves all layers:
 
-1. *activation* ``a_i = phi_i(z_i)``, phi of one slope below 0 and one above: for any slopes g and
-   any diagonal D >= 0, with z^ the pre-activations at the sample,
+1. *activation* ``a_i = phi_i(z_i)``: for any slopes g and any diagonal D >= 0, with z^ the
+   pre-activations at the sample,
 
        c a - 1/2 (a - a^)' M (a - a^)  >=  g z - 1/2 (z - z^)' D (z - z^) + sum_i h_i,
        h_i = min over z in [l_i, u_i] of c phi(z) - M (phi(z) - a^)^2/2 - g z + D (z - z^)^2/2:
 
-   one parabola on either side of 0, each in closed form;
+   one parabola for each line that phi is made of, or lies between (``parabolas.py``);
 2. *affine map*: ``c <- W'g``, ``v += g b``, and for any diagonal T > 0 (the *metric*)
 
        (z - z^)' D (z - z^) <= (a - a^)' M (a - a^),    M = ||D^1/2 W C T^-1/2||^2 T  the new M,
 
    C marking what can move.  D is ``M S^2 + t`` with S the steepest slopes, which lets none of M's
-   curvature through to where it is worth more, and any t >= 0, 0 where the interval holds no kink.
-   With T = I and one number t for all kinks, marked by U, M is at most
-   ``m ||S W C||^2 + t ||U W C||^2``: two proven norms of a sample serve all its functionals and
-   every choice of t and g;
+   curvature through to where it is worth more, and any t >= 0, 0 where phi is a line there.
+   With T = I and ``t = t' U^2``, U from 0 to 1 by how much phi bends (1 for a kink), M is at
+   most ``m ||S W C||^2 + t' ||U W C||^2``: two proven norms of a sample serve all its functionals
+   and every choice of t' and g;
 3. *input*, T = I: the support function of the region for the row, and M/2 times the square of its
    radius.
 
 With M = 0, ``D = t I`` and no intervals this is SDP-CROWN's bias (Chiu et al., ICML 2025); with
-t = 0 it is CROWN's line.  The slopes chosen are smooth in where 0 lies in the interval at the
-sample, t is a share of what the row can gain on the ball; any values are sound, and the best of
+t = 0 it is CROWN's line.  The slopes chosen are smooth in where the sample lies on the interval,
+t is a share of what the row can gain on the ball; any values are sound, and the best of
 some is taken.
 
 **Rounding.**  g, D, z^ and a^ are doubles, taken as definitions.  What ``W a^ + b`` differs from z^
 is at most d, so the square above is at most ``(1 + e) |D^1/2 W (a - a^)|^2 + (1 + 1/e) d'Dd``.
-Rows lose what they lose in ``backward_lines.py``.  A parabola's coefficients are rounded, which
-moves its minimum by no more than a few u times the sum of its terms' sizes; the place of the
-minimum is rounded to second order only.
+Rows lose what they lose in ``backward_lines.py``, parabolas what they lose in ``parabolas.py``.
 """
 
 from __future__ import annotations
@@ -47,39 +45,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..networks.scalar_math_torch import scalar_runs
 from ..rounding import SLACK, TINY, U, gamma, lengths, upper_product
 from .activations import Curved
 from .backward_lines import BackwardLines, behind_last, doubt_back, times
+from .curve_pieces import Bend
 from .forward_bounds import LayerBounds, scaled_norm
 from .layers import Layer
+from .parabolas import Point, Quadratic, least_values
 
-# Shares of a row's gain on the ball that t is tried with, and how fast slopes turn over.
+# Shares of a row's gain on the ball that t is tried with.
 _SHARES = (0.05, 0.15, 0.45)
-_STEEPNESS = 8.0
 # e of the rounding of z^, a power of two.
 _SPLIT = 2.0**-26
-# Roundings of the terms of a parabola.
-_TERMS = 32.0 * U
-
-
-def bends_of(layers: Sequence[Layer]) -> list[Tensor] | None:
-    """Slopes below 0 of the hidden layers' units, ``(n,)`` each, where those above 0 are 1.
-
-    ``None`` where a layer has other activations.
-    """
-    found = []
-    for layer in layers[:-1]:
-        if not isinstance(layer.activation, Curved):
-            return None
-        runs = scalar_runs(layer.activation.spec, layer.operator.size_out)
-        if any(one.kind not in ("relu", "leaky_relu") for _, one in runs):
-            return None
-        below = torch.zeros(layer.operator.size_out, dtype=torch.float64)
-        for run, one in runs:
-            below[run] = float(one.options.get("negative_slope", 0.0))
-        found.append(below)
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,51 +64,53 @@ class _Hidden:
     """One hidden layer on every sample's ball; tensors ``(batch, n)`` unless said.
 
     Attributes:
-        below: slopes below 0, ``(n,)``; above it is 1.
         known: its intervals.
+        bend: how its activations bend there.
         at: z^, and
         out: a^.
         off: bound on ``|W a^ + b - z^|``, and
         out_off: on what the outputs at the sample differ from a^.
         doubts: what a row over z loses on its way through W; ``None`` for the first layer.
         steepest: slopes on the interval, 0 for constant units.
-        kinked: 1 where the interval holds a kink.
-        slope: g over c.
         growths: ``||S W C||^2`` and ``||U W C||^2``, ``(batch,)`` each.
         reach: how far z moves, roughly, ``(batch,)``.
     """
 
-    below: Tensor
     known: LayerBounds
+    bend: Bend
     at: Tensor
     out: Tensor
     off: Tensor
     out_off: Tensor
     doubts: Tensor | None
     steepest: Tensor
-    kinked: Tensor
-    slope: Tensor
     growths: tuple[Tensor, Tensor]
     reach: Tensor
 
     def select(self, rows: Tensor) -> _Hidden:
         """That of some of the samples."""
-        each = ("at", "out", "off", "out_off", "steepest", "kinked", "slope", "reach")
+        each = ("at", "out", "off", "out_off", "steepest", "reach")
         return replace(
             self,
             known=self.known.select(rows),
+            bend=self.bend.select(rows),
             doubts=None if self.doubts is None else self.doubts[rows],
             growths=(self.growths[0][rows], self.growths[1][rows]),
             **{name: getattr(self, name)[rows] for name in each},
         )
 
+    def least(self, given: Quadratic) -> tuple[Tensor, Tensor]:
+        """``h_i``, and a bound on its rounding, ``(batch, m, n)``."""
+        known, point = self.known, Point(self.at, self.out)
+        return least_values(self.bend.pieces, known.interval, known.reach, point, given)
+
 
 # From a layer's number, rows c over its outputs ``(batch, m, n)`` and M to slopes (g over c) and D,
 # all of which broadcast against c.
 Choice = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-# From a layer's number and D to M of its inputs, ``(batch, m, n_in)``, or ``(batch, m, 1)`` for
+# From a layer's number, D and M to M of its inputs, ``(batch, m, n_in)``, or ``(batch, m, 1)`` for
 # T = I; the first layer has no other.
-Growth = Callable[[int, Tensor], Tensor]
+Growth = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +121,11 @@ class QuadraticPass:
     hidden: list[_Hidden]
 
     @staticmethod
-    def of(
-        lines: BackwardLines, known: Sequence[LayerBounds], bends: Sequence[Tensor]
-    ) -> QuadraticPass:
+    def of(lines: BackwardLines, known: Sequence[LayerBounds]) -> QuadraticPass:
         """With the norms that all functionals share."""
         hidden: list[_Hidden] = []
-        for layer, below in zip(known, bends, strict=True):
-            hidden.append(_hidden(lines, hidden, layer, below))
+        for layer in known:
+            hidden.append(_hidden(lines, hidden, layer))
         return QuadraticPass(lines, hidden)
 
     @property
@@ -195,13 +172,13 @@ class QuadraticPass:
             here = self.hidden[k]
             slope, d = choose(k, c, m)
             g = c * slope
-            gain, doubt = _parabolas(here, c, m, g, d)
+            gain, doubt = here.least(Quadratic(c, m, g, d))
             bent = (d * here.off.square()[:, None]).sum(-1) * (1.0 + 1.0 / _SPLIT)
             value = value + gain.sum(-1)
             lost = lost + doubt.sum(-1) + gamma(gain.shape[-1]) * gain.abs().sum(-1)
             lost = lost + 0.5 * SLACK * bent + 4.0 * U * value.abs() + TINY
             spent = spent + gain.abs().sum(-1)
-            m = SLACK * (1.0 + _SPLIT) * growth(k, d)
+            m = SLACK * (1.0 + _SPLIT) * growth(k, d, m)
             if here.doubts is not None:
                 reach = known[k - 1].reach.sum(1, keepdim=True)
                 lost = lost + times(g.abs(), here.doubts) + TINY * reach
@@ -226,20 +203,24 @@ class QuadraticPass:
     def _by_share(self, share: float) -> Choice:
         def choose(k: int, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
             here = self.hidden[k]
-            return here.slope[:, None], self.curvature(k, c, m, share * here.kinked[:, None])
+            bending = here.bend.bending.square()[:, None]
+            return here.bend.slope[:, None], self.curvature(k, c, m, share * bending)
 
         return choose
 
-    def shared_growth(self, k: int, d: Tensor) -> Tensor:
-        """By the norms that serve all: ``D <= m S^2 + t U`` with the least m, then the least t."""
+    def shared_growth(self, k: int, d: Tensor, m: Tensor) -> Tensor:
+        """By the norms that serve all: ``D <= m S^2 + t U^2``, m at least M, with the least t."""
         here = self.hidden[k]
-        squares, kinked = here.steepest.square()[:, None], here.kinked[:, None] > 0.0
+        squares, bending = here.steepest.square()[:, None], here.bend.bending.square()[:, None]
+        bends = bending > 0.0
         ratio = d / torch.where(d > 0.0, squares, 1.0)
-        m = torch.where(kinked, 0.0, ratio).amax(dim=-1) * (1.0 + 4.0 * U)
-        above = torch.where(kinked, d - m[..., None] * squares, 0.0)
-        t = above.amax(dim=-1).clamp(min=0.0) + 4.0 * U * d.amax(dim=-1)
-        steepest, bending = (growth[:, None] for growth in here.growths)
-        return (upper_product(m, steepest) + upper_product(t, bending))[..., None]
+        m = torch.maximum(torch.where(bends, 0.0, ratio), m).amax(dim=-1) * (1.0 + 4.0 * U)
+        part = m[..., None] * squares
+        above = d - part + 4.0 * U * (d + part)
+        t = (torch.where(bends, above, 0.0) / torch.where(bends, bending, 1.0)).amax(dim=-1)
+        growths = (growth[:, None] for growth in here.growths)
+        by_slopes, by_bends = map(upper_product, (m, t.clamp(min=0.0)), growths)
+        return (by_slopes + by_bends)[..., None]
 
     def own_growth(self, metric: Tensor) -> Growth:
         """By norms proven for every D, ``(batch, 1, n)``, in a metric of each sample.
@@ -249,7 +230,7 @@ class QuadraticPass:
         """
         metrics = torch.split(metric, self.widths, dim=1)
 
-        def growth(k: int, d: Tensor) -> Tensor:
+        def growth(k: int, d: Tensor, m: Tensor) -> Tensor:
             layer, columns = self.behind(k)
             into = metrics[k - 1] if k else metric.new_ones(1, 1)
             if k:
@@ -261,36 +242,31 @@ class QuadraticPass:
         return growth
 
 
-def _hidden(
-    lines: BackwardLines, before: list[_Hidden], known: LayerBounds, below: Tensor
-) -> _Hidden:
+def _hidden(lines: BackwardLines, before: list[_Hidden], known: LayerBounds) -> _Hidden:
     layer, columns = _behind(lines, before)
+    activation = lines.layers[len(before)].activation
+    assert isinstance(activation, Curved)
     low, high = known.interval
     at = 0.5 * (known.center.low + known.center.high)
-    out = torch.where(at > 0.0, at, below * at)
     width = off = torch.maximum(known.center.high - at, at - known.center.low)
+    out, out_off = activation.evaluate(at, width, known.response)
     doubts = None
     if before:
         inner, doubts = before[-1].out_off, doubt_back(layer, known, before[-1].known)
         off = off + layer.absolute(inner) + layer.error * lengths(inner)[:, None]
-    kinked = ((low < 0.0) & (high > 0.0) & (below != 1.0)).to(low)
-    turn = torch.sigmoid(_STEEPNESS * at / (high - low + TINY))
-    turn = torch.where(low >= 0.0, 1.0, torch.where(high <= 0.0, 0.0, turn))
-    steepest = known.response.rows
+    bend, steepest = activation.bend(at, known.interval), known.response.rows
     assert steepest is not None
-    norms = [scaled_norm(layer, rows, columns) for rows in (steepest, kinked)]
+    norms = [scaled_norm(layer, rows, columns) for rows in (steepest, bend.bending)]
     moved = upper_product(_moved(lines, before), norms[0])
     return _Hidden(
-        below=below,
         known=known,
+        bend=bend,
         at=at,
         out=out,
         off=SLACK * off + TINY,
-        out_off=SLACK * (below.abs().clamp(min=1.0) * width + 2.0 * U * out.abs()) + TINY,
+        out_off=out_off,
         doubts=doubts,
         steepest=steepest,
-        kinked=kinked,
-        slope=below + (1.0 - below) * turn,
         growths=(upper_product(norms[0], norms[0]), upper_product(norms[1], norms[1])),
         reach=torch.minimum(moved, lengths(0.5 * (high - low))),
     )
@@ -308,36 +284,3 @@ def _moved(lines: BackwardLines, before: list[_Hidden]) -> Tensor:
     if before:
         return before[-1].reach
     return lines.region.radius * lines.region.ball.stretch
-
-
-def _parabolas(here: _Hidden, c: Tensor, m: Tensor, g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """``h_i``, and a bound on its rounding, ``(batch, m, n)``."""
-    low, high = (end[:, None] for end in here.known.interval)
-    at, out = here.at[:, None], here.out[:, None]
-    constant = 0.5 * (d * at.square() - m * out.square())
-    held = d * at  # towards z^
-
-    def side(slope: Tensor | float, first: Tensor, last: Tensor) -> Tensor:
-        linear = slope * (c + m * out) - g - held
-        return _least(linear, d - m * slope**2, first, last)
-
-    above = side(1.0, low.clamp(min=0.0), high.clamp(min=0.0))
-    below = side(here.below, low.clamp(max=0.0), high.clamp(max=0.0))
-    least = torch.where(high <= 0.0, below, torch.minimum(above, below))
-    least = torch.where(low >= 0.0, above, least)
-    far = here.known.largest[:, None]
-    steep = here.below.abs().clamp(min=1.0)
-    linear = steep * (c.abs() + m * out.abs()) + g.abs() + d * at.abs()
-    sizes = far * (linear + 0.5 * far * (d + m * steep.square())) + 0.5 * d * at.square()
-    return least + constant, _TERMS * SLACK * (sizes + 0.5 * m * out.square()) + TINY
-
-
-def _least(linear: Tensor, curvature: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """The minimum of ``linear t + curvature t^2/2`` over ``[first, last]``."""
-    upward = curvature > 0.0
-    lowest = -linear / torch.where(upward, curvature, 1.0)
-    # The derivative of a minimum is that at its place.
-    place = torch.minimum(torch.maximum(lowest, first), last).detach()
-    inside = place * (linear + 0.5 * curvature * place)
-    ends = [end * (linear + 0.5 * curvature * end) for end in (first, last)]
-    return torch.where(upward, inside, torch.minimum(*ends))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .backward_lines import BackwardLines
 from .forward_bounds import LayerBounds
-from .quadratic_pass import Choice, QuadraticPass, bends_of
+from .quadratic_pass import Choice, QuadraticPass
 from .witnesses import Stated
 
 # What a check that sums in another order, or whose norms were proven with another excess, may miss.
@@ -130,11 +130,10 @@ def open_pass(
 ) -> OpenPass | None:
     """Of some samples, ``(batch,)``, boolean; ``None`` where there is nothing to be bounded."""
     some = (samples & (lines.region.radius > 0.0)).nonzero()[:, 0]
-    bends = bends_of(lines.layers) if len(some) and known else None
-    if bends is None:
+    if not (len(some) and known):
         return None
     place = torch.full((len(samples),), -1)
     place[some] = torch.arange(len(some))
     part = replace(lines, region=lines.region.select(some))
-    own = QuadraticPass.of(part, [layer.select(some) for layer in known], bends)
+    own = QuadraticPass.of(part, [layer.select(some) for layer in known])
     return OpenPass(some, place, own)

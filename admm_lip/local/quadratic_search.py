@@ -3,9 +3,10 @@
 The bound of ``quadratic_pass.py`` is driven up by Adam, one step for all functionals of a batch at
 once, whatever samples they belong to.  Per functional and hidden layer,
 
-    g_i = c_i (b_i + (1 - b_i) s(p_i))   on units with a kink (b_i the slope below it, s the
-                                         logistic function); their one slope on others,
-    D   = M S^2 + t U,
+    g_i = c_i (a_i + (b_i - a_i) s(p_i))   on units that bend (a_i, b_i their least and greatest
+                                           slope, s the logistic function); their one slope on
+                                           others,
+    D   = M S^2 + t U^2,
 
 with p_i and log t free.  The growth is that of the norms which all functionals share, so that what
 is driven up is itself a proven bound: a functional leaves as soon as it is above 0, and what is
@@ -112,7 +113,8 @@ class _Search:
         """From the closed form, or from where an earlier search stands."""
         places = []
         for h in passing.hidden:
-            inside = (h.slope - h.below) / torch.where(h.below == 1.0, 1.0, 1.0 - h.below)
+            (low, high), slope = h.bend.slopes, h.bend.slope
+            inside = (slope - low) / torch.where(high > low, high - low, 1.0)
             places.append(torch.logit(inside.clamp(_INSIDE, 1.0 - _INSIDE)))
         free = torch.cat(places, dim=1)
         shares = torch.full_like(free[:, : len(places)], math.log(_SHARE))
@@ -151,10 +153,11 @@ class _Search:
         here, widths = self.passing.hidden[k], self.passing.widths
         place = self.free.narrow(-1, sum(widths[:k]), widths[k])
         share = self.free.narrow(-1, sum(widths) + k, 1)
-        kinked = here.kinked[:, None]
-        between = here.below + (1.0 - here.below) * torch.sigmoid(place)
-        slope = torch.where(kinked > 0.0, between, here.slope[:, None])
-        curvature = share.exp() * kinked
+        bend = here.bend
+        low, high, bending = (p[:, None] for p in (*bend.slopes, bend.bending))
+        between = low + (high - low) * torch.sigmoid(place)
+        slope = torch.where(bending > 0.0, between, bend.slope[:, None])
+        curvature = share.exp() * bending.square()
         self.seen[k] = slope, curvature
         return slope, self.passing.curvature(k, c, m, curvature)
 

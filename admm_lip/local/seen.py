@@ -64,8 +64,5 @@ class Seen:
         return self.lines.functionals(self.forward, rows)
 
     def open_pass(self, samples: Tensor) -> OpenPass | None:
-        """Quadratic bounds of some samples, ``(batch,)``, boolean; ``None`` where there are none.
-
-        Their activations must have one slope below 0 and one above.
-        """
+        """Quadratic bounds of some samples, ``(batch,)``, boolean; ``None`` if there are none."""
         return open_pass(self.lines, self.forward.layers, samples)

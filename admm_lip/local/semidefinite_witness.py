@@ -7,6 +7,7 @@ functional, in float32, so that a check takes exactly the numbers that were prov
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from ..networks.layers import Array
+from ..networks.scalar_math_torch import scalar_runs
+from .activations import Curved
 from .backward_lines import behind_last
+from .layers import Layer
 from .quadratic_proof import OpenPass
 from .semidefinite_dual import Functional, LayerOnBall, OnBall
 from .semidefinite_proof import ExactDual, multipliers_of
@@ -49,13 +53,18 @@ class Relaxations:
         layers = [lines.region.ball.first, *lines.layers[1:-1]]
         return [layer.operator.dense().numpy() for layer in layers]
 
+    @cached_property
+    def bends(self) -> list[Tensor] | None:
+        """Slopes of the hidden layers' units below 0, see :func:`bends_of`."""
+        return bends_of(self.passing.own.lines.layers)
+
     def ball(self, sample: int) -> OnBall | None:
-        """The ball of a sample of the batch; ``None`` where its relaxation is too large."""
+        """The ball of a sample of the batch; ``None`` where there is no relaxation of its size."""
         own, place = self.passing.own, int(self.passing.place[sample])
         region = own.lines.region
         inputs = region.points.shape[1]
-        opened = sum(int(h.kinked[place].sum()) for h in own.hidden)
-        if inputs + opened > LARGEST:
+        opened = sum(int((h.bend.bending[place] > 0.0).sum()) for h in own.hidden)
+        if self.bends is None or inputs + opened > LARGEST:
             return None
         one = region.select(torch.tensor([place]))
         sides = torch.ones(1, 1, inputs, dtype=torch.float64)
@@ -68,9 +77,10 @@ class Relaxations:
         own = self.passing.own
         h, layer = own.hidden[k], own.lines.layers[k] if k else own.lines.region.ball.first
         interval = h.known.interval
+        assert self.bends is not None
         return LayerOnBall(
             weight=self.weights[k],
-            below=h.below.numpy(),
+            below=self.bends[k].numpy(),
             low=interval.low[place].numpy(),
             high=interval.high[place].numpy(),
             at=h.at[place].numpy(),
@@ -108,3 +118,22 @@ def proven(passing: OpenPass, rows: Tensor, witness: Duals, claims: Tensor) -> T
             functional = relaxations.functional(sample, rows[sample, item])
             held[k] = dual.proves(y, functional, float(claims[k]))
     return held
+
+
+def bends_of(layers: Sequence[Layer]) -> list[Tensor] | None:
+    """Slopes below 0 of the hidden layers' units, ``(n,)`` each, where those above 0 are 1.
+
+    ``None`` where a layer has other activations.
+    """
+    found = []
+    for layer in layers[:-1]:
+        if not isinstance(layer.activation, Curved):
+            return None
+        runs = scalar_runs(layer.activation.spec, layer.operator.size_out)
+        if any(one.kind not in ("relu", "leaky_relu") for _, one in runs):
+            return None
+        below = torch.zeros(layer.operator.size_out, dtype=torch.float64)
+        for run, one in runs:
+            below[run] = float(one.options.get("negative_slope", 0.0))
+        found.append(below)
+    return found

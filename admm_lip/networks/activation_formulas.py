@@ -195,6 +195,16 @@ def inside(m: Math, z: Any, low: Any, high: Any, within: Any, right: Any) -> Any
     return m.pieces(z, low, 0.0, m.pieces(z, high, within, right))
 
 
+def clip_curve(ends: Callable[[Options], tuple[Any, Any]]) -> Curve:
+    """What is known on intervals of a line of slope 1 that stops at two ends."""
+    return Curve(
+        lambda m, o, z: inside(m, z, *ends(o), 1.0, 0.0),
+        lambda o: (Knot(ends(o)[0], 0.0, 1.0, 1), Knot(ends(o)[1], 0.0, 1.0, -1)),
+        lambda o: (0, 0, 0),
+        peaked=lambda o: True,
+    )
+
+
 def hardtanh_problem(options: Options) -> str | None:
     """Limits in order."""
     return None if options["min_val"] < options["max_val"] else "min_val: expected below max_val"

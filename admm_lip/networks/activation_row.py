@@ -24,9 +24,12 @@ class SlopeRange(NamedTuple):
 
 
 class Knot(NamedTuple):
-    """Where ``phi'`` jumps or turns: the place, the range of ``phi'`` there, the jump's sign."""
+    """Where ``phi'`` jumps or turns: the place, the range of ``phi'`` there, the jump's sign.
 
-    at: float
+    The place is a number, or one per neuron.
+    """
+
+    at: Any
     low: float
     high: float
     jump: int

@@ -237,12 +237,7 @@ ACTIVATIONS: Mapping[str, Row] = {
         F.fixed(0.0, 1.0),
         lambda m, o, z: m.clip(z, o["min_val"], o["max_val"]),
         {"min_val": -1.0, "max_val": 1.0},
-        Curve(
-            lambda m, o, z: F.inside(m, z, o["min_val"], o["max_val"], 1.0, 0.0),
-            lambda o: (Knot(o["min_val"], 0.0, 1.0, 1), Knot(o["max_val"], 0.0, 1.0, -1)),
-            lambda o: (0, 0, 0),
-            peaked=lambda o: True,
-        ),
+        F.clip_curve(lambda o: (o["min_val"], o["max_val"])),
         (
             Spelling(
                 "Hardtanh",
@@ -329,12 +324,14 @@ ACTIVATIONS: Mapping[str, Row] = {
     "clipped_relu": Row(
         F.fixed(0.0, 1.0),
         lambda m, o, z: m.clip(z, 0.0, o["threshold"]),
+        curve=F.clip_curve(lambda o: (0.0, o["threshold"])),
         arrays=("threshold",),
         roundings=0,
     ),
     "pair_clip": Row(
         F.fixed(0.0, 1.0),
         lambda m, o, z: m.clip(z, o["low"], o["high"]),
+        curve=F.clip_curve(lambda o: (o["low"], o["high"])),
         arrays=("cap", "floor"),
         array_shapes=lambda shape: ([(shape[0] // 2, *shape[1:])], "one threshold per pair"),
         per_neuron=F.ends_of_pairs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,21 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from admm_lip.errors import UnsupportedModule
+from admm_lip.local.activations import Curved
 from admm_lip.local.curves import (
     Range,
+    WithArrays,
     anchored_slopes,
     curvature_on,
     curve_of,
     lines_on,
-    parts_of,
     slopes_on,
     value_range,
     value_with_error,
 )
-from admm_lip.networks.activations import ACTIVATIONS, slope_range
+from admm_lip.networks.activations import slope_range
 from admm_lip.networks.network import LayerSpec
 from admm_lip.networks.scalar_math_torch import TORCH
+from admm_lip.rounding import U
 
 SPECS = [spec_of(name) for name in SCALAR]
 every_curve = pytest.mark.parametrize("spec", SPECS, ids=list(SCALAR))
@@ -47,8 +49,8 @@ def intervals(seed: int = 0) -> Range:
 def points_of(interval: Range) -> Tensor:
     """Evenly spaced points of each interval, ``(intervals, 401)``."""
     share = torch.linspace(0.0, 1.0, 401, dtype=torch.float64)
-    t = interval.low[:, None] * (1.0 - share) + interval.high[:, None] * share
-    return t.clamp(interval.low[:, None], interval.high[:, None])
+    t = interval.low[..., None] * (1.0 - share) + interval.high[..., None] * share
+    return t.clamp(interval.low[..., None], interval.high[..., None])
 
 
 def evaluated(spec: LayerSpec, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,9 +195,58 @@ def test_any_interval_is_enclosed(
     assert bool((rise <= bounds.amax(0) + noise).all())
 
 
-def test_a_clipped_activation_has_no_local_bounds() -> None:
-    assert {kind for kind, row in ACTIVATIONS.items() if row.known and row.curve is None} == {
-        *("prelu", "clipped_relu", "pair_clip")
-    }
-    with pytest.raises(UnsupportedModule, match="no lines bound clipped_relu on a ball"):
-        parts_of(LayerSpec("clipped_relu", "a", {}), 3)
+@every_curve
+def test_values_lie_between_the_lines_of_their_piece(spec: LayerSpec) -> None:
+    """Pieces follow one another from end to end; on every one a line below holds, and one above."""
+    interval = intervals(3)
+    pieces = Curved(spec).bend(interval.low[None], Range(*(e[None] for e in interval))).pieces
+    t = points_of(Range(pieces.first[:, 0], pieces.last[:, 0]))
+    phi, error = value_with_error(spec, t)
+    line = pieces.slope[:, 0, :, None] * t + pieces.intercept[:, 0, :, None]
+    size = (pieces.slope[:, 0, :, None] * t).abs() + pieces.intercept[:, 0, :, None].abs()
+    gap = phi - line
+    noise = pieces.off[0][:, None] + error + 4.0 * U * (size + phi.abs())
+    count = len(pieces.first) // (1 if pieces.off.any() or len(pieces.first) < 4 else 2)
+    below, above = gap[:count], gap[-count:]
+    assert bool((below >= -noise[:count]).all())
+    assert bool((above <= noise[-count:]).all())
+    assert torch.equal(pieces.first[0, 0], interval.low)
+    assert torch.equal(pieces.last[count - 1, 0], interval.high)
+    assert torch.equal(pieces.first[1:count], pieces.last[: count - 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [
+        ("clipped_relu", ([0.0] * 4, [0.5, 0.0, 2.0, 0.5])),
+        ("pair_clip", ([-math.inf, -0.5, -2.0, -math.inf], [0.5, math.inf, math.inf, -1.0])),
+    ],
+)
+def test_thresholds_of_every_neuron_are_those_of_a_clip(
+    kind: str, ends: tuple[list[float], list[float]]
+) -> None:
+    low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
+    options = {"threshold": high} if kind == "clipped_relu" else {"low": low, "high": high}
+    g = torch.Generator().manual_seed(0)
+    at = 2.0 * torch.randn(50, 4, generator=g, dtype=torch.float64)
+    width = torch.rand(50, 4, generator=g, dtype=torch.float64)
+    interval, z = Range(at - width, at + width), at + width * torch.linspace(-0.9, 0.9, 50)[:, None]
+    found = Curved(WithArrays(kind, "a", options)).on(z, Range(z, z), interval)
+    bend = Curved(WithArrays(kind, "a", options)).bend(z, interval)
+    for k in range(4):
+        limits = {"min_val": max(ends[0][k], -99.0), "max_val": min(ends[1][k], 99.0)}
+        if not limits["min_val"] < limits["max_val"]:  # constant 0
+            assert not found.outputs.high[:, k].clamp(min=1e-200).gt(1e-200).any()
+            continue
+        one = Curved(LayerSpec("hardtanh", "a", limits))
+        part = Range(*(end[:, k : k + 1] for end in interval))
+        own = one.on(z[:, k : k + 1], Range(z[:, k : k + 1], z[:, k : k + 1]), part)
+        for mine, theirs in zip(found.outputs, own.outputs, strict=True):
+            assert torch.equal(mine[:, k], theirs[:, 0])
+        assert found.curve is not None
+        assert own.curve is not None
+        for mine, theirs in zip(found.curve.lines, own.curve.lines, strict=True):
+            assert torch.equal(mine[:, k], theirs[:, 0])
+        expected = one.bend(z[:, k : k + 1], part)
+        assert torch.equal(bend.bending[:, k], expected.bending[:, 0])
+        torch.testing.assert_close(bend.slope[:, k], expected.slope[:, 0])

@@ -149,7 +149,7 @@ def test_radii_hold(name: str) -> None:
     assert bool((found.reshape(200, 60) == y).all())
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("clipped relu", "pair clip")])
+@every_case
 def test_local_bounds_hold(name: str) -> None:
     model = model_of(name).double()
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from admm_lip.local import LocalCertificate
 from admm_lip.networks.chain import read_network
+from admm_lip.networks.clipped import ClippedReLU
 from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
 from admm_lip.networks.storage import save_network
 
@@ -34,6 +35,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "max_min": MaxMin,
     "group_sort": GroupSort2,
 }
+# Those whose neurons differ, from their number.
+OF_WIDTH: dict[str, Callable[[int], nn.Module]] = {"clipped": lambda n: ClippedReLU((n,), 0.7)}
 
 
 def network(
@@ -42,7 +45,8 @@ def network(
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
+        own = OF_WIDTH.get(activation)
+        layers += [nn.Linear(n_in, n_out), own(n_out) if own else ACTIVATIONS[activation]()]
     model = nn.Sequential(*layers[:-1]).double()
     for p in model.parameters():
         p.data *= scale

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from clipped_nets import ACTIVATIONS, convnet, mlp
+from clipped_nets import ACTIVATIONS, cloud, convnet, mlp
 from torch import Tensor, nn
 
 from admm_lip import TrainConfig, train
@@ -144,14 +144,17 @@ def test_local_certificates_of_lipsdp_take_the_trained_network() -> None:
     assert int((radii >= 0.3).sum()) >= int(norms.sum()) > 0
 
 
-def test_thresholds_are_bounded_by_norms_and_refused_by_lines() -> None:
-    (x, y), model = batch(), mlp("clipped_relu")
-    with pytest.raises(UnsupportedModule, match=r"1: no lines .* clipped_relu.*level='masked'"):
-        local_radii(model, x, y)
-    y = model.double()(x).argmax(1)
-    found = local_radii(model, x, y, config=LocalConfig("masked"))
+@pytest.mark.parametrize("level", ["masked", "norms", "tuned"])
+@pytest.mark.parametrize("activation", ["clipped_relu", "clipped_max_min"])
+def test_thresholds_are_bounded_by_norms_and_by_lines(activation: str, level: str) -> None:
+    x, _ = batch()
+    model = mlp(activation).double()
+    y = model(x).argmax(1)
+    found = local_radii(model, x, y, config=LocalConfig(level, rounds=5))
     assert bool((found.radius > 0.0).all())
     verify_local(found, model)
+    for points in cloud(x, 1.0, 100):
+        assert bool((model(x + found.radius[:, None] * (points - x)).argmax(1) == y).all())
 
 
 def test_warm_starts_survive_a_checkpoint_and_nothing_else_does() -> None:

@@ -73,7 +73,8 @@ def test_raw_units_are_those_of_the_restated_network(activation: str, norm: str)
     mine = certify_local(model, x, 0.2, y, config=LocalConfig(norm=norm, input_scale=SCALE))
     theirs = certify_local(raw, points, 0.2, y, config=LocalConfig(norm=norm))
     torch.testing.assert_close(mine.lip, theirs.lip, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mine.margin, theirs.margin, rtol=1e-5, atol=1e-6)
+    # A search carries roundings on.
+    torch.testing.assert_close(mine.margin, theirs.margin, rtol=1e-5, atol=1e-5)
     assert torch.equal(mine.robust, theirs.robust)
 
 

@@ -25,6 +25,7 @@ from admm_lip.networks.chain import read_network
 
 STATED = ("slopes", "curvatures", "metric")
 BENT = ("relu", "leaky", "steep_leaky", "max_min")
+OTHERS = ("clipped", "hardtanh", "tanh", "sigmoid", "gelu_tanh", "steep_elu", "falling_softplus")
 
 
 def open_pass(
@@ -53,7 +54,7 @@ def images() -> tuple[nn.Module, Tensor]:
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    activation=st.sampled_from(BENT),
+    activation=st.sampled_from(BENT + OTHERS),
     box=st.sampled_from([None, (-1.0, 1.0)]),
     norm=st.sampled_from(["l2", "linf"]),
 )
@@ -91,7 +92,7 @@ def test_any_slopes_and_curvatures_prove_no_more_than_the_truth(
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("activation", BENT)
+@pytest.mark.parametrize("activation", [*BENT, "clipped", "tanh"])
 def test_dearer_levels_lose_nothing_and_samples_agree(activation: str, norm: str) -> None:
     model = network(activation, (4, 16, 16, 3), seed=7)
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(2)).double().clamp(-1.0, 1.0)
@@ -182,8 +183,8 @@ def test_growth_in_any_metric_is_above_the_curvature_behind_it(of_images: bool) 
     for k, width in enumerate(passing.widths):
         d = torch.rand(len(x), 1, width, generator=random).double()
         layer, columns = passing.behind(k)
-        found = passing.own_growth(metric)(k, d)
-        torch.testing.assert_close(passing.own_growth(8.0 * metric)(k, d), found)
+        found = passing.own_growth(metric)(k, d, d)
+        torch.testing.assert_close(passing.own_growth(8.0 * metric)(k, d, d), found)
         weight = layer.operator.dense() * (1.0 if columns is None else columns[:, None])
         curved = weight.mT @ (d[:, 0, :, None] * weight)
         least = torch.linalg.eigvalsh(
@@ -307,6 +308,27 @@ def test_a_changed_witness_proves_less(
     changed = dataclasses.replace(found, **{name: change(getattr(found, name))})
     with pytest.raises(CertificateError, match="margin: the claim for input"):
         verify_local(changed, model)
+
+
+@pytest.mark.parametrize("activation", ["clipped", "tanh"])
+def test_a_witness_of_other_activations_is_proven_or_refused(activation: str) -> None:
+    model = network(activation, (4, 16, 16, 3), seed=7)
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(2)).double()
+    y, config = model(x).argmax(dim=1), LocalConfig("tuned", metric_steps=20)
+    found = certify_local(model, x, torch.logspace(-1.0, 0.0, 12), y, config=config)
+    assert found.tuned is not None
+    verify_local(found, model)
+    for name, change in {
+        "slopes": lambda t: t.flip(0),
+        "curvatures": lambda t: 0.5 * t,
+        "metric": lambda t: t.flip(1),
+        "margin": lambda t: t + 1e-3,
+    }.items():
+        forged = dataclasses.replace(found, **{name: change(getattr(found, name))})
+        with pytest.raises(CertificateError, match="margin: the claim for input"):
+            verify_local(forged, model)
+    with pytest.raises(CertificateError, match="curvatures: expected finite numbers >= 0"):
+        dataclasses.replace(found, curvatures=-found.curvatures)
 
 
 @pytest.mark.parametrize(
