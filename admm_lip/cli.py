@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .commands.outcome import JSON, Outcome
-from .errors import OutputsLeftOut, Terminated
+from .errors import InputsLeftOut, OutputsLeftOut, Terminated
 
 # name -> one line of help; the module is admm_lip.commands.<name>
 _COMMANDS = {
@@ -97,7 +97,8 @@ def _noting() -> Iterator[list[str]]:
         sys.stderr.write(f"admm-lip: note: {message}\n")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", OutputsLeftOut)
+        for category in (InputsLeftOut, OutputsLeftOut):
+            warnings.simplefilter("always", category)
         warnings.showwarning = note
         yield notes
 

@@ -20,6 +20,10 @@ class OutputsLeftOut(UserWarning):
     """Outputs of a file that are labels or probabilities; what is read is what they come from."""
 
 
+class InputsLeftOut(UserWarning):
+    """Inputs that the level asked for does not take; what cheaper ones proved of them stands."""
+
+
 class CertificateError(ValueError):
     """A certificate that cannot be read, is of another network, or does not prove its bound."""
 

@@ -21,16 +21,19 @@ class Account:
         means: the level that first proved each functional's margin, ``(batch, m)``, int8, an index
             of ``ASKED``.
         seconds: what each sample took on the clock, ``(batch,)``.
+        left: see :attr:`LocalCertificate.left`, ``(batch,)``, int32.
     """
 
     means: Tensor
     seconds: Tensor
+    left: Tensor
 
     @staticmethod
     def opened(items: Tensor, level: str) -> Account:
         """Before anything is done, for functionals ``(batch, m)``; the level begins."""
         means = torch.full(items.shape, ASKED.index(level), dtype=torch.int8)
-        return Account(means, torch.zeros(len(items), dtype=torch.float64))
+        seconds = torch.zeros(len(items), dtype=torch.float64)
+        return Account(means, seconds, torch.zeros(len(items), dtype=torch.int32))
 
     @contextmanager
     def timed(self, samples: Tensor | None = None) -> Iterator[None]:

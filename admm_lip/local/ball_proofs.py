@@ -204,8 +204,8 @@ def _dearer(
         return margin, witness, None, states
     open_ = open_ & (margin <= 0.0)
     with asked.account.timed(open_.any(dim=1)):
-        budget = asked.dual_steps, asked.deadline
-        higher, duals = raised(passing, asked.rows, open_, margin, *budget)
+        left, budget = asked.account.left, (asked.dual_steps, asked.deadline)
+        higher, duals = raised(passing, asked.rows, open_, margin, left, budget)
         margin = asked.account.raised(margin, higher, "semidefinite")
     if witness is not None and duals is not None:
         witness = witness.select(~duals.items[witness.items])

@@ -20,6 +20,7 @@ from ..certificates.certificate import AnyCertificate
 from ..certificates.claim_matrices import scales_of, units_given
 from ..certificates.radii import labels_of, points_of
 from ..data.arrays import as_numbers
+from ..errors import InputsLeftOut
 from ..foreign.open import network_of
 from ..networks.network import Network
 from .ball_proofs import prove
@@ -31,6 +32,7 @@ from .input_region import Box
 from .parts import certificate_of, run_parts
 from .result import LocalCertificate
 from .tasks import Task, check_measure, functionals_for, prepared_of, size_out
+from .verdicts import left_open
 
 
 def certify_local(
@@ -79,6 +81,9 @@ def certify_local(
         CertificateError: for a certificate of another network, norm or unit.
         RunFolderError: where ``state`` was left by a call with other arguments, naming one.
 
+    Warns:
+        InputsLeftOut: where the level ``semidefinite`` does not take inputs that are open.
+
     Example:
         >>> import torch
         >>> from admm_lip.local import certify_local
@@ -92,7 +97,20 @@ def certify_local(
     """
     task = task_of(model, x, y, certificate, config, input_shape, classes)
     radii = checked_radii(radius, len(task.points))
-    return run_parts(_on_balls, task, radii, n_jobs=n_jobs, progress=progress, state=state)
+    found = run_parts(_on_balls, task, radii, n_jobs=n_jobs, progress=progress, state=state)
+    return told(found)
+
+
+def told(found: LocalCertificate) -> LocalCertificate:
+    """The same, with a warning of open inputs that the level asked for does not take."""
+    if why := left_open(found.left):
+        warnings.warn(
+            f"level: semidefinite leaves open inputs: {why}; what cheaper levels proved of them "
+            "stands",
+            InputsLeftOut,
+            stacklevel=3,
+        )
+    return found
 
 
 def _on_balls(part: tuple[Task, Tensor]) -> LocalCertificate:

@@ -62,6 +62,7 @@ def _with_rows(first: Outcome, rows: Tensor, rest: Outcome) -> Outcome:
         *((getattr(first.found, n), getattr(rest.found, n)) for n in ("lip", "level", "roots")),
         *((getattr(first, n), getattr(rest, n)) for n in ("margin", "center")),
         (first.account.means, rest.account.means),
+        (first.account.left, rest.account.left),
         (first.account.seconds, first.account.seconds[rows] + rest.account.seconds),
     ):
         into[rows] = new

@@ -14,6 +14,7 @@ from ..errors import CertificateError
 from .config import LEVELS, SETTLED
 
 _LARGEST, _SINGLE = sys.float_info.max, torch.finfo(torch.float32).max
+_WHOLE = 2.0**31 - 1.0
 LEAST_METRIC = torch.finfo(torch.float32).tiny
 
 
@@ -62,6 +63,7 @@ TENSORS = {
     "varying": _shares(),
     "ratio": _shares(),
     "settled": Column(torch.int8, "I8", ("input",), 0.0, len(SETTLED) - 1.0, given=False),
+    "left": Column(torch.int32, "I32", ("input",), -1.0, _WHOLE, given=False),
     "seconds": _floats("input", 0.0, _LARGEST)._replace(given=False),
 }
 
@@ -99,6 +101,7 @@ _RANGES = {
     (0.0, math.inf): "numbers >= 0",
     (-math.inf, _LARGEST): "numbers below infinity",
     (0.0, 1.0): "shares from 0 to 1, or NaN",
+    (-1.0, _WHOLE): "sizes, or -1",
     (-1.0, _LARGEST): "classes, or +1 and -1",
     (0.0, len(LEVELS) - 1.0): f"indices of {LEVELS}",
     (0.0, len(SETTLED) - 1.0): f"indices of {SETTLED}",

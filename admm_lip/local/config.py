@@ -16,6 +16,8 @@ ASKED = (
     "product", "masked", "norms", "quadratic", "tuned", "closed", "implied", "optimised",
     "semidefinite",
 )  # fmt: skip
+# Inputs and open neurons of the largest semidefinite relaxation that is taken.
+LARGEST_RELAXATION = 4096
 # Levels that are of margins alone, and the dearest means of a Lipschitz bound there.
 _OF_MARGINS = {"quadratic": "norms", "tuned": "norms", "semidefinite": "optimised"}
 BY_NAME: Mapping[str, int] = {name: LEVELS.index(_OF_MARGINS.get(name, name)) for name in ASKED}

@@ -65,6 +65,7 @@ def certificate_of(task: Task, radii: Tensor, outcome: Outcome) -> LocalCertific
         ratio=outcome.ratio if by_norms else None,
         settled=None if labels is None else outcome.settled(radii, task.items),
         seconds=outcome.account.seconds,
+        left=outcome.account.left if task.config.semidefinite and labels is not None else None,
         norm=task.config.norm,
         input_scale=prepared.input_scale,
         **{n: t for own in zip(_WITNESSES, stated, strict=True) for n, t in _columns(*own).items()},

@@ -24,7 +24,7 @@ from ..certificates.radii import radii_of
 from ..networks.network import Network
 from ..rounding import lengths
 from .ball_proofs import Outcome, prove
-from .certify import task_of
+from .certify import task_of, told
 from .config import LocalConfig
 from .parts import certificate_of, run_parts
 from .result import LocalCertificate
@@ -90,13 +90,16 @@ def local_radii(
     floor = torch.zeros(len(task.points), dtype=torch.float64)
     if certificate is not None:
         floor = radii_of(task.prepared.network, x, y, certificate, classes=classes).cpu()
-    return run_parts(_largest_balls, task, floor, n_jobs=n_jobs, progress=progress, state=state)
+    found = run_parts(_largest_balls, task, floor, n_jobs=n_jobs, progress=progress, state=state)
+    return told(found)
 
 
 def _largest_balls(part: tuple[Task, Tensor]) -> LocalCertificate:
     task, floor = part
     begun = time.perf_counter()
-    radii, outcome = _proven(task, floor, *search(task, floor, task.deadline()))
+    proven, states, left = search(task, floor, task.deadline())
+    radii, outcome = _proven(task, floor, proven, states)
+    outcome.account.left.copy_(left)
     outcome.account.seconds.fill_((time.perf_counter() - begun) / max(len(floor), 1))
     return certificate_of(task, radii, outcome)
 
@@ -118,21 +121,22 @@ def _proven(
     return torch.where(held, radii, radii * (1.0 - _HAIR)), outcome
 
 
-def search(task: Task, floor: Tensor, deadline: float) -> tuple[Tensor, Tensor | None]:
+def search(task: Task, floor: Tensor, deadline: float) -> tuple[Tensor, Tensor | None, Tensor]:
     """Proven radii of a batch, by lines alone, then by all means; ``floor`` is proven already.
 
-    The second is where the searches of quadratic bounds stand.
+    The second is where the searches of quadratic bounds stand, the third what the dearest level did
+    not take at any radius.
     """
     zero = torch.zeros_like(floor)
     at_x = prove(task, zero, cheaply=True)
     right = holds(task, at_x, zero) & torch.isfinite(floor)
     proven = torch.where(right, torch.maximum(floor, _by_own_norms(task, at_x)), zero)
     guess = torch.where(proven > 0.0, proven * _GROWTH, _CAUTION * first_guess(task, at_x))
-    proven, _ = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, cheaply=True)
+    proven, *_ = _bracket(task, proven, torch.where(right, guess, 0.0), deadline, cheaply=True)
     first = torch.where(proven > 0.0, proven * _LATER_GROWTH, guess)
     first = torch.where(right, first, 0.0)
-    proven, states = _bracket(task, proven, first, deadline, cheaply=False)
-    return torch.where(torch.isfinite(floor), proven, floor), states
+    proven, states, left = _bracket(task, proven, first, deadline, cheaply=False)
+    return torch.where(torch.isfinite(floor), proven, floor), states, left
 
 
 def _by_own_norms(task: Task, at_x: Outcome) -> Tensor:
@@ -146,12 +150,13 @@ def _by_own_norms(task: Task, at_x: Outcome) -> Tensor:
 
 def _bracket(
     task: Task, proven: Tensor, guess: Tensor, deadline: float, *, cheaply: bool
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Grow while proofs succeed, then halve between proven and failed; a guess of 0 is left."""
     failed = torch.full_like(proven, math.inf)
     growth = _GROWTH if cheaply else _LATER_GROWTH
     active = guess > 0.0
     states: Tensor | None = None
+    left = torch.zeros(len(proven), dtype=torch.int32)
     for _ in range(task.config.rounds):
         rows = active.nonzero()[:, 0]
         if not len(rows) or time.monotonic() >= deadline:
@@ -165,13 +170,14 @@ def _bracket(
             deadline=deadline,
             states=None if states is None else states[rows],
         )
+        left[rows] = torch.where(outcome.account.left != 0, outcome.account.left, left[rows])
         states = _kept(states, rows, outcome.states, len(proven))
         good = holds(part, outcome, tried)
         proven[rows] = torch.where(good, tried.maximum(proven[rows]), proven[rows])
         failed[rows] = torch.where(good, failed[rows], tried)
         guess = torch.where(torch.isinf(failed), proven * growth, 0.5 * (proven + failed))
         active &= failed - proven > task.config.tol * proven
-    return proven, states
+    return proven, states, left
 
 
 def _kept(states: Tensor | None, rows: Tensor, found: Tensor | None, count: int) -> Tensor | None:

@@ -83,7 +83,9 @@ class LocalCertificate(Shown):
         settled: the cheapest level that proved each class, ``(batch,)``, an index of
             ``config.SETTLED``, 0 for none; and
         seconds: that each input took, ``(batch,)``, a batch's steps shared by the inputs that took
-            part; ``None`` where not noted; neither is proven.
+            part; and
+        left: of open inputs that ``semidefinite`` does not take the size of their relaxation, -1
+            for other activations, 0 elsewhere; ``None`` where not noted; none of them is proven.
 
     Raises:
         CertificateError: naming the field, for a value of the wrong type, shape or range.
@@ -112,6 +114,7 @@ class LocalCertificate(Shown):
     ratio: Tensor | None = None
     settled: Tensor | None = None
     seconds: Tensor | None = None
+    left: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = sizes_of("input_shape", self.input_shape)
@@ -184,13 +187,13 @@ class LocalCertificate(Shown):
         if self.labels is not None:
             shares = (("clean_accuracy", self.correct), ("certified_accuracy", self.robust))
             found += [share(n, n.replace("_", " "), _mean(flags)) for n, flags in shares]
+        if left := verdicts.left_open(self.left):
+            found.append(word("left_out", "left by semidefinite", left))
         if len(self) and self.labels is None:
             found.append(number("largest_lip", "largest constant", float(self.lip.max())))
         if len(self):
-            found += [
-                number("mean_radius", "mean radius", float(held.mean())),
-                number("median_radius", "median radius", float(held.median())),
-            ]
+            means = (("mean_radius", held.mean()), ("median_radius", held.median()))
+            found += [number(n, n.replace("_", " "), float(value)) for n, value in means]
         return tuple(found)
 
     def table(self) -> list[Row]:
@@ -228,11 +231,7 @@ class LocalCertificate(Shown):
 
     @property
     def robust(self) -> Tensor:
-        """Boolean ``(batch,)``: the class is proven on the whole ball.
-
-        Raises:
-            CertificateError: without labels.
-        """
+        """Boolean ``(batch,)``: the class is proven on the whole ball; with labels alone."""
         held = verdicts.kept(self.center, self.margin, self.lip, self.radius)
         return (held | self._own("robust")).all(dim=1)
 

@@ -82,7 +82,12 @@ class FirstLayer:
 
 
 def raised(
-    passing: OpenPass, rows: Tensor, asked: Tensor, margin: Tensor, steps: int, deadline: float
+    passing: OpenPass,
+    rows: Tensor,
+    asked: Tensor,
+    margin: Tensor,
+    left: Tensor,
+    budget: tuple[int, float],
 ) -> tuple[Tensor, Duals | None]:
     """Margins raised by duals where they are asked for, and the multipliers that prove them.
 
@@ -91,14 +96,19 @@ def raised(
         rows: ``(batch, m, n_out)``.
         asked: ``(batch, m)``.
         margin: proven so far, ``(batch, m)``.
-        steps: of the search, for each functional.
-        deadline: ``time.monotonic()`` after which no further functional is begun.
+        left: ``(batch,)``, int32: the sizes of relaxations that are not taken are noted there.
+        budget: steps of the search, for each functional, and ``time.monotonic()`` after which no
+            further functional is begun.
     """
+    steps, deadline = budget
     asked, margin, found = passing.among(asked), margin.clone(), {}
     relaxations, first = Relaxations(passing), None
     for sample in asked.any(dim=1).nonzero()[:, 0].tolist():
         ball = relaxations.ball(sample)
-        if ball is None or not all(layer.moving.any() for layer in ball.layers):
+        if ball is None:
+            left[sample] = relaxations.size(sample)
+            continue
+        if not all(layer.moving.any() for layer in ball.layers):
             continue
         first = first or FirstLayer.of(relaxations.weights[0])
         hardest = torch.where(asked[sample], margin[sample], math.inf).argsort()

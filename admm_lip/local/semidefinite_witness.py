@@ -18,14 +18,12 @@ from ..networks.layers import Array
 from ..networks.scalar_math_torch import scalar_runs
 from .activations import Curved
 from .backward_lines import behind_last
+from .config import LARGEST_RELAXATION
 from .layers import Layer
 from .quadratic_proof import OpenPass
 from .semidefinite_dual import Functional, LayerOnBall, OnBall
 from .semidefinite_proof import ExactDual, multipliers_of
 from .witnesses import Stated
-
-# Inputs and open neurons of the largest relaxation.
-LARGEST = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +56,19 @@ class Relaxations:
         """Slopes of the hidden layers' units below 0, see :func:`bends_of`."""
         return bends_of(self.passing.own.lines.layers)
 
+    def size(self, sample: int) -> int:
+        """Inputs and open neurons of a sample's relaxation; -1 of other activations."""
+        own, place = self.passing.own, self.passing.place[sample]
+        opened = sum(int((h.bend.bending[place] > 0.0).sum()) for h in own.hidden)
+        return -1 if self.bends is None else own.lines.region.points.shape[1] + opened
+
     def ball(self, sample: int) -> OnBall | None:
-        """The ball of a sample of the batch; ``None`` where there is no relaxation of its size."""
+        """The ball of a sample of the batch; ``None`` where its relaxation is not taken."""
+        if not 0 < self.size(sample) <= LARGEST_RELAXATION:
+            return None
         own, place = self.passing.own, int(self.passing.place[sample])
         region = own.lines.region
         inputs = region.points.shape[1]
-        opened = sum(int((h.bend.bending[place] > 0.0).sum()) for h in own.hidden)
-        if self.bends is None or inputs + opened > LARGEST:
-            return None
         one = region.select(torch.tensor([place]))
         sides = torch.ones(1, 1, inputs, dtype=torch.float64)
         down, up = (one.room(side, None)[0, 0].numpy() for side in (-sides, sides))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..shown import Row
-from .config import ASKED, LEVELS, SETTLED
+from .config import ASKED, LARGEST_RELAXATION, LEVELS, SETTLED
 
 WRONG, OPEN = "wrong", "open"
 # The place in SETTLED of what found a Lipschitz bound.
@@ -91,6 +91,24 @@ def by_level(names: list[str], seconds: Tensor | None) -> list[Row]:
             row["seconds_each"] = float(seconds[torch.tensor([n == name for n in names])].mean())
         rows.append(row)
     return rows
+
+
+def left_open(sizes: Tensor | None) -> str:
+    """How many open inputs the level ``semidefinite`` does not take, and why; empty for none.
+
+    Args:
+        sizes: of their relaxations, -1 for activations that have none, 0 for other inputs.
+
+    Example:
+        >>> left_open(torch.tensor([0, 5000, 4500]))
+        '2 (relaxations of up to 5,000 variables; it takes 4,096)'
+    """
+    if sizes is None or not bool((sizes != 0).any()):
+        return ""
+    why = f"relaxations of up to {int(sizes.max()):,} variables; it takes {LARGEST_RELAXATION:,}"
+    if bool((sizes < 0).any()):
+        why = "it takes ReLU, LeakyReLU, PReLU, MaxMin and GroupSort2 alone"
+    return f"{int((sizes != 0).sum())} ({why})"
 
 
 def least_margins(center: Tensor, margin: Tensor, lip: Tensor, radius: Tensor) -> Tensor:

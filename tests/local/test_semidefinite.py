@@ -17,7 +17,16 @@ from test_quadratic_search import BENT, images, open_pass
 from torch import Tensor, nn
 
 from admm_lip import CertificateError
-from admm_lip.local import LocalCertificate, LocalConfig, certify_local, verify_local
+from admm_lip.errors import InputsLeftOut
+from admm_lip.local import (
+    LocalCertificate,
+    LocalConfig,
+    certify_local,
+    local_radii,
+    semidefinite_witness,
+    verdicts,
+    verify_local,
+)
 from admm_lip.local.semidefinite_dual import (
     Functional,
     Lagrangian,
@@ -332,3 +341,36 @@ def test_no_steps_are_no_dual(proven: tuple[nn.Module, LocalCertificate]) -> Non
     assert certify_local(model, found.x, 0.5, found.labels, config=config).dual is None
     with pytest.raises(ValueError, match="dual_steps: expected a number >= 0, got -1"):
         LocalConfig(dual_steps=-1)
+
+
+def test_inputs_that_are_left_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those that are open, too large or of other activations; of nothing where nothing is open."""
+    model = network("relu", (4, 16, 16, 3), seed=7)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(2)).double()
+    y, config = model(x).argmax(dim=1), LocalConfig("semidefinite", steps=1, dual_steps=5)
+    small = certify_local(model, x, 0.8, y, config=config)
+    assert small.left is not None
+    assert not small.left.any()
+    assert "left by semidefinite" not in small.summary()
+    for module in (semidefinite_witness, verdicts):
+        monkeypatch.setattr(module, "LARGEST_RELAXATION", 6)
+    with pytest.warns(InputsLeftOut, match=r"relaxations of up to \d\d variables; it takes 6"):
+        found = certify_local(model, x, 0.8, y, config=config)
+    assert found.left is not None
+    assert bool((found.left[~found.robust] > 6).all())
+    assert not found.left[found.robust].any()
+    assert f"left by semidefinite {int((~found.robust).sum())} (relax" in " ".join(
+        found.summary().split()
+    )
+    found.save(tmp_path / "found.safetensors")
+    again = LocalCertificate.load(tmp_path / "found.safetensors")
+    assert again.left is not None
+    assert torch.equal(again.left, found.left)
+    verify_local(again, model)
+    with pytest.warns(InputsLeftOut, match=r"semidefinite leaves open inputs: \d"):
+        assert local_radii(model, x, y, config=config).robust.all()
+    other = network("tanh", (4, 16, 16, 3), seed=7)
+    with pytest.warns(InputsLeftOut, match="it takes ReLU, LeakyReLU, PReLU, MaxMin and"):
+        tanh = certify_local(other, x, 0.8, other(x).argmax(dim=1), config=config)
+    assert tanh.left is not None
+    assert bool((tanh.left == torch.where(tanh.robust, 0, -1)).all())
