@@ -163,15 +163,19 @@ def prove(
     )
 
 
-def prove_product(task: Task, deadline: Deadline) -> Proven:
-    """The product of norms, proven by its multiplier in closed form.
+def prove_product(task: Task, deadline: Deadline, known: Sequence[Array] | None = None) -> Proven:
+    """The product of norms, proven by its multiplier in closed form, or by one that is ``known``.
 
     Raises:
         CertificateError: when it could not be proven through rounding.
     """
     claim = task.claim(deadline)
     product, search = _product(task, claim), Search(claim)
-    search.offer([product], safe=product)
+    candidates = [product]
+    if known is not None:
+        unit = claim.scales.unit_multiplier(known)
+        candidates.append(Candidate("closed_form", tuple(unit), claim.implied(unit)))
+    search.offer(candidates, safe=product)
     if search.best is None:
         raise CertificateError(f"no bound could be proven through rounding: {search.reason}")
     return Proven(search.best, "", 0.0, norm_product(task.matrices, task.norms))

@@ -1,7 +1,8 @@
 """Convolutional classifiers by their names: 4C3F, 6C2F, 8C2F, small ones, and residual ones.
 
 The number before C counts convolutions, the one before T tied residual blocks (``tied.py``), which
-stand behind the convolutions in equal numbers, the one before F linear layers.  They take images
+stand behind the convolutions in equal numbers, the one before F linear layers; ``-pairs`` says that
+an activation stands within every two layers alone.  They take images
 ``(n, channels, rows, columns)``; ``DataSet.as_images`` turns flat rows into those.
 """
 
@@ -83,7 +84,7 @@ def _convolutions(
     name: str, plan: Plan, shape: Shape, width: float, make: Callable[[Shape], nn.Module]
 ) -> tuple[list[nn.Module], Shape]:
     layers: list[nn.Module] = []
-    for conv in plan.convolutions:
+    for k, conv in enumerate(plan.convolutions):
         channels = _even(conv.channels * width)
         before, rows, columns = shape
         sides = [(n + 2 * conv.padding - conv.kernel) // conv.stride + 1 for n in (rows, columns)]
@@ -95,7 +96,7 @@ def _convolutions(
         module = nn.Conv2d(before, channels, conv.kernel, conv.stride, conv.padding)
         shape = (channels, *sides)
         blocks = [TiedBlock2d(channels, channels) for _ in range(plan.blocks)]
-        layers += [module, make(shape), *blocks]
+        layers += [module, *_behind(plan, k, shape, make), *blocks]
     return layers, shape
 
 
@@ -103,11 +104,18 @@ def _linears(
     plan: Plan, size: int, n_outputs: int, width: float, make: Callable[[Shape], nn.Module]
 ) -> list[nn.Module]:
     layers: list[nn.Module] = [nn.Flatten()]
-    for hidden in plan.hidden:
+    for k, hidden in enumerate(plan.hidden):
         narrowed = _even(hidden * width)
-        layers += [nn.Linear(size, narrowed), make((narrowed,))]
+        layers += [nn.Linear(size, narrowed), *_behind(plan, k, (narrowed,), make)]
         size = narrowed
     return [*layers, nn.Linear(size, n_outputs)]
+
+
+def _behind(
+    plan: Plan, k: int, shape: Shape, make: Callable[[Shape], nn.Module]
+) -> tuple[nn.Module, ...]:
+    """The activation behind the k-th layer of a kind; where they are pairs, of every other one."""
+    return () if plan.pairs and k % 2 else (make(shape),)
 
 
 def _even(size: float) -> int:

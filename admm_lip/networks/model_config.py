@@ -72,12 +72,15 @@ class Plan:
 
     Attributes:
         blocks: tied residual blocks (``tied.py``) behind every convolution and its activation.
+        pairs: whether convolutions, and linear layers, come in pairs with an activation between
+            them and none behind, which suits training in modules (``AdmmConfig.balls``).
     """
 
     convolutions: tuple[Conv, ...]
     hidden: tuple[int, ...]
     source: str
     blocks: int = 0
+    pairs: bool = False
 
 
 _SMALL = (Conv(16, 4, 2), Conv(32, 4, 2))
@@ -106,6 +109,7 @@ CONVNETS: dict[str, Plan] = {
         _HUANG,
     ),
     "2C4T2F": Plan(_SMALL, (100,), "2C2F with residual blocks", blocks=2),
+    "2C2F-pairs": Plan(_SMALL, (100,), "2C2F without an activation between its pairs", pairs=True),
     "3C2F": Plan(_THREE, (256,), "for colour pictures of 32 x 32"),
     "3C6T2F": Plan(_THREE, (256,), "3C2F with residual blocks", blocks=2),
 }
@@ -117,7 +121,7 @@ class ConvnetConfig:
 
     Args:
         name: ``2C2F``, ``3C2F``, ``4C3F``, ``6C2F`` or ``8C2F``, or with tied residual blocks
-            ``2C4T2F`` or ``3C6T2F``; empty is a perceptron.
+            ``2C4T2F`` or ``3C6T2F``, or in pairs ``2C2F-pairs``; empty is a perceptron.
         width: factor on all channels and hidden widths, rounded to even numbers.
         activation: ``relu``, ``clipped_relu``, ``max_min`` or ``clipped_max_min``.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 STARTS = ("model", "scratch")
 RHO_RULES = ("constant", "balance")
 LIP_STEPS = ("newton", "exact")
+BALLS = ("auto", "layers", "modules")
 PRECISIONS = ("full", "bfloat16", "float16")
 _ADMM_RULES: dict[str, Rule] = {
     "round_steps": COUNT.or_none(),
@@ -26,7 +27,12 @@ _ADMM_RULES: dict[str, Rule] = {
     **dict.fromkeys(("multiplier_rate", "projection_tol"), POSITIVE),
     "seed": SEED,
 }
-_ADMM_CHOICES = {"start": STARTS, "rho_rule": RHO_RULES, "lip_step": LIP_STEPS}
+_ADMM_CHOICES = {
+    "start": STARTS,
+    "balls": BALLS,
+    "rho_rule": RHO_RULES,
+    "lip_step": LIP_STEPS,
+}
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("bound", "mu"), BOUND.or_none()),
     **dict.fromkeys(("epochs", "batch_size"), COUNT),
@@ -46,6 +52,9 @@ class AdmmConfig:
         seed: seed of the start from scratch; in training also of the batch order and of dropout.
         round_steps: optimizer steps between two projections; ``None``: 4 for activations that sort
             pairs, else 8.  Fewer take longer, and pay where the bound binds hard.
+        balls: what keeps a network of convolutions under its bound: one norm ball per layer
+            (``layers``), or for two layers and the activation between them (``modules``), which
+            loses less with slopes in [0, 1]; ``auto``: the latter wherever slopes are not negative.
         rho: weight that pulls the free weights to the projected ones; ``None``: chosen from the
             loss, its scale and L.
         rho_rule: ``constant``, or ``balance`` (doubled or halved when the primal and dual
@@ -70,6 +79,7 @@ class AdmmConfig:
     start: str = "model"
     seed: int = 0
     round_steps: int | None = None
+    balls: str = "auto"
     rho: float | None = None
     rho_rule: str = "constant"
     relaxation: float = 1.6

@@ -37,20 +37,28 @@ class Constrained:
     kinds: tuple[str, ...]
 
 
-def constrained(model: nn.Module, input_shape: Shape | None = None) -> Constrained:
-    """How a network is kept under a bound: with convolutions by one ball per layer.
+def constrained(
+    model: nn.Module, input_shape: Shape | None = None, balls: str = "auto"
+) -> Constrained:
+    """How a network is kept under a bound: with convolutions by one ball per layer or module.
 
     Args:
         model: to be trained.
         input_shape: of one input without the batch; needed in front of convolutions only.
+        balls: of convolutions and what stands beside them.
 
     Raises:
         UnsupportedModule, ValueError: as :func:`trained_layers` and :func:`kernel_layers` do.
     """
     with evaluating(model):  # as it is shipped
         if has_kernels(model):
-            moved, norms = kernel_layers(model, input_shape)
+            moved, norms = kernel_layers(model, input_shape, balls)
             return Constrained(moved, norms, (HALF_ABS,))
+        if balls != "auto":
+            raise ValueError(
+                f"balls: {balls!r} is for networks of convolutions or tied blocks; this one has "
+                "none, so leave it at 'auto'"
+            )
         layers, chain = trained_layers(model), read_network(model).chain()
     slopes = training_constraint(chain, next(iter(layers.values())).weight.device)
     return Constrained(dict(layers), slopes, tuple(spec.kind for spec in chain.activations))

@@ -12,7 +12,8 @@ of how many of the n frequencies it stands for) keeps lengths, and ``gather``, i
 it.  The nearest kernel in the unit ball is found by splitting: with X a copy of ``spread(K)`` and Y
 the scaled dual,
 
-1. ``K = (V + sigma gather(X - Y)) / (1 + sigma)``, V the anchor;
+1. ``K = (V + sigma gather(X - Y)) / (1 + sigma load)``, V the anchor, load 1 (``module_ball.py``
+   has others);
 2. ``A = a spread(K) + (1 - a) X + Y``, over-relaxed, combined with earlier ones (``Anderson``);
 3. ``X = A`` with the singular values of every frequency clipped, ``Y = A - X``.
 
@@ -24,6 +25,7 @@ measured in double precision.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -34,6 +36,8 @@ from torch import Tensor
 
 from ..certificates.torus.steps import half_of, waves
 from ..solvers.native.ball.anderson import Anderson
+from .admm_state import Matrices
+from .terms import LayerBall
 
 Pair = tuple[int, int]
 # X and Y, as pairs of real numbers.
@@ -62,17 +66,45 @@ class Symbols(NamedTuple):
     """What makes the symbols of a kernel, on one grid.
 
     Attributes:
-        real, imaginary: ``(taps, phases * frequencies)``; every column is scaled by its ``limit``.
+        real, imaginary: ``(taps, copies * phases * frequencies)``; every column is scaled by its
+            ``limit``.
         limits: the square roots of each frequency's share of all, ``(frequencies,)``.
+        copies: places of the outputs in one of the grid's, so that lengths grow by the root of it.
     """
 
     real: Tensor
     imaginary: Tensor
     limits: Tensor
+    copies: int = 1
+
+    def at(self, part: slice) -> Symbols:
+        """At some of the frequencies."""
+        real, imaginary = (
+            m.view(len(m), -1, len(self.limits))[:, :, part].flatten(1)
+            for m in (self.real, self.imaginary)
+        )
+        return Symbols(real, imaginary, self.limits[part], self.copies)
+
+
+@dataclass(frozen=True, eq=False)
+class Spreading:
+    """How kernels are spread to all frequencies, for :func:`split`.
+
+    Attributes:
+        spread: of kernels, ``(matrices, rows, columns)``, complex.
+        gather: its adjoint.
+        loads: how much longer, squared, it makes each of the kernels.
+        limits: of the singular values of each matrix.
+    """
+
+    spread: Callable[[Matrices], Tensor]
+    gather: Callable[[Tensor], Matrices]
+    loads: tuple[float, ...]
+    limits: Tensor
 
 
 @dataclass(frozen=True)
-class KernelBall:
+class KernelBall(LayerBall):
     """Kernels ``(out, in / groups, rows, columns)`` of one shape, measured on one torus.
 
     Attributes:
@@ -87,7 +119,6 @@ class KernelBall:
     stride: Pair = (1, 1)
     dilation: Pair = (1, 1)
     groups: int = 1
-    shares = True
 
     def __post_init__(self) -> None:
         for axis, (span, side) in enumerate(zip(self.spans, self.grid, strict=True)):
@@ -109,27 +140,22 @@ class KernelBall:
     @property
     def coarse(self) -> Pair:
         """The grid of the splitting."""
-        rows, columns = (
-            min(n, max(_LEAST_SIDE, _PER_SPAN * span))
-            for n, span in zip(self.grid, self.spans, strict=True)
-        )
-        return rows, columns
+        return coarse_of(self.grid, self.spans)
 
     def spread(self, kernel: Tensor, symbols: Symbols) -> Tensor:
-        """The scaled symbols, ``(groups * frequencies, out, in * phases)``, complex."""
-        rows = kernel.shape[0] // self.groups
+        """The scaled symbols, ``(groups * frequencies, out * copies, in * phases)``, complex."""
+        rows, copies = kernel.shape[0] // self.groups, symbols.copies
         taps = kernel.reshape(-1, math.prod(self.kernel))
-        shape = (self.groups, rows, kernel.shape[1], -1, len(symbols.limits))
+        shape = (self.groups, rows, kernel.shape[1], copies, -1, len(symbols.limits))
         found = torch.complex(taps @ symbols.real, taps @ symbols.imaginary).view(shape)
-        return found.permute(0, 4, 1, 2, 3).reshape(self.groups * shape[4], rows, -1)
+        return found.permute(0, 5, 1, 3, 2, 4).reshape(self.groups * shape[5], rows * copies, -1)
 
     def gather(self, scaled: Tensor, symbols: Symbols, like: Tensor) -> Tensor:
         """The adjoint of :meth:`spread`, a kernel of the shape of ``like``."""
         frequencies, rows = len(symbols.limits), like.shape[0] // self.groups
-        shape = (self.groups, frequencies, rows, like.shape[1], -1)
-        columns = (
-            scaled.view(shape).permute(0, 2, 3, 4, 1).reshape(like.shape[0], like.shape[1], -1)
-        )
+        shape = (self.groups, frequencies, rows, symbols.copies, like.shape[1], -1)
+        turned = scaled.reshape(shape).permute(0, 2, 4, 3, 5, 1)
+        columns = turned.reshape(like.shape[0], like.shape[1], -1)
         found = columns.real @ symbols.real.T + columns.imag @ symbols.imaginary.T
         return found.view(like.shape)
 
@@ -137,9 +163,8 @@ class KernelBall:
         """The largest ``||S(f)||`` of all frequencies of the torus, in double precision."""
         kernel = kernel.to(torch.float64)
         entries = kernel.numel() // math.prod(self.kernel) * math.prod(self.stride)
-        return _largest(
-            self, kernel, symbols_of(self, self.grid, torch.float64, kernel.device), entries
-        )
+        symbols = symbols_of(self, self.grid, torch.float64, kernel.device)
+        return largest_norm((symbols,), lambda own: self.spread(kernel, *own), entries)
 
     def nearest(
         self, anchor: Tensor, radius: float, tol: float, warm: Warm | None = None
@@ -155,52 +180,74 @@ class KernelBall:
         dtype = torch.float32 if tol >= SINGLE else torch.float64
         symbols = symbols_of(self, self.coarse, dtype, anchor.device)
         goal = (anchor / radius).to(dtype)
-        limits = symbols.limits.repeat(self.groups)
-        found, warm, steps = _split(self, goal, symbols, limits, tol, warm)
+        spreading = Spreading(
+            lambda kernels: self.spread(kernels[0], symbols),
+            lambda scaled: (self.gather(scaled, symbols, goal),),
+            (1.0,),
+            symbols.limits.repeat(self.groups),
+        )
+        (found,), warm, steps = split(spreading, (goal,), tol, warm)
         kernel = radius * found.to(torch.float64)
         norm = self.norm(kernel)
         return (kernel * (radius / norm) if norm > radius else kernel), warm, steps
 
 
+def coarse_of(grid: Pair, spans: Pair) -> Pair:
+    """The grid on which kernels of these spans are split, one of ``grid`` at most."""
+    rows, columns = (
+        min(n, max(_LEAST_SIDE, _PER_SPAN * span)) for n, span in zip(grid, spans, strict=True)
+    )
+    return rows, columns
+
+
 @lru_cache(maxsize=64)
-def symbols_of(ball: KernelBall, grid: Pair, dtype: torch.dtype, device: torch.device) -> Symbols:
-    """One of every two opposite frequencies of a grid."""
+def symbols_of(
+    ball: KernelBall, grid: Pair, dtype: torch.dtype, device: torch.device, finer: Pair = (1, 1)
+) -> Symbols:
+    """One of every two opposite frequencies of a grid.
+
+    Args:
+        ball: of the kernel.
+        grid: rows and columns.
+        dtype, device: of what is returned.
+        finer: places of the kernel's outputs in one of the grid's: the stride of what reads them.
+            Of ``finer = t`` the one at r takes the inputs ``s (t q + r) + d`` of q: a kernel of
+            stride ``s t`` whose taps stand ``s r`` further on.
+    """
     frequencies, counts = half_of(grid)
-    wave = np.ones((1, 1, len(counts)))
+    wave = np.ones((1, 1, 1, len(counts)))
     for axis in (0, 1):
-        step, side = ball.stride[axis], grid[axis]
-        places = ball.dilation[axis] * np.arange(ball.kernel[axis])
-        moved = waves(frequencies[:, axis], places // step, side).T
-        own = (places % step)[:, None] == np.arange(min(step, places[-1] + 1))
-        here = np.where(own[:, :, None], moved[:, None, :], 0.0)
-        taps, phases = len(wave) * len(here), wave.shape[1] * here.shape[1]
-        wave = (wave[:, None, :, None] * here[None, :, None]).reshape(taps, phases, -1)
+        step, side = ball.stride[axis] * finer[axis], grid[axis]
+        first = ball.stride[axis] * np.arange(finer[axis])
+        places = first[:, None] + ball.dilation[axis] * np.arange(ball.kernel[axis])
+        moved = waves(frequencies[:, axis], places.flatten() // step, side).T
+        own = places[..., None] % step == np.arange(min(step, places.max() + 1))
+        here = np.where(own[..., None], moved.reshape(*places.shape, 1, -1), 0.0).swapaxes(0, 1)
+        sizes = [a * b for a, b in zip(wave.shape[:3], here.shape[:3], strict=True)]
+        wave = wave[:, None, :, None, :, None, :] * here[None, :, None, :, None, :, :]
+        wave = wave.reshape(*sizes, -1)
     limits = np.sqrt(counts / counts.sum())
     flat = (wave * limits).reshape(len(wave), -1)
     parts = (flat.real, flat.imag, limits)
-    return Symbols(*(torch.from_numpy(np.array(p)).to(device, dtype) for p in parts))
+    real, imaginary, each = (torch.from_numpy(np.array(p)).to(device, dtype) for p in parts)
+    return Symbols(real, imaginary, each, math.prod(finer))
 
 
-def _split(
-    ball: KernelBall,
-    anchor: Tensor,
-    symbols: Symbols,
-    limits: Tensor,
-    tol: float,
-    warm: Warm | None,
-) -> tuple[Tensor, Warm, int]:
+def split(
+    spreading: Spreading, anchor: Matrices, tol: float, warm: Warm | None
+) -> tuple[Matrices, Warm, int]:
     """The steps of the module's docstring, in the unit ball."""
-    c = ball.spread(anchor, symbols)
+    c, limits = spreading.spread(anchor), spreading.limits
     if warm is None or warm[0].shape != torch.view_as_real(c).shape:
         excess = clip_excess(c, limits)
         inside = c - excess
     else:
-        inside, excess = (torch.view_as_complex(part.to(anchor.dtype)) for part in warm)
-    memory, kernel, steps = Anderson(torch.view_as_real(inside)), anchor, 0
+        inside, excess = (torch.view_as_complex(part.to(limits.dtype)) for part in warm)
+    memory, kernels, steps = Anderson(torch.view_as_real(inside)), anchor, 0
     for steps in range(1, _MOST_STEPS + 1):
-        pull = ball.gather(inside - excess, symbols, anchor)
-        kernel = (anchor + _PENALTY * pull) / (1.0 + _PENALTY)
-        c = ball.spread(kernel, symbols)
+        rows = zip(anchor, spreading.gather(inside - excess), spreading.loads, strict=True)
+        kernels = tuple((v + _PENALTY * pull) / (1.0 + _PENALTY * load) for v, pull, load in rows)
+        c = spreading.spread(kernels)
         point = excess + _RELAX * c + (1.0 - _RELAX) * inside
         if steps > _PLAIN:
             pair = (torch.view_as_real(part) for part in (inside + excess, point))
@@ -212,7 +259,7 @@ def _split(
         dual = float((inside - before).norm()) / force if force else 0.0
         if max(primal, dual / _RATIO) <= tol:
             break
-    return kernel, (torch.view_as_real(inside), torch.view_as_real(excess)), steps
+    return kernels, (torch.view_as_real(inside), torch.view_as_real(excess)), steps
 
 
 def clip_excess(matrices: Tensor, limits: Tensor) -> Tensor:
@@ -234,18 +281,22 @@ def clip_excess(matrices: Tensor, limits: Tensor) -> Tensor:
     return excess
 
 
-def _largest(ball: KernelBall, kernel: Tensor, symbols: Symbols, entries: int) -> float:
-    """The largest of the symbols' norms: few are decomposed, the others proven no larger."""
-    count, most = len(symbols.limits), 0.0
-    phases = symbols.real.shape[1] // count
-    real, imaginary = (part.view(-1, phases, count) for part in symbols[:2])
-    rows = max(1, _ENTRIES // entries)
-    for k in range(0, count, rows):
-        part = slice(k, k + rows)
-        limits = symbols.limits[part]
-        own = Symbols(real[:, :, part].flatten(1), imaginary[:, :, part].flatten(1), limits)
-        gram = _gram(ball.spread(kernel, own) / limits.repeat(ball.groups)[:, None, None])
-        most = _largest_square(gram, most)
+def largest_norm(
+    symbols: Sequence[Symbols], spread: Callable[[Sequence[Symbols]], Tensor], entries: int
+) -> float:
+    """The largest norm at all frequencies: few are decomposed, the others proven no larger.
+
+    Args:
+        symbols: of one grid.
+        spread: the matrices at some of its frequencies, every one times its limit.
+        entries: of a matrix, about.
+    """
+    most, rows, limits = 0.0, max(1, _ENTRIES // entries), symbols[0].limits
+    for k in range(0, len(limits), rows):
+        own = [one.at(slice(k, k + rows)) for one in symbols]
+        found = spread(own)
+        here = own[0].limits.repeat(len(found) // len(own[0].limits))
+        most = _largest_square(_gram(found / here[:, None, None]), most)
     return math.sqrt(most * (1.0 + _EXCESS))
 
 

@@ -7,13 +7,15 @@ hold its kernels and matrices are those modules that hold the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..certificates.torus.read import chains_of
+from ..certificates.torus.read import furthest_chain
 from ..certificates.torus.reading import NotShiftInvariant
 from ..certificates.torus.windows import least_side
 from ..errors import UnsupportedModule
@@ -26,8 +28,9 @@ from ..networks.network import Network
 from ..networks.sorting import HALF_ABS, SORTS
 from ..networks.tied import TiedBlock
 from .kernel_ball import KernelBall
-from .layer_norms import DENSE
-from .terms import LayerBall, LayerNorms, TiedBall
+from .matrix_ball import DENSE
+from .module_ball import ModuleBall
+from .terms import Ball, LayerBall, LayerNorms, TiedBall
 from .tied_blocks import pieces_of, radius_of
 
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,16 +45,17 @@ def has_kernels(model: nn.Module) -> bool:
 
 
 def kernel_layers(
-    model: nn.Module, input_shape: Shape | None
+    model: nn.Module, input_shape: Shape | None, kind: str = "auto"
 ) -> tuple[dict[str, nn.Module], LayerNorms]:
     """The layers that move, by name, in order, and their balls.
 
     Args:
         model: convolutions, linear layers, tied blocks, activations, pools and reshapes in turn.
         input_shape: of one input, without the batch.
+        kind: of the balls, as :class:`~.config.AdmmConfig` names them.
 
     Raises:
-        ValueError: without an input shape.
+        ValueError: without an input shape, and for modules where no two layers are one.
         UnsupportedModule: by name, for what is no such path, or moves what is not kept in a ball.
     """
     modules = dict(model.named_modules())
@@ -68,7 +72,7 @@ def kernel_layers(
     waiting = {name: m for name, m in modules.items() if isinstance(m, _MOVES)}
     _refuse_ties(waiting)
     layers: dict[str, nn.Module] = {}
-    balls: list[LayerBall] = []
+    path: list[LayerBall | LayerSpec] = []
     gain, shapes, before = 1.0, network.shapes(), network.input_shape or ()
     torus = _torus(network)
     for spec, tied in pieces_of(network):
@@ -78,9 +82,10 @@ def kernel_layers(
             name = _holder(spec, network, waiting)
             layers[name] = waiting.pop(name)
             own = DENSE if spec.kind == "linear" else _ball(network, spec, before, torus)
-            balls.append(_tied(own, layers[name]) if tied else own)
+            path.append(_tied(own, layers[name]) if tied else own)
         else:
             gain *= _fixed(network, spec, before)
+            path.append(spec)
         before = before if tied else shapes[spec.name]
     if waiting:
         raise UnsupportedModule(
@@ -89,7 +94,59 @@ def kernel_layers(
         )
     if gain == 0.0:
         raise ValueError("model: it is constant (a pool or an activation is 0); check its layers")
-    return layers, LayerNorms(tuple(balls), gain, network.input_shape)
+    balls = _in_pairs(network, path) if kind != "layers" else _alone(path)
+    if kind == "modules" and not any(isinstance(ball, ModuleBall) for ball in balls):
+        raise ValueError(
+            "balls: 'modules' needs two convolutions, or two linear layers, with nothing but an "
+            "activation of slopes that are not negative between them; use 'layers' or 'auto'"
+        )
+    return layers, LayerNorms(balls, gain, network.input_shape)
+
+
+def _alone(path: Iterable[LayerBall | LayerSpec]) -> tuple[LayerBall, ...]:
+    return tuple(ball for ball in path if isinstance(ball, LayerBall))
+
+
+def _in_pairs(network: Network, path: Sequence[LayerBall | LayerSpec]) -> tuple[Ball, ...]:
+    """The balls of a path, two layers in one wherever they can be, the first ones first."""
+    found: list[Ball] = []
+    k = 0
+    while k < len(path):
+        ball = path[k]
+        ahead = next((j for j in range(k + 1, len(path)) if isinstance(path[j], LayerBall)), k)
+        pair = _module(network, ball, path[k + 1 : ahead], path[ahead])
+        if isinstance(ball, LayerBall):
+            found.append(pair or ball)
+        k = ahead + 1 if pair else k + 1
+    return tuple(found)
+
+
+def _module(network: Network, first: Any, between: Sequence[Any], second: Any) -> ModuleBall | None:
+    """Two layers as a module; ``None`` where they are none."""
+    acts = [spec for spec in between if spec.kind in ACTIVATIONS]
+    if len(acts) != 1 or not _rises(network, acts[0]):
+        return None
+    rest = {spec.kind for spec in between} - {acts[0].kind}
+    if first is DENSE and second is DENSE:
+        return ModuleBall(first, second) if rest.issubset(RESHAPES) else None
+    kernels = isinstance(first, KernelBall) and isinstance(second, KernelBall)
+    if not kernels or rest - {"identity"} or max(first.groups, second.groups) > 1:
+        return None
+    spans = [d * (k - 1) + 1 for d, k in zip(second.dilation, second.kernel, strict=True)]
+    if any(span < step for span, step in zip(spans, second.stride, strict=True)):
+        return None  # what the second layer never sees is bounded by the first alone
+    rows, columns = (
+        max(own, -(-finer // step))
+        for own, finer, step in zip(second.grid, first.grid, second.stride, strict=True)
+    )
+    finer = (rows * second.stride[0], columns * second.stride[1])
+    return ModuleBall(replace(first, grid=finer), replace(second, grid=(rows, columns)))
+
+
+def _rises(network: Network, spec: LayerSpec) -> bool:
+    """Whether no slope of an activation is negative."""
+    ends = neuron_slopes(scalar_parts(spec, network.arrays, network.shapes()[spec.name]))
+    return float(ends[0].min()) >= 0.0
 
 
 def _tied(own: LayerBall, layer: nn.Module) -> TiedBall:
@@ -162,7 +219,7 @@ def _torus(network: Network) -> tuple[float, float]:
     Norms on other tori differ by some percent, so layers are measured on this one.
     """
     try:
-        return chains_of(network)[-1].grid
+        return furthest_chain(network).grid
     except NotShiftInvariant:
         return (0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""Training where every activation sorts pairs: one spectral-norm ball per layer.
+"""Training by spectral-norm balls: where activations sort pairs, and of convolutions.
 
 Let all activations be MaxMin or GroupSort2.  In the coordinates of sums and differences of pairs
 (``sorting.py``) ``A = diag(B, D)``, B any invertible matrix on the sums and D any positive diagonal
@@ -22,8 +22,9 @@ The certificate of the result is often below ``c^(l+1)``, because its multiplier
 **Convolutions** (``kernel_ball.py``): A is the same at every pixel, a 1 x 1 convolution, so balls
 of norms on a torus reach every network that multipliers constant over space certify.  Pools and
 whatever else is fixed between layers multiply the bound by their norms, ``L = gain c^(l+1)``.
-Activations that do not sort pairs may be trained so too; they lose what their own matrix inequality
-would give.
+Activations that do not sort pairs lose by it what their own matrix inequality would give.  Where
+their slopes are not negative two layers in a row are kept in the ball of their module instead
+(``module_ball.py``): it counts as two layers of norm c, and loses at other activations alone.
 
 **What stays** (``held.py``): a frozen layer multiplies the bound by its norm, as a pool does, and
 the others share the rest.  Of a masked matrix the nearest one is found by a splitting.
@@ -33,11 +34,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,81 +46,19 @@ from torch import Tensor
 from ..errors import UnsupportedModule
 from ..networks.network import Chain
 from ..networks.sorting import HALF_ABS
-from ..solvers import (
-    ProjectProblem,
-    ProjectSolution,
-    Slopes,
-    SolverConfig,
-    Status,
-    Structure,
-    solve_project,
-)
+from ..solvers import ProjectSolution, Slopes, Status
 from .admm_state import AdmmState, Matrices
 from .held import Held
-from .kernel_ball import SINGLE
+from .matrix_ball import DENSE, HeldBall, clipped, spectral_norm, spectrum
 from .start import Start, default_rho, inner_bound
-from .terms import FIXED, Activations, LayerBall, LayerNorms, Terms, TiedBall
+from .terms import FIXED, Activations, Ball, LayerNorms, Terms, TiedBall, grouped
 
 NAME = "layer_norms"
 _BISECTIONS = 60
 # A fresh kernel is so much larger than its ball, so that the nearest one in it has most of its
 # singular values at the radius.
 _INFLATED = 3.0
-
-
-# From this order on single precision is the faster one; how far inside the ball it cuts singular
-# values, relatively.
-_WIDE, _ROOM = 100, 3e-6
-
-
-class DenseBall:
-    """Matrices by their spectral norm."""
-
-    shares = True
-
-    def norm(self, weight: Tensor) -> float:
-        """The largest singular value."""
-        return spectral_norm(weight)
-
-    def nearest(
-        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
-    ) -> tuple[Tensor, None, int]:
-        """The singular values cut at ``radius``: in one step, exact but for the precision asked."""
-        rough = tol >= SINGLE and min(anchor.shape) >= _WIDE
-        found = _clipped_in_single(anchor, radius) if rough else None
-        if found is None and not is_inside(anchor, radius):
-            found = clipped(spectrum(anchor), radius)
-        return anchor if found is None else found, None, 1
-
-
-DENSE = DenseBall()
-
-
-@dataclass(frozen=True, eq=False)
-class HeldBall:
-    """Matrices by their spectral norm, of which some entries stay.
-
-    Attributes:
-        mask: ``True`` where an entry stays at the anchor's.
-    """
-
-    mask: Tensor
-    shares = True
-
-    def norm(self, weight: Tensor) -> float:
-        """The largest singular value."""
-        return spectral_norm(weight)
-
-    def nearest(
-        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
-    ) -> tuple[Tensor, Any, int]:
-        """By the projection of a single affine map."""
-        if is_inside(anchor, radius):
-            return anchor, warm, 1
-        structure = (Structure(held=self.mask),)
-        problem = ProjectProblem((anchor,), (), (), bound=radius, structure=structure)
-        found = solve_project(problem, SolverConfig(tol=tol), warm=warm)
-        return found.weights[0], found.warm, found.iterations
+_Row = TypeVar("_Row")
 
 
 def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
@@ -130,32 +69,30 @@ def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
     """
     if not held or not isinstance(norms, LayerNorms):
         return norms
-    balls, gain = list(_balls(norms, weights)), norms.gain
-    for k, (mask, w) in enumerate(zip(held.masks, weights, strict=True)):
-        if held.whole(k):
-            gain *= balls[k].norm(w)
-            balls[k] = FIXED
-        elif mask is not None and balls[k] is not DENSE:
-            raise ValueError(
-                "held: a kernel is projected frequency by frequency, which mixes its entries; "
-                "expected masks of dense layers, got one of a convolution or a tied block; freeze "
-                "it whole (requires_grad_(False))"
-            )
-        elif mask is not None:
-            balls[k] = HeldBall(mask)
+    balls, gain = list[Ball](), norms.gain
+    rows = [*zip(held.masks, weights, strict=True)]
+    for ball, group in grouped(_balls(norms, weights), rows):
+        if all(mask is None for mask, _ in group):
+            balls.append(ball)
+            continue
+        for own, (mask, w) in zip(ball.apart(), group, strict=True):
+            whole = mask is not None and bool(mask.all())
+            balls.append(FIXED if whole else _around(own, mask))
+            gain *= own.norm_of((w,)) if whole else 1.0
     return replace(norms, balls=tuple(balls), gain=gain)
 
 
-class Spectrum(NamedTuple):
-    """A matrix, the squares of its singular values in rising order, and the vectors of one side.
-
-    ``short`` says whether the vectors stand on the side of the rows.
-    """
-
-    matrix: Tensor
-    squares: Tensor
-    vectors: Tensor
-    short: bool
+def _around(ball: Ball, mask: Tensor | None) -> Ball:
+    """The ball of one layer of which some entries may stay."""
+    if mask is None:
+        return ball
+    if ball is not DENSE:
+        raise ValueError(
+            "held: a kernel is projected frequency by frequency, which mixes its entries; "
+            "expected masks of dense layers, got one of a convolution or a tied block; freeze "
+            "it whole (requires_grad_(False))"
+        )
+    return HeldBall(mask)
 
 
 def training_constraint(chain: Chain, device: torch.device) -> Activations:
@@ -194,9 +131,8 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     """
     asked, found, held = terms.asked, _norms(terms), terms.held
     _check_asked(terms)
-    balls = _balls(found, weights)
-    # The norm of a tied block is 1 once it is in its ball.
-    norms = [b.norm(w) if b.shares else 1.0 for b, w in zip(balls, weights, strict=True)]
+    groups = [(b.fitted(own), own) for b, own in grouped(_balls(found, weights), weights)]
+    norms = _norms_of(groups)
     if min(found.gain, *norms) == 0.0:
         raise ValueError(
             "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
@@ -208,28 +144,26 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     scratch = terms.config.start == "scratch"
     if bound is not None and (scratch or log_product > math.log(bound)):
         log_bound = math.log(bound)
-    if not any(found.sharing(len(weights))) and log_product > log_bound:
+    sharing = found.sharing(len(weights))
+    if not any(sharing) and log_product > log_bound:
         raise ValueError(
             f"bound: what is frozen has a product of norms of {math.exp(log_product):.6g}, beyond "
             f"{bound:.6g}, and nothing else that moves shares the bound; thaw a layer"
         )
     each = found.share(math.exp(log_bound), len(weights))
-    factors = [1.0 if held.is_rigid(k) else each / n for k, n in enumerate(norms)]
-    ties = [1.0] * len(weights)
-    for k, ball in enumerate(balls):
-        if not ball.shares:
-            factors[k] = 1.0
-        if isinstance(ball, TiedBall):
-            ties[k] = ball.begun(weights[k], scratch)
+    own_factors = [f for ball, _ in groups for f in ball.factors]
+    factors = [
+        each / n * own if shares and not held.is_rigid(k) else 1.0
+        for k, (n, own, shares) in enumerate(zip(norms, own_factors, sharing, strict=True))
+    ]
+    tied = (b.begun(own[0], scratch) if isinstance(b, TiedBall) else None for b, own in groups)
+    ties = [t or 1.0 for t, (_, own) in zip(tied, groups, strict=True) for _ in own]
     consensus = tuple(f * t * w for f, t, w in zip(factors, ties, weights, strict=True))
-    _check_fits(held, consensus, balls, each)
+    _check_fits(terms, consensus, each)
     fresh = scratch and found.image is not None
     if fresh or any(held.rigid):
-        tol = terms.config.projection_tol
         wide = held.scaled(consensus, _INFLATED if fresh else 1.0)
-        consensus = tuple(
-            ball.nearest(w, each, tol)[0] for ball, w in zip(balls, wide, strict=True)
-        )
+        consensus = _nearest(found, wide, each, terms.config.projection_tol)[0]
     lip = bound if bound is not None else math.exp(log_bound)
     state = AdmmState(
         consensus=consensus,
@@ -243,33 +177,57 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     return Start(state, tuple(before * own for before, own in scales))
 
 
+def _norms_of(groups: Sequence[tuple[Ball, Matrices]]) -> list[float]:
+    """What every layer counts for; that of a tied block is 1 once it is in its ball."""
+    found = [(b.norm_of(own) if b.shares else 1.0, b.layers) for b, own in groups]
+    return [norm for norm, layers in found for _ in range(layers)]
+
+
 def _norms(terms: Terms) -> LayerNorms:
     assert isinstance(terms.slopes, LayerNorms)
     return terms.slopes
 
 
-def _balls(norms: LayerNorms, weights: Matrices) -> tuple[LayerBall, ...]:
+def _balls(norms: LayerNorms, weights: Matrices) -> tuple[Ball, ...]:
     return norms.balls or (DENSE,) * len(weights)
 
 
-def _check_fits(held: Held, weights: Matrices, balls: tuple[LayerBall, ...], radius: float) -> None:
+def _nearest(
+    norms: LayerNorms, anchor: Matrices, radius: float, tol: float, warm: Any = None
+) -> tuple[Matrices, tuple[Any, ...], int]:
+    """The nearest weights in all balls of a radius, their restart data, and the most steps."""
+    balls = _balls(norms, anchor)
+    rows = zip(grouped(balls, anchor), warm or (None,) * len(balls), strict=True)
+    found = [ball.nearest_to(own, radius, tol, start) for (ball, own), start in rows]
+    weights = tuple(w for own, _, _ in found for w in own)
+    return weights, tuple(known for _, known, _ in found), max(steps for _, _, steps in found)
+
+
+def _check_fits(terms: Terms, weights: Matrices, radius: float) -> None:
     """Raise :class:`ValueError` where what stays of a matrix is larger than its share."""
-    for k, (ball, w) in enumerate(zip(balls, weights, strict=True)):
-        if isinstance(ball, HeldBall) and held.is_rigid(k):
-            alone = spectral_norm(torch.where(ball.mask, w, 0.0))
-            if alone >= radius:
-                raise ValueError(
-                    f"held: what stays of layer {k} (from 0) has norm {alone:.6g} with zeros "
-                    f"elsewhere, but the bound leaves {radius:.6g} for it; ask for more, or hold "
-                    "less"
-                )
+    for k, ball, w in _held_balls(terms, weights):
+        alone = spectral_norm(torch.where(ball.mask, w, 0.0))
+        if alone >= radius:
+            raise ValueError(
+                f"held: what stays of layer {k} (from 0) has norm {alone:.6g} with zeros "
+                f"elsewhere, but the bound leaves {radius:.6g} for it; ask for more, or hold "
+                "less"
+            )
+
+
+def _held_balls(terms: Terms, rows: Sequence[_Row]) -> Iterator[tuple[int, HeldBall, _Row]]:
+    """The layers with entries that stay at what is not 0, by number, and their rows."""
+    balls = _norms(terms).balls if terms.held else ()
+    for ball, own in grouped(balls, [*enumerate(rows)]):
+        k, row = own[0]
+        if isinstance(ball, HeldBall) and terms.held.is_rigid(k):
+            yield k, ball, row
 
 
 def _check_asked(terms: Terms) -> None:
     """Raise :class:`ValueError` for what one norm per layer does not give."""
-    norms = _norms(terms)
-    for k, ball in enumerate(norms.balls):
-        if terms.asked.mu is not None and isinstance(ball, HeldBall) and terms.held.is_rigid(k):
+    for k, _, _ in _held_balls(terms, terms.held.masks):
+        if terms.asked.mu is not None:
             raise ValueError(
                 f"mu: a price moves the norms of all layers, but entries of layer {k} (from 0) are "
                 "held at what is not 0; enforce a bound, or freeze the layer whole"
@@ -300,18 +258,16 @@ def project_layers(
     """
     begun, norms = time.perf_counter(), norms or LayerNorms()
     layers = sum(norms.sharing(len(anchor)))
+    known: Any = None
+    steps = 1
     if mu is None or norms.balls:
         each = norms.share(math.sqrt(state.target_sq), len(anchor))
-        warm = state.warm or (None,) * len(anchor)
-        rows = zip(_balls(norms, anchor), anchor, warm, strict=True)
-        found = [ball.nearest(w, each, tol, start) for ball, w, start in rows]
-        weights = tuple(w for w, _, _ in found)
+        weights, known, steps = _nearest(norms, anchor, each, tol, state.warm)
     else:
         spectra = [spectrum(w) for w in anchor]
         values = torch.cat([s.squares.clamp(min=0.0).sqrt() for s in spectra])
         each = best_norm(values.tolist(), mu / state.rho, layers)
         weights = tuple(clipped(s, each) for s in spectra)
-        found = [(w, None, 1) for w in weights]
     distance_sq = sum(float((w - v).square().sum()) for w, v in zip(weights, anchor, strict=True))
     lip_sq = (norms.gain * each**layers) ** 2
     return ProjectSolution(
@@ -322,9 +278,9 @@ def project_layers(
         distance=math.sqrt(distance_sq),
         ball_norm=1.0,
         objective=(mu or 0.0) * lip_sq + 0.5 * state.rho * distance_sq,
-        iterations=max(steps for _, _, steps in found),
+        iterations=steps,
         seconds=time.perf_counter() - begun,
-        warm=tuple(own for _, own, _ in found) if norms.balls else None,
+        warm=known if norms.balls else None,
     )
 
 
@@ -346,49 +302,3 @@ def best_norm(values: Sequence[float], weight: float, layers: int) -> float:
         else:
             high = c
     return high
-
-
-def is_inside(matrix: Tensor, radius: float) -> bool:
-    """Whether ``||A||_2 < radius``, by one Cholesky factorisation."""
-    slack = _gram(matrix).neg_()
-    slack.diagonal().add_(radius**2)
-    return int(torch.linalg.cholesky_ex(slack)[1]) == 0
-
-
-def spectrum(matrix: Tensor) -> Spectrum:
-    """Singular values and vectors of one side, from the smaller Gram matrix."""
-    squares, vectors = torch.linalg.eigh(_gram(matrix))
-    return Spectrum(matrix, squares, vectors, matrix.shape[0] <= matrix.shape[1])
-
-
-def clipped(found: Spectrum, radius: float) -> Tensor:
-    """The matrix with its singular values cut at ``radius``: the nearest one in that ball."""
-    above = int((found.squares > radius**2).sum())
-    if above == 0:
-        return found.matrix
-    part = found.vectors[:, -above:]
-    taken = part * (1.0 - radius / found.squares[-above:].sqrt())
-    if found.short:
-        return torch.addmm(found.matrix, taken, part.T @ found.matrix, alpha=-1.0)
-    return torch.addmm(found.matrix, found.matrix @ part, taken.T, alpha=-1.0)
-
-
-def _clipped_in_single(matrix: Tensor, radius: float) -> Tensor | None:
-    """:func:`clipped` where single precision finds it, checked in double, else ``None``."""
-    known = spectrum((matrix / radius).to(torch.float32))
-    if float(known.squares[-1]) <= (1.0 + _ROOM) ** 2:  # inside perhaps, where nothing may move
-        return None
-    found = radius * clipped(known, 1.0 - _ROOM).to(matrix.dtype)
-    return found if is_inside(found, radius) else None
-
-
-def spectral_norm(matrix: Tensor) -> float:
-    """``||A||_2`` from the smaller Gram matrix."""
-    top = float(matrix.abs().max())
-    if top == 0.0:
-        return 0.0
-    return top * math.sqrt(max(float(torch.linalg.eigvalsh(_gram(matrix / top))[-1]), 0.0))
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix

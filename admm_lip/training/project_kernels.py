@@ -18,13 +18,13 @@ from ..certificates.certificate import Certificate
 from ..errors import CertificateError
 from ..networks.layers import Shape
 from ..solvers import SolverConfig
-from .admm_state import Matrices, read_weights, write_weights
+from .admm_state import read_weights, write_weights
 from .constrained import constrained
 from .held import Masks, held_of
 from .layer_norms import holding
 from .shipping import certify_norms
 from .start import CAST_MARGIN
-from .terms import LayerNorms
+from .terms import LayerNorms, grouped
 
 # Corrections of the product, and the slack in the certified bound that ends them.
 _ATTEMPTS = 5
@@ -64,16 +64,19 @@ def nearest_kernels(
     stays = held_of(moved, parameters, held)
     norms = holding(norms, stays, anchor)
     assert isinstance(norms, LayerNorms)
-    rows = [*zip(norms.balls, anchor, strict=True)]
-    given = [ball.norm(w) if ball.shares else 1.0 for ball, w in rows]
+    groups = [(b.fitted(own), own) for b, own in grouped(norms.balls, anchor)]
+    given = [b.norm_of(own) if b.shares else 1.0 for b, own in groups]
     # Whatever the others' shares are, these stay where they are now.
-    anchor = tuple(w if b.shares else b.nearest(w, 1.0, solver.tol)[0] for b, w in rows)
-    product, moving = norms.gain * math.prod(given), max(1, sum(norms.sharing(len(given))))
+    groups = [(b, own if b.shares else b.nearest_to(own, 1.0, solver.tol)[0]) for b, own in groups]
+    product = norms.gain * math.prod(n**b.layers for n, (b, _) in zip(given, groups, strict=True))
+    moving = max(1, sum(norms.sharing(len(anchor))))
     margin = CAST_MARGIN[parameters[0].dtype]
     goal, best = bound * (1.0 - margin), None
     for _ in range(_ATTEMPTS):
         share = min(1.0, goal / product) ** (1.0 / moving)
-        weights = _in_balls(anchor, norms, [share * n for n in given], solver.tol)
+        rows = zip(groups, given, strict=True)
+        moved_to = [b.nearest_to(own, share * n, solver.tol)[0] for (b, own), n in rows]
+        weights = tuple(w for own in moved_to for w in own)
         write_weights(parameters, weights)
         certificate = certify_norms(moved, image, solver, bound)
         if certificate.lip <= bound and (best is None or certificate.lip > best[1].lip):
@@ -92,11 +95,6 @@ def not_held(lip: float, bound: float) -> CertificateError:
         f"bound: after rounding to the model's dtype the network certifies {lip:.6g}, not "
         f"{bound:.6g}; project in float32 or float64"
     )
-
-
-def _in_balls(anchor: Matrices, norms: LayerNorms, radii: list[float], tol: float) -> Matrices:
-    rows = zip(norms.balls, anchor, radii, strict=True)
-    return tuple(ball.nearest(w, radius, tol)[0] for ball, w, radius in rows)
 
 
 def moved_by(first: nn.Module, second: nn.Module) -> float:

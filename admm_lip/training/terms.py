@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,27 +16,72 @@ from .config import AdmmConfig
 from .held import NOTHING, Held
 from .metric import PLAIN, Metric
 
+_Row = TypeVar("_Row")
 
-class LayerBall(Protocol):
-    """Weights of one layer by the norm of the operator that they stand for.
 
-    ``shares`` says whether the layer takes a share of the bound.
+class Ball(ABC):
+    """Weights of consecutive layers by the norm of the operator that they stand for.
+
+    Attributes:
+        layers: how many there are.
+        shares: whether each of them takes a share of the bound.
     """
 
-    @property
-    def shares(self) -> bool:
-        """Whether the radius is the layer's share of the bound."""
+    layers = 1
+    shares = True
 
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """With which the layers count, of product 1."""
+        return (1.0,)
+
+    @abstractmethod
+    def norm_of(self, weights: Matrices) -> float:
+        """The norm of one of so many equal layers that are worth as much as these."""
+
+    @abstractmethod
+    def nearest_to(
+        self, anchor: Matrices, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Matrices, Any, int]:
+        """The nearest weights of norm at most ``radius``, restart data, and steps taken."""
+
+    def apart(self) -> tuple[Ball, ...]:
+        """The balls of the layers by themselves."""
+        return (self,)
+
+    def fitted(self, weights: Matrices) -> Ball:
+        """The same with the ``factors``, of product 1, that suit the scales of these weights."""
+        return self
+
+
+class LayerBall(Ball):
+    """Weights of one layer by the norm of the operator that they stand for."""
+
+    @abstractmethod
     def norm(self, weight: Tensor) -> float:
         """The operator's norm."""
 
+    @abstractmethod
     def nearest(
         self, anchor: Tensor, radius: float, tol: float, warm: Any = None
     ) -> tuple[Tensor, Any, int]:
         """The nearest weight of norm at most ``radius``, restart data, and steps taken."""
 
+    def norm_of(self, weights: Matrices) -> float:
+        """Of the one weight."""
+        (weight,) = weights
+        return self.norm(weight)
 
-class FixedBall:
+    def nearest_to(
+        self, anchor: Matrices, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Matrices, Any, int]:
+        """To the one weight."""
+        (weight,) = anchor
+        found, warm, steps = self.nearest(weight, radius, tol, warm)
+        return (found,), warm, steps
+
+
+class FixedBall(LayerBall):
     """Of a layer that stays: its norm is part of the gain, and the nearest weight is its own."""
 
     shares = False
@@ -54,7 +101,7 @@ FIXED = FixedBall()
 
 
 @dataclass(frozen=True)
-class TiedBall:
+class TiedBall(LayerBall):
     """Of the K of a tied block: a radius of its own, within which the block's norm is 1.
 
     Attributes:
@@ -84,26 +131,36 @@ class TiedBall:
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Says that the constraint is one spectral-norm ball per layer (``layer_norms.py``).
+    """Says that the constraint is spectral-norm balls (``layer_norms.py``).
 
     Attributes:
-        balls: of the layers, in order; none says that all are dense.
+        balls: of the layers, in order; none says that all are dense, each by itself.
         gain: product of the norms of what does not move: pools, steepest slopes, frozen layers.
         image: shape of one input, where there are convolutions.
     """
 
-    balls: tuple[LayerBall, ...] = ()
+    balls: tuple[Ball, ...] = ()
     gain: float = 1.0
     image: tuple[int, ...] | None = None
 
     def sharing(self, layers: int) -> tuple[bool, ...]:
         """Which of so many layers move and share the bound."""
-        return tuple(ball.shares for ball in self.balls) or (True,) * layers
+        if not self.balls:
+            return (True,) * layers
+        return tuple(ball.shares for ball in self.balls for _ in range(ball.layers))
 
     def share(self, product: float, layers: int) -> float:
         """The norm that each of them has where all the norms and the gain make up a product."""
         moving = sum(self.sharing(layers))
         return (product / self.gain) ** (1.0 / moving) if moving else 1.0
+
+
+def grouped(balls: Sequence[Ball], rows: Sequence[_Row]) -> Iterator[tuple[Ball, tuple[_Row, ...]]]:
+    """Every ball with the rows, one for each layer, of its layers."""
+    first = 0
+    for ball in balls:
+        yield ball, tuple(rows[first : first + ball.layers])
+        first += ball.layers
 
 
 Activations = tuple[Slopes, ...] | LayerNorms

@@ -24,13 +24,11 @@ from admm_lip.networks.sorting_torch import GroupSort2, MaxMin
 from admm_lip.training import constraint
 from admm_lip.training.admm_state import AdmmState, Matrices
 from admm_lip.training.config import AdmmConfig
-from admm_lip.training.layer_norms import (
+from admm_lip.training.layer_norms import best_norm, layer_start, project_layers
+from admm_lip.training.matrix_ball import (
     DENSE,
-    best_norm,
     clipped,
     is_inside,
-    layer_start,
-    project_layers,
     spectral_norm,
     spectrum,
 )

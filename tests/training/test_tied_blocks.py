@@ -18,7 +18,7 @@ from admm_lip.errors import UnsupportedModule
 from admm_lip.networks.sorting_torch import MaxMin
 from admm_lip.networks.tied import TiedBlock, TiedBlock2d
 from admm_lip.training.kernel_layers import kernel_layers
-from admm_lip.training.terms import TiedBall
+from admm_lip.training.terms import TiedBall, grouped
 
 IMAGE = (1, 6, 6)
 QUICK = TrainConfig(bound=1.0, epochs=2, batch_size=32, loss="margin", eps=0.1, start="scratch")
@@ -56,8 +56,9 @@ NETS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[], tuple[Tensor, Te
 def norms_of(model: nn.Module, shape: tuple[int, ...]) -> list[float]:
     """The norms of the K of all blocks."""
     layers, norms = kernel_layers(model, shape)
-    pairs = zip(norms.balls, layers.values(), strict=True)
-    return [b.own.norm(layer.weight.detach()) for b, layer in pairs if isinstance(b, TiedBall)]
+    weights = [layer.weight.detach() for layer in layers.values()]
+    pairs = grouped(norms.balls, weights)
+    return [ball.own.norm(*own) for ball, own in pairs if isinstance(ball, TiedBall)]
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -118,7 +118,7 @@ def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[O
     if best is not None and best.lip <= torus_product(chain) * _CLOSE:
         return best, reason
     try:
-        lip, multiplier = proven_product(chain)
+        lip, multiplier, _ = proven_product(chain)
     except (NotProven, CertificateError) as error:
         return best, reason or str(error)
     if best is not None and best.lip <= lip:

@@ -1,4 +1,4 @@
-"""The certificate of an image network by the product of its layers' norms, nothing solved.
+"""The certificate of an image network by its layers' norms, or its modules', nothing solved.
 
 Training that keeps every layer's norm ends in it.
 """
@@ -14,7 +14,7 @@ from ..sampled_slope import sampled_quotient
 from .check import slopes_on_torus, torus_product
 from .proof import NotProven
 from .proven_product import proven_product
-from .read import chains_of
+from .read import furthest_chain
 
 
 def certify_product(network: Network, requested: float | None = None) -> Certificate:
@@ -24,16 +24,16 @@ def certify_product(network: Network, requested: float | None = None) -> Certifi
         NotShiftInvariant: by name, where not even the first activation can stand on a torus.
         CertificateError: where rounding forbids the proof.
     """
-    chain = chains_of(network)[-1]
+    chain = furthest_chain(network)
     try:
-        lip, multiplier = proven_product(chain)
+        lip, multiplier, method = proven_product(chain)
     except NotProven as reason:
         raise CertificateError(f"the product of norms is not proven: {reason}") from None
     lower = min(sampled_quotient(network, Deadline(None)), lip)
     return Certificate(
         lip=lip,
         multiplier=tuple(tuple(t.tolist()) for t in multiplier),
-        method="norm_product",
+        method=method,
         requested=requested,
         norm_product=torus_product(chain),
         sampled_lower=lower,

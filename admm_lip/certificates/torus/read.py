@@ -14,7 +14,7 @@ from ...networks.layer_spec import INPUT, LayerSpec, neuron_slopes, scalar_parts
 from ...networks.layers import stored_errors
 from ...networks.network import Network
 from ...networks.sorting import SORTS
-from .reading import NotShiftInvariant, Reading, mix, placed, renamed
+from .reading import NotShiftInvariant, Reading, mix, placed, renamed, zeroed
 from .steps import Correlation, Pointwise, TorusChain
 from .windows import WINDOWED, correlated, padded_around
 
@@ -29,8 +29,13 @@ _ALIKE = (*ACTIVATIONS, *SORTS, *JOINS, "identity")
 _FLATTENING = ("flatten", "reshape")
 
 
-def stops(network: Network) -> Iterator[Reading]:
+def stops(network: Network, padded: bool = False) -> Iterator[Reading]:
     """The network read up to every activation behind which a single value leads on.
+
+    Args:
+        network: to be read.
+        padded: also up to a convolution that a flattening or nothing follows, with zero padding for
+            an activation behind it.
 
     Raises:
         NotShiftInvariant: by name, at a layer that a torus cannot hold.
@@ -39,11 +44,29 @@ def stops(network: Network) -> Iterator[Reading]:
     done = stopped = 0
     while reading.waiting:
         layer = reading.waiting[0]
+        if padded and stopped and layer.kind in _FLATTENING and _padded(reading):
+            yield reading
         _read_next(reading, layer)
         done += _acts(layer)
-        if done > stopped and len(reading.live) == 1 and not reading.around.keys() & reading.live:
+        if done > stopped and _leads_on(reading):
             stopped = done
             yield reading
+    if padded and stopped and _padded(reading):
+        yield reading
+
+
+def _leads_on(reading: Reading) -> bool:
+    """Whether all that follows takes a single value."""
+    return len(reading.live) == 1 and not reading.around.keys() & reading.live
+
+
+def _padded(reading: Reading) -> bool:
+    """Put an activation behind a convolution that alone leads on; whether that was done."""
+    name = next(iter(reading.live))
+    if not _leads_on(reading) or reading.kind_of(name) != "conv2d":
+        return False
+    zeroed(reading, name)
+    return True
 
 
 def _begun(network: Network) -> Reading:
@@ -97,6 +120,24 @@ def chains_of(network: Network) -> list[TorusChain]:
     return found
 
 
+def furthest_chain(network: Network) -> TorusChain:
+    """The network with as much of it on a torus as there can be.
+
+    Raises:
+        NotShiftInvariant: by name, where not even the first activation can stand on one.
+    """
+    found: TorusChain | None = None
+    try:
+        for reading in stops(network, padded=True):
+            found = finished(reading)
+    except NotShiftInvariant:
+        if found is None:
+            raise
+    if found is None:
+        raise NotShiftInvariant("structure: no single value leads on behind an activation")
+    return found
+
+
 def torus_chain(network: Network, switch: int) -> TorusChain:
     """The network with its first ``switch`` activations on a torus, the rest as its head.
 
@@ -107,7 +148,7 @@ def torus_chain(network: Network, switch: int) -> TorusChain:
     Raises:
         NotShiftInvariant: by name, for a layer before the switch that a torus cannot hold.
     """
-    for reading in stops(network):
+    for reading in stops(network, padded=True):
         if sum(isinstance(step, Pointwise) for step in reading.steps) == switch:
             return finished(reading)
     raise NotShiftInvariant(f"structure: no single value leads on behind {switch} activations")

@@ -98,6 +98,10 @@ class Reading:
         )
         return rows, columns
 
+    def kind_of(self, name: str) -> str:
+        """What a value is made by."""
+        return next((s.kind for s in self.network.layers if s.name == name), INPUT)
+
     def kept(self, but: Sequence[LayerSpec]) -> list[str]:
         """The values that other layers, still to be read, take."""
         skipped = {spec.name for spec in but}

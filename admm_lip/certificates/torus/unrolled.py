@@ -20,6 +20,7 @@ from ...networks.network import Network
 from ...networks.sorting import SORTS
 from ..certificate import AnyCertificate, Certificate
 from ..document import LayerSlopes, chain_slopes
+from .reading import ZERO_PADDING
 
 Multiplier = tuple[tuple[float, ...], ...]
 
@@ -42,19 +43,22 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
             "structure='exact'"
         )
     own, switch = chain_slopes(network.chain()), certificate.switch
-    if certificate.slopes[switch:] != own[switch:]:
+    stated = certificate.slopes[:switch]
+    # What passes unchanged within the image needs no multiplier there.
+    kept = [k for k, layer in enumerate(stated) if layer.activation != ZERO_PADDING]
+    if certificate.slopes[switch:] != own[len(kept) :]:
         raise CertificateError(
-            f"slopes: expected {own[switch:]!r:.200} behind the first {switch}, got "
+            f"slopes: expected {own[len(kept) :]!r:.200} behind the first {switch}, got "
             f"{certificate.slopes[switch:]!r:.200}"
         )
-    shares = list(_shares(network, own[:switch], certificate.slopes))
+    shares = list(_shares(network, own[: len(kept)], [stated[k] for k in kept]))
 
     def spread(channels: Sequence[Sequence[float]], lip: float) -> Multiplier:
-        if len(channels) != len(shares):
+        if len(channels) != switch:
             raise CertificateError(
-                f"multiplier: expected {len(shares)} layers per channel, got {len(channels)}"
+                f"multiplier: expected {switch} layers per channel, got {len(channels)}"
             )
-        rows = zip(channels, shares, strict=True)
+        rows = zip([channels[k] for k in kept], shares, strict=True)
         return tuple(tuple((lip**2 * share * np.repeat(t, n)).tolist()) for t, (n, share) in rows)
 
     if isinstance(certificate, Certificate):
