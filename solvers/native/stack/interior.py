@@ -5,6 +5,7 @@ The steps are the same; what differs is due to small matrices:
 * Z is kept as a dense matrix, so nothing is completed.
 * The longest step is found by bisection: a Cholesky factor of such a matrix costs a tenth of its
   eigenvalues.
+* Z starts as a multiple of ``S^{-1}``, not yet dual feasible.
 
 A chain leaves the stack when its gap is proven, or when a step fails: that one is for the other
 form, which has an answer to every trouble.
@@ -24,11 +25,10 @@ from ..lmi.step_length import LENGTHS, ROOM
 from .batched import Array, Mask, cholesky, inverse, solve
 from .chains import Stack, schur_complement
 
-# The pair is good enough to start from at this decrement.
-_CENTRED = 0.7
-_MOST_CENTRING, _MOST_STEPS = 60, 60
-_SHRINK, _TRIALS = 0.6, 12
-# From this order on the first steps are taken in float32, to this gap.
+_MOST_STEPS = 60
+_LANCZOS = 6
+# From this order on the first steps are taken in float32, to this gap, and the predictor's
+# lengths, which only choose mu, are estimated.
 _WORTH_ROUGH, _ROUGH = 100, 1e-3
 
 
@@ -89,16 +89,16 @@ def follow(stack: Stack, y: Array, tol: float, repair: Repair) -> Answers:
     found, every = Answers.unsolved(stack, y), np.arange(len(stack))
     with np.errstate(all="ignore"):  # what is not finite is left out
         if stack.order < _WORTH_ROUGH:
-            return _run(centred(stack, y, every, found), tol, repair, found)
+            return _run(_outset(stack, y, every), tol, repair, found)
         low, start = stack.astype(np.float32), y.astype(np.float32)
-        rough = _run(centred(low, start, every, found), max(tol, _ROUGH), repair, found)
+        rough = _run(_outset(low, start, every), max(tol, _ROUGH), repair, found)
         warm, begun = rough.solved.copy(), list[State]()
         if tol < _ROUGH:
             begun = _refined(stack, found, every[warm])
             warm = np.isin(every, [k for part in begun for k in part.place])
             found.solved[:] = False
         if not warm.all():
-            begun.append(centred(stack.pick(~warm), y[~warm], every[~warm], found))
+            begun.append(_outset(stack.pick(~warm), y[~warm], every[~warm]))
         return _run(State.joined(begun), tol, repair, found) if begun else found
 
 
@@ -133,69 +133,15 @@ def _begun(stack: Stack, y: Array, place: NDArray[np.int64], z: Array | None = N
     return State(place, stack, y, slack, factor, slack if z is None else z).pick(sound)
 
 
-def centred(stack: Stack, y: Array, place: NDArray[np.int64], found: Answers) -> State:
-    """Newton steps on the slack alone, until each chain has a dual feasible Z."""
-    live, done = _begun(stack, y, place), list[State]()
-    for _ in range(_MOST_CENTRING):
-        if not len(live.place):
-            break
-        p = inverse(live.factor)
-        dy, decrement, mu = _newton(live.stack, p)
-        near, far = decrement < _CENTRED, (decrement >= _CENTRED) & (decrement < np.inf)
-        if near.any():
-            done.append(_dual(live.pick(near), p[near], dy[near], mu[near]))
-        live = live.pick(far)
-        if far.any():
-            live = _damped(live, dy[far], decrement[far], mu[far])
-        found.steps[live.place] += 1
-    return State.joined(done) if done else live.pick(np.zeros(len(live.place), bool))
+def _outset(stack: Stack, y: Array, place: NDArray[np.int64]) -> State:
+    """Pairs to start from: Z is the multiple of ``S^{-1}`` whose inputs' trace is 1.
 
-
-def _newton(stack: Stack, p: Array) -> tuple[Array, Array, Array]:
-    """The Newton direction of the barrier, its decrement and the mu that suits it best."""
-    forms = stack.forms(p)
-    g, b = stack.adjoint(p), _unit(p, 1 + forms.vu.shape[-1])
-    solved = SchurSolver(schur_complement(forms, forms))(np.stack([g, b], axis=2))
-    hg, hb = solved[..., 0], solved[..., 1]
-    mu = hb[:, 0] / hg[:, 0]
-    dy = hg - hb / mu[:, None]
-    decrement = np.sqrt(np.maximum((dy * (g - b / mu[:, None])).sum(1), 0.0))
-    sound = (mu > 0.0) & np.isfinite(decrement)
-    return dy, np.where(sound, decrement, np.inf), mu
-
-
-def _dual(state: State, p: Array, dy: Array, mu: Array) -> State:
-    """Centred chains with ``Z = mu (P - P dS P)``."""
-    change = state.stack.direction(dy)
-    return state._replace(z=mu[:, None, None] * (p - _symmetric(p @ (change @ p))))
-
-
-def _damped(live: State, dy: Array, decrement: Array, mu: Array) -> State:
-    """Newton steps shortened until S stays positive definite and the barrier falls."""
-    change, value = live.stack.direction(dy), _barrier(live.y, live.factor, mu)
-    length = np.minimum(4.0 / (1.0 + decrement), 1.0)
-    y, slack, factor = live.y.copy(), live.slack.copy(), live.factor.copy()
-    todo = np.arange(len(dy))
-    for _ in range(_TRIALS):
-        if not len(todo):
-            break
-        a = length[todo, None]
-        there = live.slack[todo] + a[..., None] * change[todo]
-        trial = live.y[todo] + a * dy[todo]
-        k, sound = cholesky(there)
-        good = sound & (_barrier(trial, k, mu[todo]) < value[todo])
-        won, todo = todo[good], todo[~good]
-        y[won], slack[won], factor[won] = trial[good], there[good], k[good]
-        length[todo] *= _SHRINK
-    moved = np.ones(len(dy), bool)
-    moved[todo] = False
-    return live._replace(y=y, slack=slack, factor=factor).pick(moved)
-
-
-def _barrier(y: Array, factor: Array, mu: Array) -> Array:
-    """``rho/mu - logdet S``."""
-    pivots = factor.diagonal(axis1=1, axis2=2)
-    return np.asarray(y[:, 0] / mu - 2.0 * np.log(pivots).sum(1))
+    That S Z is a multiple of I is worth more than Newton's steps to a dual feasible Z, which cost
+    as much as what they save: a whole step makes Z feasible, and a shorter one its share of it.
+    """
+    live = _begun(stack, y, place)
+    p, n = inverse(live.factor), stack.sizes[0]
+    return live._replace(z=_symmetric(p) / p[:, :n, :n].trace(axis1=1, axis2=2)[:, None, None])
 
 
 def _without_finished(live: State, tol: float, repair: Repair, found: Answers) -> State:
@@ -220,7 +166,7 @@ def _stepped(live: State) -> State:
     ds = stack.direction(solver(-b[..., None])[..., 0])
     change = ds @ p
     dz = -z - _symmetric(z @ change)
-    a_s, a_z = longest(live.slack, ds), longest(z, dz)
+    a_s, a_z = _predicted(live, ds, dz, p)
     left = _inner(live.slack + a_s * ds, z + a_z * dz) / stack.order
     power = np.maximum(1.0, 3.0 * np.minimum(a_s, a_z)[:, 0, 0] ** 2)
     target = (mu * np.minimum(np.maximum(left / mu, 0.0) ** power, 1.0))[:, None]
@@ -240,6 +186,44 @@ def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
     factor, sound = cholesky(slack)
     sound &= (np.maximum(a_s, a_z) > 0.0)[:, 0, 0] & np.isfinite(y).all(1)
     return State(live.place, live.stack, y, slack, factor, z).pick(sound)
+
+
+@phase("step length")
+def _predicted(live: State, ds: Array, dz: Array, p: Array) -> tuple[Array, Array]:
+    """How far S and Z may go along the predictor.
+
+    Of larger matrices as on the central path: S to where ``P dS`` has eigenvalue -1/a, and Z,
+    which changes by ``-Z - mu P dS P`` there, to where it has 1/a - 1.
+    """
+    if p.shape[-1] < _WORTH_ROUGH:
+        return longest(live.slack, ds), longest(live.z, dz)
+    least, largest = extreme_eigenvalues(live.slack, ds, p)
+    limits = (1.0 / np.maximum(way, 1.0)[:, None, None] for way in (-least, 1.0 + largest))
+    a_s, a_z = (limit.astype(p.dtype) for limit in limits)
+    return a_s, a_z
+
+
+def extreme_eigenvalues(slack: Array, ds: Array, p: Array) -> tuple[Array, Array]:
+    """Ritz values of ``P dS``: Lanczos in the inner product of S, in which it is symmetric."""
+    start = np.random.default_rng(0).standard_normal((p.shape[-1], 1)).astype(p.dtype)
+    x = np.broadcast_to(start, (len(p), *start.shape))
+    sx, before, b = slack @ x, (0.0, 0.0), np.zeros((len(p), 1, 1), p.dtype)
+    norm = np.sqrt((x * sx).sum((1, 2), keepdims=True))
+    x, sx = x / norm, sx / norm
+    ritz = np.zeros((len(p), _LANCZOS, _LANCZOS))
+    for k in range(_LANCZOS):
+        if k:
+            ritz[:, k, k - 1] = ritz[:, k - 1, k] = b[:, 0, 0]
+        y = ds @ x
+        a = (x * y).sum((1, 2), keepdims=True)
+        ritz[:, k, k] = a[:, 0, 0]
+        rest = p @ y - a * x - b * before[0], y - a * sx - b * before[1]
+        b = np.sqrt(
+            np.maximum((rest[0] * rest[1]).sum((1, 2), keepdims=True), np.finfo(p.dtype).tiny)
+        )
+        before, (x, sx) = (x, sx), (r / b for r in rest)
+    values = np.linalg.eigvalsh(np.where(np.isfinite(ritz), ritz, 0.0))
+    return values[:, 0], values[:, -1]
 
 
 @phase("step length")
