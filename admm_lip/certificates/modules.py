@@ -42,9 +42,15 @@ def module_bound(parts: Iterable[tuple[Any, Any]], squares: Sequence[float]) -> 
     tried = [s for s in squares if 0.0 < s < math.inf]
     most = [0.0] * len(tried)
     for a, b in parts:
-        tops = [np.linalg.eigvalsh(s * a + b / s)[..., -1].max() for s in tried]
-        most = [max(top / 2.0, r) for top, r in zip(map(float, tops), most, strict=True)]
+        most = [max(_largest(s * a + b / s) / 2.0, r) for s, r in zip(tried, most, strict=True)]
     return min(zip(most, tried, strict=True), default=(math.inf, 1.0))
+
+
+def _largest(matrices: Any) -> float:
+    """The largest eigenvalue, infinite where something overflows."""
+    if not np.isfinite(matrices).all():
+        return math.inf
+    return float(np.linalg.eigvalsh(matrices)[..., -1].max())
 
 
 def in_modules(squares: Sequence[float], module: Callable[[int], Module | None]) -> list[float]:

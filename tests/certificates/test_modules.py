@@ -129,3 +129,18 @@ def test_what_is_a_little_off_is_refused(forge: Any) -> None:
     made = proven(net)
     with pytest.raises(CertificateError):
         verify(dataclasses.replace(made, **forge(made)), net)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_scale_moved_from_one_layer_to_the_other_changes_nothing(head: bool) -> None:
+    def moved(power: float) -> Certificate:
+        net = network(head=head).double()
+        with torch.no_grad():
+            for k in (0, 4) if head else (0,):
+                net[k].weight.mul_(2.0**power)
+                net[k + 2].weight.mul_(2.0**-power)
+        return proven(net)
+
+    near, far = moved(10.0), moved(90.0)
+    assert far.lip == pytest.approx(near.lip, rel=1e-6)
+    assert far.lip < 0.95 * far.norm_product

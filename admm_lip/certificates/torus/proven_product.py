@@ -63,7 +63,7 @@ def _square(passed: Passed) -> float:
     if tied is not None:
         return 1.0 + float(tied.rise.max())
     if isinstance(piece, Correlation):
-        return torus_norm(piece, frequencies, grid) ** 2
+        return float(np.square(torus_norm(piece, frequencies, grid)))
     assert isinstance(piece, Pointwise)
     return _steepest(piece) ** 2
 
@@ -128,7 +128,7 @@ def proven_product(chain: TorusChain) -> Product:
         CertificateError: where it forbids that of a head.
     """
     multiplier, squared = product_multiplier(chain)
-    method = "norm_product" if squared >= front_product(chain) ** 2 else "closed_form"
+    method = "norm_product" if math.sqrt(squared) >= front_product(chain) else "closed_form"
     if chain.head is not None:
         seen = gathered(chain, multiplier, head_matrices(chain.head))
         norms = [spectral_norm(w) for w in seen.weights]
@@ -161,7 +161,7 @@ def _head_multiplier(
         squares = (squared**-0.5 if k == 0 else 1.0, sizes[k + 1] / sizes[k])
         return Module(k + 1, *module_bound([(w @ w.T, v.T @ v)], squares))
 
-    alone = [n**2 for n in sizes]
+    alone = [n * n for n in sizes]
     if not all(0.0 < square < math.inf for square in (*alone, squared)):
         return None
     found = in_modules(alone, module)
