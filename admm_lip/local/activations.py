@@ -25,6 +25,7 @@ from .curve_pieces import Bend, bend_on, joined
 from .curves import (
     Lines,
     Range,
+    WithArrays,
     anchored_slopes,
     lines_on,
     parts_of,
@@ -49,12 +50,15 @@ class Row:
         apply: from the layer and its input to its output.
         sparsity: from the layer and the ends of its input to how far its units are from being
             constant, on average (Y. Huang et al., NeurIPS 2021); ``None`` where none ever is.
+        scalar: from the layer to the scalar activation that it is, none where it is a change of
+            shape; ``None`` where outputs mix inputs.
     """
 
     constant: Callable[[Any, Range], Tensor] | None = None
     per_neuron: bool = True
     apply: Callable[[Any, Tensor], Tensor] = lambda layer, z: layer(z)
     sparsity: Callable[[Any, Range], Tensor] | None = None
+    scalar: Callable[[Any], Sequence[LayerSpec]] | None = None
 
 
 def _clipped_relu_constant(layer: Any, box: Range) -> Tensor:
@@ -90,11 +94,18 @@ MONOTONE: Mapping[str, Row] = {
         lambda _, box: box.high <= 0.0,
         apply=lambda _, z: z.relu(),
         sparsity=lambda _, box: box.high.relu().mean(),
+        scalar=lambda _: [LayerSpec("relu", "", {})],
     ),
-    "clipped_relu": Row(_clipped_relu_constant, sparsity=_clipped_relu_sparsity),
+    "clipped_relu": Row(
+        _clipped_relu_constant,
+        sparsity=_clipped_relu_sparsity,
+        scalar=lambda layer: [
+            WithArrays("clipped_relu", "", {"threshold": layer.threshold.flatten()})
+        ],
+    ),
     "max_min": Row(per_neuron=False),
     "group_sort2": Row(per_neuron=False),
-    "flatten": Row(apply=lambda _, z: z.flatten(1)),
+    "flatten": Row(apply=lambda _, z: z.flatten(1), scalar=lambda _: ()),
     "pair_clip": Row(_pair_clip_constant, sparsity=_pair_clip_sparsity),
 }
 

@@ -32,7 +32,7 @@ _PIECES, _POINTS = 8, 33
 # How fast the slopes chosen turn over at a kink.
 _STEEPNESS = 8.0
 # Least weight of what bends, and a place beyond all kinks.
-_FAINT, _FAR = 1e-6, 1e100
+_FAINT, _FAR = 1e-6, 1e30
 
 
 class Pieces(NamedTuple):

@@ -6,6 +6,8 @@ input moves on the ball, class j gains on class y at most
     bcp     max v_j d   over  ||d|| <= r,  low <= d <= high  (box-constrained; S. Lee et al., 2020)
     gloro   r ||v_j||   over the units that can move         (K. Leino et al., 2021)
     lmt     sqrt(2) r ||W||                                  (Y. Tsuzuku et al., 2018)
+
+and ``quadratic`` what the pass of ``quadratic_shift.py`` finds on the ball of the inputs.
 """
 
 from __future__ import annotations
@@ -151,4 +153,9 @@ def _others(labels: Tensor, shift: Tensor) -> Tensor:
 
 # (logits, labels, shifts, kappa) -> loss.  kappa is the weight left on the plain cross-entropy.
 Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-LOSSES: Mapping[str, Loss] = {"bcp": worst_logits, "gloro": extra_logit, "lmt": worst_logits}
+LOSSES: Mapping[str, Loss] = {
+    "bcp": worst_logits,
+    "gloro": extra_logit,
+    "lmt": worst_logits,
+    "quadratic": worst_logits,
+}

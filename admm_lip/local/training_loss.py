@@ -13,6 +13,7 @@ from .forward_bounds import Arithmetic, Ball, Forward, Norm, forward, input_box
 from .input_region import Box
 from .layers import Layer
 from .power_iteration import masked_norms
+from .quadratic_shift import quadratic_shift
 from .surrogates import LOSSES, pair_norms, pair_rows, support
 from .warm_starts import WarmStarts
 
@@ -35,8 +36,9 @@ class Plan:
     @property
     def arithmetic(self) -> Arithmetic:
         """How intervals are made: not at all where nothing asks for them."""
+        by_intervals = self.surrogate in ("bcp", "quadratic")
         return Arithmetic(
-            intervals=self.local or self.surrogate == "bcp" or self.sparsity > 0.0,
+            intervals=self.local or by_intervals or self.sparsity > 0.0,
             differentiable=self.box_gradient or self.sparsity > 0.0,
             sparsity=self.sparsity > 0.0,
         )
@@ -140,7 +142,22 @@ def _logit_shift(
     return shift[:, None].expand(len(labels), last.operator.shape_out[0])
 
 
-_SHIFTS = {"bcp": _box_shift, "gloro": _pair_shift, "lmt": _logit_shift}
+def _quadratic_shift(
+    last: Layer, found: Forward, labels: Tensor, eps: float, other: _Estimates
+) -> Tensor:
+    """The worst case of quadratic bounds, each pair of classes on its own way back."""
+    assert last.operator.weight is not None
+    rows = -pair_rows(last.operator.weight, labels)
+    gap = (rows @ found.value[..., None])[..., 0]
+    return quadratic_shift(other.layers, found, rows, gap, eps)
+
+
+_SHIFTS = {
+    "bcp": _box_shift,
+    "gloro": _pair_shift,
+    "lmt": _logit_shift,
+    "quadratic": _quadratic_shift,
+}
 
 
 def _measured(found: Forward, estimates: _Estimates) -> Measured:

@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_differences(activation: str, surrogate: str, bo
         assert slope == pytest.approx(difference, rel=2e-3)
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("surrogate", [*SURROGATES, "quadratic"])
 def test_the_local_loss_is_at_most_the_global_one(surrogate: str) -> None:
     pair = batch()
     losses = []
@@ -196,7 +196,7 @@ def test_thresholds_stay_above_zero() -> None:
     ("settings", "message"),
     [
         ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
-        ({"surrogate": "cap"}, "surrogate: expected one of bcp, gloro, lmt, got 'cap'"),
+        ({"surrogate": "cap"}, "surrogate: expected one of bcp, gloro, lmt, quadratic, got 'cap'"),
         ({"bound": "tight"}, "bound: expected one of local, global, got 'tight'"),
         ({"iterations": 0}, "iterations: expected a finite number >= 1"),
         ({"kappa_end": 1.5}, "kappa_end: expected at most 1"),

@@ -68,8 +68,10 @@ class LocalLipschitz(Method):
 
     Args:
         eps: radius to train for, in input units, l2.
-        surrogate: ``"bcp"`` (worst case over ball and box), ``"gloro"`` (an extra logit) or
-            ``"lmt"`` (every other logit raised by sqrt(2) eps L).
+        surrogate: ``"bcp"`` (worst case over ball and box), ``"gloro"`` (an extra logit),
+            ``"lmt"`` (every other logit raised by sqrt(2) eps L) or ``"quadratic"`` (worst case of
+            quadratic bounds of ReLU and ClippedReLU, taken back for every class: so many times as
+            dear; its level is ``LocalConfig("quadratic")``).
         bound: ``"local"`` or ``"global"``.
         iterations: power iterations per batch.
         warmup: share of the run before eps grows.
