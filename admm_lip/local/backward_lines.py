@@ -55,16 +55,16 @@ class BackwardLines:
         return Range(low, high)
 
     def _by_rows(self, known: Sequence[LayerBounds], k: int) -> Range:
-        """The same from all rows, over whole layers."""
+        """The same from all rows but copies, over whole layers."""
         layer, batch = self.layers[k], len(self.region)
         size = layer.operator.size_out
         widest = max(
             max(one.operator.size_in, one.operator.size_out) for one in self.layers[: k + 1]
         )
-        low = torch.empty(batch, size, dtype=torch.float64)
-        high = torch.empty_like(low)
+        low = torch.full((batch, size), -torch.inf, dtype=torch.float64)
+        high, wanted = -low, (~layer.copies).nonzero()[:, 0]
         bias = low.new_zeros(size) if layer.bias is None else layer.bias
-        for part in chunks(torch.arange(size), ENTRIES // (widest * max(batch, 1))):
+        for part in chunks(wanted, ENTRIES // (widest * max(batch, 1))):
             # Rows of the matrix, exactly.
             rows = layer.rows_back(one_hot(part, size)).expand(batch, -1, -1)
             constant = bias[part].expand(batch, -1)

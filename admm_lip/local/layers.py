@@ -23,7 +23,7 @@ from ..networks.network import LayerSpec, Network
 from ..rounding import SLACK, affine_error, gamma, lengths
 from .activations import MONOTONE, Activation, Monotone
 from .linear_operator import Operator, Shape, Stored, as_they_are
-from .operators import OPERATORS, operator_of
+from .operators import OPERATORS, Dense, operator_of
 from .proven_norms import ScaledNorms, scaled_norms
 
 # Affine layers that a network in training may have.
@@ -86,6 +86,19 @@ class Layer:
         """The bias, flat; of stored weights."""
         bias = self.operator.bias
         return None if bias is None else bias.expand(self.operator.shape_out).flatten()
+
+    @cached_property
+    def copies(self) -> Tensor:
+        """Which entries of ``W x + b`` are entries of x, of stored weights, ``(n_out,)``, boolean.
+
+        A value that skips activations is carried so; its range is known.
+        """
+        if not isinstance(self.operator, Dense):
+            return torch.zeros(self.operator.size_out, dtype=torch.bool)
+        weight = self.operator.own_entries()
+        alone = (weight != 0.0).sum(dim=1) == 1
+        plain = alone & (weight.sum(dim=1) == 1.0)
+        return plain if self.bias is None else plain & (self.bias == 0.0)
 
     @property
     def gamma(self) -> float:

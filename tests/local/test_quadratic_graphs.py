@@ -11,9 +11,12 @@ from test_quadratic_search import open_pass
 from torch import Tensor, nn
 
 from admm_lip.local import LocalConfig, certify_local, verify_local
+from admm_lip.local.curved_layers import curved_layers
+from admm_lip.local.layers import Layer
 from admm_lip.local.metric_search import refined
 from admm_lip.local.quadratic_proof import Witness
 from admm_lip.local.quadratic_search import searched
+from admm_lip.networks.chain import read_network
 
 KINDS = ("relu", "leaky", "tanh", "hardtanh", "clipped", "gelu_tanh")
 
@@ -95,3 +98,23 @@ def test_what_lines_leave_open_is_proven_and_checked(kind: str) -> None:
     assert bool((tuned.margin > lines.margin + 1e-3).any())
     assert bool((tuned.margin >= lines.margin).all())
     verify_local(tuned, model)
+
+
+def test_what_is_carried_keeps_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines back to the input say no more of a copy than is known of what is copied."""
+    model = graph("+cn", "relu", 3, inputs=6)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).double()
+    radius = torch.logspace(-1.0, 0.0, 5).double()
+
+    def intervals() -> list[Tensor]:
+        known = open_pass(model, x, radius, LocalConfig())[0].own.hidden
+        return [torch.stack(h.known.interval) for h in known]
+
+    found = intervals()
+    copies = [layer.copies.sum() for layer in curved_layers(read_network(model, (6,)))]
+    assert sum(copies) > 0
+    monkeypatch.setattr(
+        Layer, "copies", property(lambda self: torch.zeros(self.operator.size_out).bool())
+    )
+    for mine, all_rows in zip(found, intervals(), strict=True):
+        torch.testing.assert_close(mine, all_rows, rtol=1e-7, atol=1e-7)
