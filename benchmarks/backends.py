@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from admm_lip import SolverConfig, TrainConfig, train
+from admm_lip import SolverConfig, TrainConfig
 from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.solvers import CertifyProblem, Slopes, solve_certify
 
@@ -19,6 +19,7 @@ from .measures import accuracy
 from .pictures import Curve, Look, draw_panels
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown
+from .whole_run import train
 
 
 def cells(settings: Cell) -> list[Cell]:

@@ -26,10 +26,11 @@ from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.storage import save_network
 from admm_lip.research.comparators import METHODS
-from admm_lip.training.train import TrainConfig, train
+from admm_lip.training.train import TrainConfig
 
 from . import record
 from .catalogue import parser_of
+from .whole_run import train
 
 RADII = (0.1, 0.5, 1.58)
 Row = dict[str, Any]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from admm_lip import TrainConfig, certify, train
+from admm_lip import TrainConfig, certify
 from admm_lip.certificates.certificate import Certificate
 from admm_lip.data import DataSet, load_data
 from admm_lip.errors import UnsupportedModule
@@ -26,6 +26,7 @@ from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators import METHODS
 
 from .study import Cell
+from .whole_run import train
 
 Pair = tuple[Tensor, Tensor]
 

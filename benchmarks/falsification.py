@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from admm_lip import TrainConfig, certified_radii, certify, train
+from admm_lip import TrainConfig, certified_radii, certify
 from admm_lip.certificates.certificate import AnyCertificate, Functionals
 from admm_lip.data import load_data
 from admm_lip.evaluation.attacks import AttackConfig
@@ -28,6 +28,7 @@ from .certificates import SUBJECTS, timed, trained
 from .contenders import Pair
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import markdown
+from .whole_run import train
 
 
 def cells(settings: Cell) -> list[Cell]:

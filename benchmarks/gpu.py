@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from admm_lip import SolverConfig, TrainConfig, certify, project, train
+from admm_lip import SolverConfig, TrainConfig, certify, project
 from admm_lip.local import LocalConfig, certify_local
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.sorting_torch import MaxMin
 
 from . import record
 from .catalogue import parser_of
+from .whole_run import train
 
 Row = dict[str, Any]
 # What a case does on a device; the number that it gives is compared.

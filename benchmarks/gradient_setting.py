@@ -12,7 +12,9 @@ from admm_lip.data import load_data
 from admm_lip.research.comparators.gradient import InputGradient
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.training.method import Method
-from admm_lip.training.train import TrainConfig, TrainResult, train
+from admm_lip.training.train import TrainConfig, TrainResult
+
+from .whole_run import train
 
 Pair = tuple[Tensor, Tensor]
 

@@ -34,11 +34,12 @@ from admm_lip.research.comparators.gradient import InputGradient
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.research.distances import estimate_distances
 from admm_lip.research.input_gradients import GradientPenalty, penalised_loss
-from admm_lip.training.train import TrainConfig, train
+from admm_lip.training.train import TrainConfig
 
 from . import record
 from .catalogue import parser_of
 from .gradient_plots import plot_theory
+from .whole_run import train
 
 Row = dict[str, Any]
 cp: Any = importlib.import_module("cvxpy")  # untyped

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from admm_lip import TrainConfig, TrainResult, certified_radii, train, verify
+from admm_lip import TrainConfig, TrainResult, certified_radii, verify
 from admm_lip.data import DataSet
 from admm_lip.networks.convnets import build_convnet
 from admm_lip.networks.models import ModelConfig, build_mlp
@@ -25,16 +27,39 @@ from admm_lip.research.comparators import METHODS
 from .contenders import data_of
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown, mean, spread
+from .whole_run import train
 
 _NETWORK = ("convnet", "width", "hidden", "activation", "bound")
 _TASK = ("data", "limit", "eps")
+# Pixels by which moved pictures are shifted at most.
+_SHIFT = 2
+
+
+class Moved(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures shifted by up to two pixels and mirrored, each time anew, zeros around them."""
+
+    def __init__(self, x: Tensor, y: Tensor, seed: int) -> None:
+        self._x, self._y = nn.functional.pad(x, (_SHIFT,) * 4), y
+        self._rows, self._columns = x.shape[-2:]
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        down, right = self._drawn(2 * _SHIFT + 1), self._drawn(2 * _SHIFT + 1)
+        x = self._x[index, :, down : down + self._rows, right : right + self._columns]
+        return x.flip(-1) if self._drawn(2) else x, self._y[index]
+
+    def _drawn(self, count: int) -> int:
+        return int(torch.randint(count, (), generator=self._generator))
 
 
 def cells(settings: Cell) -> list[Cell]:
     """The test rows of every contender and seed, and validation rows of some step sizes."""
     found = []
     for name, row in settings["contenders"].items():
-        plain = {key: row[key] for key in _NETWORK if key in row}
+        plain = {key: row[key] for key in (*_NETWORK, "moved") if key in row}
         like = {**{k: row.get(k, settings[k]) for k in _TASK}, "contender": name, **plain}
         config = {**settings["train"], "eps": like["eps"], **row.get("train", {})}
         if row["validated"]:
@@ -57,7 +82,8 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     x, y = x[: cell["limit"]], y[: cell["limit"]]
     middle = x.mean(dim=0)
     begun = time.process_time()
-    result = _trained(_network(data, cell), (x - middle, y), cell)
+    rows: Any = Moved(x - middle, y, cell["seed"]) if cell.get("moved") else (x - middle, y)
+    result = _trained(_network(data, cell), rows, cell)
     spent = time.process_time() - begun
     with torch.no_grad():
         right = (result.model(u - middle).argmax(dim=1) == v).double()
@@ -79,7 +105,7 @@ def _network(data: DataSet, cell: Cell) -> nn.Module:
     return build_mlp(data.n_features, data.n_outputs, hidden, seed=cell["seed"])
 
 
-def _trained(model: nn.Module, data: tuple[Tensor, Tensor], cell: Cell) -> TrainResult:
+def _trained(model: nn.Module, data: Any, cell: Cell) -> TrainResult:
     if "bound" in cell:
         config = TrainConfig(
             bound=cell["bound"], start="scratch", seed=cell["seed"], **cell["train"]

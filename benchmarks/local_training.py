@@ -31,11 +31,12 @@ from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.local import LocalLipschitz
 from admm_lip.research.comparators.nominal import Nominal
 from admm_lip.training.method import Method
-from admm_lip.training.train import TrainConfig, train
+from admm_lip.training.train import TrainConfig
 
 from . import record
 from .local_training_tables import by_sdp, costs, draw, other_scale, tabulate, verdicts
 from .study import Cell, Row, Study, run_from_command_line, succeeded
+from .whole_run import train
 
 Pair = tuple[Tensor, Tensor]
 

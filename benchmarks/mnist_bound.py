@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from admm_lip import TrainConfig, certified_radii, train
+from admm_lip import TrainConfig, certified_radii
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.training.method import Method
 
 from . import record
 from .catalogue import parser_of
+from .whole_run import train
 
 RADII = (0.1, 0.5, 1.58)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from admm_lip import TrainConfig, train
+from admm_lip import TrainConfig
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 
 from . import record
 from .catalogue import parser_of
+from .whole_run import train
 
 # case -> (data set, network, settings shared by both modes, bound, mu)
 Case = tuple[str, ModelConfig, dict[str, Any], float, float]

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from admm_lip import TrainConfig, train
+from admm_lip import TrainConfig
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators.nominal import Nominal
@@ -40,6 +40,7 @@ from admm_lip.solvers import (
 from . import descent, record
 from .catalogue import chosen, parser_of
 from .random_networks import Weights, gaussian
+from .whole_run import train
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from admm_lip import TrainConfig, train
+from admm_lip import TrainConfig
 from admm_lip.data import load_data
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import ProjectProblem, ProjectSolution, SolverConfig, solve_project
@@ -30,6 +30,7 @@ from admm_lip.training.terms import LayerNorms, Terms
 
 from . import record
 from .catalogue import parser_of
+from .whole_run import train
 
 HIDDEN = {"784-64-64-10": (64, 64), "784-256-256-10": (256, 256)}
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from admm_lip import TrainConfig, train
 from admm_lip.records import read_json
+from admm_lip.training.callbacks import Callback, Moment
 from benchmarks import __main__ as command
-from benchmarks import catalogue, gpu, images, record, report, study, tabular
+from benchmarks import catalogue, gpu, images, record, report, study, tabular, whole_run
 from benchmarks.measures import jacobian_norms, steepest
 from benchmarks.square_wave import DENSE, best_error, grid
 from benchmarks.tables import groups, half_width, markdown, spread
@@ -275,3 +278,24 @@ def test_the_measurement_of_a_device_runs_and_compares(
     gpu.main(["--device", "cpu", "--quick", "--minutes", "0"])
     assert "left_out" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+class _Told(Callback):
+    """Sends this process the signal with which it is told to stop."""
+
+    def on_round(self, moment: Moment) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_training_was_told_to_stop_at_is_not_recorded() -> None:
+    data, config = (torch.randn(64, 3), torch.zeros(64).long()), TrainConfig(bound=1.0, epochs=50)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    assert train(model, data, config, progress=False, callbacks=[_Told()]).stopped == "terminated"
+    cell = {"contender": "one"}
+
+    def run_cell(cell: study.Cell, data_dir: str | None) -> study.Row:
+        whole_run.train(model, data, config, progress=False, callbacks=[_Told()])
+        return {}
+
+    with pytest.raises(KeyboardInterrupt, match="terminated"):
+        study.guarded(run_cell, cell, None)
