@@ -14,12 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-U = 2.0**-53
+from .float64 import TINY, U
+
 SLACK = 1.0 + 1e-9
-# More than what underflow takes from a sum of 2^70 products.
-TINY = 2.0**-1000
-# More than what a length loses where the squares of its entries underflow.
-SQUARED_AWAY = 2.0**-500
 
 
 def gamma(terms: int) -> float:

@@ -114,7 +114,7 @@ def test_an_optional_library_is_imported_in_one_file_and_lazily(module: str, whe
 # Every floor may import those below it, at import or later; what shares a floor keeps apart, or at
 # least in one direction.
 FLOORS = (
-    ("errors", "extras", "lazy", "progress", "strict_json"),
+    ("errors", "extras", "float64", "lazy", "progress", "strict_json"),
     ("files", "parallel", "settings", "rounding", "units", "lipschitz"),
     ("data", "solvers", "plots", "result_plots", "shown"),
     ("networks",),

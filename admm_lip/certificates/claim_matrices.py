@@ -24,12 +24,12 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from ..errors import CertificateError, UnitsError
+from ..float64 import U
 from ..lipschitz import NORMS as NORMS
 from ..networks.layers import AFFINE, Array
 from ..networks.network import Chain, Network, Slopes
 from ..units import SCALES, Units
 
-_U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.01
 
@@ -204,7 +204,7 @@ def off_centre(matrices: Matrices, direction: Array, column: int, centre: float)
     errors = list(chain.errors)
     if len(weights) == 1:
         weights[0] = weights[0] - centre
-        errors[0] = _SLACK * (errors[0] + _U * float(np.abs(weights[0]).sum()))
+        errors[0] = _SLACK * (errors[0] + U * float(np.abs(weights[0]).sum()))
         return replace(chain, weights=tuple(weights), errors=tuple(errors))
     one = np.ones((1, 1))
     between = (block_diag(weight, one) for weight in weights[1:-1])
@@ -295,7 +295,7 @@ def _product_error(factor: Array | float, values: Array, result: Array) -> Array
     """
     inexact = np.abs(np.frexp(factor)[0]) != 0.5
     lost = (values != 0.0) & (np.abs(result) < 2.0**-1020)
-    return np.asarray(_U * np.abs(result) * inexact + 2.0**-1074 * lost)
+    return np.asarray(U * np.abs(result) * inexact + 2.0**-1074 * lost)
 
 
 def _with_norm_layer(matrices: Matrices) -> Matrices:

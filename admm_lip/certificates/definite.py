@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sl
 
+from ..float64 import U
 from ..networks.layers import Array
 
-U = 2.0**-53
 _UNDERFLOW = 2.0**-600
-# More than what underflow takes from a sum of 2^70 products, and from a length.
-TINY, SQUARED_AWAY = 2.0**-1000, 2.0**-500
 # Covers the rounding of the bound itself, which sums some thousands of positive terms.
 SLACK = 1.01
 

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sl
 
+from ..float64 import TINY
 from ..networks.layers import Array
 from ..networks.network import Chain, Slopes
 from .claim_matrices import Matrices
@@ -41,7 +42,6 @@ Indices = npt.NDArray[np.intp]
 # How much a storage is enlarged, in units of the rounding margin: tried in this order.
 # Where a layer's multipliers are nearly the least possible, its storage is known to few digits.
 _ENLARGEMENTS = tuple(2.0**k for k in (3, 7, 11, 15, 19, 23))
-_UNDERFLOW = 2.0**-1000
 # Size given to what does not depend on anything, relative to the largest: next to nothing.
 _IDLE = 2.0**-20
 
@@ -168,7 +168,7 @@ def _layer_lmi(layer: Layer, pulled: Pulled, storage: Array) -> ScaledLmi:
     spread = _reach_of_outputs(layer, scale) * float(pulled.reach)
     stored = 2.0 * spread * shaken + pulled.top * shaken**2
     steep = max(1.0, float(np.abs(layer.weight).max(initial=0.0)))
-    lost = count * len(scale) * float(scale.max()) ** 2 * steep**2 * _UNDERFLOW
+    lost = count * len(scale) * float(scale.max()) ** 2 * steep**2 * TINY
     block = scale[:, None] * entries * scale
     return ScaledLmi((block,), (), SLACK**2 * (rounding + stored) + lost)
 
@@ -246,7 +246,7 @@ def _bounded(form: Array, size: Array, count: int, stored: float, lip: float) ->
     scale = float(inverse_root(np.array([lip * lip]))[0])
     entries = np.diag(np.full(len(form), lip * lip)) - (form + form.T) / 2.0
     rounding = gamma(count) * (float(np.linalg.norm(size)) + lip * lip)
-    error = SLACK**2 * scale**2 * (rounding + stored) + len(form) * _UNDERFLOW
+    error = SLACK**2 * scale**2 * (rounding + stored) + len(form) * TINY
     lmi = ScaledLmi((scale**2 * entries,), (), error)
     return failing_block(lmi, lmi.shift()) is None
 
@@ -270,7 +270,7 @@ def _root_above(storage: Array) -> Array | None:
         root = lower.T / scale
         above = scale[:, None] * (root.T @ root - storage) * scale
         magnitude = scale[:, None] * (np.abs(root).T @ np.abs(root) + np.abs(storage)) * scale
-        error = SLACK**2 * gamma(terms) * float(np.linalg.norm(magnitude)) + _UNDERFLOW
+        error = SLACK**2 * gamma(terms) * float(np.linalg.norm(magnitude)) + TINY
         lmi = ScaledLmi(((above + above.T) / 2.0,), (), error)
         if failing_block(lmi, lmi.shift()) is None:
             return root

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..data.arrays import as_numbers, as_numbers_or_words, to_float64
 from ..data.labels import binary_numbers, class_numbers, is_one_hot
 from ..errors import CertificateError
+from ..float64 import TINY, U
 from ..networks.layers import Array, Shape
 from ..networks.network import Network
 from ..networks.running_error import enclosed
@@ -35,7 +36,6 @@ from .verify import certified_network
 if TYPE_CHECKING:
     from ..plots import Sheet
 
-_U = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.001
 _SMALLEST = 2.0**-1020
@@ -140,7 +140,7 @@ def _output_scale(certificate: AnyCertificate, outputs: int) -> float:
             "units: a radius needs one output_scale and one output_shift for all scores (for a "
             f"single one no shift), got {units.output_scale!r:.80} and {units.output_shift!r:.80}"
         )
-    return scale[0] * (1.0 - 4.0 * _U)
+    return scale[0] * (1.0 - 4.0 * U)
 
 
 def _as_the_model_takes(
@@ -153,12 +153,12 @@ def _as_the_model_takes(
     if certified is not None and certified.input_scales(points.shape[1]) != scales:
         raise CertificateError("units: expected the input_scale of the certificate, got another")
     moved = torch.from_numpy(units.to_model(points))
-    return moved, 3.0 * _U * moved.abs() + 2.0**-1000
+    return moved, 3.0 * U * moved.abs() + TINY
 
 
 def _global_steepness(certificate: Any, outputs: int) -> Array:
     """A bound of ``(e_i - e_j)' f`` for all i, j; of f itself where it is one output."""
-    factor = math.sqrt(2.0) * (1.0 + 2.0 * _U) if outputs > 1 else 1.0
+    factor = math.sqrt(2.0) * (1.0 + 2.0 * U) if outputs > 1 else 1.0
     return np.full((outputs, outputs), certificate.lip * factor)
 
 
@@ -188,14 +188,14 @@ def _radii(logits: Tensor, error: Tensor, labels: Tensor, slopes: Tensor) -> Ten
     else:
         own = labels[:, None]
         gap = logits.gather(1, own) - logits
-        lower = gap - _SLACK * (error.gather(1, own) + error) - 2.0 * _U * gap.abs()
+        lower = gap - _SLACK * (error.gather(1, own) + error) - 2.0 * U * gap.abs()
         others = torch.ones_like(lower, dtype=torch.bool).scatter(1, own, False)
         width = lower.shape[1] - 1
         steepest = slopes[labels][others].view(-1, width)
         lower = torch.where(torch.isfinite(lower).all(dim=1, keepdim=True), lower, 0.0)
         lower = lower[others].view(-1, width)
     # A margin over a slope of 0 is infinite.
-    radius = (lower / steepest * (1.0 - 8.0 * _U)).amin(dim=1)
+    radius = (lower / steepest * (1.0 - 8.0 * U)).amin(dim=1)
     # A subnormal quotient is rounded by more than a factor.
     radius = torch.where(radius < _SMALLEST, 0.0, radius)
     return torch.where((lower > 0.0).all(dim=1), radius, torch.zeros_like(radius))

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..float64 import TINY, U
 from ..networks.activations import slope_range
 from ..networks.network import LayerSpec, SideBySide
-from ..rounding import SLACK, TINY, U
+from ..rounding import SLACK
 from .curve_pieces import Bend, bend_on, joined
 from .curves import (
     Lines,

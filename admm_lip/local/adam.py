@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rounding import TINY
+from ..float64 import TINY
 
 _BETAS = 0.9, 0.99
 

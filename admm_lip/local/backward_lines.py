@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, U, gamma, lengths
+from ..float64 import TINY, U
+from ..rounding import SLACK, gamma, lengths
 from .curves import Range
 from .forward_bounds import Ball, Forward, LayerBounds
 from .input_region import ENTRIES, Region, chunks, one_hot

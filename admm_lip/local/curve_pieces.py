@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..float64 import TINY, U
 from ..networks.layer_spec import LayerSpec
-from ..rounding import TINY, U
 from .curves import (
     Range,
     curve_of,

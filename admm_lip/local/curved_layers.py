@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ..float64 import TINY
 from ..networks.activations import ACTIVATIONS, values_of
 from ..networks.layer_spec import scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, AffineMap, Array, Shape, stored_errors
 from ..networks.lowering import changes_nothing, is_activation
 from ..networks.network import LayerSpec, Network, SideBySide
 from ..networks.sorting import HALF_ABS, PAIRED, SORTS, RotationBack, after_rotation_back, rotated
-from ..rounding import SLACK, TINY, gamma, lengths
+from ..rounding import SLACK, gamma, lengths
 from .activations import Curved
 from .convolutions import Convolution
 from .curves import WithArrays, parts_of

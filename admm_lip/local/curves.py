@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..float64 import TINY, U
 from ..networks.activation_row import Curve, Knot
 from ..networks.activations import ACTIVATIONS, SlopeRange, promised_only
 from ..networks.layer_spec import LayerSpec, SideBySide
 from ..networks.scalar_math_torch import TORCH, scalar_runs
-from ..rounding import TINY, U
 
 # Error of a derivative, in units of u (1 + |z|) times the steepest slope.
 _DERIVATIVE = 64.0

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, U, lengths, upper_product
+from ..float64 import U
+from ..rounding import SLACK, lengths, upper_product
 from .activations import Response, largest
 from .curves import Range
 from .layers import Layer

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CertificateError
-from ..rounding import SLACK, TINY, U, gamma, lengths, unit_scale, upper_product
+from ..float64 import TINY, U
+from ..rounding import SLACK, gamma, lengths, unit_scale, upper_product
 from .curves import Range
 from .layers import Layer
 from .operators import ScaledInputs

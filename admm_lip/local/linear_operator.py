@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..float64 import SQUARED_AWAY
 from ..networks.activations import Options
 from ..networks.layers import AFFINE
-from ..rounding import SLACK, SQUARED_AWAY, unit_scale
+from ..rounding import SLACK, unit_scale
 
 Shape = tuple[int, ...]
 # What is done to every entry of a matrix.

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, U, lengths, proven_norms, upper_product
+from ..float64 import TINY, U
+from ..rounding import SLACK, lengths, proven_norms, upper_product
 from .activations import largest
 from .config import LEVELS as LEVELS
 from .curved_layers import CurvedNet

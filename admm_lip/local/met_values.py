@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..rounding import TINY, lengths
+from ..float64 import TINY
+from ..rounding import lengths
 from .quadratic_pass import QuadraticPass
 
 _STEPS = 20

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rounding import TINY, lengths
+from ..float64 import TINY
+from ..rounding import lengths
 from .adam import Moments
 from .columns import LEAST_METRIC
 from .input_region import chunks

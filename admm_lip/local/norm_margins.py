@@ -18,7 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, U, lengths, proven_norms, upper_product
+from ..float64 import TINY, U
+from ..rounding import SLACK, lengths, proven_norms, upper_product
 from .backward_lines import center_values
 from .forward_bounds import (
     Arithmetic,

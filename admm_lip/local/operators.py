@@ -11,9 +11,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import UnsupportedModule
+from ..float64 import SQUARED_AWAY
 from ..networks.activations import Options
 from ..networks.layers import AFFINE
-from ..rounding import SLACK, SQUARED_AWAY, unit_scale
+from ..rounding import SLACK, unit_scale
 from .convolutions import AveragePool, Convolution
 from .elementwise_operators import Elementwise, Sum, Take
 from .linear_operator import Entries, Operator, Shape

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, U
+from ..float64 import TINY, U
+from ..rounding import SLACK
 from .activations import largest
 from .curve_pieces import Pieces
 from .curves import Range

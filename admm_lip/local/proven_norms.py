@@ -26,7 +26,8 @@ import torch
 from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, gamma, proven_norms
+from ..float64 import TINY
+from ..rounding import SLACK, gamma, proven_norms
 from .convolutions import Convolution
 from .linear_operator import Operator, Shape
 from .operators import Dense, ScaledInputs

@@ -45,7 +45,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, U, gamma, lengths, upper_product
+from ..float64 import TINY, U
+from ..rounding import SLACK, gamma, lengths, upper_product
 from .activations import Curved
 from .backward_lines import BackwardLines, behind_last, doubt_back, times
 from .curve_pieces import Bend

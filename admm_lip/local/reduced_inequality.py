@@ -30,7 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rounding import SLACK, TINY, U, gamma, lengths
+from ..float64 import TINY, U
+from ..rounding import SLACK, gamma, lengths
 from .curved_layers import CurvedNet
 from .curves import Range
 

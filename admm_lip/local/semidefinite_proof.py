@@ -25,7 +25,8 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg as sl
 
-from ..certificates.definite import SLACK, ScaledLmi, U, failing_block, gamma, inverse_root
+from ..certificates.definite import SLACK, ScaledLmi, failing_block, gamma, inverse_root
+from ..float64 import U
 from ..networks.layers import Array
 from .semidefinite_dual import (
     PRODUCT,

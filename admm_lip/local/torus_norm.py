@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..certificates.torus.steps import waves
-from ..rounding import SLACK, TINY, lengths, proven_norms
+from ..float64 import TINY
+from ..rounding import SLACK, lengths, proven_norms
 from .convolutions import Convolution
 
 # Relative error of an entry of S, far above the rounding of the sines and of the sum.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..float64 import U
 from .scalar_math import Math
 
 Options = Mapping[str, Any]
@@ -120,7 +121,7 @@ class Activation:
     jump: Callable[[Options], float] = lambda options: 0.0
     known: bool = True
 
-    def evaluation_error(self, options: Options, z: Any, value: Any, unit: float = 2.0**-53) -> Any:
+    def evaluation_error(self, options: Options, z: Any, value: Any, unit: float = U) -> Any:
         """Bound on the error of evaluating ``phi`` at ``z`` exactly given, arrays or tensors."""
         if self.roundings is not None:
             return 2.0 * unit * self.roundings * abs(value)

@@ -22,7 +22,6 @@ Shape = tuple[int, ...]
 MAX_ENTRIES = 2**27
 # No stride, padding or divisor of a network is larger; what is computed of them stays exact.
 _MAX_INT = 2**31 - 1
-UNIT_ROUNDOFF = 2.0**-53
 
 
 @dataclass(frozen=True, eq=False)

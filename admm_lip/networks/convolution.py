@@ -15,10 +15,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..errors import NetworkError, UnsupportedModule
+from ..float64 import U
 from .activations import Options
 from .affine import (
     MAX_ENTRIES,
-    UNIT_ROUNDOFF,
     AffineKind,
     AffineMap,
     Array,
@@ -106,7 +106,7 @@ def _avg_pool2d(
     matrix = sp.csr_array(sp.diags_array(1.0 / counts) @ ones)
     # 1/n is exact for powers of two, else rounded once.
     exact = bool((np.frexp(counts)[0] == 0.5).all())
-    error = 0.0 if exact else 1.01 * UNIT_ROUNDOFF * float(np.sqrt((matrix.data**2).sum()))
+    error = 0.0 if exact else 1.01 * U * float(np.sqrt((matrix.data**2).sum()))
     return AffineMap(matrix, np.zeros(matrix.shape[0]), error, (shape[0], *window.out))
 
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import NetworkError, UnsupportedModule
+from ..float64 import U
 from .activations import Options
-from .affine import UNIT_ROUNDOFF, AffineKind, AffineMap, Array, Shape, stored_errors
+from .affine import AffineKind, AffineMap, Array, Shape, stored_errors
 
 Numbers = npt.NDArray[Any]
 _SLACK = 1.01
@@ -87,7 +88,7 @@ def _divided(constant: Numbers) -> Scaling:
     with np.errstate(over="ignore"):
         inverse = 1.0 / wide
     exact = np.abs(np.frexp(wide)[0]) == 0.5
-    return Scaling(inverse, error=_error(inverse, np.where(exact, 0.0, UNIT_ROUNDOFF)))
+    return Scaling(inverse, error=_error(inverse, np.where(exact, 0.0, U)))
 
 
 def _error(values: Array, relative: Array | float) -> Array | None:
@@ -124,7 +125,7 @@ def normalisation(
     scale = np.ones(spread.shape) if weight is None else np.asarray(weight, dtype=np.float64)
     with np.errstate(over="ignore"):
         scale = scale / np.sqrt(spread)
-    return Scaling(bias=-mean), Scaling(scale, bias, _error(scale, 3.0 * UNIT_ROUNDOFF))
+    return Scaling(bias=-mean), Scaling(scale, bias, _error(scale, 3.0 * U))
 
 
 def changes_nothing(arrays: Mapping[str, Numbers], name: str) -> bool:

@@ -15,10 +15,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..errors import NetworkError
+from ..float64 import U
 from .layers import AffineMap, Array, Shape
 from .sorting import exact_sum
 
-_UNIT_ROUNDOFF = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.01
 
@@ -69,7 +69,7 @@ def summed(maps: Sequence[AffineMap], shape: Shape) -> AffineMap:
     for one in maps[1:]:
         matrix, lost = exact_sum(total.matrix, one.matrix)
         bias = total.bias + one.bias
-        rounding = _UNIT_ROUNDOFF * float(np.abs(bias).max(initial=0.0))
+        rounding = U * float(np.abs(bias).max(initial=0.0))
         error = _SLACK * (lost + total.error + one.error)
         off = _SLACK * (rounding + total.bias_error + one.bias_error)
         if not (np.isfinite(bias).all() and math.isfinite(error)):

@@ -28,6 +28,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..errors import NetworkError, UnsupportedModule
+from ..float64 import U
 from .activations import ACTIVATIONS
 from .joins import JOINS, dense, stacked
 from .layer_spec import (
@@ -56,7 +57,6 @@ from .sorting import (
 from .vector_functions import VECTOR_FUNCTIONS
 
 _SLACK = 1.01
-_UNIT_ROUNDOFF = 2.0**-53
 # What part of a hidden layer: a layer's neurons, a value or a segment carried, and its name.
 Key = tuple[str, str]
 
@@ -339,7 +339,7 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     inner = second.matrix.shape[1]
     product, moved = second.matrix @ first.matrix, second.matrix @ first.bias
     terms = _terms(second.matrix)
-    gamma = terms * _UNIT_ROUNDOFF / (1.0 - terms * _UNIT_ROUNDOFF)
+    gamma = terms * U / (1.0 - terms * U)
     left, right = frobenius(second.matrix), frobenius(first.matrix)
     error = gamma * left * right + second.error * (right + first.error) + left * first.error
     tiny = math.sqrt(product.shape[0] * product.shape[1]) * inner * 2.0**-1022
@@ -348,7 +348,7 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     bias = moved + second.bias
     length, off = frobenius(first.bias), math.sqrt(inner) * first.bias_error
     size = left * length + float(np.abs(second.bias).max(initial=0.0))
-    added = _UNIT_ROUNDOFF if moved.any() and second.bias.any() else 0.0
+    added = U if moved.any() and second.bias.any() else 0.0
     bias_error = 2.0 * (gamma + added) * size + second.bias_error + left * off
     bias_error += second.error * (length + off)
     if not (np.isfinite(bias).all() and math.isfinite(error) and math.isfinite(bias_error)):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedModule
+from ..float64 import U
 from .activation_row import LIBRARY, SlopeRange
 from .activations import ACTIVATIONS, is_known
 from .layers import Array, Shape
@@ -55,7 +56,7 @@ def _check(module: nn.Module, spec: LayerSpec, shape: Shape) -> None:
     label = f"{spec.name} ({spec.options['name']})"
     slopes = ACTIVATIONS[spec.kind].slopes(spec.options)
     phi = _in_float64(label, module)
-    error = LIBRARY * 2.0**-53 * max(1.0, abs(slopes.alpha), abs(slopes.beta))
+    error = LIBRARY * U * max(1.0, abs(slopes.alpha), abs(slopes.beta))
 
     def off(x: Array, value: Array) -> Array:
         """How far rounding may have moved the values."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..float64 import TINY, U
 from .activations import ACTIVATIONS
 from .affine import AffineKind, stored_errors
 from .forward import apply_layer
@@ -51,7 +52,7 @@ class Precision(NamedTuple):
     jumps: bool = False
 
 
-FLOAT64 = Precision(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max))
+FLOAT64 = Precision(U, 2.0**-1022, float(np.finfo(np.float64).max))
 
 
 def enclosed(
@@ -204,5 +205,5 @@ def _sizes(
 def _lengths(x: Array) -> Array:
     """2-norms of samples, at every scale."""
     flat = np.abs(x).reshape(len(x), -1)
-    largest = flat.max(axis=1, keepdims=True, initial=2.0**-1000)
+    largest = flat.max(axis=1, keepdims=True, initial=TINY)
     return np.asarray(largest[:, 0] * np.linalg.norm(flat / largest, axis=1))

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import NetworkError
+from ..float64 import U
 from .activations import SlopeRange
 from .layers import AffineMap, Array, Shape
 
@@ -36,7 +37,6 @@ Indices = npt.NDArray[np.intp]
 
 HALF_ABS = "half_abs"
 SUM, DIFFERENCE = SlopeRange(1.0, 1.0), SlopeRange(-1.0, 1.0)
-_UNIT_ROUNDOFF = 2.0**-53
 # Covers the rounding of the error bounds themselves.
 _SLACK = 1.01
 
@@ -102,7 +102,7 @@ def rotated(first: AffineMap) -> AffineMap:
     bias = np.concatenate([first.bias[even] + first.bias[odd], first.bias[even] - first.bias[odd]])
     matrix = _stacked([matrix for matrix, _ in parts])
     _check_finite(matrix, bias)
-    rounding = _UNIT_ROUNDOFF * float(np.abs(bias).max(initial=0.0))
+    rounding = U * float(np.abs(bias).max(initial=0.0))
     return AffineMap(
         matrix,
         bias,

@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...float64 import U
 from ...networks.network import Network
 from .read import whole_chain
 from .reading import NotShiftInvariant
@@ -29,7 +30,6 @@ from .steps import Correlation, Pair, Pointwise, Step, TorusChain
 
 # Points per side of the grid for every degree: with 128 a symbol grows by .06 %.
 _POINTS = 128
-_U = 2.0**-53
 
 
 def every_size_chain(network: Network, side: int | None = None) -> TorusChain:
@@ -112,6 +112,6 @@ def _enlarged(run: Sequence[Step], factor: float) -> list[Step]:
     step = found[last]
     assert isinstance(step, Correlation)
     kernel = factor * step.kernel
-    error = factor * step.error + 2.0 * _U * float(np.linalg.norm(kernel))
+    error = factor * step.error + 2.0 * U * float(np.linalg.norm(kernel))
     found[last] = replace(step, kernel=kernel, error=error * (1.0 + 1e-12))
     return found

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...float64 import SQUARED_AWAY, TINY, U
 from ...networks.layers import Array
-from ..definite import SLACK, SQUARED_AWAY, TINY, U, gamma
+from ..definite import SLACK, gamma
 
 # Around what may overflow.
 quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")

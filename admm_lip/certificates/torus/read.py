@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...float64 import U
 from ...networks.activations import ACTIVATIONS
 from ...networks.joins import JOINS
 from ...networks.layer_spec import INPUT, LayerSpec, neuron_slopes, scalar_parts
@@ -18,7 +19,6 @@ from .reading import NotShiftInvariant, Reading, mix, placed, renamed, zeroed
 from .steps import Correlation, Pointwise, TorusChain
 from .windows import WINDOWED, correlated, padded_around
 
-_U = 2.0**-53
 # Entries of a matrix behind the last activation beyond which it stays on the torus: there it is
 # cheap, but every place of the output counts as an infinite image has it.
 _LARGE = 2**22
@@ -276,7 +276,7 @@ def _sorted_pairs(reading: Reading, layer: LayerSpec) -> None:
     even, odd = rows[0::2], rows[1::2]
     for a, b in zip(even, odd, strict=True):
         turn[np.ix_([a, b], [a, b])] = [[half, half], [half, -half]]
-    off = 1.01 * _U * math.sqrt(len(rows) * 2.0)
+    off = 1.01 * U * math.sqrt(len(rows) * 2.0)
     kernel = turn[:, :, None, None]
     reading.steps.append(Correlation(kernel, error=off))
     ones = np.ones(len(even))

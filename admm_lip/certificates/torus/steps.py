@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...float64 import SQUARED_AWAY, U
 from ...networks.layers import Array, Shape
 from ...networks.network import Network
-from ..definite import SQUARED_AWAY
 
 Pair = tuple[int, int]
 Rows = npt.NDArray[np.intp]
@@ -153,7 +153,7 @@ def waves(
 
 
 # 2 pi k / n carries three roundings of a number below 6.3, and cosine and sine one ulp each.
-WAVE_ERROR = 32.0 * 2.0**-53
+WAVE_ERROR = 32.0 * U
 
 
 def symbol(step: Correlation, frequencies: Index, grid: Pair) -> npt.NDArray[np.complex128]:
@@ -174,5 +174,5 @@ def symbol_error(step: Correlation) -> float:
     """
     taps = step.kernel.shape[2] * step.kernel.shape[3]
     size = float(np.sqrt((np.abs(step.kernel).sum(axis=(2, 3)) ** 2).sum())) + SQUARED_AWAY
-    rounding = (2.1 * WAVE_ERROR + (2.0 * taps + 16.0) * 2.0**-53) * size
+    rounding = (2.1 * WAVE_ERROR + (2.0 * taps + 16.0) * U) * size
     return float(1.01 * (rounding + step.error * np.sqrt(taps)))

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...float64 import U
 from ...networks.index_maps import positions
 from ...networks.layer_spec import LayerSpec
 from ...networks.layers import Array, Shape, Window, stored_errors
 from .reading import NotShiftInvariant, Reading, renamed, zeroed
 from .steps import Correlation, Pair
 
-_U = 2.0**-53
 WINDOWED = ("conv2d", "avg_pool2d")
 
 
@@ -116,7 +116,7 @@ def _average(spec: LayerSpec, window: Window, channels: int) -> tuple[Array, flo
     share = 1.0 / (divisor or math.prod(window.kernel))
     kernel = np.zeros((channels, channels, *window.kernel))
     kernel[range(channels), range(channels)] = share
-    return kernel, 2.0 * _U * share * math.sqrt(channels * math.prod(window.kernel))
+    return kernel, 2.0 * U * share * math.sqrt(channels * math.prod(window.kernel))
 
 
 def least_side(window: Window, axis: int, side: int) -> int:
