@@ -100,7 +100,9 @@ def test_what_does_not_suit_is_left_and_disturbs_nobody(k: int) -> None:
     plain, odd = network(3, 5, 2, seed=1), unsuited()[k]
     first, none, last = solve_certify_all([plain, odd, plain], CONFIG)
     assert none is None and first is not None and last is not None
-    assert first.lip == last.lip == pytest.approx(solve_certify(plain, ALONE).lip, rel=1e-6)
+    # Their places differ, and with them the order in which a processor sums.
+    assert first.lip == pytest.approx(last.lip, rel=1e-12)
+    assert first.lip == pytest.approx(solve_certify(plain, ALONE).lip, rel=1e-6)
 
 
 @pytest.mark.parametrize(
