@@ -19,6 +19,7 @@ from torch import Tensor
 from ...lmi import implied_bounds
 from ...phases import phase
 from ...problem import CertifyProblem, Multiplier, Slopes, Weights
+from ...proving import proving
 from ...reduction import INSIDE, balanced, compressed, unit_norms
 from ..lmi.block_cholesky import Band, block_slices
 from ..lmi.closed_forms import forward
@@ -122,6 +123,8 @@ def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | 
     rows = zip(*(t.unbind() for t in multiplier), strict=True)
     for k, (place, row) in enumerate(zip(index.tolist(), rows, strict=True)):
         lip, factor = float(lips[k]), float(scale[k])
+        if answers.solved[k] and not math.isfinite(lip):
+            row, lip = proving(problems[place], row)
         if answers.solved[k] and math.isfinite(lip):
             claimed = factor * math.sqrt(float(y[k, 0]))
             steps = int(answers.steps[k])
