@@ -31,17 +31,17 @@ from .whole_run import train
 
 _NETWORK = ("convnet", "width", "hidden", "activation", "bound")
 _TASK = ("data", "limit", "eps")
-# Pixels by which moved pictures are shifted at most.
-_SHIFT = 2
+# Pixels by which moved pictures are shifted at most, and whose are mirrored as well.
+_SHIFT, _MIRRORED = 2, ("cifar10",)
 
 
 class Moved(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures shifted by up to two pixels and mirrored, each time anew, zeros around them."""
+    """Pictures shifted by up to two pixels, mirrored or not, each time anew, zeros around them."""
 
-    def __init__(self, x: Tensor, y: Tensor, seed: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor, seed: int, sides: int) -> None:
         self._x, self._y = nn.functional.pad(x, (_SHIFT,) * 4), y
         self._rows, self._columns = x.shape[-2:]
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator, self._sides = torch.Generator().manual_seed(seed), sides
 
     def __len__(self) -> int:
         return len(self._y)
@@ -49,7 +49,7 @@ class Moved(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         down, right = self._drawn(2 * _SHIFT + 1), self._drawn(2 * _SHIFT + 1)
         x = self._x[index, :, down : down + self._rows, right : right + self._columns]
-        return x.flip(-1) if self._drawn(2) else x, self._y[index]
+        return x.flip(-1) if self._drawn(self._sides) else x, self._y[index]
 
     def _drawn(self, count: int) -> int:
         return int(torch.randint(count, (), generator=self._generator))
@@ -82,7 +82,10 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     x, y = x[: cell["limit"]], y[: cell["limit"]]
     middle = x.mean(dim=0)
     begun = time.process_time()
-    rows: Any = Moved(x - middle, y, cell["seed"]) if cell.get("moved") else (x - middle, y)
+    rows: Any = (x - middle, y)
+    if cell.get("moved"):
+        sides = 2 if cell["data"] in _MIRRORED else 1
+        rows = Moved(x - middle, y, cell["seed"], sides)
     result = _trained(_network(data, cell), rows, cell)
     spent = time.process_time() - begun
     with torch.no_grad():
