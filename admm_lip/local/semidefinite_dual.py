@@ -40,7 +40,7 @@ from ..networks.layers import Array
 
 Flags = npt.NDArray[np.bool_]
 # More than what underflow takes from a bound.
-TINY = 2.0**-600
+FLOOR = 2.0**-600
 # Rows of the multipliers of a neuron; which of them others than open ones have.
 PRODUCT, ABOVE_ZERO, ABOVE_Z, UPPER, LOWER, CHORD = range(6)
 
@@ -89,7 +89,7 @@ class LayerOnBall:
     @property
     def reach(self) -> Array:
         """Greatest ``|z - z^|``; p moves no further."""
-        return SLACK * np.maximum(self.high - self.at, self.at - self.low) + TINY
+        return SLACK * np.maximum(self.high - self.at, self.at - self.low) + FLOOR
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,8 @@ from ..certificates.definite import SLACK, ScaledLmi, failing_block, gamma, inve
 from ..float64 import U
 from ..networks.layers import Array
 from .semidefinite_dual import (
+    FLOOR,
     PRODUCT,
-    TINY,
     UPPER,
     Functional,
     Lagrangian,
@@ -80,14 +80,14 @@ class ExactDual:
                 lost = gamma(layer.weight.shape[1]) * spread + missed
                 r = layer.off + np.abs(layer.weight) @ lost
                 r = r + layer.error * SLACK * float(np.linalg.norm(moved))
-            r = SLACK * r + TINY
+            r = SLACK * r + FLOOR
             found.append(r[layer.moving])
             spread = np.abs(self.relaxation.moves[k]) @ self.most
             steep = np.maximum(np.abs(layer.below), 1.0)
             missed = np.abs(layer.slope) * r + 8.0 * U * (
                 spread + steep * (np.abs(layer.at) + 2.0 * layer.reach)
             )
-            missed = SLACK * missed + TINY
+            missed = SLACK * missed + FLOOR
             inner = (steep * layer.reach + missed, missed, spread)
         return np.concatenate(found)
 
@@ -104,7 +104,7 @@ class ExactDual:
         whole[1:, 1:], whole[0, 1:], whole[1:, 0] = matrix, linear, linear
         whole[0, 0] = 2.0 * (neurons.constant + pixels.constant)
         lost = self._of_neurons(neurons, y, functional) + self._of_pixels(y) + functional.lost
-        return whole, SLACK * lost + TINY
+        return whole, SLACK * lost + FLOOR
 
     def _of_neurons(self, here: Lagrangian, y: Multipliers, functional: Functional) -> float:
         """What coefficients, maps and sums lose."""

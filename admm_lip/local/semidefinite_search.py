@@ -34,8 +34,8 @@ from .quadratic_proof import OpenPass
 from .semidefinite_dual import (
     ABOVE_Z,
     ABOVE_ZERO,
+    FLOOR,
     PRODUCT,
-    TINY,
     Flags,
     Functional,
     Lagrangian,
@@ -151,7 +151,7 @@ def searched(
     start = _start(relaxation, functional)
     pixels = [ball.radius is not None, *np.ones(len(ball.up), dtype=bool)]
     allowed = np.concatenate([pixels, relaxation.allowed.ravel()])
-    free = np.log(np.maximum(_flat(start)[allowed], TINY))
+    free = np.log(np.maximum(_flat(start)[allowed], FLOOR))
     adam, good, best, highest = _Adam(free), None, start, -math.inf
     # While nothing is good: more curvature of the displacement.
     more = np.where(np.arange(len(free)) < sum(pixels), math.log(2.0), 0.0)
@@ -222,7 +222,7 @@ def _start(relaxation: Relaxation, functional: Functional) -> Multipliers:
         seen = layer.moving
     step = float(np.linalg.norm(ball.step))
     step = step if ball.radius is None else min(step, ball.radius)
-    curvature = float(np.linalg.norm(functional.row)) / (step * math.prod(norms) + TINY)
+    curvature = float(np.linalg.norm(functional.row)) / (step * math.prod(norms) + FLOOR)
     product = []
     for layer, norm in zip(reversed(layers), reversed(norms), strict=True):
         product.append(np.full(layer.moving.sum(), curvature))
@@ -240,7 +240,7 @@ def _start(relaxation: Relaxation, functional: Functional) -> Multipliers:
 def _on_ball(ball: OnBall, d: Array) -> Array:
     """The displacement, stretched or shortened to the ball and cut to the box."""
     length = float(np.linalg.norm(d))
-    share = 1.0 if ball.radius is None else ball.radius / (length + TINY)
+    share = 1.0 if ball.radius is None else ball.radius / (length + FLOOR)
     return np.clip(share * d, -ball.down, ball.up)
 
 
@@ -271,4 +271,4 @@ class _Adam:
         self.second += (1.0 - _BETAS[1]) * (gradient**2 - self.second)
         mean = self.first / (1.0 - _BETAS[0] ** self.steps)
         size = np.sqrt(self.second / (1.0 - _BETAS[1] ** self.steps))
-        return _RATE * mean / (size + TINY)
+        return _RATE * mean / (size + FLOOR)
