@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import float64
 from .float64 import TINY, U
 
 SLACK = 1.0 + 1e-9
@@ -21,8 +22,7 @@ SLACK = 1.0 + 1e-9
 
 def gamma(terms: int) -> float:
     """``gamma_n`` for n terms and four roundings more."""
-    n = terms + 4
-    return n * U / (1.0 - n * U)
+    return float64.gamma(terms + 4)
 
 
 def affine_error(

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sl
 
-from ..float64 import U
+from ..float64 import FLOOR, U, gamma
 from ..networks.layers import Array
 
-_UNDERFLOW = 2.0**-600
 # Covers the rounding of the bound itself, which sums some thousands of positive terms.
 SLACK = 1.01
 
@@ -42,7 +41,7 @@ class ScaledLmi:
         largest = max(float(np.max(np.abs(_diag(d)))) for d in self.diagonal)
         cholesky = factor / (1.0 - factor) * trace
         subtraction = 2.0 * U * (1.0 + largest)
-        return SLACK * (self.error + cholesky + subtraction) + sum(sizes) * terms * _UNDERFLOW
+        return SLACK * (self.error + cholesky + subtraction) + sum(sizes) * terms * FLOOR
 
 
 def failing_block(lmi: ScaledLmi, shift: float) -> str | None:
@@ -88,11 +87,6 @@ def _not_definite(k: int) -> str:
 def inverse_root(values: Array) -> Array:
     """Powers of two s with ``s^2 values`` in [1/2, 2)."""
     return np.asarray(np.ldexp(1.0, -(np.frexp(values)[1] // 2)), dtype=np.float64)
-
-
-def gamma(terms: int) -> float:
-    """The relative error that ``terms`` roundings in a row may add up to."""
-    return terms * U / (1.0 - terms * U)
 
 
 def _diag(block: Array) -> Array:

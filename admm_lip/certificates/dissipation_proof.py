@@ -31,11 +31,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sl
 
-from ..float64 import TINY
+from ..float64 import TINY, gamma
 from ..networks.layers import Array
 from ..networks.network import Chain, Slopes
 from .claim_matrices import Matrices
-from .definite import SLACK, ScaledLmi, failing_block, gamma, inverse_root
+from .definite import SLACK, ScaledLmi, failing_block, inverse_root
 
 Indices = npt.NDArray[np.intp]
 

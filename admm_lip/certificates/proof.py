@@ -35,11 +35,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..float64 import U
+from ..float64 import U, gamma
 from ..networks.layers import Array
 from ..networks.network import Chain
 from .claim_matrices import Matrices, functional
-from .definite import SLACK, ScaledLmi, failing_block, gamma, inverse_root
+from .definite import SLACK, ScaledLmi, failing_block, inverse_root
 from .dissipation_proof import any_known, storage_margin, storage_unproven
 
 # Squares and products of admitted numbers neither overflow nor vanish.

@@ -89,6 +89,11 @@ def _bend(layer: Layer, here: LayerBounds) -> tuple[Curved, Bend]:
                 "ClippedReLU; use 'bcp' or 'gloro'"
             )
         specs += scalar(module)
+    if len(specs) > 2:
+        raise UnsupportedModule(
+            f"{layer.name}: the surrogate 'quadratic' handles one activation behind a layer, got "
+            f"{len(specs) - 1}; leave all but one out, or use 'bcp' or 'gloro'"
+        )
     activation = Curved(specs[-1])
     bend = activation.bend(here.center.low.detach(), here.interval)
     return activation, bend._replace(slope=bend.slope.detach())

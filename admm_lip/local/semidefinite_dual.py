@@ -36,11 +36,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..certificates.definite import SLACK
+from ..float64 import FLOOR
 from ..networks.layers import Array
 
 Flags = npt.NDArray[np.bool_]
-# More than what underflow takes from a bound.
-FLOOR = 2.0**-600
 # Rows of the multipliers of a neuron; which of them others than open ones have.
 PRODUCT, ABOVE_ZERO, ABOVE_Z, UPPER, LOWER, CHORD = range(6)
 

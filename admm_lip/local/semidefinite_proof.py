@@ -25,11 +25,10 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg as sl
 
-from ..certificates.definite import SLACK, ScaledLmi, failing_block, gamma, inverse_root
-from ..float64 import U
+from ..certificates.definite import SLACK, ScaledLmi, failing_block, inverse_root
+from ..float64 import FLOOR, U, gamma
 from ..networks.layers import Array
 from .semidefinite_dual import (
-    FLOOR,
     PRODUCT,
     UPPER,
     Functional,

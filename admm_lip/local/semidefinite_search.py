@@ -29,12 +29,12 @@ import scipy.linalg as sl
 import torch
 from torch import Tensor
 
+from ..float64 import FLOOR
 from ..networks.layers import Array
 from .quadratic_proof import OpenPass
 from .semidefinite_dual import (
     ABOVE_Z,
     ABOVE_ZERO,
-    FLOOR,
     PRODUCT,
     Flags,
     Functional,

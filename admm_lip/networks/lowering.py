@@ -28,7 +28,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..errors import NetworkError, UnsupportedModule
-from ..float64 import U
+from ..float64 import U, gamma
 from .activations import ACTIVATIONS
 from .joins import JOINS, dense, stacked
 from .layer_spec import (
@@ -339,9 +339,8 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     inner = second.matrix.shape[1]
     product, moved = second.matrix @ first.matrix, second.matrix @ first.bias
     terms = _terms(second.matrix)
-    gamma = terms * U / (1.0 - terms * U)
     left, right = frobenius(second.matrix), frobenius(first.matrix)
-    error = gamma * left * right + second.error * (right + first.error) + left * first.error
+    error = gamma(terms) * left * right + second.error * (right + first.error) + left * first.error
     tiny = math.sqrt(product.shape[0] * product.shape[1]) * inner * 2.0**-1022
     if terms == 0 and not (_underflows(product) or _underflows(moved)):
         tiny = 0.0
@@ -349,7 +348,7 @@ def merged(second: AffineMap, first: AffineMap) -> AffineMap:
     length, off = frobenius(first.bias), math.sqrt(inner) * first.bias_error
     size = left * length + float(np.abs(second.bias).max(initial=0.0))
     added = U if moved.any() and second.bias.any() else 0.0
-    bias_error = 2.0 * (gamma + added) * size + second.bias_error + left * off
+    bias_error = 2.0 * (gamma(terms) + added) * size + second.bias_error + left * off
     bias_error += second.error * (length + off)
     if not (np.isfinite(bias).all() and math.isfinite(error) and math.isfinite(bias_error)):
         raise NetworkError("merging neighbouring affine layers overflows; rescale their weights")

@@ -93,6 +93,15 @@ def test_sorts_are_refused_by_name() -> None:
         method.objective(model, x, y, functional.cross_entropy, 1.0)
 
 
+def test_two_activations_behind_one_layer_are_refused_and_not_read_as_the_last() -> None:
+    method = LocalLipschitz(eps=0.2, surrogate="quadratic", ramp=0.0)
+    plain = mlp("relu")
+    model = method.prepare(nn.Sequential(plain[0], nn.ReLU(), *plain[1:]))
+    x, y = torch.rand(2, 5), torch.tensor([0, 1])
+    with pytest.raises(UnsupportedModule, match="one activation behind a layer, got 2"):
+        method.objective(model, x, y, functional.cross_entropy, 1.0)
+
+
 def test_it_certifies_more_than_plain_training() -> None:
     data = load_data("digits")
     x, y = data.test

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ...float64 import SQUARED_AWAY, TINY, U
+from ...float64 import SQUARED_AWAY, TINY, U, gamma
 from ...networks.layers import Array
-from ..definite import SLACK, gamma
+from ..definite import SLACK
 
 # Around what may overflow.
 quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")

@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from ...float64 import TINY, U
+from ...float64 import TINY, U, gamma
 from ...networks.layers import Array
 from ..claim_matrices import Matrices
-from ..definite import SLACK, gamma, inverse_root
+from ..definite import SLACK, inverse_root
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
 from .hermitian import are_definite, largest, proven_largest, quiet, sizes_of
 from .residual import Piece, Residual, figures, pieces_of, with_levels

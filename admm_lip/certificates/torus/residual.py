@@ -23,9 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...float64 import U
+from ...float64 import U, gamma
 from ...networks.layers import Array
-from ..definite import gamma
 from .covariance import adjoint
 from .hermitian import proven_largest, quiet, sizes_of
 from .steps import (

@@ -122,10 +122,12 @@ def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | 
     scale = reduced.log_scale.exp()
     rows = zip(*(t.unbind() for t in multiplier), strict=True)
     for k, (place, row) in enumerate(zip(index.tolist(), rows, strict=True)):
+        if not answers.solved[k]:
+            continue
         lip, factor = float(lips[k]), float(scale[k])
-        if answers.solved[k] and not math.isfinite(lip):
+        if not math.isfinite(lip):
             row, lip = proving(problems[place], row)
-        if answers.solved[k] and math.isfinite(lip):
+        if math.isfinite(lip):
             claimed = factor * math.sqrt(float(y[k, 0]))
             steps = int(answers.steps[k])
             found[place] = Found(row, lip, factor * float(lower[k]), claimed, steps)
