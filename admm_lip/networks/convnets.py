@@ -1,8 +1,9 @@
 """Convolutional classifiers by their names: 4C3F, 6C2F, 8C2F, small ones, and residual ones.
 
-The number before C counts convolutions, the one before T tied residual blocks (``tied.py``), which
-stand behind the convolutions in equal numbers, the one before F linear layers; ``-pairs`` says that
-an activation stands within every two layers alone.  They take images
+The number before C counts convolutions, the one before F linear layers; between them, in equal
+numbers behind the convolutions, stand T tied residual blocks (``tied.py``) or L linear residual
+layers with their activations (``residual.py``); ``-pairs`` says that an activation stands within
+every two layers alone.  They take images
 ``(n, channels, rows, columns)``; ``DataSet.as_images`` turns flat rows into those.
 """
 
@@ -18,6 +19,7 @@ from .clipped import ClippedMaxMin, ClippedReLU
 from .model_config import CONVNETS as CONVNETS
 from .model_config import ConvnetConfig as ConvnetConfig
 from .model_config import Plan
+from .residual import SkipConv2d
 from .sorting_torch import MaxMin
 from .tied import TiedBlock2d
 
@@ -30,6 +32,13 @@ ACTIVATIONS: dict[str, Callable[[Shape], nn.Module]] = {
     "clipped_relu": ClippedReLU,
     "max_min": lambda shape: MaxMin(),
     "clipped_max_min": ClippedMaxMin,
+}
+
+
+# kind of a residual layer -> what stands for it on features of a shape, with an activation
+BLOCKS: dict[str, Callable[[Shape, Callable[[Shape], nn.Module]], tuple[nn.Module, ...]]] = {
+    "T": lambda shape, make: (TiedBlock2d(shape[0], shape[0]),),
+    "L": lambda shape, make: (SkipConv2d(shape[0]), make(shape)),
 }
 
 
@@ -95,7 +104,7 @@ def _convolutions(
             )
         module = nn.Conv2d(before, channels, conv.kernel, conv.stride, conv.padding)
         shape = (channels, *sides)
-        blocks = [TiedBlock2d(channels, channels) for _ in range(plan.blocks)]
+        blocks = [m for kind in plan.blocks for m in BLOCKS[kind](shape, make)]
         layers += [module, *_behind(plan, k, shape, make), *blocks]
     return layers, shape
 

@@ -71,7 +71,8 @@ class Plan:
     """One row of the table: convolutions, widths of the hidden linear layers, where it is from.
 
     Attributes:
-        blocks: tied residual blocks (``tied.py``) behind every convolution and its activation.
+        blocks: behind every convolution and its activation, ``T`` for a tied residual block
+            (``tied.py``), ``L`` for a linear residual layer (``residual.py``).
         pairs: whether convolutions, and linear layers, come in pairs with an activation between
             them and none behind, which suits training in modules (``AdmmConfig.balls``).
     """
@@ -79,7 +80,7 @@ class Plan:
     convolutions: tuple[Conv, ...]
     hidden: tuple[int, ...]
     source: str
-    blocks: int = 0
+    blocks: str = ""
     pairs: bool = False
 
 
@@ -108,10 +109,11 @@ CONVNETS: dict[str, Plan] = {
         (256,),
         _HUANG,
     ),
-    "2C4T2F": Plan(_SMALL, (100,), "2C2F with residual blocks", blocks=2),
+    "2C4T2F": Plan(_SMALL, (100,), "2C2F with tied residual blocks", blocks="TT"),
+    "2C4L2F": Plan(_SMALL, (100,), "2C2F with linear residual layers", blocks="LL"),
     "2C2F-pairs": Plan(_SMALL, (100,), "2C2F without an activation between its pairs", pairs=True),
     "3C2F": Plan(_THREE, (256,), "for colour pictures of 32 x 32"),
-    "3C6T2F": Plan(_THREE, (256,), "3C2F with residual blocks", blocks=2),
+    "3C6T2F": Plan(_THREE, (256,), "3C2F with tied residual blocks", blocks="TT"),
 }
 
 
@@ -121,7 +123,8 @@ class ConvnetConfig:
 
     Args:
         name: ``2C2F``, ``3C2F``, ``4C3F``, ``6C2F`` or ``8C2F``, or with tied residual blocks
-            ``2C4T2F`` or ``3C6T2F``, or in pairs ``2C2F-pairs``; empty is a perceptron.
+            ``2C4T2F`` or ``3C6T2F``, or with linear residual layers ``2C4L2F``, or in pairs
+            ``2C2F-pairs``; empty is a perceptron.
         width: factor on all channels and hidden widths, rounded to even numbers.
         activation: ``relu``, ``clipped_relu``, ``max_min`` or ``clipped_max_min``.
 

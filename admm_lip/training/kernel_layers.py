@@ -1,4 +1,4 @@
-"""Networks of convolutions and tied blocks as they are trained: which layers move, their balls.
+"""Networks of convolutions and skips as they are trained: which layers move, their balls.
 
 The network is read as it is for a certificate, by ``torch.fx`` or ``torch.export``; the layers that
 hold its kernels and matrices are those modules that hold the same numbers.
@@ -7,7 +7,7 @@ hold its kernels and matrices are those modules that hold the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,23 +25,26 @@ from ..networks.chain import shared_parameter
 from ..networks.layer_spec import LayerSpec, neuron_slopes, scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, Shape, Window
 from ..networks.network import Network
+from ..networks.residual import SkipConv2d, SkipLinear
 from ..networks.sorting import HALF_ABS, SORTS
 from ..networks.tied import TiedBlock
 from .kernel_ball import KernelBall
 from .matrix_ball import DENSE
 from .module_ball import ModuleBall
+from .skip_ball import skip_ball
+from .skips import ADDED, ALONE, TIED, Piece, pieces_of, radius_of
 from .terms import Ball, LayerBall, LayerNorms, TiedBall
-from .tied_blocks import pieces_of, radius_of
 
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MOVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_SKIPS = (TiedBlock, SkipConv2d, SkipLinear)
 _NORMALISES = nn.modules.batchnorm._BatchNorm
 
 
 def has_kernels(model: nn.Module) -> bool:
-    """Whether a network has convolutions or tied blocks: this file says how it is trained."""
-    return any(isinstance(m, (*_KERNELS, *_TRANSPOSED, TiedBlock)) for m in model.modules())
+    """Whether a network has convolutions or skips of the zoo: this file says how it is trained."""
+    return any(isinstance(m, (*_KERNELS, *_TRANSPOSED, *_SKIPS)) for m in model.modules())
 
 
 def kernel_layers(
@@ -75,18 +78,19 @@ def kernel_layers(
     path: list[LayerBall | LayerSpec] = []
     gain, shapes, before = 1.0, network.shapes(), network.input_shape or ()
     torus = _torus(network)
-    for spec, tied in pieces_of(network):
+    for piece in pieces_of(network):
+        spec = piece.spec
         rows, columns = spec.options.get("stride", (1, 1))
         torus = (torus[0] / rows, torus[1] / columns)
         if spec.kind in ("conv2d", "linear"):
             name = _holder(spec, network, waiting)
             layers[name] = waiting.pop(name)
             own = DENSE if spec.kind == "linear" else _ball(network, spec, before, torus)
-            path.append(_tied(own, layers[name]) if tied else own)
+            path.append(_FORMS[piece.form](own, piece, layers[name]))
         else:
             gain *= _fixed(network, spec, before)
             path.append(spec)
-        before = before if tied else shapes[spec.name]
+        before = before if piece.form else shapes[spec.name]
     if waiting:
         raise UnsupportedModule(
             f"{next(iter(waiting))}: is not applied as one layer of its own; a network is trained "
@@ -149,10 +153,18 @@ def _rises(network: Network, spec: LayerSpec) -> bool:
     return float(ends[0].min()) >= 0.0
 
 
-def _tied(own: LayerBall, layer: nn.Module) -> TiedBall:
+def _tied(own: LayerBall, piece: Piece, layer: nn.Module) -> TiedBall:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return TiedBall(own, radius_of(weight.dtype))
+
+
+# What keeps a layer's weight, by the skip connection that it is of.
+_FORMS: Mapping[str, Callable[[LayerBall, Piece, nn.Module], LayerBall]] = {
+    ALONE: lambda own, piece, layer: own,
+    TIED: _tied,
+    ADDED: lambda own, piece, layer: skip_ball(own, piece.spec),
+}
 
 
 def _refuse_ties(layers: Mapping[str, nn.Module]) -> None:

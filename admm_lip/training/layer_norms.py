@@ -131,6 +131,12 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     """
     asked, found, held = terms.asked, _norms(terms), terms.held
     _check_asked(terms)
+    scratch = terms.config.start == "scratch"
+    if scratch:
+        begun = (
+            w for ball, own in grouped(_balls(found, weights), weights) for w in ball.fresh(own)
+        )
+        weights = held.kept(weights, tuple(begun))
     groups = [(b.fitted(own), own) for b, own in grouped(_balls(found, weights), weights)]
     norms = _norms_of(groups)
     if min(found.gain, *norms) == 0.0:
@@ -141,7 +147,6 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     log_product = math.fsum([math.log(found.gain), *(math.log(n) for n in norms)])
     log_bound = log_product
     bound = inner_bound(asked, dtype)
-    scratch = terms.config.start == "scratch"
     if bound is not None and (scratch or log_product > math.log(bound)):
         log_bound = math.log(bound)
     sharing = found.sharing(len(weights))
@@ -158,11 +163,12 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     ]
     tied = (b.begun(own[0], scratch) if isinstance(b, TiedBall) else None for b, own in groups)
     ties = [t or 1.0 for t, (_, own) in zip(tied, groups, strict=True) for _ in own]
-    consensus = tuple(f * t * w for f, t, w in zip(factors, ties, weights, strict=True))
+    consensus = found.scaled(weights, [f * t for f, t in zip(factors, ties, strict=True)])
     _check_fits(terms, consensus, each)
     fresh = scratch and found.image is not None
     if fresh or any(held.rigid):
-        wide = held.scaled(consensus, _INFLATED if fresh else 1.0)
+        more = [_INFLATED if fresh else 1.0] * len(consensus)
+        wide = held.kept(consensus, found.scaled(consensus, more))
         consensus = _nearest(found, wide, each, terms.config.projection_tol)[0]
     lip = bound if bound is not None else math.exp(log_bound)
     state = AdmmState(

@@ -81,8 +81,9 @@ def next_lip_sq(
     mu, s = terms.asked.mu, solution.lip_sq
     if mu is None or _is_settled(terms):
         return s
-    rows = zip(anchor, solution.weights, strict=True)
-    products = [(float(((v - w) * w).sum()), float(w.square().sum())) for v, w in rows]
+    norms = terms.slopes if isinstance(terms.slopes, LayerNorms) else LayerNorms()
+    rows = zip(anchor, solution.weights, norms.operators(solution.weights), strict=True)
+    products = [(float(((v - w) * o).sum()), float(o.square().sum())) for v, w, o in rows]
     sharing = terms.sharing(len(products))
     layers = sum(sharing)
     if isinstance(terms.slopes, LayerNorms):

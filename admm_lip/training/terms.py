@@ -45,6 +45,18 @@ class Ball(ABC):
     ) -> tuple[Matrices, Any, int]:
         """The nearest weights of norm at most ``radius``, restart data, and steps taken."""
 
+    def operators(self, weights: Matrices) -> Matrices:
+        """The weights of what the bound sees, in which norms are homogeneous."""
+        return weights
+
+    def scaled(self, weights: Matrices, factors: Sequence[float]) -> Matrices:
+        """The weights with these factors on what the bound sees."""
+        return tuple(f * w for f, w in zip(factors, weights, strict=True))
+
+    def fresh(self, weights: Matrices) -> Matrices:
+        """Where a run from scratch begins, from orthogonal weights."""
+        return weights
+
     def apart(self) -> tuple[Ball, ...]:
         """The balls of the layers by themselves."""
         return (self,)
@@ -149,6 +161,23 @@ class LayerNorms:
             return (True,) * layers
         return tuple(ball.shares for ball in self.balls for _ in range(ball.layers))
 
+    def operators(self, weights: Matrices) -> Matrices:
+        """The weights of what the bound sees, in which norms are homogeneous."""
+        if not self.balls:
+            return weights
+        return tuple(w for b, own in grouped(self.balls, weights) for w in b.operators(own))
+
+    def scaled(self, weights: Matrices, factors: Sequence[float]) -> Matrices:
+        """The weights with these factors on what the bound sees, one for each layer."""
+        rows = [*zip(weights, factors, strict=True)]
+        if not self.balls:
+            return tuple(f * w for w, f in rows)
+        found: list[Tensor] = []
+        for ball, group in grouped(self.balls, rows):
+            own, each = zip(*group, strict=True)
+            found += ball.scaled(own, each)
+        return tuple(found)
+
     def share(self, product: float, layers: int) -> float:
         """The norm that each of them has where all the norms and the gain make up a product."""
         moving = sum(self.sharing(layers))
@@ -211,9 +240,10 @@ class Terms:
     def scaled(self, weights: Matrices, share: float) -> Matrices:
         """Weights with ``share`` times the bound, evenly over the layers that share it."""
         sharing = self.sharing(len(weights))
-        moved = self.held.scaled(weights, share ** (1.0 / max(1, sum(sharing))))
-        rows = zip(sharing, weights, moved, strict=True)
-        return tuple(m if own else w for own, w, m in rows)
+        each = share ** (1.0 / max(1, sum(sharing)))
+        factors = [each if own else 1.0 for own in sharing]
+        norms = self.slopes if isinstance(self.slopes, LayerNorms) else LayerNorms()
+        return self.held.kept(weights, norms.scaled(weights, factors))
 
     def scaled_layer(self, layers: int) -> int:
         """Which of so many layers follows L: the first that can be scaled, else the last."""

@@ -37,7 +37,7 @@ def test_every_network_is_read_and_built_again(name: str, activation: str) -> No
     shape = TINY if name == "8C2F" else (1, 8, 8)
     net = build_convnet(name, shape, 10, width=0.1, activation=activation, seed=3).eval()
     network = read_network(net, shape)
-    assert network.is_path == (CONVNETS[name].blocks == 0)
+    assert network.is_path == (not CONVNETS[name].blocks)
     if network.is_path:
         x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
         assert torch.equal(build_module(network)(x), net(x))

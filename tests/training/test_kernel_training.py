@@ -355,7 +355,7 @@ def test_skips_and_ties_are_refused_by_name() -> None:
             self.conv = nn.Conv2d(1, 1, 3, padding=1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return x + self.conv(x)
+            return x + torch.relu(self.conv(x))
 
     with pytest.raises(UnsupportedModule, match="skip connections or branches"):
         Constraint(Skip(), Lipschitz(1.0), input_shape=IMAGE)

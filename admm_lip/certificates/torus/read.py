@@ -15,7 +15,7 @@ from ...networks.layer_spec import INPUT, LayerSpec, neuron_slopes, scalar_parts
 from ...networks.layers import stored_errors
 from ...networks.network import Network
 from ...networks.sorting import SORTS
-from .reading import NotShiftInvariant, Reading, mix, placed, renamed, zeroed
+from .reading import NotShiftInvariant, Reading, merge, mix, placed, renamed, zeroed
 from .steps import Correlation, Pointwise, TorusChain
 from .windows import WINDOWED, correlated, padded_around
 
@@ -250,6 +250,7 @@ def _joined(reading: Reading, layer: LayerSpec) -> None:
     if reading.clean.issuperset(sources):
         reading.clean.add(layer.name)
     mix(reading, {layer.name: whole}, kept)
+    merge(reading)
     reading.waiting.remove(layer)
 
 

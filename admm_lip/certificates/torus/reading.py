@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...errors import CertificateError
+from ...float64 import U
 from ...networks.layer_spec import INPUT, LayerSpec
 from ...networks.layers import Array, Shape
 from ...networks.network import Network
@@ -121,6 +122,24 @@ def mix(
         rows.extend(matrix)
     reading.steps.append(Correlation(np.array(rows)[:, :, None, None], error=error))
     reading.live = live
+
+
+def merge(reading: Reading) -> None:
+    """The last step, a selection or a sum, made part of the window before it, if there is one."""
+    first, last = (None, None, *reading.steps)[-2:]
+    if not isinstance(first, Correlation) or not isinstance(last, Correlation):
+        return
+    matrix = last.kernel[:, :, 0, 0]
+    if not np.isin(matrix, (0.0, 1.0)).all():
+        return
+    kernel, sizes = (
+        np.einsum("ab,bird->aird", matrix, k) for k in (first.kernel, abs(first.kernel))
+    )
+    terms = np.einsum("ab,bird->aird", matrix, (first.kernel != 0.0).astype(float))
+    rounded = float(np.sqrt((np.where(terms > 1.0, terms * sizes, 0.0) ** 2).sum()))
+    grown = math.sqrt(matrix.sum(axis=0).max() * matrix.sum(axis=1).max())
+    error = (grown * first.error + U * rounded) * 1.01
+    reading.steps[-2:] = [Correlation(kernel, first.start, first.stride, error)]
 
 
 def placed(reading: Reading, name: str, matrix: Array) -> Array:

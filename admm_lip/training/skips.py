@@ -1,8 +1,10 @@
-"""Tied residual blocks in a network: ``x - K' phi(K x + b)``, read as they were written.
+"""Skip connections that are trained, read as they were written.
 
-Whoever wrote them, the network holds a layer of K, an activation, a layer of ``-K'`` and a sum.
-``networks/tied.py`` says why they are kept in a ball ``||K||^2 <= 2`` of their own, as layers that
-take no share of the bound.
+* **Tied blocks** ``x - K' phi(K x + b)``: a layer of K, an activation, a layer of ``-K'`` and a
+  sum.  ``networks/tied.py`` says why they are kept in a ball ``||K||^2 <= 2`` of their own, as
+  layers that take no share of the bound.
+* **Linear ones** ``x + K x + b``: a layer and a sum, one layer of the weight ``I + K`` as the bound
+  sees them (``skip_ball.py``).
 """
 
 from __future__ import annotations
@@ -24,11 +26,21 @@ from .start import CAST_MARGIN
 _LINEAR = ("conv2d", "linear")
 
 
+ALONE, TIED, ADDED = "", "tied", "added"
+
+
 class Piece(NamedTuple):
-    """A layer of a path, or a tied block by the layer of its K."""
+    """A layer of a path, or a skip connection by the layer of its K.
+
+    Attributes:
+        spec: of the layer.
+        form: ``ALONE``, or which skip connection it is of.
+        rows: of the network that it takes up.
+    """
 
     spec: LayerSpec
-    tied: bool
+    form: str = ALONE
+    rows: int = 1
 
 
 def radius_of(dtype: torch.dtype) -> float:
@@ -37,7 +49,7 @@ def radius_of(dtype: torch.dtype) -> float:
 
 
 def pieces_of(network: Network) -> list[Piece]:
-    """The layers of a network, every tied block as one, each taking the output of the one before.
+    """The layers of a network, every skip as one, each taking the output of the one before.
 
     Raises:
         UnsupportedModule: by name, for other skip connections, and for a tied block of an
@@ -46,17 +58,31 @@ def pieces_of(network: Network) -> list[Piece]:
     found: list[Piece] = []
     layers, sources, output = list(network.layers), network.sources(), INPUT
     while layers:
-        tied = _is_block(layers[:4], sources, output, network)
-        if sources[layers[0].name] != (output,):
+        first = layers[0]
+        if sources[first.name] != (output,):
             raise UnsupportedModule(
-                f"{layers[0].name}: takes the output of {' and '.join(sources[layers[0].name])}; "
-                "of skip connections or branches, tied blocks x - K' phi(K x + b) "
-                "(admm_lip.networks.tied) are trained and projected, others only certified"
+                f"{first.name}: takes the output of {' and '.join(sources[first.name])}; of skip "
+                "connections or branches, tied blocks x - K' phi(K x + b) (admm_lip.networks.tied) "
+                "and linear ones x + K x + b (admm_lip.networks.residual) are trained and "
+                "projected, others only certified"
             )
-        found.append(Piece(layers[0], tied))
-        output = layers[3 if tied else 0].name
-        layers = layers[4 if tied else 1 :]
+        if _is_block(layers[:4], sources, output, network):
+            found.append(Piece(first, TIED, 4))
+        elif _is_added(layers[:2], sources, output):
+            found.append(Piece(first, ADDED, 2))
+        else:
+            found.append(Piece(first))
+        output, layers = layers[found[-1].rows - 1].name, layers[found[-1].rows :]
     return found
+
+
+def _is_added(
+    layers: Sequence[LayerSpec], sources: Mapping[str, tuple[str, ...]], given: str
+) -> bool:
+    """Whether layers that begin with the value ``given`` are one and its sum with that value."""
+    if len(layers) < 2 or layers[0].kind not in _LINEAR or layers[1].kind != "add":
+        return False
+    return sorted(sources[layers[1].name]) == sorted((given, layers[0].name))
 
 
 def _is_block(
