@@ -10,6 +10,7 @@ its first matrix and ``diag(output_scale) W_l`` as its last one.  NumPy only.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -143,6 +144,11 @@ output_scale=1.0)
             UnitsError: where the units are of another number of features.
         """
         return _spread("input_scale", "input feature", self.input_scale, inputs)
+
+    def is_uniform(self, shape: tuple[int, ...]) -> bool:
+        """Whether all entries of a channel, the first axis of a sample, have one input scale."""
+        scales = np.array(self.input_scales(math.prod(shape))).reshape(shape[0], -1)
+        return bool((scales == scales[:, :1]).all())
 
     def output_scales(self, outputs: int) -> tuple[float, ...]:
         """One scale for each of so many outputs; errors as :meth:`input_scales`."""

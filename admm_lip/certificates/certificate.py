@@ -39,7 +39,8 @@ class Certificate(Document):
         lip: the proven bound.
         multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron; for
             ``norm="linf"`` with ``t_0`` in front, one number per input, whose sum is at most
-            ``lip^2 / 2``.  Of the first ``switch`` activations it has one number per channel.
+            ``lip^2 / 2``.  Of the first ``switch`` activations it has one number per channel (and
+            of the input then, whose sum over all pixels is below 2).
         method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"closed_form"``,
             ``"norm_product"``, ``"constant"`` for a network that does not depend on its input, or
             ``"torus"`` where some are per channel.
@@ -99,7 +100,7 @@ class Certificate(Document):
 
     def facts(self) -> tuple[Fact, ...]:
         """The bound and what it is held against."""
-        return (*bound_facts(vars(self), self.unit()), *self.makers_notes())
+        return (*bound_facts(vars(self), self.unit()), *_scales_of(self), *self.makers_notes())
 
     def table(self) -> list[Row]:
         """One row per hidden layer: its slope range and its multipliers."""
@@ -182,7 +183,7 @@ class FunctionalCertificate(Document):
             ``i < j`` in lexicographic order, for ``"per_output"`` those of ``e_i``.
         kind: ``"pairwise"``, ``"per_output"`` or ``"directions"``.
         shared: of an image network taken frequency by frequency, the multipliers per channel of its
-            first activations (``certificates/torus``): the first part of every bound's proof.
+            first activations (``certificates/torus``), for ``norm="linf"`` the input's in front.
     """
 
     bounds: tuple[FunctionalBound, ...]
@@ -202,7 +203,7 @@ class FunctionalCertificate(Document):
     @property
     def switch(self) -> int:
         """How many activations are taken frequency by frequency."""
-        return len(self.shared)
+        return max(0, len(self.shared) - (self.norm == "linf"))
 
     brief = ("bounds", "largest", "gap", "promised")
 
@@ -216,6 +217,7 @@ class FunctionalCertificate(Document):
             number("largest", "to", float(lips.max()), unit),
             number("mean", "mean", float(lips.mean()), unit),
             Fact("gap", "largest relative gap", gap, f"{gap:.2g}", noted=True),
+            *_scales_of(self),
             *self.makers_notes(),
         )
 
@@ -260,6 +262,13 @@ class FunctionalCertificate(Document):
         bounds = tuple(FunctionalBound.from_data(f"bounds[{k}]", r) for k, r in enumerate(rows))
         shared = tuples_of("shared", data.get("shared", []))
         return super()._from_lists({**data, "bounds": bounds, "shared": shared})
+
+
+def _scales_of(found: AnyCertificate) -> tuple[Fact, ...]:
+    """What is said of input scales that frequencies cannot tell apart."""
+    if not found.switch or found.units is None or found.units.is_uniform(found.input_shape):
+        return ()
+    return (word("input_scales", "input scales", "the least of each channel"),)
 
 
 def _check_directions(kind: str, given: Sequence[tuple[float, ...]]) -> None:

@@ -7,9 +7,11 @@ A chain's bound is that of ``chain_bound.py``; an image network may be taken fre
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -23,7 +25,7 @@ from ..solvers.solution import CertifySolution
 from ..units import Units
 from .certificate import Certificate
 from .chain_bound import Task, constant, prove
-from .claim_matrices import Matrices, measured
+from .claim_matrices import Matrices, check_units, measured
 from .document import LayerSlopes, chain_slopes
 from .last_layer import bounded, split
 from .norm_product import spectral_norm
@@ -32,6 +34,10 @@ from .sampled_slope import Sampled, sampled_quotient, sampled_slopes
 from .torus.certify import OnTorus, certified_at_every_size, certified_on_torus, wants_torus
 from .torus.check import slopes_on_torus, torus_product
 from .torus.every_size import side_of
+from .torus.measure import measured_on_torus
+from .torus.steps import TorusChain
+
+_log = logging.getLogger("admm_lip")
 
 # Relative gap in L^2 of a bound of all outputs, where the caller names no other.
 TOL = 1e-6
@@ -50,6 +56,18 @@ class Order:
         if isinstance(self.solver, str):
             return SolverConfig(self.solver, tol=tol)
         return self.solver
+
+    def on_torus(self, network: Network, units: Units | None) -> Callable[[TorusChain], TorusChain]:
+        """How a chain on a torus is measured, in units of one's own."""
+        shape = network.input_shape or ()
+        if units is not None:
+            check_units(units, math.prod(shape))
+        if units is not None and not units.is_uniform(shape):
+            _log.warning(
+                "input_scale: differs within a channel, of which the least counts frequency by "
+                "frequency; structure='exact' has one for every pixel"
+            )
+        return partial(measured_on_torus, shape=shape, norm=self.norm, units=units)
 
 
 def certify_global(
@@ -149,10 +167,12 @@ def finished(
     """
     config, deadline, matrices, chain = order.config(), begun.deadline, begun.matrices, begun.chain
     if matrices is None or chain is None:
-        every = begun.structure == "every_size"
-        prove_on = certified_at_every_size if every else certified_on_torus
-        made = prove_on(begun.network, config, deadline)
-        side = side_of(made.chain) if every else 0
+        if begun.structure == "every_size":
+            made = certified_at_every_size(begun.network, config, deadline)
+            side = side_of(made.chain)
+        else:
+            measure = order.on_torus(begun.network, order.units)
+            made, side = certified_on_torus(begun.network, config, deadline, measure), 0
         return _on_torus(begun.network, order, made, deadline, requested, side)
     if begun.task is None:
         proven = constant(matrices)
@@ -182,7 +202,8 @@ def _on_torus(
     side: int,
 ) -> Certificate:
     """The certificate of an image network, its first multipliers per channel."""
-    lower = min(sampled_quotient(network, deadline), made.lip)
+    lower = sampled_quotient(network, deadline, norm=order.norm, units=order.units)
+    lower = min(lower, made.lip)
     return Certificate(
         lip=made.lip,
         multiplier=tuple(tuple(t.tolist()) for t in made.multiplier),
@@ -192,7 +213,7 @@ def _on_torus(
         sampled_lower=lower,
         lower_lip=max(lower, made.dual_bound),
         kind="global",
-        switch=len(made.chain.activations),
+        switch=len(made.chain.activations) - (order.norm == "linf"),
         every_size=side,
         **stated(network, slopes_on_torus(made.chain), order, {made.backend}),
     )

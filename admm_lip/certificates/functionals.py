@@ -93,7 +93,9 @@ def certify_functionals(
     proofs = _proofs(_tasks(base, wanted), config, deadline, n_jobs, progress)
     if shared:  # other multipliers in front might go below what the solver could not
         proofs = [replace(proven, dual_bound=0.0) for proven in proofs]
-        sampled = sampled_quotients(inner, rows * scales, deadline)
+        sampled = sampled_quotients(
+            inner, rows * scales, deadline, norm=order.norm, units=order.units
+        )
     else:
         seen = base.seen.weights[-len(base.chain.weights) :]
         sampled = sampled_functionals(inner, base.chain, seen, rows * scales, order.norm, deadline)
@@ -126,7 +128,9 @@ def _base(
         raise CertificateError("structure: 'every_size' goes with kind='global' only")
     if not wants_torus(structure, network, order.norm, order.units):
         return neuron_by_neuron(network, order.norm, order.units), ()
-    made = certified_on_torus(network, order.config(), deadline.share(_IN_FRONT), headed=True)
+    measure = order.on_torus(network, order.units and order.units.of_inputs())
+    share = deadline.share(_IN_FRONT)
+    made = certified_on_torus(network, order.config(), share, measure, headed=True)
     shared = made.multiplier[: len(made.chain.activations)]
     return behind_torus(made.chain, shared), shared
 

@@ -7,6 +7,7 @@ nearby.  The norm of the best Jacobian is computed from the full matrix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from ..networks.layer_spec import LayerSpec
 from ..networks.layers import Array, array_keys
 from ..networks.network import Chain, Network
 from ..solvers.deadline import Deadline
+from ..units import Units
 from .jacobian_field import JacobianField
 from .norm_product import scaled
 
@@ -195,31 +197,47 @@ def _climbed(
     return found
 
 
-def sampled_quotient(network: Network, deadline: Deadline, seed: int = 0) -> float:
+def sampled_quotient(
+    network: Network,
+    deadline: Deadline,
+    seed: int = 0,
+    norm: str = "l2",
+    units: Units | None = None,
+) -> float:
     """Largest ``||f(x) - f(y)|| / ||x - y||`` found, without a matrix of any layer.
+
+    Inputs are measured in ``norm`` and ``units``, outputs in l2.
 
     Directions are improved by ``v <- J'J v``, J the Jacobian that torch differentiates, where the
     network is a path; else they are random.  0 where the values of an activation are not known.
     """
-    best = 0.0
+    best, seen = 0.0, _Measured.of(network, norm, units)
     for module, scale, x, v in _drawn(network, deadline, seed):
-        v = v if module is None else _steepest_directions(module, x, v)
-        best = max(best, float(_rises(network, x, v, scale).norm(dim=1).max()))
+        v = v if module is None else _steepest_directions(module, x, v, seen)
+        rises = _rises(network, x, v, scale, seen) * seen.outputs
+        best = max(best, float(rises.norm(dim=1).max()))
     return best * _ROUNDED
 
 
 def sampled_quotients(
-    network: Network, directions: Array, deadline: Deadline, seed: int = 0
+    network: Network,
+    directions: Array,
+    deadline: Deadline,
+    seed: int = 0,
+    norm: str = "l2",
+    units: Units | None = None,
 ) -> list[float]:
     """Largest ``|c'f(x) - c'f(y)| / ||x - y||`` found, for each row c of ``directions``.
 
-    As :func:`sampled_quotient`, along the gradients of ``c'f``.
+    As :func:`sampled_quotient`, along the gradients of ``c'f``; outputs are the model's.
     """
+    seen = _Measured.of(network, norm, units)
     best = np.zeros(len(directions))
     for module, scale, x, v in _drawn(network, deadline, seed):
         for k, c in enumerate(torch.from_numpy(directions)):
-            steep = v if module is None else _gradients(module, x, c)
-            best[k] = max(best[k], float((_rises(network, x, steep, scale) @ c).abs().max()))
+            steep = v if module is None else seen.steepest(_gradients(module, x, c))
+            rises = _rises(network, x, steep, scale, seen)
+            best[k] = max(best[k], float((rises @ c).abs().max()))
     found: list[float] = (best * _ROUNDED).tolist()
     return found
 
@@ -240,11 +258,45 @@ def _drawn(
         yield module, scale, x, v
 
 
-def _rises(network: Network, x: Tensor, v: Tensor, scale: float) -> Tensor:
-    """``f(x + step) - f(x)`` over the length of the step, along v."""
+class _Measured(NamedTuple):
+    """How inputs and outputs are measured.
+
+    Attributes:
+        norm: of the inputs.
+        inputs: their scales, of the shape of a sample.
+        outputs: theirs, ``(outputs,)``.
+    """
+
+    norm: str
+    inputs: Tensor
+    outputs: Tensor
+
+    @staticmethod
+    def of(network: Network, norm: str, units: Units | None) -> _Measured:
+        shape, outputs = network.input_shape or (), math.prod(network.shapes()[network.output])
+        scales = [np.ones(math.prod(shape)), np.ones(outputs)]
+        if units is not None:
+            scales[0] = np.array(units.input_scales(math.prod(shape)))
+            scales[1] = np.array(units.output_scales(outputs))
+        inputs, given = (torch.from_numpy(s) for s in scales)
+        return _Measured(norm, inputs.view(shape), given)
+
+    def length(self, step: Tensor) -> Tensor:
+        """Of each sample's step of the model's inputs, ``(samples, 1)``."""
+        raw = (step * self.inputs).flatten(1)
+        return raw.norm(dim=1, keepdim=True) if self.norm == "l2" else raw.abs().amax(1, True)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of length 1 along which a gradient rises most, up to its length."""
+        raw = (gradient / self.inputs).flatten(1)
+        return _STEEPEST[self.norm](raw).view(gradient.shape) / self.inputs
+
+
+def _rises(network: Network, x: Tensor, v: Tensor, scale: float, seen: _Measured) -> Tensor:
+    """``f(x + step) - f(x)`` over the measured length of the step, along v."""
     step = 1e-3 * scale * v / _lengths(v)
     ends = [torch.from_numpy(forward(network, p.numpy())).flatten(1) for p in (x, x + step)]
-    rises = (ends[1] - ends[0]) / step.flatten(1).norm(dim=1, keepdim=True)
+    rises = (ends[1] - ends[0]) / seen.length(step)
     return torch.nan_to_num(rises, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -262,7 +314,7 @@ def _lengths(v: Tensor) -> Tensor:
     return lengths.view(-1, *[1] * (v.ndim - 1))
 
 
-def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tensor:
+def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor, seen: _Measured) -> Tensor:
     """Some steps of power iteration on ``J'J``, for each sample.
 
     ``J'u`` is linear in u, so that its derivative by u along v is ``J v``.  Derivatives are taken
@@ -275,8 +327,9 @@ def _steepest_directions(module: torch.nn.Module, x: Tensor, v: Tensor) -> Tenso
         (back,) = torch.autograd.grad((out * u).sum(), point, create_graph=True)
         for _ in range(_POWER_STEPS):
             (along,) = torch.autograd.grad((back * v).sum(), u, retain_graph=True)
+            along = along * seen.outputs.view(out.shape[1:]) ** 2
             (v,) = torch.autograd.grad((out * along).sum(), point, retain_graph=True)
-            v = v / _lengths(v)
+            v = seen.steepest(v)
     return v
 
 

@@ -18,6 +18,7 @@ from ..errors import CertificateError, NetworkError, UnsupportedModule
 from ..foreign.open import network_of
 from ..networks.layers import Array, Shape
 from ..networks.network import Network
+from ..units import Units
 from .certificate import (
     AnyCertificate,
     Certificate,
@@ -32,7 +33,9 @@ from .norm_product import norm_product, spectral_norm
 from .proof import is_constant, is_constant_functional, unproven
 from .torus.check import proven_on_torus, slopes_on_torus, torus_product
 from .torus.every_size import every_size_chain
+from .torus.measure import measured_on_torus
 from .torus.read import torus_chain
+from .torus.steps import TorusChain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,11 +93,12 @@ def check(certificate: AnyCertificate, model: nn.Module | Network | str | Path) 
 
 def _check_on_torus(certificate: Certificate, network: Network) -> None:
     """Prove a bound whose first multipliers are per channel."""
-    _check_measure_on_torus(certificate)
     if certificate.every_size:
+        if certificate.norm != "l2" or certificate.units is not None:
+            raise CertificateError("every_size: goes with norm 'l2' and no units")
         chain = every_size_chain(network, certificate.every_size)
     else:
-        chain = torus_chain(network, certificate.switch)
+        chain = _measured_chain(certificate, network, certificate.units)
     _check_slopes(certificate.slopes, slopes_on_torus(chain))
     reason = proven_on_torus(chain, _arrays(certificate.multiplier), certificate.lip)
     if reason is not None:
@@ -102,9 +106,12 @@ def _check_on_torus(certificate: Certificate, network: Network) -> None:
     _check_beside("", certificate, torus_product(chain))
 
 
-def _check_measure_on_torus(certificate: Certificate | FunctionalCertificate) -> None:
-    if certificate.norm != "l2" or certificate.units is not None:
-        raise CertificateError("switch: goes with norm 'l2' and no units")
+def _measured_chain(
+    certificate: AnyCertificate, network: Network, units: Units | None
+) -> TorusChain:
+    """The network up to the switch on a torus, its inputs (and outputs) measured as claimed."""
+    chain = torus_chain(network, certificate.switch)
+    return measured_on_torus(chain, network.input_shape or (), certificate.norm, units)
 
 
 def certified_network(certificate: Claim, model: nn.Module | Network | str | Path) -> Network:
@@ -205,8 +212,8 @@ def _base(certificate: FunctionalCertificate, network: Network) -> FunctionalBas
     """What all bounds of a certificate share, read again from the network."""
     if not certificate.shared:
         return neuron_by_neuron(network, certificate.norm, certificate.units)
-    _check_measure_on_torus(certificate)
-    return behind_torus(torus_chain(network, certificate.switch), _arrays(certificate.shared))
+    units = certificate.units and certificate.units.of_inputs()
+    return behind_torus(_measured_chain(certificate, network, units), _arrays(certificate.shared))
 
 
 def _arrays(multiplier: tuple[tuple[float, ...], ...]) -> list[Array]:

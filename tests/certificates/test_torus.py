@@ -402,8 +402,8 @@ def test_structures_that_do_not_go_are_named() -> None:
     model = model_of("relu", seed=0)
     with pytest.raises(CertificateError, match="structure: expected one of auto, exact, torus"):
         certify(model, (2, 6, 6), structure="dense")
-    with pytest.raises(CertificateError, match="structure: 'torus' goes with norm 'l2'"):
-        certify(model, (2, 6, 6), structure="torus", norm="linf")
+    with pytest.raises(CertificateError, match="structure: 'every_size' goes with norm 'l2'"):
+        certify(model, (2, 6, 6), structure="every_size", norm="linf")
 
 
 def test_many_neurons_go_to_the_torus_by_themselves() -> None:

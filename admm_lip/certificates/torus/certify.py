@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,18 +75,27 @@ class OnTorus:
 
 
 def certified_on_torus(
-    network: Network, config: SolverConfig, deadline: Deadline, headed: bool = False
+    network: Network,
+    config: SolverConfig,
+    deadline: Deadline,
+    measure: Callable[[TorusChain], TorusChain] = lambda chain: chain,
+    headed: bool = False,
 ) -> OnTorus:
     """The least bound that is proven with the first activations on a torus.
 
-    ``headed``: with a matrix behind them, which single outputs can be read off.
+    Args:
+        network: of images.
+        config: of the solver of what stands behind.
+        deadline: of everything.
+        measure: how inputs and outputs are measured (``measure.py``).
+        headed: with a matrix behind them, which single outputs can be read off.
 
     Raises:
         NotShiftInvariant: by name, where not even the first activation can stand on one.
         CertificateError: where nothing was proven.
     """
     best, found, reason = None, None, ""
-    chains = [c for c in chains_of(network) if c.head is not None or not headed]
+    chains = [measure(c) for c in chains_of(network) if c.head is not None or not headed]
     if not chains:
         raise CertificateError(
             "structure: the outputs stand on the torus themselves; single ones need "
@@ -156,22 +166,21 @@ def wants_torus(structure: str, network: Network, norm: str, units: Any) -> bool
     """Whether a network is to be certified frequency by frequency.
 
     Raises:
-        CertificateError: for an unknown structure, or one that does not go with norm or units.
+        CertificateError: for an unknown structure, or sizes at once in another norm or units.
     """
     if structure not in STRUCTURES:
         raise CertificateError(
             f"structure: expected one of {', '.join(STRUCTURES)}, got {structure!r}"
         )
-    plain = norm == "l2" and units is None
     shape = network.input_shape or ()
-    if structure in ("torus", "every_size") and not plain:
+    if structure == "every_size" and not (norm == "l2" and units is None):
         raise CertificateError(f"structure: {structure!r} goes with norm 'l2' and no units")
     if structure in ("torus", "every_size") and len(shape) != 3:
         raise NotShiftInvariant(
             f"structure: expected images (channels, rows, columns), got {shape}"
         )
-    if structure != "auto" or not plain:
-        return structure != "exact" and plain
+    if structure != "auto":
+        return structure != "exact"
     large = len(shape) == 3 and neurons_of(network) > EXACT_NEURONS
     return large and _stands_on_torus(network)
 

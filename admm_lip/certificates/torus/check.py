@@ -20,7 +20,7 @@ from ..proof import unproven
 from .hermitian import is_below
 from .proof import NotProven, covariances, gathered
 from .residual import tied_or_single
-from .steps import Correlation, Index, Pointwise, TorusChain, symbol
+from .steps import INPUT_NORM, Correlation, Index, Pointwise, TorusChain, symbol
 
 
 def head_matrices(head: Network) -> Matrices:
@@ -53,6 +53,7 @@ def slopes_on_torus(chain: TorusChain) -> tuple[LayerSlopes, ...]:
     own = tuple(
         LayerSlopes(step.kind, float(step.alpha.min()), float(step.beta.max()))
         for step in chain.activations
+        if step.kind != INPUT_NORM
     )
     return own if chain.head is None else (*own, *chain_slopes(chain.head.chain()))
 

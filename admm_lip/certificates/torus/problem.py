@@ -168,7 +168,11 @@ class Problem:
         return found
 
     def loudest(self) -> list[Array]:
-        """``E z_i^2`` of the unit signal that is loudest at i, activations halfway."""
+        """``E z_i^2`` of the unit signal that is loudest at i, activations halfway.
+
+        Halfway between slopes -1 and 1 nothing is left, so that where all are fed by one number
+        (``measure.py``) they give noise of half the power in its place, and count for half.
+        """
         found: list[Array] = []
 
         def through(k: int, p: list[Any], weights: list[Array], act: Activation) -> list[Any]:
@@ -176,6 +180,10 @@ class Problem:
             found.append(np.max([one.real.max(axis=(0, 1)) for one in each], axis=0))
             slope = act.least.copy()
             slope[act.rows] += act.span / 2.0
+            if self.chain.channels == 1 and not slope.any():
+                found[-1] *= 0.5
+                noise = act.span**2 / 8.0 * np.eye(len(slope))
+                return [noise * one for one in p]
             return [slope[:, None] * one * slope for one in p]
 
         self.walk(through)

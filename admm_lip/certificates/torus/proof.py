@@ -14,6 +14,8 @@ adds that bound to the diagonal:
   proves it definite; with R = I - Y S the inverse is S within ``||S|| ||R|| / (1 - ||R||)``;
 * what underflows loses less than a constant (``definite.py``), what overflows proves nothing;
 * where Y is near to singular, P may first be replaced by a multiple of I that is proven above it;
+* of slopes [-b, b] on all channels the formula is ``2 b^2 T^-1``, whatever P: the slack is proven
+  definite, and nothing is inverted;
 * a residual block of one multiplier may be taken as one step (``residual.py``).
 
 At a head every frequency's P is folded into the first matrix V of what follows,
@@ -130,6 +132,9 @@ def _correlated(p: Any, step: Correlation, frequencies: Index, grid: Pair) -> An
 def _activated(p: Any, step: Pointwise, t: Array, k: int) -> Any:
     if t.shape != step.rows.shape or not (np.isfinite(t).all() and (t > 0.0).all()):
         raise NotProven(f"multiplier[{k - 1}]: expected {len(step.rows)} numbers > 0")
+    even = len(t) == p.shape[1] and bool((step.alpha == -step.beta).all())
+    if even and are_definite(_scaled_slack(p, step.rows, t)[0]):
+        return _diagonal(np.tile(2.0 * step.beta**2 / t, (len(p), 1)))
     try:
         found, lost = _by_inverse(p, step, t, k)
     except NotProven:
@@ -166,19 +171,29 @@ def _of_multiple(p: Any, step: Pointwise, t: Array) -> Any:
     rise = np.abs(alpha * x + span) + 16.0 * U * (np.abs(alpha) * x + span)
     entries = alpha**2 * top[:, None] + rise**2 / (t * np.where(even, 1.0, left))
     diagonal = np.repeat(top[:, None], n, axis=1)
-    diagonal[:, step.rows] = np.where(even, 2.0 * beta**2 / t, entries) * (1.0 + 64.0 * U) + TINY
-    if not np.isfinite(diagonal).all():
-        return None
-    return diagonal[:, :, None] * np.eye(n, dtype=complex)
+    diagonal[:, step.rows] = np.where(even, 2.0 * beta**2 / t, entries)
+    return _diagonal(diagonal) if np.isfinite(diagonal).all() else None
+
+
+def _diagonal(entries: Array) -> Any:
+    """Matrices of these diagonals, of which every entry is some roundings away."""
+    raised = entries * (1.0 + 64.0 * U) + TINY
+    return raised[:, :, None] * np.eye(entries.shape[1], dtype=complex)
+
+
+def _scaled_slack(p: Any, rows: Any, t: Array) -> tuple[Any, Array]:
+    """Below ``2 T - T P T``, with a diagonal near 1, and the scales."""
+    scale = inverse_root(2.0 * t)
+    y = slack(p, rows, t) * scale[:, None] * scale
+    inner = sizes_of(y) + 4.0
+    y[:, range(len(t)), range(len(t))] -= (8.0 * U * SLACK) * inner[:, None]
+    return y, scale
 
 
 def _by_inverse(p: Any, step: Pointwise, t: Array, k: int) -> tuple[Any, Array]:
     """P behind an activation by the inverse of the slack, and what rounding took, relatively."""
     rows, size_p = step.rows, sizes_of(p)
-    scale = inverse_root(2.0 * t)
-    y = slack(p, rows, t) * scale[:, None] * scale
-    inner = sizes_of(y) + 4.0
-    y[:, range(len(t)), range(len(t))] -= (8.0 * U * SLACK) * inner[:, None]
+    y, scale = _scaled_slack(p, rows, t)
     s, lost_s = _inverse(y, k)
     least = step.least(p.shape[1])
     h = gain(p, rows, t, least, step.beta - step.alpha) * scale

@@ -13,10 +13,7 @@ from ...float64 import U
 from ...networks.layer_spec import INPUT, LayerSpec
 from ...networks.layers import Array, Shape
 from ...networks.network import Network
-from .steps import Correlation, Pair, Pointwise, Step
-
-# The kind of an activation that the torus alone has.
-ZERO_PADDING = "zero_padding"
+from .steps import ZERO_PADDING, Correlation, Pair, Pointwise, Step
 
 
 class NotShiftInvariant(CertificateError):

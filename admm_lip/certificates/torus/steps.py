@@ -23,6 +23,8 @@ from ...networks.layers import Array, Shape
 from ...networks.network import Network
 
 Pair = tuple[int, int]
+# Kinds of activations that no layer is of (``reading.zeroed``, ``measure.py``).
+ZERO_PADDING, INPUT_NORM = "zero_padding", "input_norm"
 Rows = npt.NDArray[np.intp]
 
 
@@ -48,7 +50,7 @@ class Pointwise:
     """An activation on some of the channels, with its slope range for each; the others pass.
 
     Attributes:
-        kind: of the activation, as a certificate states it; ``zero_padding`` is no layer's.
+        kind: of the activation, as a certificate states it; two are no layer's.
         rows: which channels, in the order of the multipliers.
         alpha: least slope, at most 0.
         beta: greatest slope, at least 0.

@@ -20,7 +20,7 @@ from ...networks.network import Network
 from ...networks.sorting import SORTS
 from ..certificate import AnyCertificate, Certificate
 from ..document import LayerSlopes, chain_slopes
-from .reading import ZERO_PADDING
+from .steps import ZERO_PADDING
 
 Multiplier = tuple[tuple[float, ...], ...]
 
@@ -53,17 +53,23 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
         )
     shares = list(_shares(network, own[: len(kept)], [stated[k] for k in kept]))
 
+    front = certificate.norm == "linf"
+    if front:  # that of the input, of slopes -1 and 1
+        kept = [0, *(k + 1 for k in kept)]
+        shares.insert(0, (math.prod(certificate.input_shape[1:]), 0.25))
+
     def spread(channels: Sequence[Sequence[float]], lip: float) -> Multiplier:
-        if len(channels) != switch:
+        if len(channels) != switch + front:
             raise CertificateError(
-                f"multiplier: expected {switch} layers per channel, got {len(channels)}"
+                f"multiplier: expected {switch + front} layers per channel, got {len(channels)}"
             )
         rows = zip([channels[k] for k in kept], shares, strict=True)
         return tuple(tuple((lip**2 * share * np.repeat(t, n)).tolist()) for t, (n, share) in rows)
 
     if isinstance(certificate, Certificate):
-        front, rest = certificate.multiplier[:switch], certificate.multiplier[switch:]
-        multiplier = (*spread(front, certificate.lip), *rest)
+        taken = switch + front
+        per_channel, rest = certificate.multiplier[:taken], certificate.multiplier[taken:]
+        multiplier = (*spread(per_channel, certificate.lip), *rest)
         return replace(certificate, multiplier=multiplier, slopes=own, switch=0, every_size=0)
     bounds = tuple(
         replace(b, multiplier=(*spread(certificate.shared, b.lip), *b.multiplier))
