@@ -33,6 +33,7 @@ def affine_error(
     terms: int,
     weight_error: float = 0.0,
     bias_error: float = 0.0,
+    spread: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """How far a float64 evaluation of ``W x + b`` is from the exact one, entry by entry.
 
@@ -43,16 +44,18 @@ def affine_error(
     Args:
         value: ``(batch, n_in)``.
         error: e, of the same shape.
-        absolute: ``|W| y`` of such rows.
+        absolute: ``|W| y`` of such rows, or more where W is evaluated step by step: the steps'
+            absolute values.
         bias: b, flat.
         terms: n, the entries of a row.
         weight_error: bound on the Frobenius norm of stored minus exact weights.
         bias_error: bound on every entry's error of the bias.
+        spread: ``|W| y``, where ``absolute`` is more.
     """
-    spread = absolute(value.abs())
+    summed = absolute(value.abs())
     if bias is not None:
-        spread = spread + bias.abs()
-    off = absolute(error) + gamma(terms) * spread + bias_error
+        summed = summed + bias.abs()
+    off = (spread or absolute)(error) + gamma(terms) * summed + bias_error
     if weight_error > 0.0:
         off = off + weight_error * (lengths(value) + lengths(error))[:, None]
     return SLACK * off + TINY

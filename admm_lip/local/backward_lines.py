@@ -45,33 +45,34 @@ class BackwardLines:
 
     def range(self, known: Sequence[LayerBounds], k: int) -> Range:
         """Range of ``z_k`` (``k >= 1``) from the lines of the layers before it."""
-        windows = windows_of(self.layers[: k + 1], self.region)
-        if windows is None:
-            return self._by_rows(known, k)
-        low, high = torch.empty(2, len(self.region), self.layers[k].operator.size_out).double()
+        windows, left = windows_of(self.layers[: k + 1], self.region)
+        low, high = self._by_rows(known, k, left)
         for group in windows:
-            part = BackwardLines(group.layers, group.region(self.region))
-            found, places = part._by_rows(group.known(known), k), group.outputs.flatten()
-            low[:, places], high[:, places] = (end.view(len(low), -1) for end in found)
+            part, places = group.outputs.shape
+            inner = BackwardLines(group.layers, group.region(self.region))
+            found = inner._by_rows(group.known(known), k, torch.ones(places, dtype=torch.bool))
+            for ends, into in zip(found, (low, high), strict=True):
+                into[:, group.outputs.flatten()] = ends.view(len(low), part * places)
         return Range(low, high)
 
-    def _by_rows(self, known: Sequence[LayerBounds], k: int) -> Range:
-        """The same from all rows but copies, over whole layers."""
+    def _by_rows(self, known: Sequence[LayerBounds], k: int, some: Tensor) -> Range:
+        """The same of some neurons, ``(n_k,)``, from rows over whole layers; of copies nothing."""
         layer, batch = self.layers[k], len(self.region)
         size = layer.operator.size_out
         widest = max(
             max(one.operator.size_in, one.operator.size_out) for one in self.layers[: k + 1]
         )
         low = torch.full((batch, size), -torch.inf, dtype=torch.float64)
-        high, wanted = -low, (~layer.copies).nonzero()[:, 0]
+        high, wanted = -low, (some & ~layer.copies).nonzero()[:, 0]
         bias = low.new_zeros(size) if layer.bias is None else layer.bias
         for part in chunks(wanted, ENTRIES // (widest * max(batch, 1))):
-            # Rows of the matrix, exactly.
             rows = layer.rows_back(one_hot(part, size)).expand(batch, -1, -1)
             constant = bias[part].expand(batch, -1)
             low[:, part] = self.below(known, rows, constant)
             high[:, part] = -self.below(known, -rows, -constant)
         off = _stored(layer, known[-1])
+        if not layer.operator.exact_rows:
+            off = off + SLACK * layer.gamma_back * layer.absolute(known[-1].reach)
         return Range(low - off, high + off)
 
     def functionals(self, forward: Forward, rows: Tensor) -> Tensor:
@@ -152,8 +153,8 @@ def behind_last(
         rows: ``(batch, m, n_out)``, with entries 0 and +-1.
     """
     size = rows.abs()
-    # Differences of two rows are rounded once per entry.
-    lost = 2.0 * U * times(last.rows_back(size, absolute=True), known[-1].reach)
+    # Differences of two rows of a matrix are rounded once per entry.
+    lost = last.gamma_back * times(last.rows_back(size, absolute=True), known[-1].reach)
     lost = lost + size.sum(-1) * _stored(last, known[-1])[:, :1]
     constant = torch.zeros(rows.shape[:2], dtype=torch.float64)
     if last.bias is not None:

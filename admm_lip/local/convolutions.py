@@ -13,7 +13,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..networks.activations import Options
 from ..networks.layers import Window, conv_matrix
-from .linear_operator import Entries, Operator, Shape
+from .linear_operator import Along, Entries, Operator, Shape, Sides
 
 
 class Convolution(Operator):
@@ -32,7 +32,7 @@ class Convolution(Operator):
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The input and what the convolution has to pad itself."""
         top, bottom, left, right = self.sides
-        if (top, left) == (bottom, right):
+        if (top, left) == (bottom, right) and min(self.sides) >= 0:
             return x, (top, left)
         return functional.pad(x, (left, right, top, bottom)), (0, 0)
 
@@ -54,7 +54,7 @@ class Convolution(Operator):
         found: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
             whole, weight, u, (step, across), 0, dilation, groups
         )
-        return found[:, :, top : top + rows, left : left + columns]
+        return functional.pad(found, (-left, -right, -top, -bottom))
 
     def _by_phases(self, u: Tensor, weight: Tensor, step: int) -> Tensor:
         """One dense convolution, on a CPU several times as fast as torch's own adjoint.
@@ -87,6 +87,14 @@ class Convolution(Operator):
         weight = self.layer.weight.detach().numpy()
         window = Window.of(self.options, weight.shape[2:], self.shape_in, "convolution")
         return conv_matrix(weight, self.shape_in, window, self.window[2], limit=limit), 0.0
+
+    def along(self, axis: int) -> Along:
+        stride, dilation, _ = self.window
+        reach = dilation[axis] * (self.layer.weight.shape[2 + axis] - 1)
+        return Along(stride[axis], reach, self.sides[2 * axis])
+
+    def windowed(self, shape_in: Shape, sides: Sides, shape_out: Shape) -> Convolution:
+        return Convolution(self.layer, {**self.options, "padding": sides}, shape_in, shape_out)
 
 
 class AveragePool(Operator):
@@ -132,7 +140,13 @@ class AveragePool(Operator):
         top, bottom, left, right = self.sides
         missing = rows + top + bottom - spread.shape[2], columns + left + right - spread.shape[3]
         spread = functional.pad(spread, (0, missing[1], 0, missing[0]))
-        return spread[:, :, top : top + rows, left : left + columns]
+        return functional.pad(spread, (-left, -right, -top, -bottom))
+
+    def along(self, axis: int) -> Along:
+        return Along(self.stride[axis], self.kernel[axis] - 1, self.sides[2 * axis])
+
+    def windowed(self, shape_in: Shape, sides: Sides, shape_out: Shape) -> AveragePool:
+        return AveragePool(self.layer, {**self.options, "padding": sides}, shape_in, shape_out)
 
 
 def _interleaved(phases: Tensor, shape: Shape, step: int, padding: tuple[int, int]) -> Tensor:

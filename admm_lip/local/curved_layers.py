@@ -3,7 +3,8 @@
 Sorting pairs is a curve between two rotations (``networks/sorting.py``), which the kernels and
 matrices beside it take in; affine layers in a row that end in a matrix become one matrix, row by
 row through their adjoints.  Nothing is unrolled.  What is no such path, a network with skips or
-with two convolutions in a row, goes through its chain of dense matrices (``networks/lowering.py``).
+with two convolutions in a row, becomes a chain of wired operators (``lifted_layers.py``), whose
+matrices are formed where they are small.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 
 from ..float64 import TINY
 from ..networks.activations import ACTIVATIONS, values_of
+from ..networks.joins import dense
 from ..networks.layer_spec import scalar_parts
-from ..networks.layers import AFFINE, RESHAPES, AffineMap, Array, Shape, stored_errors
+from ..networks.layers import AFFINE, RESHAPES, AffineMap, Shape, stored_errors
 from ..networks.lowering import changes_nothing, is_activation
 from ..networks.network import LayerSpec, Network, SideBySide
 from ..networks.sorting import HALF_ABS, PAIRED, SORTS, RotationBack, after_rotation_back, rotated
@@ -29,8 +31,13 @@ from .curves import WithArrays, parts_of
 from .elementwise_operators import Elementwise
 from .input_region import UnitBall
 from .layers import Layer, operator_error, stored
+from .lifted_layers import Lifting, written_out
 from .linear_operator import Stored
-from .operators import OPERATORS, Dense, ScaledInputs, operator_of
+from .operators import Dense, ScaledInputs, operator_of
+from .wired_operator import Wired
+
+# Entries of the largest matrix of a graph up to which its matrices are quicker than its layers.
+_FORMED = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +60,40 @@ def curved_layers(network: Network) -> tuple[Layer, ...]:
         UnsupportedModule: by name, for an activation without a curve.
     """
     found = _path(network)
-    return _of_chain(network) if found is None else found
+    return _of_graph(network) if found is None else found
 
 
-def _of_chain(network: Network) -> tuple[Layer, ...]:
-    """One dense layer for each matrix."""
-    chain = network.chain()
-    activations = [*(_with_arrays(network, spec) for spec in chain.activations), None]
-    columns = chain.names, chain.weights, chain.biases, activations, chain.errors, chain.bias_errors
-    return tuple(
-        Layer(" and ".join(names), _dense(weight, bias), _curved(spec, len(bias)), error, off)
-        for names, weight, bias, spec, error, off in zip(*columns, strict=True)
-    )
+def _of_graph(network: Network) -> tuple[Layer, ...]:
+    """Layers of any graph: matrices where they are small, else steps of operators."""
+    layers = Lifting(written_out(network), _affine, _parts).lifted()
+    size = max(layer.operator.size_in * layer.operator.size_out for layer in layers)
+    return tuple(map(_formed, layers)) if size <= _FORMED else layers
+
+
+def _formed(layer: Layer) -> Layer:
+    """A layer as the matrix that it is."""
+    operator = layer.operator
+    if operator.is_matrix:
+        return layer
+    matrix, lost = operator.matrix(_FORMED)
+    weight = torch.from_numpy(dense(matrix))
+    bias = torch.zeros(len(weight)).double() if layer.bias is None else layer.bias
+    # A wired operator's error is its layer's own already.
+    error = layer.error if isinstance(operator, Wired) else layer.error + lost
+    made = Dense(Stored(weight, bias), {}, (weight.shape[1],), (len(weight),))
+    return replace(layer, operator=made, error=error)
+
+
+def _parts(network: Network, spec: LayerSpec, shape: Shape) -> tuple[tuple[LayerSpec, int], ...]:
+    """The scalar activations of an activation's neurons, in their order."""
+    size = math.prod(shape)
+    if spec.kind in PAIRED:
+        return ((LayerSpec(HALF_ABS, spec.name, {}), size),)
+    whole = scalar_parts(spec, network.arrays, shape)
+    found = _with_arrays(network, SideBySide(whole))
+    assert isinstance(found, SideBySide)
+    parts_of(found, size)  # refuses what has no curve
+    return found.parts
 
 
 def _curved(spec: LayerSpec | SideBySide | None, size: int) -> Curved | None:
@@ -74,13 +103,8 @@ def _curved(spec: LayerSpec | SideBySide | None, size: int) -> Curved | None:
     return Curved(spec)
 
 
-def _dense(weight: Array, bias: Array) -> Dense:
-    layer = Stored(torch.from_numpy(weight), torch.from_numpy(bias))
-    return Dense(layer, {}, weight.shape[1:], weight.shape[:1])
-
-
 def _path(network: Network) -> tuple[Layer, ...] | None:
-    """The layers of a path; ``None`` where the chain of matrices has to be formed."""
+    """The layers of a path; ``None`` where one affine layer cannot be made of some in a row."""
     if not network.is_path:
         return None
     shapes = list(network.shapes().values())  # the input's first
@@ -89,8 +113,6 @@ def _path(network: Network) -> tuple[Layer, ...] | None:
     sort: RotationBack | None = None
     for spec, before, after in zip(network.layers, shapes, shapes[1:], strict=False):
         if spec.kind in AFFINE:
-            if spec.kind not in OPERATORS:
-                return None
             group.append(_affine(network, spec, before))
         elif is_activation(spec) and not changes_nothing(spec):
             layer = _merged(group, sort)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..networks.activations import Options
-from .linear_operator import Entries, Operator, Shape, as_they_are
+from ..rounding import SLACK
+from .linear_operator import Along, Entries, Operator, Shape, Sides, as_they_are
 
 
 class Elementwise(Operator):
@@ -39,10 +40,18 @@ class Elementwise(Operator):
 
     def row_lengths(self, columns: Tensor | None = None) -> Tensor:
         sizes = self.own_entries().abs()[None]
-        return sizes if columns is None else sizes * columns
+        return sizes if columns is None else sizes * columns.sqrt() * SLACK
 
     def column_lengths(self) -> Tensor:
         return self.own_entries().abs()
+
+    def along(self, axis: int) -> Along | None:
+        arrays = (a for a in (self.layer.weight, self.layer.bias) if a is not None)
+        same = all(a.ndim < 2 - axis or a.shape[axis - 2] == 1 for a in arrays)
+        return Along(1, 0, 0) if len(self.shape_in) == 3 and same else None
+
+    def windowed(self, shape_in: Shape, sides: Sides, shape_out: Shape) -> Elementwise:
+        return Elementwise(self.layer, self.options, shape_in, shape_out)
 
 
 class Take(Operator):

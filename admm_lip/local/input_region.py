@@ -60,7 +60,7 @@ class UnitBall:
         if self.norm == "l2":
             return self.first.rows
         ones = torch.ones(1, self.first.operator.size_in, dtype=torch.float64)
-        reach = self.first.absolute(ones)[0] + self.first.error * ones.shape[1] ** 0.5
+        reach = self.first.spread(ones)[0] + self.first.error * ones.shape[1] ** 0.5
         raised: Tensor = reach * SLACK + TINY
         return raised
 
@@ -95,8 +95,7 @@ class UnitBall:
     def lengths(self, rows: Tensor) -> Tensor:
         """``||a W_0 diag(1/s)||`` in l2, for rows ``(batch, m, n_1)``, but for their rounding."""
         operator = self.first.operator
-        flat = len(operator.shape_in) == len(operator.shape_out) == 1
-        through = rows @ self.factor if flat else self.first.rows_back(rows)
+        through = rows @ self.factor if operator.is_matrix else self.first.rows_back(rows)
         return lengths(through)
 
 

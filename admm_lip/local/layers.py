@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError, UnsupportedModule
+from ..float64 import U
 from ..networks import trace
 from ..networks.chain import build_layer, reader_of
 from ..networks.layers import AFFINE, stored_errors
@@ -23,7 +24,7 @@ from ..networks.network import LayerSpec, Network
 from ..rounding import SLACK, affine_error, gamma, lengths
 from .activations import MONOTONE, Activation, Monotone
 from .linear_operator import Operator, Shape, Stored, as_they_are
-from .operators import OPERATORS, Dense, operator_of
+from .operators import OPERATORS, operator_of
 from .proven_norms import ScaledNorms, scaled_norms
 
 # Affine layers that a network in training may have.
@@ -56,14 +57,18 @@ class Layer:
         return (z if operator.bias is None else z + operator.bias).flatten(1)
 
     def absolute(self, x: Tensor) -> Tensor:
-        """``|W| x`` of ``(batch, *)``, flat."""
+        """``|W| x`` of ``(batch, *)``, flat; not less where W has several steps."""
         return self.operator.absolute(x.reshape(len(x), *self.operator.shape_in)).flatten(1)
 
     def affine_with_error(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """``W x + b`` and a bound on its error, where ``x`` is within ``error`` of ``value``."""
         z = self.affine(value)
-        terms, known = self.operator.terms, (self.error, self.bias_error)
-        return z, affine_error(value, error, self.absolute, self.bias, terms, *known)
+        known = self.operator.terms, self.error, self.bias_error, self.spread
+        return z, affine_error(value, error, self.absolute, self.bias, *known)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """``|W| x`` of ``(batch, *)``, flat, of the matrix itself."""
+        return self.operator.spread(x.reshape(len(x), *self.operator.shape_in)).flatten(1)
 
     def rows_back(self, rows: Tensor, *, absolute: bool = False) -> Tensor:
         """``a W``, or ``a |W|``, of rows ``(batch, m, n_out)``: ``(batch, m, n_in)``."""
@@ -76,7 +81,7 @@ class Layer:
 
     def columns_through(self, columns: Tensor) -> Tensor:
         """``W C`` of matrices ``(batch, n_in, m)``: ``(batch, n_out, m)``."""
-        if len(self.operator.shape_in) == len(self.operator.shape_out) == 1:
+        if self.operator.is_matrix:
             return self.operator.dense() @ columns
         flat = columns.mT.reshape(-1, *self.operator.shape_in)
         return self.operator.forward(flat).reshape(*columns.mT.shape[:-1], -1).mT
@@ -93,12 +98,13 @@ class Layer:
 
         A value that skips activations is carried so; its range is known.
         """
-        if not isinstance(self.operator, Dense):
-            return torch.zeros(self.operator.size_out, dtype=torch.bool)
-        weight = self.operator.own_entries()
-        alone = (weight != 0.0).sum(dim=1) == 1
-        plain = alone & (weight.sum(dim=1) == 1.0)
+        plain = self.operator.copies
         return plain if self.bias is None else plain & (self.bias == 0.0)
+
+    @property
+    def gamma_back(self) -> float:
+        """Relative error of an entry of ``a W``, for a row with a single 1, or one with +-1."""
+        return 2.0 * U if self.operator.exact_rows else gamma(self.operator.terms_back)
 
     @property
     def gamma(self) -> float:

@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from ..networks.layers import AFFINE
 from ..rounding import SLACK, unit_scale
 
 Shape = tuple[int, ...]
+# Rows above and below, and columns left and right: padded, or left out.
+Sides = tuple[int, int, int, int]
 # What is done to every entry of a matrix.
 Entries = Callable[[Tensor], Tensor]
 
@@ -72,6 +74,14 @@ class _Transposed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return ctx.operator.forward(grads[0]), None
+
+
+class Along(NamedTuple):
+    """How outputs slide along an axis: output i reads ``s i - before`` and ``reach`` more."""
+
+    stride: int
+    reach: int
+    before: int
 
 
 def as_they_are(entries: Tensor) -> Tensor:
@@ -136,6 +146,39 @@ class Operator(ABC):
         """Entries of one output sample."""
         return math.prod(self.shape_out)
 
+    @property
+    def shapes_in(self) -> tuple[Shape, ...]:
+        """Shapes of the values that one input sample holds, one behind the other."""
+        return (self.shape_in,)
+
+    @property
+    def shapes_out(self) -> tuple[Shape, ...]:
+        """Those of an output sample."""
+        return (self.shape_out,)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether its matrix is held, so that products of matrices are the quickest."""
+        return False
+
+    @property
+    def exact_rows(self) -> bool:
+        """Whether the adjoint of a row with a single 1 is a row of the matrix to the bit."""
+        return True
+
+    @property
+    def copies(self) -> Tensor:
+        """Which entries of ``W x`` are entries of x, ``(size_out,)``, boolean."""
+        return torch.zeros(self.size_out, dtype=torch.bool)
+
+    def along(self, axis: int) -> Along | None:
+        """How its outputs slide over rows (0) or columns (1); ``None`` if they do not."""
+        return None
+
+    def windowed(self, shape_in: Shape, sides: Sides, shape_out: Shape) -> Operator:
+        """The same on a window of an image, which it pads by ``sides`` itself."""
+        raise NotImplementedError
+
     def entries(self, function: Entries) -> Tensor:
         """The weight's entries after a function of each; of stored weights kept."""
         if function is as_they_are:
@@ -174,6 +217,10 @@ class Operator(ABC):
         """``|W| x``."""
         return self.product(x, torch.abs)
 
+    def spread(self, x: Tensor) -> Tensor:
+        """``|W| x``, also where the operator has several steps and :meth:`absolute` is more."""
+        return self.absolute(x)
+
     def squared(self, x: Tensor) -> Tensor:
         """``(W * W) x``, entry by entry: for a 0/1 mask x the squared norms of masked rows."""
         return self.product(x, torch.square)
@@ -190,7 +237,8 @@ class Operator(ABC):
         """Upper bounds of the rows' norms, at every scale, ``(batch, *shape_out)``; float64.
 
         Args:
-            columns: ``(batch, *shape_in)``, 1 for the columns that count and 0 for the others.
+            columns: ``(batch, *shape_in)``, by how much the square of each column's entries counts:
+                1, 0 for none.
         """
         mask = self._ones(self.shape_in) if columns is None else columns
         squares = self.product(mask, self.unit_squares).clamp(min=0.0)

@@ -29,7 +29,6 @@ from .curves import Range
 from .forward_bounds import scaled_norm
 from .input_region import chunks
 from .multipliers import THETAS, best_of, closed_form, from_global, improved
-from .operators import Dense
 from .reduced_inequality import Gain, Reduced, proven_lip, reduce, with_outputs
 
 NONE, GLOBAL, NORMS, CLOSED, IMPLIED, OPTIMISED, PRODUCT, MASKED = range(len(LEVELS))
@@ -150,7 +149,7 @@ def norm_products(net: CurvedNet, slopes: Sequence[Range], rows: Tensor) -> Tens
 def _first_norm(net: CurvedNet, rows: Tensor) -> Tensor:
     """``||R W_0||`` over the unit ball, for every sample's row scales."""
     fitted = net.ball.fitted
-    if isinstance(fitted.operator, Dense) or net.ball.stretch != 1.0:
+    if fitted.operator.is_matrix or net.ball.stretch != 1.0:
         return proven_norms(rows[:, :, None] * net.ball.factor) * SLACK
     return scaled_norm(fitted, rows, None)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import UnsupportedModule
-from ..float64 import SQUARED_AWAY
 from ..networks.activations import Options
 from ..networks.layers import AFFINE
 from ..rounding import SLACK, unit_scale
@@ -44,6 +44,15 @@ class Dense(Operator):
     def dense(self) -> Tensor:
         return self.own_entries()
 
+    @property
+    def is_matrix(self) -> bool:
+        return True
+
+    @cached_property
+    def copies(self) -> Tensor:
+        weight = self.own_entries()
+        return ((weight != 0.0).sum(dim=1) == 1) & (weight.sum(dim=1) == 1.0)
+
 
 class ScaledInputs(Operator):
     """``W diag(c)``: a layer behind factors of its inputs, or whose inputs are in other units.
@@ -70,6 +79,22 @@ class ScaledInputs(Operator):
     def bias(self) -> Tensor | None:
         return self.inner.bias if self._bias is None else self._bias
 
+    @property
+    def is_matrix(self) -> bool:
+        return self.inner.is_matrix
+
+    @property
+    def exact_rows(self) -> bool:
+        return self.inner.exact_rows
+
+    @property
+    def shapes_in(self) -> tuple[Shape, ...]:
+        return self.inner.shapes_in
+
+    @property
+    def shapes_out(self) -> tuple[Shape, ...]:
+        return self.inner.shapes_out
+
     def own_entries(self) -> Tensor:
         return self.inner.own_entries()
 
@@ -79,14 +104,14 @@ class ScaledInputs(Operator):
     def transposed(self, u: Tensor, entries: Entries) -> Tensor:
         return self.inner.transposed(u, entries) * entries(self.factors)
 
+    def spread(self, x: Tensor) -> Tensor:
+        return self.inner.spread(x * self.factors.abs())
+
     def row_lengths(self, columns: Tensor | None = None) -> Tensor:
         near_one = unit_scale(self.factors.abs().max())
-        inner = (self.factors * near_one).square().expand(1, *self.shape_in)
-        squares = self.inner.product(
-            inner if columns is None else inner * columns, self.inner.unit_squares
-        )
-        lengths = squares.clamp(min=0.0).sqrt() * SLACK + SQUARED_AWAY
-        return lengths / near_one / self.inner.row_scale().view(-1, *self._tail())
+        squares = (self.factors * near_one).square().expand(1, *self.shape_in)
+        counts = squares if columns is None else squares * columns
+        return self.inner.row_lengths(counts) / near_one
 
     def column_lengths(self) -> Tensor:
         return self.inner.column_lengths() * self.factors.abs()

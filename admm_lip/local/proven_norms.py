@@ -15,6 +15,7 @@ stands in, itself proven the same way, on a torus (``torus_norm.py``) or by
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..float64 import TINY
 from ..rounding import SLACK, gamma, proven_norms
 from .convolutions import Convolution
 from .linear_operator import Operator, Shape
-from .operators import Dense, ScaledInputs
+from .operators import ScaledInputs
 from .torus_norm import torus_norm
 
 Array = npt.NDArray[np.float64]
@@ -117,8 +118,8 @@ class _SparseNorms(ScaledNorms):
         self.operator = operator
         matrix, self.error = operator.matrix(_ENTRIES)
         self.rows, self.columns = (
-            _by_pixel_row(operator.shape_out),
-            _by_pixel_row(operator.shape_in),
+            _by_pixel_row(operator.shapes_out),
+            _by_pixel_row(operator.shapes_in),
         )
         ordered = sp.csr_array(matrix)[self.rows][:, self.columns]
         largest = float(np.abs(ordered.data).max(initial=0.0))
@@ -163,9 +164,7 @@ class _SparseNorms(ScaledNorms):
 
 def scaled_norms(operator: Operator) -> ScaledNorms:
     """The bounds of an operator whose weights do not change any more."""
-    if isinstance(operator, Dense):
-        return _DenseNorms(operator.dense())
-    if isinstance(operator, ScaledInputs) and isinstance(operator.inner, Dense):
+    if operator.is_matrix:
         return _DenseNorms(operator.dense())
     return _SparseNorms(operator)
 
@@ -236,7 +235,18 @@ def _is_definite(lower: Array, shift: float) -> bool:
     return bool(np.isfinite(factor[0]).all())
 
 
-def _by_pixel_row(shape: Shape) -> npt.NDArray[np.intp]:
-    """Where the entries of (row, channel, column) order stand in (channel, row, column) order."""
-    places = np.arange(math.prod(shape)).reshape(shape)
-    return places.transpose(1, 0, 2).ravel() if len(shape) == 3 else places.ravel()
+def _by_pixel_row(shapes: Sequence[Shape]) -> npt.NDArray[np.intp]:
+    """Where entries ordered by row, then channel, stand among images one behind the other.
+
+    Images of other heights are laid over each other, so that what is near stays near.
+    """
+    found, heights, start = [], [], 0
+    for shape in shapes:
+        places = start + np.arange(math.prod(shape)).reshape(shape)
+        rows = shape[1] if len(shape) == 3 else 1
+        found.append(places.transpose(1, 0, 2).ravel() if len(shape) == 3 else places.ravel())
+        heights.append(np.repeat((np.arange(rows) + 0.5) / rows, places.size // rows))
+        start += places.size
+    order = np.argsort(np.concatenate(heights), kind="stable")
+    ordered: npt.NDArray[np.intp] = np.concatenate(found)[order]
+    return ordered

@@ -280,7 +280,7 @@ class _Lowering:
         before, after = (
             sum(part) for part in (self.sizes[: value.segment], self.sizes[value.segment + 1 :])
         )
-        return _widened(plain, before, after)
+        return widened(plain, before, after)
 
     def chain(self, output: str) -> Chain:
         """The chain, once ``output`` is known."""
@@ -371,7 +371,7 @@ def _underflows(matrix: Any) -> bool:
     return bool(((size > 0.0) & (size < 2.0**-1020)).any())
 
 
-def _widened(plain: AffineMap, before: int, after: int) -> AffineMap:
+def widened(plain: AffineMap, before: int, after: int) -> AffineMap:
     """A map that does not hear the numbers before and after its own."""
     rows = len(plain.bias)
     if sp.issparse(plain.matrix):
