@@ -72,7 +72,8 @@ class Plan:
 
     Attributes:
         blocks: behind every convolution and its activation, ``T`` for a tied residual block
-            (``tied.py``), ``L`` for a linear residual layer (``residual.py``).
+            (``tied.py``), ``R`` for one of two kernels, ``L`` for a linear residual layer
+            (``residual.py``).
         pairs: whether convolutions, and linear layers, come in pairs with an activation between
             them and none behind, which suits training in modules (``AdmmConfig.balls``).
     """
@@ -110,6 +111,7 @@ CONVNETS: dict[str, Plan] = {
         _HUANG,
     ),
     "2C4T2F": Plan(_SMALL, (100,), "2C2F with tied residual blocks", blocks="TT"),
+    "2C4R2F": Plan(_SMALL, (100,), "2C2F with residual blocks", blocks="RR"),
     "2C4L2F": Plan(_SMALL, (100,), "2C2F with linear residual layers", blocks="LL"),
     "2C2F-pairs": Plan(_SMALL, (100,), "2C2F without an activation between its pairs", pairs=True),
     "3C2F": Plan(_THREE, (256,), "for colour pictures of 32 x 32"),
@@ -123,8 +125,8 @@ class ConvnetConfig:
 
     Args:
         name: ``2C2F``, ``3C2F``, ``4C3F``, ``6C2F`` or ``8C2F``, or with tied residual blocks
-            ``2C4T2F`` or ``3C6T2F``, or with linear residual layers ``2C4L2F``, or in pairs
-            ``2C2F-pairs``; empty is a perceptron.
+            ``2C4T2F`` or ``3C6T2F``, with those of two kernels ``2C4R2F``, with linear residual
+            layers ``2C4L2F``, or in pairs ``2C2F-pairs``; empty is a perceptron.
         width: factor on all channels and hidden widths, rounded to even numbers.
         activation: ``relu``, ``clipped_relu``, ``max_min`` or ``clipped_max_min``.
 

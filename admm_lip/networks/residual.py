@@ -1,8 +1,9 @@
-"""Linear residual layers ``x + K x + b``: one layer of the weight ``I + K``.
+"""Residual layers: linear ones ``x + K x + b``, and blocks ``x + G2 phi(G1 x + b) + c``.
 
-The identity of a convolution on one grid is the tap of its kernel that reads the place itself, so
-that the layer is a convolution, with a norm of its own, whose weight decays towards the identity
-(K. Hu, A. Zou, Z. Wang, K. Leino, M. Fredrikson, NeurIPS 2023).
+Linear ones are one layer of the weight ``I + K``. The identity of a convolution on one grid is the
+tap of its kernel that reads the place itself, so that the layer is a convolution, with a norm of
+its own, whose weight decays towards the identity (K. Hu, A. Zou, Z. Wang, K. Leino, M. Fredrikson,
+NeurIPS 2023).
 """
 
 from __future__ import annotations
@@ -63,6 +64,70 @@ class SkipConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input and what the layer makes of it."""
         out: Tensor = x + self.conv(x)
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """``x + G2 relu(G1 x + b) + c``, the weights those of two ``nn.Linear``.
+
+    Args:
+        features: of input and output, at least 1.
+        hidden: rows of G1, at least 1.
+        activation: in the place of ReLU, of slopes in [0, 1] to be trained under a bound.
+
+    Shape:
+        ``(batch, features)``.
+
+    Example:
+        >>> import torch
+        >>> ResidualBlock(2, 4)(torch.zeros(1, 2)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self, features: int, hidden: int, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.into, self.back = nn.Linear(features, hidden), nn.Linear(hidden, features)
+        self.activation = activation or nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input and what the hidden features add."""
+        out: Tensor = x + self.back(self.activation(self.into(x)))
+        return out
+
+
+class ResidualBlock2d(nn.Module):
+    """``x + conv(relu(conv(x)))``, both kernels zero-padded.
+
+    Args:
+        channels: of input and output, at least 1.
+        hidden: channels between, at least 1.
+        kernel: rows and columns of both, an odd number.
+        activation: in the place of ReLU, of slopes in [0, 1] to be trained under a bound.
+
+    Shape:
+        ``(batch, channels, rows, columns)``.
+
+    Raises:
+        ValueError: for an even kernel.
+
+    Example:
+        >>> import torch
+        >>> ResidualBlock2d(8, 16)(torch.zeros(1, 8, 5, 5)).shape
+        torch.Size([1, 8, 5, 5])
+    """
+
+    def __init__(
+        self, channels: int, hidden: int, kernel: int = 3, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        padding = same_padding(kernel)
+        self.into = nn.Conv2d(channels, hidden, kernel, padding=padding)
+        self.back = nn.Conv2d(hidden, channels, kernel, padding=padding)
+        self.activation = activation or nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input and what the hidden channels add."""
+        out: Tensor = x + self.back(self.activation(self.into(x)))
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ _ADMM_RULES: dict[str, Rule] = {
     "round_steps": COUNT.or_none(),
     "rho": POSITIVE.or_none(),
     "relaxation": Rule("a number in [1, 2)", lambda v: 1.0 <= v < 2.0),
+    "residual_gain": Rule("a number above 1", lambda v: 1.0 < v < math.inf),
     "restart": FLAG,
     "multiplier_every": COUNT.or_none(),
     **dict.fromkeys(("multiplier_rate", "projection_tol"), POSITIVE),
@@ -55,6 +57,8 @@ class AdmmConfig:
         balls: what keeps a network of convolutions under its bound: one norm ball per layer
             (``layers``), or for two layers and the activation between them (``modules``), which
             loses less with slopes in [0, 1]; ``auto``: the latter wherever slopes are not negative.
+        residual_gain: what residual blocks ``x + G2 phi(G1 x)``, all of a network together, may
+            multiply the bound by, each by the same; other layers have the rest.
         rho: weight that pulls the free weights to the projected ones; ``None``: chosen from the
             loss, its scale and L.
         rho_rule: ``constant``, or ``balance`` (doubled or halved when the primal and dual
@@ -80,6 +84,7 @@ class AdmmConfig:
     seed: int = 0
     round_steps: int | None = None
     balls: str = "auto"
+    residual_gain: float = 2.0
     rho: float | None = None
     rho_rule: str = "constant"
     relaxation: float = 1.6

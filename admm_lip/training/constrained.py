@@ -38,7 +38,10 @@ class Constrained:
 
 
 def constrained(
-    model: nn.Module, input_shape: Shape | None = None, balls: str = "auto"
+    model: nn.Module,
+    input_shape: Shape | None = None,
+    balls: str = "auto",
+    residual_gain: float = 2.0,
 ) -> Constrained:
     """How a network is kept under a bound: with convolutions by one ball per layer or module.
 
@@ -46,13 +49,14 @@ def constrained(
         model: to be trained.
         input_shape: of one input without the batch; needed in front of convolutions only.
         balls: of convolutions and what stands beside them.
+        residual_gain: of all residual blocks together.
 
     Raises:
         UnsupportedModule, ValueError: as :func:`trained_layers` and :func:`kernel_layers` do.
     """
     with evaluating(model):  # as it is shipped
         if has_kernels(model):
-            moved, norms = kernel_layers(model, input_shape, balls)
+            moved, norms = kernel_layers(model, input_shape, balls, residual_gain)
             return Constrained(moved, norms, (HALF_ABS,))
         if balls != "auto":
             raise ValueError(

@@ -141,7 +141,7 @@ class Constraint:
         self._whole = asked if isinstance(asked, All) else None
         check_asked(own)
         self.dtype = dtype or stored_dtype(self.model)
-        found = constrained(self._core, input_shape, config.balls)
+        found = constrained(self._core, input_shape, config.balls, config.residual_gain)
         self._layers = found.layers
         self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
         check_master(self.parameters[0])

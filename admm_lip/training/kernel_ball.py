@@ -47,7 +47,7 @@ Warm = tuple[Tensor, Tensor]
 _PER_SPAN = 4
 _LEAST_SIDE = 8
 _RELAX = 1.6
-_PENALTY = 4.0
+PENALTY = 4.0
 _MOST_STEPS = 2000
 # Steps before they are combined, which a warm start seldom takes.
 _PLAIN = 6
@@ -93,13 +93,13 @@ class Spreading:
     Attributes:
         spread: of kernels, ``(matrices, rows, columns)``, complex.
         gather: its adjoint.
-        loads: how much longer, squared, it makes each of the kernels.
+        solve: what makes ``(1 + PENALTY gather(spread(.)))`` of kernels undone.
         limits: of the singular values of each matrix.
     """
 
     spread: Callable[[Matrices], Tensor]
     gather: Callable[[Tensor], Matrices]
-    loads: tuple[float, ...]
+    solve: Callable[[Matrices], Matrices]
     limits: Tensor
 
 
@@ -183,7 +183,7 @@ class KernelBall(LayerBall):
         spreading = Spreading(
             lambda kernels: self.spread(kernels[0], symbols),
             lambda scaled: (self.gather(scaled, symbols, goal),),
-            (1.0,),
+            by_loads((1.0,)),
             symbols.limits.repeat(self.groups),
         )
         (found,), warm, steps = split(spreading, (goal,), tol, warm)
@@ -233,6 +233,15 @@ def symbols_of(
     return Symbols(real, imaginary, each, math.prod(finer))
 
 
+def by_loads(loads: Sequence[float]) -> Callable[[Matrices], Matrices]:
+    """The step of :class:`Spreading` where each kernel is made longer, squared, so many times."""
+
+    def solve(rows: Matrices) -> Matrices:
+        return tuple(w / (1.0 + PENALTY * load) for w, load in zip(rows, loads, strict=True))
+
+    return solve
+
+
 def split(
     spreading: Spreading, anchor: Matrices, tol: float, warm: Warm | None
 ) -> tuple[Matrices, Warm, int]:
@@ -245,8 +254,10 @@ def split(
         inside, excess = (torch.view_as_complex(part.to(limits.dtype)) for part in warm)
     memory, kernels, steps = Anderson(torch.view_as_real(inside)), anchor, 0
     for steps in range(1, _MOST_STEPS + 1):
-        rows = zip(anchor, spreading.gather(inside - excess), spreading.loads, strict=True)
-        kernels = tuple((v + _PENALTY * pull) / (1.0 + _PENALTY * load) for v, pull, load in rows)
+        pulls = spreading.gather(inside - excess)
+        kernels = spreading.solve(
+            tuple(v + PENALTY * pull for v, pull in zip(anchor, pulls, strict=True))
+        )
         c = spreading.spread(kernels)
         point = excess + _RELAX * c + (1.0 - _RELAX) * inside
         if steps > _PLAIN:

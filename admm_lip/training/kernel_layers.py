@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -25,20 +26,22 @@ from ..networks.chain import shared_parameter
 from ..networks.layer_spec import LayerSpec, neuron_slopes, scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, Shape, Window
 from ..networks.network import Network
-from ..networks.residual import SkipConv2d, SkipLinear
+from ..networks.residual import ResidualBlock, ResidualBlock2d, SkipConv2d, SkipLinear
 from ..networks.sorting import HALF_ABS, SORTS
 from ..networks.tied import TiedBlock
 from .kernel_ball import KernelBall
 from .matrix_ball import DENSE
 from .module_ball import ModuleBall
+from .residual_ball import ResidualBall, residual_ball
 from .skip_ball import skip_ball
-from .skips import ADDED, ALONE, TIED, Piece, pieces_of, radius_of
+from .skips import ADDED, ALONE, TIED, UNTIED, Piece, pieces_of
+from .start import CAST_MARGIN
 from .terms import Ball, LayerBall, LayerNorms, TiedBall
 
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MOVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_SKIPS = (TiedBlock, SkipConv2d, SkipLinear)
+_SKIPS = (TiedBlock, ResidualBlock, ResidualBlock2d, SkipConv2d, SkipLinear)
 _NORMALISES = nn.modules.batchnorm._BatchNorm
 
 
@@ -48,7 +51,7 @@ def has_kernels(model: nn.Module) -> bool:
 
 
 def kernel_layers(
-    model: nn.Module, input_shape: Shape | None, kind: str = "auto"
+    model: nn.Module, input_shape: Shape | None, kind: str = "auto", growth: float = 2.0
 ) -> tuple[dict[str, nn.Module], LayerNorms]:
     """The layers that move, by name, in order, and their balls.
 
@@ -56,6 +59,7 @@ def kernel_layers(
         model: convolutions, linear layers, tied blocks, activations, pools and reshapes in turn.
         input_shape: of one input, without the batch.
         kind: of the balls, as :class:`~.config.AdmmConfig` names them.
+        growth: what all residual blocks together may multiply the bound by.
 
     Raises:
         ValueError: without an input shape, and for modules where no two layers are one.
@@ -75,22 +79,25 @@ def kernel_layers(
     waiting = {name: m for name, m in modules.items() if isinstance(m, _MOVES)}
     _refuse_ties(waiting)
     layers: dict[str, nn.Module] = {}
-    path: list[LayerBall | LayerSpec] = []
+    path: list[Ball | LayerSpec] = []
     gain, shapes, before = 1.0, network.shapes(), network.input_shape or ()
     torus = _torus(network)
     for piece in pieces_of(network):
-        spec = piece.spec
+        spec = piece.specs[0]
         rows, columns = spec.options.get("stride", (1, 1))
         torus = (torus[0] / rows, torus[1] / columns)
         if spec.kind in ("conv2d", "linear"):
-            name = _holder(spec, network, waiting)
-            layers[name] = waiting.pop(name)
-            own = DENSE if spec.kind == "linear" else _ball(network, spec, before, torus)
-            path.append(_FORMS[piece.form](own, piece, layers[name]))
+            balls: list[LayerBall] = []
+            for own in piece.specs:
+                name = _holder(own, network, waiting)
+                layers[name] = waiting.pop(name)
+                balls.append(_ball(network, own, before, torus))
+                before = shapes[own.name]
+            path.append(_FORMS[piece.form](balls, piece, layers[name]))
         else:
             gain *= _fixed(network, spec, before)
             path.append(spec)
-        before = before if piece.form else shapes[spec.name]
+        before = shapes[piece.end]
     if waiting:
         raise UnsupportedModule(
             f"{next(iter(waiting))}: is not applied as one layer of its own; a network is trained "
@@ -98,28 +105,36 @@ def kernel_layers(
         )
     if gain == 0.0:
         raise ValueError("model: it is constant (a pool or an activation is 0); check its layers")
-    balls = _in_pairs(network, path) if kind != "layers" else _alone(path)
-    if kind == "modules" and not any(isinstance(ball, ModuleBall) for ball in balls):
+    found = _grown(_in_pairs(network, path) if kind != "layers" else _alone(path), growth)
+    gain *= math.prod(ball.gain for ball in found)
+    if kind == "modules" and not any(isinstance(ball, ModuleBall) for ball in found):
         raise ValueError(
             "balls: 'modules' needs two convolutions, or two linear layers, with nothing but an "
             "activation of slopes that are not negative between them; use 'layers' or 'auto'"
         )
-    return layers, LayerNorms(balls, gain, network.input_shape)
+    return layers, LayerNorms(found, gain, network.input_shape)
 
 
-def _alone(path: Iterable[LayerBall | LayerSpec]) -> tuple[LayerBall, ...]:
-    return tuple(ball for ball in path if isinstance(ball, LayerBall))
+def _grown(balls: tuple[Ball, ...], growth: float) -> tuple[Ball, ...]:
+    """With the gains of residual blocks: the same for all, of this product."""
+    blocks = sum(isinstance(ball, ResidualBall) for ball in balls)
+    each = growth ** (1.0 / max(1, blocks))
+    return tuple(replace(b, gain=each) if isinstance(b, ResidualBall) else b for b in balls)
 
 
-def _in_pairs(network: Network, path: Sequence[LayerBall | LayerSpec]) -> tuple[Ball, ...]:
+def _alone(path: Iterable[Ball | LayerSpec]) -> tuple[Ball, ...]:
+    return tuple(ball for ball in path if isinstance(ball, Ball))
+
+
+def _in_pairs(network: Network, path: Sequence[Ball | LayerSpec]) -> tuple[Ball, ...]:
     """The balls of a path, two layers in one wherever they can be, the first ones first."""
     found: list[Ball] = []
     k = 0
     while k < len(path):
         ball = path[k]
-        ahead = next((j for j in range(k + 1, len(path)) if isinstance(path[j], LayerBall)), k)
+        ahead = next((j for j in range(k + 1, len(path)) if isinstance(path[j], Ball)), k)
         pair = _module(network, ball, path[k + 1 : ahead], path[ahead])
-        if isinstance(ball, LayerBall):
+        if isinstance(ball, Ball):
             found.append(pair or ball)
         k = ahead + 1 if pair else k + 1
     return tuple(found)
@@ -153,17 +168,19 @@ def _rises(network: Network, spec: LayerSpec) -> bool:
     return float(ends[0].min()) >= 0.0
 
 
-def _tied(own: LayerBall, piece: Piece, layer: nn.Module) -> TiedBall:
+def _room(layer: nn.Module) -> float:
+    """1 less the rounding of weights."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return TiedBall(own, radius_of(weight.dtype))
+    return 1.0 - CAST_MARGIN.get(weight.dtype, CAST_MARGIN[torch.float32])
 
 
-# What keeps a layer's weight, by the skip connection that it is of.
-_FORMS: Mapping[str, Callable[[LayerBall, Piece, nn.Module], LayerBall]] = {
-    ALONE: lambda own, piece, layer: own,
-    TIED: _tied,
-    ADDED: lambda own, piece, layer: skip_ball(own, piece.spec),
+# What keeps the weights of a skip connection, or of a layer of none, from the balls of its layers.
+_FORMS: Mapping[str, Callable[[Sequence[LayerBall], Piece, nn.Module], Ball]] = {
+    ALONE: lambda own, piece, layer: own[0],
+    TIED: lambda own, piece, layer: TiedBall(own[0], math.sqrt(2.0) * _room(layer)),
+    UNTIED: lambda own, piece, layer: residual_ball(own, piece.specs, _room(layer)),
+    ADDED: lambda own, piece, layer: skip_ball(own[0], piece.specs[0]),
 }
 
 
@@ -236,10 +253,10 @@ def _torus(network: Network) -> tuple[float, float]:
         return (0.0, 0.0)
 
 
-def _ball(
-    network: Network, spec: LayerSpec, shape: Shape, torus: tuple[float, float]
-) -> KernelBall:
+def _ball(network: Network, spec: LayerSpec, shape: Shape, torus: tuple[float, float]) -> LayerBall:
     """On the torus given, or the least one around which no window of the image reaches."""
+    if spec.kind == "linear":
+        return DENSE
     rows, columns = network.arrays[f"{spec.name}.weight"].shape[2:]
     window = Window.of(spec.options, (rows, columns), shape, spec.name)
     # Of the outputs, rounded up.

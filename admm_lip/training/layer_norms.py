@@ -50,8 +50,9 @@ from ..solvers import ProjectSolution, Slopes, Status
 from .admm_state import AdmmState, Matrices
 from .held import Held
 from .matrix_ball import DENSE, HeldBall, clipped, spectral_norm, spectrum
+from .residual_ball import ResidualBall
 from .start import Start, default_rho, inner_bound
-from .terms import FIXED, Activations, Ball, LayerNorms, Terms, TiedBall, grouped
+from .terms import FIXED, Activations, Ball, LayerNorms, Terms, grouped
 
 NAME = "layer_norms"
 _BISECTIONS = 60
@@ -75,11 +76,25 @@ def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
         if all(mask is None for mask, _ in group):
             balls.append(ball)
             continue
+        if isinstance(ball, ResidualBall):
+            balls += [FIXED, FIXED]
+            gain *= _stays(ball, group) / ball.gain
+            continue
         for own, (mask, w) in zip(ball.apart(), group, strict=True):
             whole = mask is not None and bool(mask.all())
             balls.append(FIXED if whole else _around(own, mask))
             gain *= own.norm_of((w,)) if whole else 1.0
     return replace(norms, balls=tuple(balls), gain=gain)
+
+
+def _stays(ball: ResidualBall, group: Sequence[tuple[Tensor | None, Tensor]]) -> float:
+    """What a residual block that stays whole multiplies the bound by."""
+    if not all(mask is not None and bool(mask.all()) for mask, _ in group):
+        raise ValueError(
+            "held: both weights of a residual block are projected together, and here only a part "
+            "of them stays; freeze both (requires_grad_(False)), or none"
+        )
+    return ball.gain_of(tuple(w for _, w in group))
 
 
 def _around(ball: Ball, mask: Tensor | None) -> Ball:
@@ -161,8 +176,8 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
         each / n * own if shares and not held.is_rigid(k) else 1.0
         for k, (n, own, shares) in enumerate(zip(norms, own_factors, sharing, strict=True))
     ]
-    tied = (b.begun(own[0], scratch) if isinstance(b, TiedBall) else None for b, own in groups)
-    ties = [t or 1.0 for t, (_, own) in zip(tied, groups, strict=True) for _ in own]
+    blocks = [b.begun(own, scratch) for b, own in groups]
+    ties = [own for block in blocks for own in block]
     consensus = found.scaled(weights, [f * t for f, t in zip(factors, ties, strict=True)])
     _check_fits(terms, consensus, each)
     fresh = scratch and found.image is not None
@@ -179,7 +194,8 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
         lip_sq=lip**2,
         target_sq=lip**2,
     )
-    scales = zip(accumulate(factors, mul), ties, strict=True)
+    inner = (own for block in blocks for own in accumulate(block, mul))
+    scales = zip(accumulate(factors, mul), inner, strict=True)
     return Start(state, tuple(before * own for before, own in scales))
 
 

@@ -36,6 +36,7 @@ from .kernel_ball import (
     Pair,
     Spreading,
     Symbols,
+    by_loads,
     coarse_of,
     largest_norm,
     split,
@@ -145,7 +146,7 @@ class ModuleBall(Ball):
         return Spreading(
             lambda weights: self._spread(weights, symbols),
             lambda scaled: self._gather(scaled, symbols, like),
-            tuple(f**2 * own.copies for f, own in zip(self.factors, symbols, strict=True)),
+            by_loads([f**2 * own.copies for f, own in zip(self.factors, symbols, strict=True)]),
             symbols[0].limits,
         )
 

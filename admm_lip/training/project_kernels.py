@@ -1,14 +1,17 @@
 """The nearest network of convolutions under a bound: every layer in the ball of its share.
 
-All norms shrink by one factor, so that their product, with what stands between the layers, is the
-bound; each layer moves to the nearest one of its norm.  The certificate may prove less than the
-product: then the norms grow by what is left, and the layers are projected again.
+All norms shrink by one factor, and so does what residual blocks grow beyond 1, so that their
+product, with what stands between the layers, is the bound; each layer moves to the nearest one of
+its norm. The certificate may prove less than the product: then the norms grow by what is left, and
+the layers are projected again.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -22,13 +25,17 @@ from .admm_state import read_weights, write_weights
 from .constrained import constrained
 from .held import Masks, held_of
 from .layer_norms import holding
+from .residual_ball import ResidualBall
 from .shipping import certify_norms
 from .start import CAST_MARGIN
-from .terms import LayerNorms, grouped
+from .terms import Ball, LayerNorms, grouped
 
 # Corrections of the product, and the slack in the certified bound that ends them.
 _ATTEMPTS = 5
 _SLACK = 2e-3
+_BISECTIONS = 60
+# What a residual block grows at least: nothing at all is a tied block, which is no ball.
+_LEAST_GROWTH = 1e-3
 
 
 def nearest_kernels(
@@ -65,17 +72,29 @@ def nearest_kernels(
     norms = holding(norms, stays, anchor)
     assert isinstance(norms, LayerNorms)
     groups = [(b.fitted(own), own) for b, own in grouped(norms.balls, anchor)]
+    grown = {k: b.gain_of(own) for k, (b, own) in enumerate(groups) if isinstance(b, ResidualBall)}
+    gain = norms.gain / math.prod(b.gain for b, _ in groups)
     given = [b.norm_of(own) if b.shares else 1.0 for b, own in groups]
     # Whatever the others' shares are, these stay where they are now.
-    groups = [(b, own if b.shares else b.nearest_to(own, 1.0, solver.tol)[0]) for b, own in groups]
-    product = norms.gain * math.prod(n**b.layers for n, (b, _) in zip(given, groups, strict=True))
-    moving = max(1, sum(norms.sharing(len(anchor))))
+    groups = [
+        (b, own if b.shares or k in grown else b.nearest_to(own, 1.0, solver.tol)[0])
+        for k, (b, own) in enumerate(groups)
+    ]
+
+    def product(share: float) -> float:
+        rows = zip(given, groups, strict=True)
+        moving = math.prod((n * share) ** b.layers for n, (b, _) in rows if b.shares)
+        return gain * moving * math.prod(1.0 + (r - 1.0) * share for r in grown.values())
+
     margin = CAST_MARGIN[parameters[0].dtype]
     goal, best = bound * (1.0 - margin), None
     for _ in range(_ATTEMPTS):
-        share = min(1.0, goal / product) ** (1.0 / moving)
-        rows = zip(groups, given, strict=True)
-        moved_to = [b.nearest_to(own, share * n, solver.tol)[0] for (b, own), n in rows]
+        share = _share(product, goal)
+        rows = enumerate(zip(groups, given, strict=True))
+        moved_to = [
+            _at_gain(b, grown.get(k), share).nearest_to(own, share * n, solver.tol)[0]
+            for k, ((b, own), n) in rows
+        ]
         weights = tuple(w for own in moved_to for w in own)
         write_weights(parameters, weights)
         certificate = certify_norms(moved, image, solver, bound)
@@ -83,10 +102,28 @@ def nearest_kernels(
             best = copy.deepcopy(moved), certificate
         if bound * (1.0 - margin - _SLACK) <= certificate.lip <= bound:
             break
-        goal *= bound * (1.0 - margin) / certificate.lip
+        # Whatever lies above is met from below.
+        aim = margin if certificate.lip <= bound else margin + 0.25 * _SLACK
+        goal *= bound * (1.0 - aim) / certificate.lip
     if best is None:
         raise not_held(certificate.lip, bound)
     return best
+
+
+def _share(product: Callable[[float], float], goal: float) -> float:
+    """The share of all norms at which their product is a goal, 1 at most."""
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS if product(1.0) > goal else 0):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if product(middle) > goal else (middle, high)
+    return low or high
+
+
+def _at_gain(ball: Ball, grown: float | None, share: float) -> Ball:
+    """A residual block's ball at a share of what it grows; another as it is."""
+    if grown is None or not isinstance(ball, ResidualBall):
+        return ball
+    return replace(ball, gain=1.0 + max(_LEAST_GROWTH, (grown - 1.0) * share))
 
 
 def not_held(lip: float, bound: float) -> CertificateError:

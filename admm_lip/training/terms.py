@@ -25,15 +25,17 @@ class Ball(ABC):
     Attributes:
         layers: how many there are.
         shares: whether each of them takes a share of the bound.
+        gain: what they multiply the bound by, where they take no share.
     """
 
     layers = 1
+    gain = 1.0
     shares = True
 
     @property
     def factors(self) -> tuple[float, ...]:
         """With which the layers count, of product 1."""
-        return (1.0,)
+        return (1.0,) * self.layers
 
     @abstractmethod
     def norm_of(self, weights: Matrices) -> float:
@@ -56,6 +58,10 @@ class Ball(ABC):
     def fresh(self, weights: Matrices) -> Matrices:
         """Where a run from scratch begins, from orthogonal weights."""
         return weights
+
+    def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
+        """Where no share is taken: the factors that bring weights into the ball, or to its edge."""
+        return (1.0,) * self.layers
 
     def apart(self) -> tuple[Ball, ...]:
         """The balls of the layers by themselves."""
@@ -135,10 +141,10 @@ class TiedBall(LayerBall):
         """The nearest K in the ball, whatever the share of the others is."""
         return self.own.nearest(anchor, self.radius, tol, warm)
 
-    def begun(self, weight: Tensor, fills: bool) -> float:
+    def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
         """The factor on K that brings it into the ball, or to its edge."""
-        norm = self.own.norm(weight)
-        return self.radius / norm if norm > self.radius or (fills and norm > 0.0) else 1.0
+        norm = self.own.norm_of(weights)
+        return (self.radius / norm if norm > self.radius or (fills and norm > 0.0) else 1.0,)
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ class LayerNorms:
 
     Attributes:
         balls: of the layers, in order; none says that all are dense, each by itself.
-        gain: product of the norms of what does not move: pools, steepest slopes, frozen layers.
+        gain: product of what takes no share: the norms of pools and frozen layers, steepest
+            slopes, and what residual blocks may grow.
         image: shape of one input, where there are convolutions.
     """
 

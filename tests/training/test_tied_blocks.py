@@ -180,22 +180,10 @@ def shared(key: str) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), *net)
 
 
-class Skip(nn.Module):
-    """A block whose second kernel is one of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.into, self.back = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.back(torch.relu(self.into(x)))
-
-
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "twice": (Twice, "or of one that is applied twice"),
     "shared": (lambda: shared("weight"), r"2\.conv: shares its weight with 1\.conv"),
     "a bias shared": (lambda: shared("bias"), r"2\.conv: shares its bias with 1\.conv"),
-    "untied": (Skip, "tied blocks x - K' phi"),
     "steep": (
         lambda: TiedBlock2d(1, 2, activation=nn.SiLU()),
         r"activation \(silu\): a tied block needs an activation of slopes in \[0, 1\], and this",

@@ -19,7 +19,7 @@ from ..norm_product import norm_product, scaled, spectral_norm
 from ..proof import unproven
 from .hermitian import is_below
 from .proof import NotProven, covariances, gathered
-from .residual import tied_or_single
+from .residual import blocks_or_single
 from .steps import INPUT_NORM, Correlation, Index, Pointwise, TorusChain, symbol
 
 
@@ -70,9 +70,9 @@ def torus_product(chain: TorusChain) -> float:
 def front_product(chain: TorusChain) -> float:
     """The same of what stands in front of the head, and of a tied residual block its own bound."""
     product = 1.0
-    for piece, tied, frequencies, grid in tied_or_single(chain):
+    for piece, tied, frequencies, grid in blocks_or_single(chain, untied=False):
         if tied is not None:
-            product *= math.sqrt(1.0 + float(tied.rise.max()))
+            product *= math.sqrt(1.0 + tied.rise)
         elif isinstance(piece, Correlation):
             product *= torus_norm(piece, frequencies, grid)
         elif isinstance(piece, Pointwise):

@@ -28,7 +28,7 @@ Assumed as in ``proof.py`` of the dense case.  NumPy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from ..claim_matrices import Matrices
 from ..definite import SLACK, inverse_root
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
 from .hermitian import are_definite, largest, proven_largest, quiet, sizes_of
-from .residual import Piece, Residual, figures, pieces_of, with_levels
+from .residual import Figures, Piece, Residual, figures_of, pieces_of, with_levels
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, half_of, symbol, symbol_error
 
 # Complex numbers in the largest batch of one step.
@@ -66,6 +66,7 @@ def covariances(
     """
     frequencies, weights = half_of(chain.last_grid)
     pieces = pieces_of(chain.steps)
+    known = figures_of(chain, pieces) if _may_be_blocks(pieces, multipliers) else {}
     folded = (chain.grid[0] // chain.last_grid[0]) * (chain.grid[1] // chain.last_grid[1])
     width = max([chain.channels, *(max(_sizes(s)) for s in chain.steps)])
     rows = max(1, _ENTRIES // (folded * width**2))
@@ -74,7 +75,7 @@ def covariances(
         yield (
             frequencies[part],
             weights[part],
-            _after(chain, pieces, multipliers, frequencies[part]),
+            _after(chain, pieces, known, multipliers, frequencies[part]),
         )
 
 
@@ -84,13 +85,17 @@ def _sizes(step: Correlation | Pointwise) -> tuple[int, ...]:
 
 @quiet
 def _after(
-    chain: TorusChain, pieces: Sequence[Piece], multipliers: Sequence[Array], last: Index
+    chain: TorusChain,
+    pieces: Sequence[Piece],
+    known: Mapping[int, Figures | None],
+    multipliers: Sequence[Array],
+    last: Index,
 ) -> Any:
     """P after the last step at the frequencies ``last``."""
     count = len(last) * math.prod(chain.grid) // math.prod(chain.last_grid)
     p = np.tile(np.eye(chain.channels, dtype=complex), (count, 1, 1))
     done = 0
-    for piece, frequencies, grid in with_levels(chain, pieces, last):
+    for k, (piece, frequencies, grid) in enumerate(with_levels(chain, pieces, last)):
         if isinstance(piece, Correlation):
             p = _correlated(p, piece, frequencies, grid)
             continue
@@ -98,20 +103,57 @@ def _after(
         if isinstance(piece, Pointwise):
             p = _activated(p, piece, t, done)
         else:
-            p = _passed(p, piece, (frequencies, grid), t, done)
+            p = _behind(p, piece, (frequencies, grid), known.get(k), t, done)
     return p
 
 
-def _passed(p: Any, block: Residual, level: tuple[Index, Pair], t: Array, k: int) -> Any:
-    """P behind a residual block: of one multiplier for all channels as its docstring says."""
-    if t.shape == block.activation.rows.shape and (t == t[0]).all() and t[0] > 0.0:
-        found, top = figures(block, *level), proven_largest(p)
-        if found is not None and top is not None:
-            storage = t[0] / found.share
-            room = (1.0 / (top * storage)) * (1.0 - 16.0 * U) - 1.0
-            if (room >= found.rise).all():
-                p_behind = (1.0 + 8.0 * U) / storage
-                return p_behind[:, None, None] * np.eye(p.shape[1], dtype=complex)
+def _may_be_blocks(pieces: Sequence[Piece], multipliers: Sequence[Array]) -> bool:
+    """Whether some residual block has one multiplier for all channels."""
+    acts = [piece for piece in pieces if not isinstance(piece, Correlation)]
+    rows = zip(acts, multipliers, strict=False)  # those of a head follow
+    return any(isinstance(piece, Residual) and _is_one(t, piece) for piece, t in rows)
+
+
+def _is_one(t: Array, block: Residual) -> bool:
+    return t.shape == block.activation.rows.shape and bool((t == t[0]).all()) and t[0] > 0.0
+
+
+def _behind(
+    p: Any,
+    block: Residual,
+    level: tuple[Index, Pair],
+    found: Figures | None,
+    t: Array,
+    k: int,
+) -> Any:
+    """P behind a residual block, in steps, or as one where rounding leaves less of those."""
+    whole = _as_one(p, block, found, t)
+    try:
+        stepped = _in_steps(p, block, level, t, k)
+    except NotProven:
+        if whole is None:
+            raise
+        return whole
+    if whole is None:
+        return stepped
+    better = largest(whole) < largest(stepped)
+    return np.where(better[:, None, None], whole, stepped)
+
+
+def _as_one(p: Any, block: Residual, found: Figures | None, t: Array) -> Any:
+    """P behind a residual block of one multiplier, as its docstring says; ``None`` where not."""
+    top = proven_largest(p) if found is not None and _is_one(t, block) else None
+    if found is None or top is None:
+        return None
+    storage = t[0] / found.share
+    room = (1.0 / (top * storage)) * (1.0 - 16.0 * U) - 1.0
+    if not (room >= found.rise).all():
+        return None
+    return np.tile((1.0 + 8.0 * U) / storage * np.eye(p.shape[1], dtype=complex), (len(p), 1, 1))
+
+
+def _in_steps(p: Any, block: Residual, level: tuple[Index, Pair], t: Array, k: int) -> Any:
+    """P behind a residual block, step by step."""
     for step in block.steps:
         if isinstance(step, Pointwise):
             p = _activated(p, step, t, k)

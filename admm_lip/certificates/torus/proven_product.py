@@ -3,8 +3,8 @@
 With ``P <= p I`` and m the steepest slope of an activation, ``t = span / (p m)`` gives
 ``P <= m^2 p I`` behind it: for ``[0, 1]`` and ``[-1, 1]`` alike, so that a network of sorted pairs
 has the product of its norms on the torus, and of its head's, as a bound that these multipliers
-prove.  Two layers may count as a module, for less than their product (``modules.py``).  A tied
-residual block has ``max(1, ||G1||^2 - 1)`` for a norm (``residual.py``).
+prove.  Two layers may count as a module, for less than their product (``modules.py``).  A
+residual block counts by itself (``residual.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .check import front_product, head_matrices, proven_on_torus, torus_norm
 from .covariance import adjoint
 from .hermitian import quiet
 from .proof import NotProven, gathered
-from .residual import Figures, Piece, Residual, tied_or_single
+from .residual import Figures, Piece, Residual, blocks_or_single
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, symbol
 
 # How far inside the range that proves the product a multiplier stays, relatively.
@@ -36,32 +36,32 @@ _INFLATIONS = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 # Complex numbers in the largest batch of modules.
 _ENTRIES = 2**22
 
-# A piece, the figures of a tied block, its frequencies and their torus.
+# A piece, the figures of a block, its frequencies and their torus.
 Passed = tuple[Piece, Figures | None, Index, Pair]
 
 
 @quiet
 def product_multiplier(chain: TorusChain) -> tuple[tuple[Array, ...], float]:
     """The multipliers of the module's docstring, per channel, and the square that they prove."""
-    pieces = [*tied_or_single(chain)]
+    pieces = [*blocks_or_single(chain, untied=True)]
     squares = in_modules([*map(_square, pieces)], lambda k: _module(pieces[k : k + 3], k))
     p, found = np.float64(1.0), list[Array]()
-    for (piece, tied, _, _), square in zip(pieces, squares, strict=True):
+    for (piece, block, _, _), square in zip(pieces, squares, strict=True):
         if isinstance(piece, Pointwise):
             span = np.where(piece.beta > piece.alpha, piece.beta - piece.alpha, 1.0)
             found.append(span / (p * (1.0 + _INSIDE) * _steepest(piece)))
         p *= square * (1.0 + _INSIDE * (2.0 if isinstance(piece, Pointwise) else 1.0))
-        if tied is not None:
+        if block is not None:
             assert isinstance(piece, Residual)
-            found.append(np.full(len(piece.activation.rows), float(tied.share.max()) / p))
+            found.append(np.full(len(piece.activation.rows), block.share / p))
     return tuple(found), float(p)
 
 
 def _square(passed: Passed) -> float:
     """By how much ``P <= p I`` grows behind a piece, at most."""
-    piece, tied, frequencies, grid = passed
-    if tied is not None:
-        return 1.0 + float(tied.rise.max())
+    piece, block, frequencies, grid = passed
+    if block is not None:
+        return 1.0 + block.rise
     if isinstance(piece, Correlation):
         return float(np.square(torus_norm(piece, frequencies, grid)))
     assert isinstance(piece, Pointwise)

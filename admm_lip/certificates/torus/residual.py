@@ -1,12 +1,21 @@
-"""Residual blocks ``y = x + G2 phi(G1 x)`` on a torus, taken as one where G2 is nearly ``-G1^H``.
+"""Residual blocks ``y = x + G2 phi(G1 x)`` on a torus, each taken as one.
 
 Let phi have slopes in [0, 1], one multiplier t for all its channels, and a storage ``|x|^2 / p`` in
-front.  With ``E = G2 + G1^H``, ``c >= ||G1||^2, ||G2||^2`` and ``t = s Y``, the inequality
+front.  With ``t = s Y`` the inequality
 
-    [[1/p - Y,  -(t - Y) G1^H - Y E],
-     [ .     ,   2 t - Y G2^H G2   ]] >= 0
+    [[1/p - Y,  -t G1^H - Y G2    ],
+     [ .     ,   2 t - Y G2^H G2  ]] >= 0
 
-of a storage ``Y |y|^2`` behind the block holds where
+of a storage ``Y |y|^2`` behind the block says, with ``rise = 1 / (p Y) - 1 > 0``, that
+
+    ||[G2; (s G1^H + G2) / sqrt(rise)]||^2 <= 2 s,
+
+and the least rise for an s is the largest eigenvalue of ``C^H (2 s - G2^H G2)^{-1} C`` for ``C = s
+G1 + G2^H`` (:func:`least_rise`). At ``s = (1 + g1 g2) g2 / g1``, g1 and g2 the norms, it is no more
+than ``(1 + g1 g2)^2 - 1``.
+
+Where G2 is nearly ``-G1^H`` that inverse is none.  With ``E = G2 + G1^H`` and
+``c >= ||G1||^2, ||G2||^2`` the inequality holds where
 
     1 / (p Y) - 1 >= ((s - 1) sqrt(c) + ||E||)^2 / (2 s - c),        2 s > c.
 
@@ -17,16 +26,17 @@ proof that inverts it comes near.  NumPy only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...float64 import U, gamma
 from ...networks.layers import Array
 from .covariance import adjoint
-from .hermitian import proven_largest, quiet, sizes_of
+from .hermitian import largest, proven_largest, quiet, sizes_of
 from .steps import (
     Correlation,
     Index,
@@ -42,6 +52,14 @@ from .steps import (
 
 # How far G2 may be from -G1^H, relatively: rounding, no more.
 _NEAR = 1e-6
+# How much the computed rise of a block is raised until it is proven, and what it is at least.
+_INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+_LEAST_RISE = 1e-12
+# How many s are tried, how many octaves from the best of them others, and how far 2 s is above
+# ``||G2||^2`` at least.
+_SHARES = 5
+_REFINED = (0.25, 0.125, 0.0625)
+_ROOM = 2.0 * (1.0 - 1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,27 +146,43 @@ def _passed(step: Correlation, held: Array) -> Array | None:
 
 
 class Figures(NamedTuple):
-    """Of a block, at every frequency: ``s``, and what ``1 / (p Y) - 1`` must be at least."""
+    """Of a block, whatever the frequency: ``s``, and what ``1 / (p Y) - 1`` must be at least."""
 
-    share: Array
-    rise: Array
+    share: float
+    rise: float
 
 
-def tied_or_single(
-    chain: TorusChain,
+def blocks_or_single(
+    chain: TorusChain, untied: bool
 ) -> Iterator[tuple[Piece, Figures | None, Index, Pair]]:
-    """At all frequencies the tied blocks with their figures, and every other step by itself."""
+    """The blocks with their figures, all of them or the tied ones, and every other step."""
     last, _ = half_of(chain.last_grid)
     for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
-        tied = figures(piece, frequencies, grid) if isinstance(piece, Residual) else None
-        alone = piece.steps if isinstance(piece, Residual) and tied is None else (piece,)
+        known = figures(piece, frequencies, grid, untied) if isinstance(piece, Residual) else None
+        alone = piece.steps if isinstance(piece, Residual) and known is None else (piece,)
         for step in alone:  # of a block, which has no strides: on one level
-            yield step, tied, frequencies, grid
+            yield step, known, frequencies, grid
+
+
+def figures_of(chain: TorusChain, pieces: Sequence[Piece]) -> dict[int, Figures | None]:
+    """The figures of blocks at all frequencies, by their places among the pieces."""
+    last, _ = half_of(chain.last_grid)
+    return {
+        k: figures(piece, frequencies, grid)
+        for k, (piece, frequencies, grid) in enumerate(with_levels(chain, pieces, last))
+        if isinstance(piece, Residual)
+    }
 
 
 @quiet
-def figures(block: Residual, frequencies: Index, grid: Pair) -> Figures | None:
-    """The figures of a block, proven; ``None`` where G2 is not next to ``-G1^H``."""
+def figures(block: Residual, frequencies: Index, grid: Pair, untied: bool = True) -> Figures | None:
+    """The figures of a block, proven at these frequencies; ``None`` where they are not.
+
+    Args:
+        block: to be taken as one.
+        frequencies, grid: of its level.
+        untied: whether G2 may be far from ``-G1^H``.
+    """
     into = symbol(block.into, frequencies, grid)
     g1 = into[:, block.activation.rows]
     after, size, grown = None, np.ones(len(into)), np.ones(len(into))
@@ -159,17 +193,79 @@ def figures(block: Residual, frequencies: Index, grid: Pair) -> Figures | None:
         after = w if after is None else w @ after
     assert after is not None
     g2 = after[:, :, block.activation.rows]
-    error = sizes_of(g2 + adjoint(g1)) + symbol_error(block.into) + (grown - size)
-    error = (error + 8.0 * U * (size + sizes_of(g1))) * (1.0 + 1e-9)
+    # How far both are from the exact ones.
+    inexact = symbol_error(block.into) + (grown - size) + 8.0 * U * (size + sizes_of(g1))
+    error = (sizes_of(g2 + adjoint(g1)) + inexact) * (1.0 + 1e-9)
     if not (error <= _NEAR * sizes_of(g1)).all():
-        return None
+        return _untied(g1, g2, inexact * (1.0 + 1e-9)) if untied else None
     gram = g1 @ adjoint(g1) if g1.shape[1] <= g1.shape[2] else adjoint(g1) @ g1
     square = proven_largest(gram)
     if square is None:
         return None
     square = square + gamma(16 * max(g1.shape[1:]) + 64) * sizes_of(g1) ** 2
     # Of the exact G1, and of G2, which is as far from it as E is large.
-    c = (np.sqrt(square) + symbol_error(block.into) + error) ** 2 * (1.0 + 8.0 * U)
-    share = np.maximum(np.maximum(1.0, c - 1.0), c / 2.0 + error)
-    rise = ((share - 1.0) * np.sqrt(c) + error) ** 2 / (2.0 * share - c)
-    return Figures(share, rise * (1.0 + 1e-9))
+    c = ((np.sqrt(square) + symbol_error(block.into) + error) ** 2).max() * (1.0 + 8.0 * U)
+    most = error.max()
+    share = max(1.0, c - 1.0, c / 2.0 + most)
+    rise = ((share - 1.0) * np.sqrt(c) + most) ** 2 / (2.0 * share - c)
+    return Figures(float(share), float(rise * (1.0 + 1e-9)))
+
+
+def _untied(g1: Any, g2: Any, off: Array) -> Figures | None:
+    """The figures of any block, by the norm of the module's docstring."""
+    share, rise = least_rise(g1, g2)
+    if not math.isfinite(rise):
+        return None
+    for inflation in _INFLATIONS:
+        own = rise * (1.0 + inflation) + _LEAST_RISE * share
+        root = math.sqrt(own)
+        whole = np.concatenate((g2, (share * adjoint(g1) + g2) / root), axis=1)
+        wide = whole.shape[1] <= whole.shape[2]
+        square = proven_largest(whole @ adjoint(whole) if wide else adjoint(whole) @ whole)
+        if square is None:
+            return None
+        square = square + gamma(16 * max(whole.shape[1:]) + 64) * sizes_of(whole) ** 2
+        rounded = 8.0 * U * (share * sizes_of(g1) + sizes_of(g2)) / root
+        norm = np.sqrt(square) + off * (1.0 + (share + 1.0) / root) + rounded
+        if (norm**2 * (1.0 + 16.0 * U) <= 2.0 * share).all():
+            return Figures(share, own * (1.0 + 8.0 * U))
+    return None
+
+
+@quiet
+def least_rise(g1: Any, g2: Any) -> tuple[float, float]:
+    """An s of the module's docstring that is good for all frequencies, and its rise, computed.
+
+    Args:
+        g1: ``(frequencies, hidden, channels)``.
+        g2: ``(frequencies, channels, hidden)``.
+
+    Returns:
+        the pair; a rise of infinity where there is none.
+    """
+    if not (np.isfinite(g1).all() and np.isfinite(g2).all()):
+        return 1.0, math.inf
+    inner = adjoint(g2) @ g2
+    first, second = (
+        math.sqrt(max(float(largest(m).max()), 0.0)) for m in (g1 @ adjoint(g1), inner)
+    )
+    tried = [1.0]
+    if min(first, second) > 0.0:
+        most = (1.0 + first * second) * second / first
+        tried += [most * 2.0 ** (-0.5 * k) for k in range(_SHARES)]
+
+    def risen(share: float) -> tuple[float, float]:
+        """The rise at an s, of which it is a convex function."""
+        fits = _ROOM * share > second**2
+        return _rise(share, g1, g2, inner) if fits else math.inf, share
+
+    best = min(map(risen, tried))
+    for octaves in _REFINED if min(first, second) > 0.0 else ():
+        best = min(best, *(risen(best[1] * 2.0**by) for by in (-octaves, octaves)))
+    return best[1], best[0]
+
+
+def _rise(share: float, g1: Any, g2: Any, inner: Any) -> float:
+    slack = 2.0 * share * np.eye(len(inner[0])) - inner
+    c = share * g1 + adjoint(g2)
+    return max(float(largest(adjoint(c) @ np.linalg.solve(slack, c)).max()), 0.0)
