@@ -84,7 +84,7 @@ class AdmmConfig:
     seed: int = 0
     round_steps: int | None = None
     balls: str = "auto"
-    residual_gain: float = 2.0
+    residual_gain: float = 1.1
     rho: float | None = None
     rho_rule: str = "constant"
     relaxation: float = 1.6

@@ -41,7 +41,7 @@ def constrained(
     model: nn.Module,
     input_shape: Shape | None = None,
     balls: str = "auto",
-    residual_gain: float = 2.0,
+    residual_gain: float = 1.1,
 ) -> Constrained:
     """How a network is kept under a bound: with convolutions by one ball per layer or module.
 

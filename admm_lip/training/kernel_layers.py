@@ -51,7 +51,7 @@ def has_kernels(model: nn.Module) -> bool:
 
 
 def kernel_layers(
-    model: nn.Module, input_shape: Shape | None, kind: str = "auto", growth: float = 2.0
+    model: nn.Module, input_shape: Shape | None, kind: str = "auto", growth: float = 1.1
 ) -> tuple[dict[str, nn.Module], LayerNorms]:
     """The layers that move, by name, in order, and their balls.
 

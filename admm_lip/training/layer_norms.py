@@ -167,8 +167,9 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
     sharing = found.sharing(len(weights))
     if not any(sharing) and log_product > log_bound:
         raise ValueError(
-            f"bound: what is frozen has a product of norms of {math.exp(log_product):.6g}, beyond "
-            f"{bound:.6g}, and nothing else that moves shares the bound; thaw a layer"
+            "bound: what takes no share (frozen layers, pools, residual blocks) has a product of "
+            f"norms of {math.exp(log_product):.6g}, beyond {bound:.6g}, and nothing else that "
+            "moves shares the bound; thaw a layer, or lower residual_gain"
         )
     each = found.share(math.exp(log_bound), len(weights))
     own_factors = [f for ball, _ in groups for f in ball.factors]

@@ -76,7 +76,7 @@ def test_the_ball_is_that_of_the_whole_layer() -> None:
             assert ball.norm(torch.zeros_like(weight)) == pytest.approx(1.0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.sampled_from([(1, 3), (2, 3), (1, 1)]), st.floats(0.3, 2.0), st.integers(0, 2**16))
 def test_the_nearest_kernel_is_inside_idempotent_and_optimal(
     shape: tuple[int, int], radius: float, seed: int
@@ -96,10 +96,10 @@ def test_the_nearest_kernel_is_inside_idempotent_and_optimal(
     assert isinstance(ball, SkipBall)
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.randn(net[0].weight.shape, generator=generator, dtype=torch.float64)
-    near = ball.nearest(anchor, radius, 1e-9)[0]
+    near = ball.nearest(anchor, radius, 1e-7)[0]
     assert ball.norm(near) <= radius * (1.0 + 1e-9)
-    again = ball.nearest(near, radius, 1e-9)[0]
-    torch.testing.assert_close(again, near, atol=1e-6, rtol=0.0)
+    again = ball.nearest(near, radius, 1e-7)[0]
+    torch.testing.assert_close(again, near, atol=1e-5, rtol=0.0)
     # Nothing in the ball lies in the direction of the anchor: the variational inequality.
     for _ in range(8):
         other = torch.randn(anchor.shape, generator=generator, dtype=torch.float64)
