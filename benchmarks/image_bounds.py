@@ -3,8 +3,8 @@
     python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--limit 90] [--epochs 2]
 
 Networks of random weights, networks that others trained without a bound (``sdp_crown`` in the data
-folder), and networks trained here for some epochs, without one: LeNet-5 and a small one on MNIST, a
-residual one on CIFAR-10, its batch normalisation folded.  Each is certified with multipliers per
+folder), and networks trained here for some epochs, without one: LeNet-5 and a small one on MNIST,
+residual ones on CIFAR-10, their batch normalisation folded.  Each is certified with multipliers per
 channel up to a switch layer (``structure="torus"``) and checked again; where it is small enough,
 neuron by neuron as well (``structure="exact"``), and chains of kernels for images of every size at
 once (``structure="every_size"``).  ``lower_lip`` is what no multipliers of that form can beat:
@@ -166,6 +166,7 @@ TRAINED: tuple[tuple[str, Callable[[], nn.Module], str, float], ...] = (
     ("LeNet-5", lenet, "mnist", 0.05),
     ("conv16s2-conv32s2-100-10", plain, "mnist", 0.05),
     ("ResNet-8", lambda: resnet(8), "cifar10", 0.2),
+    ("ResNet-20", lambda: resnet(20), "cifar10", 0.2),
 )
 
 

@@ -40,6 +40,8 @@ _ITERATIONS = 150
 _INNER = 0.01
 # Of the first rho, relatively to what its multipliers prove.
 _FIRST = 2.0
+# The same from multipliers that are near the best, which are pulled inside by so much.
+_NEAR, _PULLED = 1.05, 0.99
 # Where a step of Newton's method gains less than this, the point counts as a minimiser.
 _CENTRED = 0.5
 # A step that gains less is taken without a comparison; one that gains less still is rounding.
@@ -117,16 +119,16 @@ def lower_bound(slopes: Slopes, t: list[Array], loudest: Array) -> float:
 class Path:
     """Where the method is."""
 
-    def __init__(self, problem: Problem, tol: float) -> None:
+    def __init__(self, problem: Problem, tol: float, near: list[Array] | None = None) -> None:
         self.problem, self.tol = problem, tol
         self.loudest = np.concatenate(problem.loudest())
-        t = problem.start(alike=False)
+        t = problem.start(alike=False) if near is None else [_PULLED * own for own in near]
         passing = problem.forward(t)
         assert passing is not None
         outputs, squared = problem.outputs(passing), problem.squared(passing)
         self.eta = min(_INNER, outputs / problem.dimension)
         self.rows = outputs + self.eta * problem.dimension
-        found = self._at(t, _FIRST * squared)
+        found = self._at(t, (_FIRST if near is None else _NEAR) * squared)
         assert found is not None
         self.point, self.kappa = found, 0.0
         self.best = Found(t, squared, 0.0)

@@ -220,13 +220,14 @@ class Problem:
 
     def outputs(self, passing: Passing) -> float:
         """How many rows P has at the output, all frequencies together."""
-        return float(sum(w.sum() * p.shape[-1] for w, p in self._at_end(passing)))
+        return float(sum(w.sum() * p.shape[-1] for w, p in self.at_end(passing)))
 
     def loudness(self, passing: Passing) -> float:
         """The trace of P at the output."""
-        return sum(float(w @ np.einsum("fii->f", p).real) for w, p in self._at_end(passing))
+        return sum(float(w @ np.einsum("fii->f", p).real) for w, p in self.at_end(passing))
 
-    def _at_end(self, passing: Passing) -> list[tuple[Array, Any]]:
+    def at_end(self, passing: Passing) -> list[tuple[Array, Any]]:
+        """P at the output with the weights of its frequencies, part by part."""
         return list(zip(self._weights(), passing.ends, strict=True))
 
     def _weights(self) -> list[Array]:
