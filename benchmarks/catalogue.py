@@ -209,6 +209,9 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
         "attacked_balls": Benchmark(
             "a million attacked balls: every kind of certificate, small networks"
         ),
+        "enumerated_balls": Benchmark(
+            "margins of every level against exact ones, by listing all pieces of small networks"
+        ),
         "kills": Benchmark(
             "runs of the command line killed a hundred times, against untouched ones", clock=()
         ),

@@ -68,6 +68,19 @@ def test_convolutions_are_trained_proven_and_tabulated(tmp_path: Path) -> None:
     assert len(proven) == len(rows) - 1
 
 
+def test_claims_are_held_against_exact_margins_and_one_above_is_seen(tmp_path: Path) -> None:
+    rows = run_quick("enumerated_balls", tmp_path)
+    assert [row.get("where") for row in rows if "error" in row] == []
+    assert sum(row["keep"] for row in rows) > 0
+    module = importlib.import_module("benchmarks.enumerated_balls")
+    assert module.STUDY.tabulate(rows).splitlines()[-1].startswith("| together |")
+    cell = module.cells(study.read_settings("enumerated_balls", True))[0]
+    model, *balls = module._drawn(cell, 0)
+    exact, _ = module._exact_margins(model, *balls, cell)
+    with pytest.raises(AssertionError, match="claims more than the exact value"):
+        module._held(model, tuple(balls), exact - 10.0, "norms", cell)
+
+
 def test_certified_balls_withstand_and_planted_ones_do_not(tmp_path: Path) -> None:
     rows = run_quick("attacked_balls", tmp_path)
     assert [row.get("where") for row in rows if "error" in row] == []
