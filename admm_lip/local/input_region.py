@@ -95,8 +95,8 @@ class UnitBall:
     def lengths(self, rows: Tensor) -> Tensor:
         """``||a W_0 diag(1/s)||`` in l2, for rows ``(batch, m, n_1)``, but for their rounding."""
         operator = self.first.operator
-        through = rows @ self.factor if operator.is_matrix else self.first.rows_back(rows)
-        return lengths(through)
+        narrow = operator.is_matrix and operator.size_out < operator.size_in // 2
+        return lengths(rows @ self.factor if narrow else self.first.rows_back(rows))
 
 
 def unit_ball(first: Layer, norm: str = "l2", scale: Tensor | None = None) -> UnitBall:

@@ -21,9 +21,12 @@ from .curves import Lines, Range
 from .forward_bounds import LayerBounds
 from .input_region import Region, unit_ball
 from .layers import Layer
-from .linear_operator import Shape, Sides
-from .wired_operator import WHOLE, Step, cropped, steps_of, wired
+from .linear_operator import Shape, Sides, Stored
+from .operators import Dense
+from .wired_operator import WHOLE, Step, Wired, cropped, steps_of, wired
 
+# Entries of a matrix for each product of the kernel, up to which the matrix is quicker.
+_FORMED = 8
 # First and last row, or column, of a window.
 Span = tuple[int, int]
 # Of an edge, how much its reader pads before and after, less than 0 where it leaves out.
@@ -235,7 +238,20 @@ def _small(layer: Layer, sights: tuple[_Sight, _Sight], outputs: Tensor) -> Laye
                 value = len(segments) + len(made) - 1
             given.append(value)
     bias = None if layer.bias is None else layer.bias[outputs]
-    return replace(layer, operator=wired(segments, made, given, bias))
+    return _formed(replace(layer, operator=wired(segments, made, given, bias)), bias)
+
+
+def _formed(layer: Layer, bias: Tensor | None) -> Layer:
+    """A layer on small windows as a matrix: in float64 several times as fast as its kernel."""
+    operator = layer.operator
+    if operator.size_in * operator.size_out > _FORMED * operator.size_out * operator.terms:
+        return layer
+    stored = Stored(operator.dense(), bias)
+    error = layer.error
+    if isinstance(operator, Wired):
+        error = max(error, operator.map.error)
+    made = Dense(stored, {}, (operator.size_in,), (operator.size_out,))
+    return replace(layer, operator=made, error=error)
 
 
 def _small_step(
