@@ -158,8 +158,9 @@ def _drawn(cell: Cell, number: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell["seed"] + cell["part"] * cell["networks_each"] + number)
         model = nn.Sequential(*build(cell["activation"])).double().eval().requires_grad_(False)
-        for parameter in model.parameters():
-            parameter.mul_(2.0)
+        for name, parameter in model.named_parameters():
+            if not name.endswith("threshold"):
+                parameter.mul_(2.0)
         x = torch.rand(cell["balls_each"], *shape).double()
         radius = 10.0 ** (-1.3 * torch.rand(len(x))).double()
     return model, x, radius, model(x).argmax(dim=1)
@@ -328,18 +329,17 @@ def tabulate(rows: list[Row]) -> str:
     for key in keys:
         for name in dict.fromkeys(map(key, rows)):
             some = [row for row in rows if key(row) == name]
-            keep = sum(row["keep"] for row in some)
-            shares = (
-                f"{sum(r['kept'][level] for r in some) / max(keep, 1):.1%}" for level in levels
-            )
-            lines.append([name, sum(row["balls"] for row in some), keep, *shares])
+            total = (sum(row[what] for row in some) for what in ("balls", "keep"))
+            shares = (_share(some, level) for level in levels)
+            lines.append([name, *total, *shares])
     return markdown(["", "balls", "keep their class", *levels], lines)
 
 
 def _share(rows: list[Row], level: str) -> str:
     """Of the balls on which the class is kept, those on which a level says so."""
-    keep = sum(row["keep"] for row in rows)
-    return f"{sum(row['kept'][level] for row in rows) / keep:.1%}" if keep else ""
+    asked = [row for row in rows if level in row["kept"]]
+    keep = sum(row["keep"] for row in asked)
+    return f"{sum(row['kept'][level] for row in asked) / keep:.1%}" if keep else ""
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
