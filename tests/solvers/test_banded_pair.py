@@ -12,7 +12,6 @@ from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.native.interior import interior_point
-from admm_lip.solvers.native.large.banded_newton import approach
 from admm_lip.solvers.native.large.banded_primal_dual import (
     banded_direction,
     bordered_band,
@@ -21,6 +20,7 @@ from admm_lip.solvers.native.large.banded_primal_dual import (
     solve_system,
 )
 from admm_lip.solvers.native.large.markov import Markov, band_between, markov
+from admm_lip.solvers.native.large.without_schur import paired
 from admm_lip.solvers.native.lmi.block_cholesky import (
     Band,
     band_of,
@@ -77,13 +77,17 @@ def operator(widths: tuple[int, ...], low: float = 0.0, positive: bool = False) 
     return LmiOperator(problem, torch.zeros(sum(problem.widths[1:-1])).double())
 
 
-def started(op: LmiOperator) -> Pair:
-    """A pair from the centring steps."""
+def outset(op: LmiOperator) -> torch.Tensor:
+    """Inside, from a closed form."""
     start = theta_start(op.problem, 1.1)
     assert start is not None
-    y = 2.0 * torch.cat([torch.tensor([start.lip_sq]).double(), *start.multiplier])
-    pair = first_pair(op, approach(op, y, Progress(SolverConfig())))
-    assert pair is not None
+    return 2.0 * torch.cat([torch.tensor([start.lip_sq]).double(), *start.multiplier])
+
+
+def started(op: LmiOperator) -> Pair:
+    """The first pair there."""
+    pair = first_pair(op, outset(op))
+    assert isinstance(pair, Pair)
     return pair
 
 
@@ -128,8 +132,6 @@ def test_the_directions_solve_their_equations() -> None:
 def test_a_step_takes_back_what_is_infeasible() -> None:
     op = operator((12,) * 9)
     pair = started(op)
-    off = pair.z.times(1.3)
-    pair = pair._replace(z=off, cliques=factorize_cliques(off))
     way = banded_direction(op, pair)
     assert way is not None
     whole = op.adjoint(pair.z.plus(1.0, way.dz))
@@ -155,6 +157,18 @@ def test_it_ends_where_the_dense_iteration_does(
     assert factorize(op.slack(pair.y)) is not None
     assert exact.lower_lip_sq <= float(pair.y[0]) <= exact.lip_sq * (1 + 2e-5)
     assert math.isfinite(float(pair.y.sum())) and 0 < run.iterations <= 40
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+def test_from_single_precision_it_goes_on_to_a_gap_proven_in_double(scale: float) -> None:
+    op = operator((12,) * 9)
+    exact = interior_point.certify(op.problem, SolverConfig(tol=1e-8))
+    y, run = outset(op), Progress(SolverConfig())
+    y[0] *= scale  # far from the optimum, where single precision has few digits for it
+    lower = paired(op, y, run, SolverConfig(tol=1e-7))
+    assert lower is not None and run.best is not None
+    assert float(run.best[0]) * (1.0 - 1e-7) <= lower <= exact.lip_sq * (1.0 + 1e-9)
+    assert factorize(op.slack(run.best)) is not None
 
 
 def test_limits_stop_it_at_a_feasible_point() -> None:

@@ -48,12 +48,10 @@ from ...problem import CertifyProblem, Multiplier
 from ...solution import CertifyClaim, Status
 from ..large.without_schur import SAFE_THETA, certify_large, large_starts, pairs_possible
 from ..lmi.block_cholesky import (
-    Band,
     band_of,
     band_of_product,
     completion,
     completion_times,
-    factorize,
     factorize_cliques,
     inverse,
     symmetrised,
@@ -64,11 +62,13 @@ from ..lmi.costs import Costs
 from ..lmi.eliminated_operator import operator_of
 from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
 from ..lmi.primal_dual_pair import (
+    ROUGH_GAP,
     Direction,
     Pair,
     advance,
     longest_steps,
     proven_gap,
+    refined,
     relative_gap,
 )
 from ..lmi.progress import Progress
@@ -82,8 +82,8 @@ _MAX_STEPS = 100
 _ROUGH = 0.05
 # With more blocks than this Z is multiplied through its factors, not as a dense matrix.
 _FEW_BLOCKS = 3
-# From this order on the first steps are taken in single precision, to this gap.
-_WORTH_SINGLE, _ROUGH_GAP = 300, 1e-3
+# From this order on the first steps are taken in single precision.
+_WORTH_SINGLE = 300
 # Where a step leaves this share of a gap that is no longer large, rounding has the upper hand.
 _STALLED, _NEAR = 0.8, 0.1
 _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; rescale the weights")
@@ -251,23 +251,12 @@ def roughly(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | Non
     if isinstance(pair, Trouble):
         run.checkpoint(Stage.ROUGH, pair)
         return None
-    pair = follow(low, pair, run, max(tol, _ROUGH_GAP), Stage.ROUGH)
-    found = _refined(op, pair)
+    pair = follow(low, pair, run, max(tol, ROUGH_GAP), Stage.ROUGH)
+    found = refined(op, pair)
     if isinstance(found, Trouble):
         run.checkpoint(Stage.ROUGH, found)
         return None
     return found
-
-
-def _refined(op: LmiOperator, pair: Pair) -> Pair | Trouble:
-    """A pair of single precision in double, moved inside by as little as helps."""
-    z = Band(*([b.to(op.fixed) for b in part] for part in pair.z))
-    for room in ROOM:
-        y = room * pair.y.to(op.fixed)
-        factor = factorize(op.slack(y))
-        if factor is not None:
-            return paired(op, Centre(y, factor, z))
-    return Trouble.NO_FACTOR
 
 
 def follow(

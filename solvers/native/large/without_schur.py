@@ -3,8 +3,8 @@
 1.  The best closed form over theta (``closed_forms.py``).
 2.  First-order descent on the bound (``first_order.py``), as much of it as the work allows.
 3.  Where the layers are narrow enough for that, the primal-dual iteration with iterative solves
-    (``banded_primal_dual.py``), from a closed form that is centred first (``banded_newton.py``).
-    It ends like the dense one, with a proven gap.
+    (``banded_primal_dual.py``), from a cautious closed form.  It ends like the dense one, with a
+    proven gap.
 4.  Otherwise a lower bound from the multiplier: the band of ``S^{-1}`` a little inside is nearly
     dual feasible where the descent has converged; repaired (``dual_repair.py``) it is exactly so.
     The best over a few points inside is reported, whatever it is worth.  Far from the optimum it
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ...config import SolverConfig
@@ -33,8 +34,8 @@ from ..lmi.closed_forms import Start, searched_starts, theta_start
 from ..lmi.costs import Costs
 from ..lmi.dual_repair import reachable_band, repaired_value
 from ..lmi.lmi_operator import LmiOperator
+from ..lmi.primal_dual_pair import ROUGH_GAP, Pair, refined
 from ..lmi.progress import Progress
-from .banded_newton import approach
 from .banded_primal_dual import first_pair, follow_banded
 from .first_order import descend
 
@@ -118,13 +119,23 @@ def pairs_possible(problem: CertifyProblem) -> bool:
 
 def paired(op: LmiOperator, y: Tensor, run: Progress, config: SolverConfig) -> float | None:
     """Step 3: its lower bound; ``None`` where there was no time, or rounding left no pair."""
-    y = approach(op, y, run)
-    possible = run.may_go_on(pairs=1)
-    pair = run.timed("pairs", partial(first_pair, op, y)) if possible else Trouble.LIMIT
+    pair = _roughly(op, y, run, config.tol)
+    if isinstance(pair, Trouble):
+        run.checkpoint(Stage.ROUGH, pair)
+        pair = first_pair(op, y)
     if isinstance(pair, Trouble):
         run.checkpoint(Stage.BANDED, pair)
         return None
     return follow_banded(op, pair, run, config.tol)[1]
+
+
+def _roughly(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | Trouble:
+    """The pair that single precision leads to."""
+    low = op.rounded(torch.float32)
+    pair = first_pair(low, y.to(torch.float32))
+    if isinstance(pair, Trouble):
+        return pair
+    return refined(op, follow_banded(low, pair, run, max(tol, ROUGH_GAP), Stage.ROUGH)[0])
 
 
 def lower_bound(

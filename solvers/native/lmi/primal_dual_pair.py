@@ -20,8 +20,10 @@ from .block_cholesky import (
 from .checkpoints import Stage, Trouble
 from .lmi_operator import LmiOperator
 from .progress import Progress
-from .step_length import bisected, cliques_step, slack_step
+from .step_length import ROOM, bisected, cliques_step, slack_step
 
+# The gap that steps in single precision lead to.
+ROUGH_GAP = 1e-3
 # Steps shorter than this in both matrices mean that rounding has the upper hand.
 _TOO_SHORT = 1e-4
 _SHRINK = 0.8
@@ -87,6 +89,21 @@ def advance(
             return dual
         primal = pair.y, pair.slack, pair.factor
     return Pair(*primal, *((pair.z, pair.cliques) if isinstance(dual, Trouble) else dual))
+
+
+def refined(op: LmiOperator, pair: Pair) -> Pair | Trouble:
+    """A pair of single precision in double, moved inside by as little as helps."""
+    z = Band(*([b.to(op.fixed) for b in part] for part in pair.z))
+    cliques = factorize_cliques(z)
+    if cliques is None:
+        return Trouble.NO_FACTOR
+    for room in ROOM:
+        y = room * pair.y.to(op.fixed)
+        slack = op.slack(y)
+        factor = factorize(slack)
+        if factor is not None:
+            return Pair(y, slack, factor, z, cliques)
+    return Trouble.NO_FACTOR
 
 
 def relative_gap(pair: Pair) -> float:
