@@ -60,7 +60,7 @@ class AdmmConfig:
         residual_gain: what residual blocks ``x + G2 phi(G1 x)``, all of a network together, may
             multiply the bound by, each by the same; other layers have the rest.
         rho: weight that pulls the free weights to the projected ones; ``None``: chosen from the
-            loss, its scale and L.
+            loss, its scale, L and ``round_steps``.
         rho_rule: ``constant``, or ``balance`` (doubled or halved when the primal and dual
             residuals differ ten-fold).
         relaxation: over-relaxation of the projection, in [1, 2).

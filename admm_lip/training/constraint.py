@@ -44,9 +44,9 @@ from .optimize import reads_value
 from .precision import stored_dtype
 from .ranks import ranks_of
 from .resuming import check_same, identity, in_step, plain_state, restored_state
-from .round import next_round, steps_of
+from .round import next_round
 from .shipping import certified
-from .start import CROSS_ENTROPY_SCALE, Start, orthogonal_, scale_biases
+from .start import CROSS_ENTROPY_SCALE, Start, orthogonal_, scale_biases, scale_of_steps
 from .terms import Terms
 
 # Which constraint holds a weight; a weight belongs to one.
@@ -154,14 +154,12 @@ class Constraint:
         metric = PLAIN if own.units is None else Metric.of(own.units, weights)
         slopes = holding(found.slopes, stays, weights)
         self.terms = Terms(own, slopes, config, metric, stays)
+        regression = len(weights[-1]) == 1 if regression is None else regression
         self._multiplier_step = resolve_multiplier_step(
-            config.multiplier_step,
-            found.kinds,
-            len(weights[-1]) == 1 if regression is None else regression,
-            any(stays.rigid),
+            config.multiplier_step, found.kinds, regression, any(stays.rigid)
         )
-        self._loss_scale = loss_scale
-        given = (weights, self.terms, self.dtype, loss_scale)
+        self._loss_scale = scale_of_steps(loss_scale, self.round_steps, regression)
+        given = (weights, self.terms, self.dtype, self._loss_scale)
         self._ranks.same("constraint", lambda: in_step(*given[1:3], mean, self.parameters))
         self._begin(lambda: started(*given) if state is None else gone_on(state, *given))
         if mean is not None:
@@ -180,7 +178,7 @@ class Constraint:
     @property
     def round_steps(self) -> int:
         """Optimizer steps of a round."""
-        return steps_of(self.terms)
+        return self.terms.round_steps
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Constraint:
         """Act whenever ``optimizer`` steps; returns the constraint.

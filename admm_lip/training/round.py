@@ -1,26 +1,17 @@
 """One round of ADMM: what follows the optimizer steps on loss and pull.
 
-A round is as many optimizer steps as :func:`steps_of` says; :class:`~.constraint.Constraint` counts
-them.
+A round is as many optimizer steps as ``Terms.round_steps`` says; :class:`~.constraint.Constraint`
+counts them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from .admm_state import RHO_RULES, AdmmState, Matrices, anchor, dual_step, relax, residuals
 from .lipschitz_step import lipschitz_step, next_lip_sq
 from .multiplier_step import MultiplierStep, RoundView, grown
-from .terms import LayerNorms, Terms
-
-# By the kind of constraint: a clip per layer costs less than an optimizer step.
-ROUND_STEPS: Mapping[type, int] = {LayerNorms: 4, tuple: 8}
-
-
-def steps_of(terms: Terms) -> int:
-    """Optimizer steps of a round."""
-    return terms.config.round_steps or ROUND_STEPS[type(terms.slopes)]
+from .terms import Terms
 
 
 def next_round(

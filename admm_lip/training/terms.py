@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -200,6 +200,8 @@ def grouped(balls: Sequence[Ball], rows: Sequence[_Row]) -> Iterator[tuple[Ball,
 
 
 Activations = tuple[Slopes, ...] | LayerNorms
+# By the kind of constraint: a clip per layer costs less than an optimizer step.
+ROUND_STEPS: Mapping[type, int] = {LayerNorms: 4, tuple: 8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +239,11 @@ class Terms:
                 "lip_step: 'exact' scales the first layer, of which something is held at what is "
                 "not 0; expected 'newton'"
             )
+
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps of a round."""
+        return self.config.round_steps or ROUND_STEPS[type(self.slopes)]
 
     def sharing(self, layers: int) -> tuple[bool, ...]:
         """Which of so many layers move, and the bound with them."""

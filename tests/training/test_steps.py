@@ -30,6 +30,7 @@ from admm_lip.training.start import (
     default_rho,
     feasible,
     loss_scale,
+    scale_of_steps,
     spread_limited,
     start,
 )
@@ -201,6 +202,11 @@ def test_rho_of_a_regression_follows_the_scale_of_its_targets_and_of_the_bound()
     rho = default_rho(asked, 1.0, 2, plain)
     assert default_rho(asked, 3.0, 2, larger) == pytest.approx(3.0 * rho)
     assert loss_scale(config, 1.0, variance=0.0) > 0.0
+
+
+def test_what_the_steps_of_a_round_pull_together_stays_for_classes() -> None:
+    assert 16 * scale_of_steps(0.1, 16, False) == pytest.approx(4 * scale_of_steps(0.1, 4, False))
+    assert scale_of_steps(0.1, 4, False) == scale_of_steps(0.1, 16, True) == 0.1
 
 
 @pytest.mark.parametrize("bound", [0.3, 5.0])
