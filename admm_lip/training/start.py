@@ -264,8 +264,8 @@ def default_rho(asked: Lipschitz, lip: float, layers: int, loss_scale: float) ->
 def scale_of_steps(loss_scale: float, steps: int, regression: bool) -> float:
     """The scale for rounds of so many steps: of classes, what they pull together stays.
 
-    The rule for rho is for rounds of 4 steps.  Rows of MNIST held back, 784-256-256-10 at 1.58: of 4
-    steps 62.6 to 63.0 % certified with rho from .02 to .2, of 8 steps 62.3 with .07 and 60.4 with
+    The rule for rho is for rounds of 4 steps.  Rows of MNIST held back, 784-256-256-10 at 1.58: of
+    4 steps 62.6 to 63.0 % certified with rho from .02 to .2, of 8 steps 62.3 with .07 and 60.4 with
     .2, of 16 steps 60.2 with .03 and 59.2 with .07.  A regression (square wave, bound 10, rounds of
     8) ends 1.006 times above the best error, and with half that rho 1.024 times.
     """
