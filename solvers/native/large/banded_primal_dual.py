@@ -16,13 +16,12 @@ The pair, the HKM direction and the steps are those of ``interior_point.py``; wh
 
 Z starts as the multiple of P whose inputs' trace is 1, not yet dual feasible: a whole step makes
 it so, a shorter one its share of that.  Newton's steps to a feasible Z took half the time of deep
-networks (212 of them for 70 x 120 signed, in place of some ten steps more).  To a rough gap the
+networks (212 of them for 70 x 120 signed, in place of 20 steps more).  To a rough gap the
 way is gone in single precision, at half the time, and nothing of it is believed.
 
-Measured on signed chains, one busy core, tolerance 1e-6 (processor seconds, products in all):
-20 x 80 gap 3e-7 after 22 steps and 1,600 products, 24 s; 64 x 64 gap 4e-6 after 27 steps and 2,600
-products, 70 s after the centring, .38 GB in all where the dense iteration holds 2.2.  The bound is
-within 1e-3 of its end well before the gap: after 15 of those 27 steps.
+Measured on signed chains (processor seconds of one thread): 20 x 80 to a gap of 1e-7 after 27 steps,
+27 s; to 4e-4 and 2e-4 70 x 120 after 40 steps, 173 s, and 100 x 80 after 53 steps, 154 s, .6 GB in
+all where the dense iteration would hold 7.
 """
 
 from __future__ import annotations
