@@ -12,6 +12,7 @@ from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.native.interior import interior_point
+from admm_lip.solvers.native.large import without_schur
 from admm_lip.solvers.native.large.banded_primal_dual import (
     banded_direction,
     bordered_band,
@@ -30,6 +31,7 @@ from admm_lip.solvers.native.lmi.block_cholesky import (
     inverse,
     inverse_band,
 )
+from admm_lip.solvers.native.lmi.checkpoints import Trouble
 from admm_lip.solvers.native.lmi.closed_forms import theta_start
 from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator, schur_complement
 from admm_lip.solvers.native.lmi.primal_dual_pair import Pair
@@ -168,6 +170,20 @@ def test_from_single_precision_it_goes_on_to_a_gap_proven_in_double(scale: float
     lower = paired(op, y, run, SolverConfig(tol=1e-7))
     assert lower is not None and run.best is not None
     assert float(run.best[0]) * (1.0 - 1e-7) <= lower <= exact.lip_sq * (1.0 + 1e-9)
+    assert factorize(op.slack(run.best)) is not None
+
+
+@pytest.mark.parametrize("name", ["ROUGH_GAP", "refined"])
+def test_where_single_precision_leads_nowhere_double_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A gap that it never reaches, or a point that does not hold in double.
+    other = {"ROUGH_GAP": 1e-12, "refined": lambda *_: Trouble.NO_FACTOR}
+    monkeypatch.setattr(without_schur, name, other[name])
+    op, run = operator((12,) * 9), Progress(SolverConfig())
+    lower = paired(op, outset(op), run, SolverConfig(tol=1e-7))
+    assert lower is not None and run.best is not None
+    assert float(run.best[0]) * (1.0 - 1e-7) <= lower
     assert factorize(op.slack(run.best)) is not None
 
 

@@ -310,14 +310,14 @@ def test_steps_in_single_precision_end_at_the_same_optimum(
     assert set(dtypes) == {torch.float64}
 
 
-@pytest.mark.parametrize("part", ["centre", "_refined"])
+@pytest.mark.parametrize("part", ["centre", "refined"])
 def test_where_single_precision_leads_nowhere_double_does(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = getattr(interior_point, part)
 
     def fails(op: LmiOperator, *rest: Any) -> Any:
-        rough = part == "_refined" or op.fixed.dtype == torch.float32
+        rough = part == "refined" or op.fixed.dtype == torch.float32
         return Trouble.NO_FACTOR if rough else done(op, *rest)
 
     problem = problem_of(signed([80] * 5))
@@ -329,7 +329,7 @@ def test_where_single_precision_leads_nowhere_double_does(
 
 def test_rounding_ends_the_steps_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     # A gap that single precision never reaches.
-    monkeypatch.setattr(interior_point, "_ROUGH_GAP", 1e-12)
+    monkeypatch.setattr(interior_point, "ROUGH_GAP", 1e-12)
     claim = solved(problem_of(signed([80] * 5)))
     assert claim.status is Status.OPTIMAL
     assert claim.iterations < 60

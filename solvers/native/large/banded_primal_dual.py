@@ -19,9 +19,9 @@ it so, a shorter one its share of that.  Newton's steps to a feasible Z took hal
 networks (212 of them for 70 x 120 signed, in place of 20 steps more).  To a rough gap the
 way is gone in single precision, at half the time, and nothing of it is believed.
 
-Measured on signed chains (processor seconds of one thread): 20 x 80 to a gap of 1e-7 after 27 steps,
-27 s; to 4e-4 and 2e-4 70 x 120 after 40 steps, 173 s, and 100 x 80 after 53 steps, 154 s, .6 GB in
-all where the dense iteration would hold 7.
+Measured on signed chains (processor seconds of one thread): 20 x 80 to a gap of 1e-7 after 27
+steps, 27 s; to 4e-4 and 2e-4 70 x 120 after 40 steps, 173 s, and 100 x 80 after 53 steps, 154 s,
+.6 GB in all where the dense iteration would hold 7.
 """
 
 from __future__ import annotations
