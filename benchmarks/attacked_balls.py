@@ -142,7 +142,8 @@ def _for_all_inputs(cell: Cell, model: nn.Module) -> Claims:
 
 
 def _config(cell: Cell) -> LocalConfig:
-    return LocalConfig(norm=cell["norm"], box=_BOX if cell.get("box") else None, tol=0.05)
+    box, level = _BOX if cell.get("box") else None, cell.get("level", "closed")
+    return LocalConfig(level, norm=cell["norm"], box=box, tol=0.05)
 
 
 def _robust(cell: Cell, model: nn.Module) -> Claims:
@@ -262,7 +263,8 @@ def tabulate(rows: list[Row]) -> str:
 
 
 def _claim_name(row: Row) -> str:
-    return f"{row['claim']} {row['norm']}" + (" box" if row.get("box") else "")
+    kind = " ".join(str(row[key]) for key in ("claim", "level", "norm") if key in row)
+    return kind + (" box" if row.get("box") else "")
 
 
 def _summed(rows: list[Row]) -> list[Any]:
