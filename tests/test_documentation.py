@@ -170,11 +170,6 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
 
 
-def listed(rows: list[dict[str, Any]], key: str, form: str) -> str:
-    *first, last = (format(row[key], form) for row in rows)
-    return f"{', '.join(first)} and {last}"
-
-
 def figures() -> list[str]:
     """What the README's table says of results, from the records that it names."""
     norms, pairs = (
@@ -200,10 +195,11 @@ def figures() -> list[str]:
     assert sum(row["false"] for row in forged) == 0
     return [
         f"{norms:.1f} % of the test set certified by norms, {pairs:.1f} % by pairs",
-        f"{listed(local, 'certified', 'd')} of 100 pictures in at most "
-        f"{max(row['cpu_seconds_each'] for row in local):.1f} s each, an attack leaves "
-        f"{listed(local, 'attack_leaves', 'd')}; published are "
-        f"{listed(local, 'published_sdp_crown', '.1f')} %",
+        *(
+            f"| **{row['certified']}** | {row['attack_leaves']} | {row['cpu_seconds_each']:.2f} | "
+            f"{row['published_sdp_crown']:.1f} ({row['published_seconds']:g} s"
+            for row in local
+        ),
         f"{mean(admm, 'clean'):.1f} % right, {mean(admm, 'certified'):.1f} % certified, in "
         f"{mean(cost, 'ratio'):.1f} times",
         f"{moved['clean']:.1f} % right, {moved['certified']:.1f} % certified in "
