@@ -53,7 +53,8 @@ class AdmmConfig:
         start: ``model`` begins at the given weights, ``scratch`` at seeded orthogonal ones.
         seed: seed of the start from scratch; in training also of the batch order and of dropout.
         round_steps: optimizer steps between two projections; ``None``: 4 for activations that sort
-            pairs, else 8.  Fewer take longer, and pay where the bound binds hard.
+            pairs, else 8.  Fewer take longer, and pay where the bound binds hard; dense layers that
+            sort lost nothing in rounds of 8 on MNIST, at half the price over plain training.
         balls: what keeps a network of convolutions under its bound: one norm ball per layer
             (``layers``), or for two layers and the activation between them (``modules``), which
             loses less with slopes in [0, 1]; ``auto``: the latter wherever slopes are not negative.
