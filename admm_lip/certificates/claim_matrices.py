@@ -70,8 +70,7 @@ def measured(chain: Chain, norm: str, units: Units | None) -> Matrices:
     Raises:
         CertificateError: for an unknown norm, or units that do not fit the network.
     """
-    if norm not in NORMS:
-        raise CertificateError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+    check_norm(norm)
     matrices = Matrices.of(chain)
     if units is not None:
         matrices = _scaled(matrices, *scales_of(units, chain.widths[0], chain.widths[-1]))
@@ -88,6 +87,12 @@ def scales_of(units: Units | None, inputs: int, outputs: int) -> tuple[Array, Ar
         return np.ones(inputs), np.ones(outputs)
     check_units(units, inputs, outputs)
     return np.array(units.input_scales(inputs)), np.array(units.output_scales(outputs))
+
+
+def check_norm(norm: str) -> None:
+    """Raise :class:`CertificateError` unless inputs are measured in such a norm."""
+    if norm not in NORMS:
+        raise CertificateError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
 
 
 def check_units(units: Units, inputs: int, outputs: int | None = None) -> None:

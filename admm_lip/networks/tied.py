@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .residual import same_padding
+
 
 class TiedBlock(nn.Module):
     """``x - K' relu(K x + b)``, with one matrix K, the weight of its ``nn.Linear``.
@@ -72,11 +74,7 @@ class TiedBlock2d(nn.Module):
         self, channels: int, hidden: int, kernel: int = 3, activation: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(
-                f"kernel: expected an odd number, which pads both sides alike, got {kernel}"
-            )
-        self.padding = kernel // 2
+        self.padding = same_padding(kernel)
         self.conv = nn.Conv2d(channels, hidden, kernel, padding=self.padding)
         self.activation = activation or nn.ReLU()
 

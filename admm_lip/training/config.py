@@ -19,6 +19,8 @@ RHO_RULES = ("constant", "balance")
 LIP_STEPS = ("newton", "exact")
 BALLS = ("auto", "layers", "modules")
 PRECISIONS = ("full", "bfloat16", "float16")
+# Of all residual blocks together; of 1.1, 1.4 and 2 the best on rows of MNIST held back.
+RESIDUAL_GAIN = 1.1
 _ADMM_RULES: dict[str, Rule] = {
     "round_steps": COUNT.or_none(),
     "rho": POSITIVE.or_none(),
@@ -85,7 +87,7 @@ class AdmmConfig:
     seed: int = 0
     round_steps: int | None = None
     balls: str = "auto"
-    residual_gain: float = 1.1
+    residual_gain: float = RESIDUAL_GAIN
     rho: float | None = None
     rho_rule: str = "constant"
     relaxation: float = 1.6

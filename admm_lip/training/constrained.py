@@ -16,7 +16,7 @@ from ..networks.module_state import evaluating
 from ..networks.sorting import HALF_ABS
 from ..solvers.devices import has_float64
 from ..units import Units
-from .config import TrainConfig
+from .config import RESIDUAL_GAIN, TrainConfig
 from .kernel_layers import has_kernels, kernel_layers
 from .layer_norms import training_constraint
 from .terms import Activations
@@ -41,7 +41,7 @@ def constrained(
     model: nn.Module,
     input_shape: Shape | None = None,
     balls: str = "auto",
-    residual_gain: float = 1.1,
+    residual_gain: float = RESIDUAL_GAIN,
 ) -> Constrained:
     """How a network is kept under a bound: with convolutions by one ball per layer or module.
 

@@ -29,6 +29,7 @@ from ..networks.network import Network
 from ..networks.residual import ResidualBlock, ResidualBlock2d, SkipConv2d, SkipLinear
 from ..networks.sorting import HALF_ABS, SORTS
 from ..networks.tied import TiedBlock
+from .config import RESIDUAL_GAIN
 from .kernel_ball import KernelBall
 from .matrix_ball import DENSE
 from .module_ball import ModuleBall
@@ -51,12 +52,12 @@ def has_kernels(model: nn.Module) -> bool:
 
 
 def kernel_layers(
-    model: nn.Module, input_shape: Shape | None, kind: str = "auto", growth: float = 1.1
+    model: nn.Module, input_shape: Shape | None, kind: str = "auto", growth: float = RESIDUAL_GAIN
 ) -> tuple[dict[str, nn.Module], LayerNorms]:
     """The layers that move, by name, in order, and their balls.
 
     Args:
-        model: convolutions, linear layers, tied blocks, activations, pools and reshapes in turn.
+        model: convolutions, linear layers, skips, activations, pools and reshapes in turn.
         input_shape: of one input, without the batch.
         kind: of the balls, as :class:`~.config.AdmmConfig` names them.
         growth: what all residual blocks together may multiply the bound by.

@@ -20,13 +20,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...errors import CertificateError
 from ...float64 import SQUARED_AWAY, U
 from ...networks.layer_spec import LayerSpec
 from ...networks.layers import Array, Shape
 from ...networks.network import Network
 from ...units import Units
-from ..claim_matrices import NORMS, check_units
+from ..claim_matrices import check_norm, check_units
 from .steps import INPUT_NORM, Correlation, Pointwise, Step, TorusChain
 
 
@@ -44,8 +43,7 @@ def measured_on_torus(
     Raises:
         CertificateError: for an unknown norm, or units that do not fit the network.
     """
-    if norm not in NORMS:
-        raise CertificateError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+    check_norm(norm)
     inputs = math.prod(shape)
     if units is not None:
         chain = _with_outputs(chain, inputs, units)
