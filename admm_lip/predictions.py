@@ -22,7 +22,7 @@ from .data.options import DataError
 from .data.table import read_features
 from .errors import RunFolderError
 from .foreign.open import open_network
-from .networks.chain import build_module
+from .networks.built import build_module
 from .networks.network import Network
 from .records import RunFolder, open_run, read_json
 from .sharing import is_saved

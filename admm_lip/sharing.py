@@ -28,7 +28,7 @@ from .certificates.verify import certified_network, check
 from .errors import RunFolderError, UnitsError, WriteError
 from .files import make_writable, write_atomic
 from .foreign.open import network_of
-from .networks.chain import build_module
+from .networks.built import build_module
 from .networks.network import Network
 from .networks.storage import ARCHITECTURE, WEIGHTS, load_network, save_network
 from .records import RunFolder, machine_stamp

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..networks.chain import build_layer
+from ..networks.built import build_layer
 from ..networks.layers import Array
 from ..networks.network import Chain, Network
 from .layer_scales import usual_power

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.chain import build_module
+from ..networks.built import build_module
 from ..networks.forward import forward
 from ..networks.layer_spec import LayerSpec
 from ..networks.layers import Array, array_keys

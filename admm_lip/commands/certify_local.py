@@ -251,7 +251,7 @@ class LocalProof:
         from ..certificates.radii import radii_of
         from ..evaluation.attacks import AttackConfig
         from ..evaluation.curves import certified_curve
-        from ..networks.chain import build_module
+        from ..networks.built import build_module
         from ..plots import plot_radius
 
         network, found, (x, y) = self.run.network, self.found, self.run.rows

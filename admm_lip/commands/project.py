@@ -120,7 +120,7 @@ def run(arguments: list[str]) -> Outcome:
 
 def _project(options: Namespace, earlier: RunFolder | None) -> Outcome:
     from ..foreign import open_network
-    from ..networks.chain import build_module
+    from ..networks.built import build_module
     from ..predictions import units_of
     from ..records import RunFolder, write_yaml
     from .run_folders import continued_run, new_run

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..errors import NetworkError, UnsupportedModule
 from ..float64 import U
 from ..networks import trace
-from ..networks.chain import build_layer, reader_of
+from ..networks.built import build_layer
+from ..networks.chain import reader_of
 from ..networks.layers import AFFINE, stored_errors
 from ..networks.network import LayerSpec, Network
 from ..rounding import SLACK, affine_error, gamma, lengths

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import SpecificationError, UnsupportedModule
 from ..foreign.open import network_of
 from ..foreign.vnnlib import HalfSpace, Specification, UnsafeCase, read_vnnlib
-from ..networks.chain import build_module
+from ..networks.built import build_module
 from ..networks.forward import forward
 from ..networks.layers import Array, Shape
 from ..networks.network import LayerSpec, Network

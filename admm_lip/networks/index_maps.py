@@ -53,6 +53,18 @@ def padded(x: npt.NDArray[Any], widths: Sequence[tuple[int, int]]) -> npt.NDArra
     return np.pad(x, grown, constant_values=ZERO)
 
 
+def wrapped(shape: Shape, widths: Sequence[int]) -> Indices:
+    """Positions in an image padded around: so far above, below, to the left and to the right.
+
+    Example:
+        >>> wrapped((1, 1, 3), (0, 0, 1, 0)).tolist()
+        [[[2, 0, 1, 2]]]
+    """
+    top, bottom, left, right = widths
+    grown = ((0, 0), (top, bottom), (left, right))
+    return np.pad(positions(shape), grown, mode="wrap")
+
+
 def _index(name: str, arrays: Mapping[str, Array], shape: Shape) -> Indices:
     index = arrays.get(f"{name}.index")
     if index is None or index.size == 0:

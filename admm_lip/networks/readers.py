@@ -51,7 +51,9 @@ def _pair(value: Any) -> list[int]:
 
 def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
     if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode={conv.padding_mode!r}; only zeros are handled")
+        raise ValueError(
+            f"padding_mode={conv.padding_mode!r}; only zeros and circular padding are handled"
+        )
     return {
         "stride": _pair(conv.stride),
         "padding": conv_padding(conv),
@@ -69,6 +71,17 @@ def conv_padding(conv: nn.Conv2d) -> list[int]:
         return [side for total in totals for side in (total // 2, total - total // 2)]
     rows, columns = _pair(conv.padding)
     return [rows, rows, columns, columns]
+
+
+def _conv_parts(conv: nn.Conv2d) -> list[nn.Module]:
+    """Circular padding as a layer of its own in front of the convolution."""
+    if conv.padding_mode != "circular":
+        return [conv]
+    top, bottom, left, right = conv_padding(conv)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+    plain = nn.Conv2d(**_attributes(*names)(conv), device="meta")
+    plain.weight, plain.bias = conv.weight, conv.bias
+    return [nn.CircularPad2d((left, right, top, bottom)), plain]
 
 
 def transposed_parts(conv: nn.ConvTranspose2d) -> list[nn.Module]:
@@ -185,7 +198,9 @@ _FORMULAS = {cls: Reader(kind, lambda m: dict(m.options)) for kind, cls in FORMU
 
 READERS: Mapping[type[nn.Module], Reader] = {
     nn.Linear: Reader("linear"),
-    nn.Conv2d: Reader("conv2d", _conv_options),
+    nn.Conv2d: Reader("conv2d", _conv_options, _conv_parts),
+    # Its index depends on the image (``chain.py``).
+    nn.CircularPad2d: Reader("take"),
     nn.ConvTranspose2d: Reader("conv2d", parts=transposed_parts),
     nn.AvgPool2d: Reader("avg_pool2d", _pool_options),
     nn.BatchNorm1d: _batch_norm(0),

@@ -112,6 +112,8 @@ class KernelBall(LayerBall):
         grid: rows and columns of the torus of the outputs.
         stride, dilation: of the window, rows and columns.
         groups: of channels.
+        start: rows and columns that the window begins before its place.
+        wraps: along which axes the torus is the image itself, so that no other will do.
     """
 
     kernel: Pair
@@ -119,6 +121,8 @@ class KernelBall(LayerBall):
     stride: Pair = (1, 1)
     dilation: Pair = (1, 1)
     groups: int = 1
+    start: Pair = (0, 0)
+    wraps: tuple[bool, bool] = (False, False)
 
     def __post_init__(self) -> None:
         for axis, (span, side) in enumerate(zip(self.spans, self.grid, strict=True)):

@@ -33,6 +33,7 @@ from .config import RESIDUAL_GAIN
 from .kernel_ball import KernelBall
 from .matrix_ball import DENSE
 from .module_ball import ModuleBall
+from .padding import NONE, Rows, rows_of
 from .residual_ball import ResidualBall, residual_ball
 from .skip_ball import skip_ball
 from .skips import ADDED, ALONE, TIED, UNTIED, Piece, pieces_of
@@ -82,8 +83,8 @@ def kernel_layers(
     layers: dict[str, nn.Module] = {}
     path: list[Ball | LayerSpec] = []
     gain, shapes, before = 1.0, network.shapes(), network.input_shape or ()
-    torus = _torus(network)
-    for piece in pieces_of(network):
+    torus, drawn = _torus(network), rows_of(network)
+    for piece in pieces_of(network, drawn):
         spec = piece.specs[0]
         rows, columns = spec.options.get("stride", (1, 1))
         torus = (torus[0] / rows, torus[1] / columns)
@@ -92,7 +93,7 @@ def kernel_layers(
             for own in piece.specs:
                 name = _holder(own, network, waiting)
                 layers[name] = waiting.pop(name)
-                balls.append(_ball(network, own, before, torus))
+                balls.append(_ball(network, own, before, torus, drawn))
                 before = shapes[own.name]
             path.append(_FORMS[piece.form](balls, piece, layers[name]))
         else:
@@ -160,7 +161,11 @@ def _module(network: Network, first: Any, between: Sequence[Any], second: Any) -
         for own, finer, step in zip(second.grid, first.grid, second.stride, strict=True)
     )
     finer = (rows * second.stride[0], columns * second.stride[1])
-    return ModuleBall(replace(first, grid=finer), replace(second, grid=(rows, columns)))
+    moved = replace(first, grid=finer), replace(second, grid=(rows, columns))
+    whole = [(own, own.grid, now.grid) for own, now in zip((first, second), moved, strict=True)]
+    if any(own.wraps[k] and old[k] != new[k] for own, old, new in whole for k in (0, 1)):
+        return None  # padded around, the torus is that of the image and no other
+    return ModuleBall(*moved)
 
 
 def _rises(network: Network, spec: LayerSpec) -> bool:
@@ -204,10 +209,10 @@ def _refuse(name: str, module: nn.Module) -> None:
             f"{said}: transposed convolutions are not trained under a bound; use nn.Conv2d, which "
             "strides the other way"
         )
-    if isinstance(module, _KERNELS) and module.padding_mode != "zeros":
+    if isinstance(module, _KERNELS) and module.padding_mode not in ("zeros", "circular"):
         raise UnsupportedModule(
             f"{said}: padding_mode={module.padding_mode!r} repeats pixels, so that its norm is not "
-            "that of a convolution on a torus; use padding_mode='zeros'"
+            "that of a convolution on a torus; use padding_mode='zeros' or 'circular'"
         )
     if isinstance(module, _NORMALISES):
         raise UnsupportedModule(
@@ -254,20 +259,51 @@ def _torus(network: Network) -> tuple[float, float]:
         return (0.0, 0.0)
 
 
-def _ball(network: Network, spec: LayerSpec, shape: Shape, torus: tuple[float, float]) -> LayerBall:
-    """On the torus given, or the least one around which no window of the image reaches."""
+def _ball(
+    network: Network, spec: LayerSpec, shape: Shape, torus: tuple[float, float], rows: Rows
+) -> LayerBall:
+    """On the torus given, or the least one around which no window of the image reaches.
+
+    Where the image is padded around, on the torus of the image itself.
+    """
     if spec.kind == "linear":
         return DENSE
-    rows, columns = network.arrays[f"{spec.name}.weight"].shape[2:]
-    window = Window.of(spec.options, (rows, columns), shape, spec.name)
-    # Of the outputs, rounded up.
-    least = [-(-least_side(window, k, shape[1 + k]) // window.stride[k]) for k in (0, 1)]
-    grid = [
-        int(side) if side >= n and side == int(side) else n
-        for side, n in zip(torus, least, strict=True)
-    ]
-    groups = spec.options["groups"]
-    return KernelBall(window.kernel, (grid[0], grid[1]), window.stride, window.dilation, groups)
+    top, bottom, left, right = rows.around.get(spec.name, NONE)
+    channels, *sides = rows.images.get(spec.name, shape)
+    padded = (channels, sides[0] + top + bottom, sides[1] + left + right)
+    kernel = network.arrays[f"{spec.name}.weight"].shape[2:]
+    window = Window.of(spec.options, kernel, padded, spec.name)
+    wraps, grid = rows.wraps(spec), []
+    for k, (side, own) in enumerate(zip(torus, sides, strict=True)):
+        # Of the outputs, rounded up.
+        least = -(-least_side(window, k, own) // window.stride[k])
+        wide = int(side) if side >= least and side == int(side) else least
+        grid.append(_around(spec.name, window, k, own) if wraps[k] else wide)
+    begins = rows.padding(spec)[::2]
+    return KernelBall(
+        *(window.kernel, (grid[0], grid[1]), window.stride, window.dilation),
+        groups=spec.options["groups"],
+        start=(begins[0], begins[1]),
+        wraps=wraps,
+    )
+
+
+def _around(name: str, window: Window, axis: int, side: int) -> int:
+    """Places of the outputs along an axis that is padded around.
+
+    Raises:
+        UnsupportedModule: by name, where that is no convolution on the torus of the image.
+    """
+    stride, reach = window.stride[axis], window.dilation[axis] * (window.kernel[axis] - 1) + 1
+    zeros = any(window.padding[2 * axis : 2 * axis + 2])
+    if zeros or side % stride or window.out[axis] * stride > side or reach > side:
+        raise UnsupportedModule(
+            f"{name}: pads around an image of {side} along axis {axis}, where its kernel spans "
+            f"{reach} in steps of {stride} and gives {window.out[axis]}; trained are convolutions "
+            "on the torus of the image: a stride that divides it, a kernel within it, no more "
+            "outputs than steps, and no zeros beside"
+        )
+    return side // stride
 
 
 def _fixed(network: Network, spec: LayerSpec, shape: Shape) -> float:

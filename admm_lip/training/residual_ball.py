@@ -222,7 +222,7 @@ def residual_ball(
                 f"{spec.name}: residual blocks are trained without groups and strides, got "
                 f"groups={ball.groups} and stride={ball.stride}; such a block is only certified"
             )
-    places = [_places(first, specs[0], -1), _places(second, specs[1], 1)]
+    places = [_places(first, -1), _places(second, 1)]
     axes = [[p for own in places for p in own[axis]] for axis in (0, 1)]
     least, size = [min(own) for own in axes], [max(own) - min(own) + 1 for own in axes]
     taps = [
@@ -236,15 +236,20 @@ def residual_ball(
         max(first.grid[0], second.grid[0], size[0]),
         max(first.grid[1], second.grid[1], size[1]),
     )
+    for k, own in enumerate(zip(first.grid, second.grid, strict=True)):
+        if (first.wraps[k] or second.wraps[k]) and {*own, grid[k]} != {own[0]}:
+            raise UnsupportedModule(
+                f"{specs[0].name}: pads around, so that its block stands on the image itself, got "
+                f"{own} places for its kernels, which together span {size[k]}; pad both around"
+            )
     window = KernelBall((size[0], size[1]), grid)
     return ResidualBall(window, (taps[0], taps[1]), 2.0, radius=radius)
 
 
-def _places(ball: KernelBall, spec: LayerSpec, sign: int) -> tuple[list[int], list[int]]:
+def _places(ball: KernelBall, sign: int) -> tuple[list[int], list[int]]:
     """Where the taps of a kernel read, rows and columns, or read backwards."""
-    top, _, left, _ = spec.options["padding"]
     rows, columns = (
         [sign * (d * k - first) for k in range(n)]
-        for d, n, first in zip(ball.dilation, ball.kernel, (top, left), strict=True)
+        for d, n, first in zip(ball.dilation, ball.kernel, ball.start, strict=True)
     )
     return rows, columns

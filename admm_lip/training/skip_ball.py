@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UnsupportedModule
 from ..networks.layer_spec import LayerSpec
 from .admm_state import Matrices
+from .kernel_ball import KernelBall
 from .terms import LayerBall
 
 # On 10,000 rows of MNIST held back 86.2 % are certified at .5; 85.3 from K = 0, and 85.5 from
@@ -80,16 +81,13 @@ def skip_ball(own: LayerBall, spec: LayerSpec) -> SkipBall:
     Raises:
         UnsupportedModule: by name, where no tap of its kernel reads the place itself.
     """
-    if spec.kind == "linear":
+    if not isinstance(own, KernelBall):
         return SkipBall(own)
-    options = spec.options
-    (top, _, left, _), dilation = options["padding"], options["dilation"]
-    places = [divmod(first, step) for first, step in zip((top, left), dilation, strict=True)]
-    if list(options["stride"]) != [1, 1] or any(rest for _, rest in places):
+    places = [divmod(first, step) for first, step in zip(own.start, own.dilation, strict=True)]
+    if own.stride != (1, 1) or any(rest for _, rest in places):
         raise UnsupportedModule(
             f"{spec.name}: of residual layers x + conv(x) those are trained without a stride of "
-            f"which one tap reads the place itself, got stride={options['stride']}, "
-            f"padding={options['padding']} and dilation={dilation}; pad by a multiple of the "
-            "dilation"
+            f"which one tap reads the place itself, got stride={own.stride}, padding={own.start} "
+            f"and dilation={own.dilation}; pad by a multiple of the dilation"
         )
-    return SkipBall(own, tuple(tap for tap, _ in places), options["groups"])
+    return SkipBall(own, tuple(tap for tap, _ in places), own.groups)

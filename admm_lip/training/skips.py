@@ -21,6 +21,7 @@ from ..networks.activations import ACTIVATIONS
 from ..networks.convolution import untransposed
 from ..networks.layer_spec import INPUT, LayerSpec, neuron_slopes, scalar_parts
 from ..networks.network import Network
+from .padding import Rows
 
 _LINEAR = ("conv2d", "linear")
 
@@ -44,15 +45,19 @@ class Piece(NamedTuple):
     end: str
 
 
-def pieces_of(network: Network) -> list[Piece]:
+def pieces_of(network: Network, rows: Rows) -> list[Piece]:
     """The layers of a network, every skip as one, each taking the output of the one before.
+
+    Args:
+        network: that holds the arrays.
+        rows: its layers.
 
     Raises:
         UnsupportedModule: by name, for other skip connections, and for a residual block of an
             activation whose slopes are not in [0, 1].
     """
     found: list[Piece] = []
-    layers, sources, output = list(network.layers), network.sources(), INPUT
+    layers, sources, output = list(rows.layers), rows.sources, INPUT
     while layers:
         first = layers[0]
         if sources[first.name] != (output,):
@@ -64,7 +69,7 @@ def pieces_of(network: Network) -> list[Piece]:
                 "others only certified"
             )
         if _is_block(layers[:4], sources, output):
-            tied = _are_tied(first, layers[2], network)
+            tied = _are_tied(first, layers[2], network, rows)
             _check_slopes(layers[1], network, "tied" if tied else "residual")
             own = (first,) if tied else (first, layers[2])
             found.append(Piece(own, TIED if tied else UNTIED, 4, layers[3].name))
@@ -100,16 +105,20 @@ def _is_block(
     return sorted(sources[end.name]) == sorted((given, back.name))
 
 
-def _are_tied(into: LayerSpec, back: LayerSpec, network: Network) -> bool:
+def _are_tied(into: LayerSpec, back: LayerSpec, network: Network, rows: Rows) -> bool:
     """Whether one layer is minus the adjoint of the other, but for biases."""
     first, second = (np.asarray(network.arrays[f"{spec.name}.weight"]) for spec in (into, back))
     if into.kind == "linear":
         return np.array_equal(second, -first.T)
+    given, wanted = (
+        {**spec.options, "padding": rows.padding(spec), "around": rows.wraps(spec)}
+        for spec in (into, back)
+    )
     try:
-        kernel, options = untransposed(first, into.options, {})
+        kernel, options = untransposed(first, given, {})
     except ValueError:  # strides
         return False
-    return np.array_equal(second, -kernel) and options == dict(back.options)
+    return np.array_equal(second, -kernel) and options == wanted
 
 
 def _check_slopes(spec: LayerSpec, network: Network, form: str) -> None:

@@ -16,7 +16,8 @@ from admm_lip import certified_radii, certify, verify
 from admm_lip.errors import NetworkError, UnsupportedModule
 from admm_lip.local import certify_local
 from admm_lip.networks.activations import ACTIVATIONS, slope_range
-from admm_lip.networks.chain import build_module, linear_layers, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.networks.forward import forward
 from admm_lip.networks.network import LayerSpec, Network
 from admm_lip.networks.scalar_math import NUMPY

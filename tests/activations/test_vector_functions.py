@@ -16,7 +16,8 @@ from admm_lip.certificates.in_onnx import export_onnx
 from admm_lip.errors import NetworkError, UnsupportedModule
 from admm_lip.foreign import open_network
 from admm_lip.local import certify_local
-from admm_lip.networks.chain import build_module, linear_layers, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.networks.network import LayerSpec, Network
 from admm_lip.networks.running_error import enclosed
 

@@ -20,7 +20,8 @@ from admm_lip import certify, verify
 from admm_lip.errors import CertificateError, UnsupportedModule
 from admm_lip.foreign.open import network_of
 from admm_lip.local import LocalConfig, certify_local
-from admm_lip.networks.chain import build_module, linear_layers, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU
 from admm_lip.networks.forward import forward
 from admm_lip.networks.network import LayerSpec, Network

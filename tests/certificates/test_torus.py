@@ -182,19 +182,19 @@ def test_a_circular_layer_is_its_torus_or_a_corner_of_it(
         (
             [circular(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)],
             2,
-            "conv2d_1: circular padding needs",
+            "2: circular padding needs",
         ),
         (
             [nn.Conv2d(2, 3, 3, padding=1), circular(3, 3, 3, padding=1)],
             2,
-            "conv2d_1: circular padding needs",
+            "2: circular padding needs",
         ),
         # A stride of 2 does not divide 5 rows.
-        ([circular(2, 3, 3, padding=1, stride=2)], 1, "conv2d: circular padding needs"),
+        ([circular(2, 3, 3, padding=1, stride=2)], 1, "0: circular padding needs"),
         (
             [circular(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3), circular(3, 3, 3, padding=1)],
             3,
-            "conv2d_2: pads another image around",
+            "4: pads another image around",
         ),
         ([Around(nn.Conv2d(2, 3, 3, padding=1))], 1, "pads with zeros what is padded around"),
         ([Around(nn.ReLU())], 1, "takes a value with its circular padding"),

@@ -14,7 +14,7 @@ import yaml
 from admm_lip import cli, verify
 from admm_lip.certificates.certificate import Certificate
 from admm_lip.data import load_data
-from admm_lip.networks.chain import build_module
+from admm_lip.networks.built import build_module
 from admm_lip.networks.storage import load_network
 
 FILES = {

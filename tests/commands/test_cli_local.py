@@ -17,7 +17,7 @@ from admm_lip.commands import samples as module
 from admm_lip.data import load_data
 from admm_lip.evaluation.falsification import SoundnessError
 from admm_lip.local import LocalConfig, certify_local
-from admm_lip.networks.chain import build_module
+from admm_lip.networks.built import build_module
 from admm_lip.networks.storage import load_network
 
 NET = ["--convnet.name", "2C2F", "--convnet.width", "0.25", "--convnet.activation", "clipped_relu"]

@@ -11,7 +11,7 @@ import yaml
 
 from admm_lip import Certificate, Units, cli, predict, verify
 from admm_lip.data import DataError
-from admm_lip.networks.chain import build_module
+from admm_lip.networks.built import build_module
 from admm_lip.networks.storage import load_network
 
 SCALES = np.array([1e6, 1e-6, 1.0, 1e3])

@@ -22,7 +22,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from admm_lip import certify, cli, open_network
 from admm_lip.errors import OutputsLeftOut, UnsupportedModule
-from admm_lip.networks.chain import build_module
+from admm_lip.networks.built import build_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X, Y = load_iris(return_X_y=True)

@@ -12,7 +12,8 @@ from torch import nn
 
 from admm_lip import certified_radii, certify, verify
 from admm_lip.errors import NetworkError
-from admm_lip.networks.chain import build_module, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.clipped import ClippedMaxMin, ClippedReLU, PairClip, keep_thresholds
 from admm_lip.networks.network import Network
 from admm_lip.networks.storage import load_network, save_network

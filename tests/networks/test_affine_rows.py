@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from admm_lip.errors import NetworkError
-from admm_lip.networks.chain import build_module, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.elementwise import arithmetic, normalisation
 from admm_lip.networks.forward import forward
 from admm_lip.networks.index_maps import padded, positions

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from admm_lip.errors import UnsupportedModule
 from admm_lip.networks import trace
-from admm_lip.networks.chain import build_module, linear_layers, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.networks.network import Network
 
 
@@ -186,7 +187,7 @@ class Doubled(nn.Linear):
         ),
         (nn.Sequential(Doubled(4, 4)), r"0 \(Doubled\) is not supported"),
         (Dropping(), r"dropout \(Dropout\): is in training mode, where it is random"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3, padding_mode="circular")), "padding_mode='circular'"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding_mode="reflect")), "padding_mode='reflect'"),
         (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "ceil_mode=True is not handled"),
         (nn.Sequential(nn.Linear(2, 2, device="meta")), "got torch.float32 on meta"),
     ],

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from admm_lip import certify
-from admm_lip.networks.chain import build_module, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.convnets import ACTIVATIONS, CONVNETS, ConvnetConfig, build_convnet
 
 MNIST, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)

@@ -21,7 +21,8 @@ from admm_lip.foreign import open_network, read_exported
 from admm_lip.foreign.open import network_of
 from admm_lip.local import certify_local
 from admm_lip.networks.activations import ACTIVATIONS
-from admm_lip.networks.chain import build_layer, build_module, linear_layers, read_network
+from admm_lip.networks.built import build_layer, build_module
+from admm_lip.networks.chain import linear_layers, read_network
 from admm_lip.networks.forward import forward
 from admm_lip.networks.network import LayerSpec, Network
 from admm_lip.networks.sorting_torch import MaxMin

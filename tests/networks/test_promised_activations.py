@@ -31,7 +31,8 @@ from admm_lip import (
 from admm_lip.certificates.exact import exact_check
 from admm_lip.cli import main
 from admm_lip.errors import CertificateError, NetworkError, UnsupportedModule
-from admm_lip.networks.chain import build_module, read_network
+from admm_lip.networks.built import build_module
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.forward import forward
 from admm_lip.networks.storage import load_network, save_network
 

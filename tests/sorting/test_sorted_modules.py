@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from admm_lip.errors import NetworkError, UnsupportedModule
-from admm_lip.networks.chain import build_layer, build_module, read_network
+from admm_lip.networks.built import build_layer, build_module
+from admm_lip.networks.chain import read_network
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.networks.network import LayerSpec, Network
 from admm_lip.networks.sorting_torch import GroupSort2, HalfAbs, MaxMin

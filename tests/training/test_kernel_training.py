@@ -229,7 +229,7 @@ def test_layers_are_measured_on_the_torus_of_the_certificate() -> None:
     _, norms = kernel_layers(small(), IMAGE)
     assert [ball.grid for ball in norms.balls[:2] if isinstance(ball, KernelBall)] == [(5, 5)] * 2
     _, alone = kernel_layers(nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1)), (1, 7, 9))
-    assert alone.balls == (KernelBall((3, 3), (4, 5), (2, 2)),)
+    assert alone.balls == (KernelBall((3, 3), (4, 5), (2, 2), start=(1, 1)),)
 
 
 def test_a_hand_written_loop_keeps_the_bound_and_is_proven() -> None:

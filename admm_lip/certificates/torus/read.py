@@ -271,8 +271,8 @@ def _sorted_pairs(reading: Reading, layer: LayerSpec) -> None:
     Outside the image a sum becomes 0: slopes [0, 1].
     """
     renamed(reading, layer)
-    rows, width = reading.live[layer.name], sum(len(r) for r in reading.live.values())
-    turn = np.eye(width)
+    rows = reading.live[layer.name]
+    turn = np.eye(reading.width)
     half = math.sqrt(0.5)
     even, odd = rows[0::2], rows[1::2]
     for a, b in zip(even, odd, strict=True):

@@ -100,6 +100,11 @@ class Reading:
         """What a value is made by."""
         return next((s.kind for s in self.network.layers if s.name == name), INPUT)
 
+    @property
+    def width(self) -> int:
+        """Channels of the state; a value and the same with its circular padding have the same."""
+        return 1 + max(row for rows in self.live.values() for row in rows)
+
     def kept(self, but: Sequence[LayerSpec]) -> list[str]:
         """The values that other layers, still to be read, take."""
         skipped = {spec.name for spec in but}
@@ -141,7 +146,7 @@ def merge(reading: Reading) -> None:
 
 def placed(reading: Reading, name: str, matrix: Array) -> Array:
     """A matrix of one value as one of the whole state."""
-    whole = np.zeros((len(matrix), sum(len(rows) for rows in reading.live.values())))
+    whole = np.zeros((len(matrix), reading.width))
     whole[:, reading.live[name]] = matrix
     return whole
 
@@ -152,7 +157,7 @@ def renamed(reading: Reading, layer: LayerSpec) -> None:
     if source in reading.clean:
         reading.clean.add(layer.name)
     kept = reading.kept([layer])
-    if source in kept:
+    if any(reading.live[name] == reading.live[source] for name in kept):
         whole = placed(reading, source, np.eye(len(reading.live[source])))
         mix(reading, {layer.name: whole}, kept)
     else:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...float64 import U
-from ...networks.index_maps import positions
+from ...networks.index_maps import wrapped
 from ...networks.layer_spec import LayerSpec
 from ...networks.layers import Array, Shape, Window, stored_errors
-from .reading import NotShiftInvariant, Reading, renamed, zeroed
+from .reading import NotShiftInvariant, Reading, zeroed
 from .steps import Correlation, Pair
 
 WINDOWED = ("conv2d", "avg_pool2d")
@@ -25,7 +25,12 @@ def padded_around(reading: Reading, layer: LayerSpec) -> None:
     widths = circular_widths(index, reading.shapes[source])
     if widths is None or source in reading.around:
         raise NotShiftInvariant(f"{layer.name}: a take cannot stand on a torus")
-    renamed(reading, layer)
+    if source in reading.clean:
+        reading.clean.add(layer.name)
+    reading.live[layer.name] = reading.live[source]
+    if source not in reading.kept([layer]):
+        del reading.live[source]
+    reading.waiting.remove(layer)
     reading.around[layer.name] = widths
 
 
@@ -33,8 +38,7 @@ def circular_widths(index: Any, shape: Shape) -> tuple[int, int, int, int] | Non
     """How far an index pads an image around: above, below, left and right; ``None`` if it is none.
 
     Example:
-        >>> around = np.pad(positions((1, 2, 3)), ((0, 0), (1, 0), (0, 2)), "wrap")
-        >>> circular_widths(around, (1, 2, 3))
+        >>> circular_widths(wrapped((1, 2, 3), (1, 0, 0, 2)), (1, 2, 3))
         (1, 0, 0, 2)
     """
     if len(shape) != 3 or index.ndim != 3 or index.shape[0] != shape[0]:
@@ -46,7 +50,7 @@ def circular_widths(index: Any, shape: Shape) -> tuple[int, int, int, int] | Non
     if min(widths) < 0:
         return None
     top, bottom, left, right = widths
-    around = np.pad(positions(shape), ((0, 0), (top, bottom), (left, right)), "wrap")
+    around = wrapped(shape, widths)
     return (top, bottom, left, right) if np.array_equal(around, index) else None
 
 
@@ -165,12 +169,11 @@ def _spread(stored: Array, groups: int, dilation: Pair) -> Array:
 
 def _correlate(reading: Reading, parts: Sequence[_Part], kept: Sequence[str], stride: Pair) -> None:
     """One step for several kernels and the values that pass."""
-    width = sum(len(rows) for rows in reading.live.values())
     passing = [_Part(n, n, np.eye(len(reading.live[n]))[:, :, None, None]) for n in kept]
     every = [*passing, *parts]
     start = tuple(max(p.begins[axis] for p in every) for axis in (0, 1))
     reach = [max(start[a] - p.begins[a] + p.kernel.shape[2 + a] for p in every) for a in (0, 1)]
-    kernel, live, row = np.zeros((sum(len(p.kernel) for p in every), width, *reach)), {}, 0
+    kernel, live, row = np.zeros((sum(len(p.kernel) for p in every), reading.width, *reach)), {}, 0
     for part in every:
         y, x = start[0] - part.begins[0], start[1] - part.begins[1]
         live[part.name] = [*range(row, row + len(part.kernel))]
