@@ -150,6 +150,17 @@ def _asked(name: str, layer: nn.Module, question: Callable[[Any], Any]) -> Any:
         raise kind(f"{name} ({type(layer).__name__}): {reason}") from None
 
 
+def has_skips(module: nn.Module) -> bool:
+    """Whether some layer takes another output than that of the layer before it; read, not run.
+
+    Raises:
+        UnsupportedModule: where ``torch.fx`` cannot say.
+    """
+    module = readable(module)
+    with untouched(module):
+        return any(step.inputs for step in trace.steps(module))
+
+
 def linear_layers(module: nn.Module) -> list[nn.Linear]:
     """The ``nn.Linear`` modules of a chain Linear, activation, Linear, ..., Linear, in order.
 

@@ -51,9 +51,7 @@ def _pair(value: Any) -> list[int]:
 
 def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
     if conv.padding_mode != "zeros":
-        raise ValueError(
-            f"padding_mode={conv.padding_mode!r}; only zeros and circular padding are handled"
-        )
+        raise ValueError(f"padding_mode={conv.padding_mode!r} is not handled here; use 'zeros'")
     return {
         "stride": _pair(conv.stride),
         "padding": conv_padding(conv),

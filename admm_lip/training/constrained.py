@@ -60,7 +60,7 @@ def constrained(
             return Constrained(moved, norms, (HALF_ABS,))
         if balls != "auto":
             raise ValueError(
-                f"balls: {balls!r} is for networks of convolutions or tied blocks; this one has "
+                f"balls: {balls!r} is for networks of convolutions or skips; this one has "
                 "none, so leave it at 'auto'"
             )
         layers, chain = trained_layers(model), read_network(model).chain()

@@ -19,16 +19,15 @@ from torch.nn.utils import parametrize
 from ..certificates.torus.read import furthest_chain
 from ..certificates.torus.reading import NotShiftInvariant
 from ..certificates.torus.windows import least_side
-from ..errors import UnsupportedModule
+from ..errors import NetworkError, UnsupportedModule
 from ..foreign.open import network_of
 from ..networks.activations import ACTIVATIONS
-from ..networks.chain import shared_parameter
+from ..networks.chain import has_skips, shared_parameter
 from ..networks.layer_spec import LayerSpec, neuron_slopes, scalar_parts
 from ..networks.layers import AFFINE, RESHAPES, Shape, Window
+from ..networks.module_state import evaluating
 from ..networks.network import Network
-from ..networks.residual import ResidualBlock, ResidualBlock2d, SkipConv2d, SkipLinear
 from ..networks.sorting import HALF_ABS, SORTS
-from ..networks.tied import TiedBlock
 from .config import RESIDUAL_GAIN
 from .kernel_ball import KernelBall
 from .matrix_ball import DENSE
@@ -43,13 +42,22 @@ from .terms import Ball, LayerBall, LayerNorms, TiedBall
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MOVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_SKIPS = (TiedBlock, ResidualBlock, ResidualBlock2d, SkipConv2d, SkipLinear)
 _NORMALISES = nn.modules.batchnorm._BatchNorm
 
 
 def has_kernels(model: nn.Module) -> bool:
-    """Whether a network has convolutions or skips of the zoo: this file says how it is trained."""
-    return any(isinstance(m, (*_KERNELS, *_TRANSPOSED, *_SKIPS)) for m in model.modules())
+    """Whether a network has convolutions or skips: this file says how it is trained."""
+    if any(isinstance(m, (*_KERNELS, *_TRANSPOSED)) for m in model.modules()):
+        return True
+    with evaluating(model):
+        try:
+            return has_skips(model)
+        except UnsupportedModule:  # which torch.export may read
+            pass
+        try:
+            return not network_of(model).is_path
+        except NetworkError:
+            return False
 
 
 def kernel_layers(

@@ -257,8 +257,9 @@ def _check_asked(terms: Terms) -> None:
             )
     if not terms.metric.is_plain:
         raise ValueError(
-            "units: a network that sorts pairs, or of convolutions, is trained by one norm per "
-            "layer, in the units of its inputs; leave units out, and certify the result with them"
+            "units: a network that sorts pairs, or of convolutions or skips, is trained by one "
+            "norm per layer, in the units of its inputs; leave units out, and certify the result "
+            "with them"
         )
 
 

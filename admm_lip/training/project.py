@@ -97,7 +97,7 @@ def project(
 
     Args:
         model: Linear layers and activations in turn, read by ``chain.linear_layers``; or a path of
-            convolutions, pools and activations with such a head.
+            convolutions, pools, residual blocks and activations with such a head.
         bound: the l2 Lipschitz constant to keep, in the model's own units; or a ``Lipschitz``.
         units: of a user's rows, where the model takes and gives standardised numbers: the bound is
             then one of the raw function (:class:`admm_lip.Units`).  Not with ``finetune``: train
@@ -144,7 +144,9 @@ def project(
         if (config, judge, run_dir, resume) != (None, None, None, False):
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
         if kernels and units is not None:
-            raise ValueError("units: convolutions are projected in the units of their inputs")
+            raise ValueError(
+                "units: convolutions and skips are projected in those of their inputs"
+            )
         with evaluating(model):
             return _projected(model, bound, chosen, masks, units, input_shape)
     if units is not None:
