@@ -144,9 +144,7 @@ def project(
         if (config, judge, run_dir, resume) != (None, None, None, False):
             raise ValueError("config, judge, run_dir, resume: go with finetune=data only")
         if kernels and units is not None:
-            raise ValueError(
-                "units: convolutions and skips are projected in those of their inputs"
-            )
+            raise ValueError("units: convolutions and skips are projected in those of their inputs")
         with evaluating(model):
             return _projected(model, bound, chosen, masks, units, input_shape)
     if units is not None:

@@ -72,7 +72,8 @@ def train(
         model: a chain of ``Linear`` layers and activations that are slope-restricted, or all sort
             pairs, or a path of convolutions, pools, residual blocks and activations with such
             a head (``skips.py``, ``layer_norms.py``; MaxMin is the activation for these); any
-            module that the method accepts, where nothing is enforced.  It is copied, the one that went in is not changed.
+            module that the method accepts, where nothing is enforced.  It is copied, the one that
+            went in is not changed.
             A result of an earlier run under a bound goes on from its network and its ADMM state,
             under another bound, say.  A DistributedDataParallel: every process calls this with all
             data, each takes its rows of every batch (losses are means over rows), and rank 0 alone
