@@ -79,7 +79,7 @@ def finish(
         about: what else the summary should say.
         units: of the data, where there is no job to know them.
     """
-    network = read_network(model) if job is None else network_on(model, job.data)
+    network = read_network(model, certificate.input_shape)
     save_network(network, folder.path)
     certificate.save(folder.certificate)
     summary: Summary = {**about, "bounds": bounds_of(certificate), "network": describe(network)}

@@ -126,7 +126,8 @@ def _project(options: Namespace, earlier: RunFolder | None) -> Outcome:
     from .run_folders import continued_run, new_run
 
     source = Path(options.network)
-    model = build_module(open_network(source))
+    network = open_network(source)
+    model = _still(build_module(network))
     units = units_of(RunFolder(source)) if source.is_dir() else None
     settings = _settings(source, options.bound, options.units) or {"bound": options.bound}
     if RAW in (settings.get("units"), options.units) and units is None:
@@ -140,14 +141,39 @@ def _project(options: Namespace, earlier: RunFolder | None) -> Outcome:
         opened = continued_run(earlier, asked, ("data_dir",), earlier.project)
     with opened as folder:
         write_yaml(folder.project, asked)
-        return _into(folder, model, options, units)
+        return _into(folder, model, options, units, network.input_shape or ())
 
 
 _WHERE = ("run_dir", "overwrite", "resume", "config")
 
 
-def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units | None) -> Outcome:
-    """Project, and leave the result in the folder; ``units`` are those of the run's data."""
+def _still(model: nn.Module) -> nn.Module:
+    """The network with what layers hold beside weights and biases frozen: it stays."""
+    from torch import nn
+
+    for part in model.modules():
+        if not isinstance(part, nn.Linear | nn.Conv2d):
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad_(False)
+    return model
+
+
+def _into(
+    folder: RunFolder,
+    model: nn.Module,
+    options: Namespace,
+    units: Units | None,
+    shape: tuple[int, ...],
+) -> Outcome:
+    """Project, and leave the result in the folder.
+
+    Args:
+        folder: for the result.
+        model: the network.
+        options: of the command.
+        units: those of the run's data.
+        shape: of one input.
+    """
     from ..records import read_yaml
     from ..training.signals import EXIT_CODES
     from .finish import finish, summary_lines
@@ -156,7 +182,7 @@ def _into(folder: RunFolder, model: nn.Module, options: Namespace, units: Units 
     settings = read_yaml(folder.config)
     job = _judging(settings, units) if "data" in settings else None
     raw = settings.get("units") == RAW
-    projected = _moved(model, options, folder, units, raw)
+    projected = _moved(model, options, folder, units, raw, shape)
     source = Path(options.network)
     about: dict[str, Any] = {"projected_from": source.name, "distance": projected.distance}
     if options.finetune is not None:
@@ -194,7 +220,12 @@ def _judging(settings: dict[str, Any], units: Units | None) -> Job | None:
 
 
 def _moved(
-    model: nn.Module, options: Namespace, folder: RunFolder, own: Units | None, raw: bool
+    model: nn.Module,
+    options: Namespace,
+    folder: RunFolder,
+    own: Units | None,
+    raw: bool,
+    shape: tuple[int, ...],
 ) -> Projection:
     """Projected, or fine-tuned where there are data for it.
 
@@ -204,6 +235,7 @@ def _moved(
         folder: for checkpoints.
         own: the units of the run's data.
         raw: whether the bound is meant in them.
+        shape: of one input.
     """
     from ..data import load_data
     from ..solvers import SolverConfig
@@ -212,8 +244,10 @@ def _moved(
 
     solver, units = config_of(SolverConfig, options.solver), own if raw else None
     if options.finetune is None:
-        return project(model, bound=options.bound, units=units, solver=solver)
+        asked = {"bound": options.bound, "units": units, "solver": solver}
+        return project(model, **asked, input_shape=shape)
     data = load_data(options.finetune, options.data_dir)
+    data = data.as_images() if len(shape) == 3 else data
     if own is not None and data.units != own:
         raise UsageError(
             f"finetune: the columns of {data.name} are standardised otherwise than those of the run"

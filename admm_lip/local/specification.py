@@ -252,14 +252,14 @@ class _Question:
 
     @cached_property
     def module(self) -> nn.Module | None:
-        """The network as torch differentiates it, ``None`` where it has skips."""
+        """The network as torch differentiates it, ``None`` where torch has no such layer."""
         try:
             return build_module(self.network).double().requires_grad_(False)
         except UnsupportedModule:
             return None
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Of the network, float64, at inputs ``(batch, n)``; with gradients where it is a path."""
+        """Of the network, float64, at inputs ``(batch, n)``; with gradients of a module."""
         if self.module is None:
             return torch.from_numpy(forward(self.network, x.detach().numpy())).flatten(1)
         found: Tensor = self.module(x.reshape(len(x), *(self.network.input_shape or ())))

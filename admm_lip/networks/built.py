@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModule
@@ -16,7 +17,8 @@ from . import trace
 from .activations import ACTIVATIONS, as_computed, is_known, promised_only
 from .affine_torch import Elementwise, Shaped, Sum, Take
 from .clipped import ClippedReLU, PairClip
-from .layer_spec import CARRIED
+from .functional_calls import Add, Concatenate
+from .layer_spec import CARRIED, INPUT
 from .layers import array_keys
 from .live_check import check_live
 from .network import LayerSpec, Network, SideBySide
@@ -26,25 +28,91 @@ from .sorting import HALF_ABS, SORTS
 from .sorting_torch import GroupSort2, HalfAbs, MaxMin
 
 
-def build_module(network: Network) -> nn.Sequential:
-    """An ``nn.Sequential`` that computes ``network``, with its weights in their stored dtype.
+def build_module(network: Network) -> nn.Module:
+    """A module that computes ``network``, with its weights in their stored dtype.
 
-    Dots in layer names become underscores.
+    A path is an ``nn.Sequential``, in which dots in layer names become underscores.
 
     Raises:
-        UnsupportedModule: by name, for a layer that torch has no module for, or a skip connection.
+        UnsupportedModule: by name, for a layer that torch has no module for.
     """
-    if not network.is_path:
-        raise UnsupportedModule(
-            "network: has skip connections or branches, of which no nn.Sequential can be built; it "
-            "can be certified as it is"
-        )
-    modules = OrderedDict(
-        (spec.name.replace(".", "_"), build_layer(network, spec)) for spec in network.layers
-    )
-    module = nn.Sequential(modules).eval()
-    check_live(module, [trace.Step(*named) for named in modules.items()], network)
+    layers: dict[str, nn.Module] = {}
+    for spec in network.layers:
+        layers[spec.name] = _adjoint(network, spec, layers) or build_layer(network, spec)
+    names = (name.replace(".", "_") for name in layers)
+    path = nn.Sequential(OrderedDict(zip(names, layers.values(), strict=True)))
+    module = (path if network.is_path else Wired(layers, network)).eval()
+    check_live(module, [trace.Step(*named) for named in layers.items()], network)
     return module
+
+
+class Wired(nn.Module):
+    """Layers that take whichever outputs they name.
+
+    Args:
+        layers: by their names, in the order of evaluation.
+        network: that says how they are wired.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], network: Network) -> None:
+        super().__init__()
+        places = {name: k for k, name in enumerate((INPUT, *layers))}
+        self.layers = nn.ModuleList(layers.values())
+        self.sources = [tuple(places[n] for n in given) for given in network.sources().values()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer after the other; the last one's output."""
+        values = [x]
+        for layer, given in zip(self.layers, self.sources, strict=True):
+            values.append(layer(*(values[k] for k in given)))
+        return values[-1]
+
+
+class Adjoint(nn.Module):
+    """Minus the adjoint of a layer, as tied residual blocks have it; the weight is that layer's.
+
+    Args:
+        layer: an ``nn.Linear``, or an ``nn.Conv2d`` without strides and groups.
+        like: what it computes, by a weight of its own.
+    """
+
+    layer: Any
+
+    def __init__(self, layer: nn.Module, like: nn.Module) -> None:
+        super().__init__()
+        self.layer, own = layer, like.bias
+        self.bias = own.requires_grad_(False) if isinstance(own, nn.Parameter) else None
+        self.options = {k: getattr(like, k) for k in ("padding", "dilation") if hasattr(like, k)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer gives back, taken away."""
+        weight = -self.layer.weight.transpose(0, 1)
+        if not self.options:
+            return F.linear(x, weight, self.bias)
+        return F.conv2d(x, weight.flip(2, 3), self.bias, **self.options)
+
+
+def _adjoint(
+    network: Network, spec: LayerSpec, layers: Mapping[str, nn.Module]
+) -> nn.Module | None:
+    """A layer that takes back, through one activation, what another one of skips has made."""
+    sources = network.sources()
+    names = [spec.name]
+    while names[-1] != INPUT and len(sources[names[-1]]) == 1:
+        names += sources[names[-1]]
+    kinds = {s.name: s.kind for s in network.layers}
+    behind = [n for n in names[1:] if kinds.get(n) != "take"][:2]
+    if network.is_path or len(behind) < 2 or kinds[behind[0]] not in ACTIVATIONS:
+        return None
+    first, second = (network.arrays.get(f"{name}.weight") for name in (behind[1], spec.name))
+    if first is None or second is None or {kinds[behind[1]], spec.kind} - {"linear", "conv2d"}:
+        return None
+    turned = -first.swapaxes(0, 1)
+    if not np.array_equal(turned[..., ::-1, ::-1] if turned.ndim == 4 else turned, second):
+        return None
+    layer, like = layers[behind[1]], build_layer(network, spec)
+    strides = [(*m.stride, m.groups) for m in (layer, like) if isinstance(m, nn.Conv2d)]
+    return Adjoint(layer, like) if all(s == (1, 1, 1) for s in strides) else None
 
 
 def build_layer(network: Network, spec: LayerSpec | SideBySide) -> nn.Module:
@@ -185,5 +253,7 @@ _BUILDERS: dict[str, Callable[[Network, LayerSpec], nn.Module]] = {
     "clipped_relu": _clipped(ClippedReLU, "threshold", 1),
     "pair_clip": _clipped(PairClip, "cap", 2),
     "identity": lambda network, spec: nn.Identity(),
+    "add": lambda network, spec: Add(),
+    "concatenate": lambda network, spec: Concatenate(),
     CARRIED: lambda network, spec: nn.Identity(),
 }

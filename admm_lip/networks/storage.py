@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.numpy as st
 
@@ -29,7 +30,9 @@ def save_network(network: Network, folder: str | Path) -> None:
     """Write the two files of a network into an existing folder."""
     folder = Path(folder)
     text = json.dumps(network.to_json(), indent=2, allow_nan=False) + "\n"
-    write_atomic(folder / WEIGHTS, st.save(dict(network.arrays)))
+    # A view would be written as it lies in memory.
+    arrays = {key: np.array(array, order="C") for key, array in network.arrays.items()}
+    write_atomic(folder / WEIGHTS, st.save(arrays))
     write_atomic(folder / ARCHITECTURE, text.encode())
 
 

@@ -27,6 +27,7 @@ from admm_lip.networks.forward import forward
 from admm_lip.networks.network import LayerSpec, Network
 from admm_lip.networks.sorting_torch import MaxMin
 from admm_lip.networks.storage import load_network, save_network
+from admm_lip.networks.tied import TiedBlock, TiedBlock2d
 
 
 class Residual(nn.Module):
@@ -357,12 +358,35 @@ def test_nodes_that_lead_nowhere_are_left_out_of_a_file(tmp_path: Path) -> None:
     assert certify(read).lip == pytest.approx(2.0, rel=1e-6)
 
 
-def test_training_and_building_want_a_path_and_say_so() -> None:
-    model = Residual()
+@pytest.mark.parametrize(("model", "shape"), CASES, ids=IDS)
+def test_a_module_built_of_a_graph_is_the_graph(model: nn.Module, shape: tuple[int, ...]) -> None:
+    network = network_of(seeded(model), shape)
+    built = build_module(network)
+    x = torch.randn(4, *shape, dtype=next(model.parameters()).dtype)
+    torch.testing.assert_close(built(x), model(x))
+    assert read_network(built, shape).digest() == network.digest()
+
+
+@pytest.mark.parametrize("block", [TiedBlock(4, 3), TiedBlock2d(2, 3)])
+def test_a_tied_block_is_built_with_one_weight(block: nn.Module, tmp_path: Path) -> None:
+    shape = (4,) if isinstance(block, TiedBlock) else (2, 5, 4)
+    network = network_of(block, shape)
+    built = build_module(network)
+    assert sum(p.ndim > 1 for p in built.parameters()) == 1
+    assert read_network(built, shape).digest() == network.digest()
+    with torch.no_grad():
+        next(built.parameters()).mul_(2.0)
+        next(block.parameters()).mul_(2.0)
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(built(x), block(x))
+    moved = read_network(built, shape)
+    save_network(moved, tmp_path)
+    assert load_network(tmp_path).digest() == moved.digest()
+
+
+def test_what_wants_a_path_says_so() -> None:
     with pytest.raises(UnsupportedModule, match="only chains of layers"):
-        linear_layers(model)
-    with pytest.raises(UnsupportedModule, match="skip connections"):
-        build_module(read_network(model))
+        linear_layers(Residual())
 
 
 @pytest.mark.parametrize(
