@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -95,12 +95,14 @@ class Spreading:
         gather: its adjoint.
         solve: what makes ``(1 + PENALTY gather(spread(.)))`` of kernels undone.
         limits: of the singular values of each matrix.
+        excess: what a cut at the limits takes away from matrices.
     """
 
     spread: Callable[[Matrices], Tensor]
     gather: Callable[[Tensor], Matrices]
     solve: Callable[[Matrices], Matrices]
     limits: Tensor
+    excess: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: clip_excess)
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def split(
     """The steps of the module's docstring, in the unit ball."""
     c, limits = spreading.spread(anchor), spreading.limits
     if warm is None or warm[0].shape != torch.view_as_real(c).shape:
-        excess = clip_excess(c, limits)
+        excess = spreading.excess(c, limits)
         inside = c - excess
     else:
         inside, excess = (torch.view_as_complex(part.to(limits.dtype)) for part in warm)
@@ -267,7 +269,7 @@ def split(
         if steps > _PLAIN:
             pair = (torch.view_as_real(part) for part in (inside + excess, point))
             point = torch.view_as_complex(memory.propose(*pair))
-        before, excess = inside, clip_excess(point, limits)
+        before, excess = inside, spreading.excess(point, limits)
         inside = point - excess
         size, force = float(inside.norm()), float(excess.norm())
         primal = float((c - inside).norm()) / size if size else 0.0
@@ -296,26 +298,52 @@ def clip_excess(matrices: Tensor, limits: Tensor) -> Tensor:
     return excess
 
 
+def eigenvalue_excess(matrices: Tensor, limits: Tensor) -> Tensor:
+    """What cutting the eigenvalues of Hermitian matrices at each one's limit takes away."""
+    excess = torch.zeros_like(matrices)
+    slack = -matrices
+    slack.diagonal(dim1=1, dim2=2).add_(limits[:, None])
+    outside = torch.linalg.cholesky_ex(slack)[1] != 0
+    if bool(outside.any()):
+        values, vectors = torch.linalg.eigh(matrices[outside])
+        above = (values - limits[outside, None]).clamp(min=0.0)
+        excess[outside] = (vectors * above[:, None]) @ vectors.mH
+    return excess
+
+
 def largest_norm(
     symbols: Sequence[Symbols], spread: Callable[[Sequence[Symbols]], Tensor], entries: int
 ) -> float:
-    """The largest norm at all frequencies: few are decomposed, the others proven no larger.
+    """The largest norm at all frequencies, as :func:`largest_eigenvalue` finds it."""
+    return math.sqrt(largest_eigenvalue(symbols, spread, entries, _gram))
+
+
+def largest_eigenvalue(
+    symbols: Sequence[Symbols],
+    spread: Callable[[Sequence[Symbols]], Tensor],
+    entries: int,
+    hermitian: Callable[[Tensor], Tensor] = lambda matrices: matrices,
+) -> float:
+    """The largest eigenvalue at all frequencies, not below 0: few are decomposed.
+
+    The others are proven no larger.
 
     Args:
         symbols: of one grid.
         spread: the matrices at some of its frequencies, every one times its limit.
         entries: of a matrix, about.
+        hermitian: what is decomposed of the matrices.
     """
     most, rows, limits = 0.0, max(1, _ENTRIES // entries), symbols[0].limits
     for k in range(0, len(limits), rows):
         own = [one.at(slice(k, k + rows)) for one in symbols]
         found = spread(own)
         here = own[0].limits.repeat(len(found) // len(own[0].limits))
-        most = _largest_square(_gram(found / here[:, None, None]), most)
-    return math.sqrt(most * (1.0 + _EXCESS))
+        most = _largest(hermitian(found / here[:, None, None]), most)
+    return most * (1.0 + _EXCESS)
 
 
-def _largest_square(gram: Tensor, most: float) -> float:
+def _largest(gram: Tensor, most: float) -> float:
     """The largest eigenvalue of a batch, or ``most`` where that is larger."""
     traces = torch.linalg.matrix_norm(gram)
     while len(gram):

@@ -34,8 +34,9 @@ from .matrix_ball import DENSE
 from .module_ball import ModuleBall
 from .padding import NONE, Rows, rows_of
 from .residual_ball import ResidualBall, residual_ball
+from .shortcut_ball import shortcut_ball
 from .skip_ball import skip_ball
-from .skips import ADDED, ALONE, TIED, UNTIED, Piece, pieces_of
+from .skips import ADDED, ALONE, SHORTCUT, TIED, UNTIED, Piece, pieces_of
 from .start import CAST_MARGIN
 from .terms import Ball, LayerBall, LayerNorms, TiedBall
 
@@ -98,11 +99,10 @@ def kernel_layers(
         torus = (torus[0] / rows, torus[1] / columns)
         if spec.kind in ("conv2d", "linear"):
             balls: list[LayerBall] = []
-            for own in piece.specs:
+            for own, seen in zip(piece.specs, (before, shapes[spec.name], before), strict=False):
                 name = _holder(own, network, waiting)
                 layers[name] = waiting.pop(name)
-                balls.append(_ball(network, own, before, torus, drawn))
-                before = shapes[own.name]
+                balls.append(_ball(network, own, seen, torus, drawn))
             path.append(_FORMS[piece.form](balls, piece, layers[name]))
         else:
             gain *= _fixed(network, spec, before)
@@ -194,6 +194,7 @@ _FORMS: Mapping[str, Callable[[Sequence[LayerBall], Piece, nn.Module], Ball]] = 
     ALONE: lambda own, piece, layer: own[0],
     TIED: lambda own, piece, layer: TiedBall(own[0], math.sqrt(2.0) * _room(layer)),
     UNTIED: lambda own, piece, layer: residual_ball(own, piece.specs, _room(layer)),
+    SHORTCUT: lambda own, piece, layer: shortcut_ball(own, piece.specs),
     ADDED: lambda own, piece, layer: skip_ball(own[0], piece.specs[0]),
 }
 

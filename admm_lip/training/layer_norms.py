@@ -51,6 +51,7 @@ from .admm_state import AdmmState, Matrices
 from .held import Held
 from .matrix_ball import DENSE, HeldBall, clipped, spectral_norm, spectrum
 from .residual_ball import ResidualBall
+from .shortcut_ball import ShortcutBall
 from .start import Start, default_rho, inner_bound
 from .terms import FIXED, Activations, Ball, LayerNorms, Terms, grouped
 
@@ -59,6 +60,8 @@ _BISECTIONS = 60
 # A fresh kernel is so much larger than its ball, so that the nearest one in it has most of its
 # singular values at the radius.
 _INFLATED = 3.0
+# Whose weights are projected together, and may only stay together.
+_BLOCKS = (ResidualBall, ShortcutBall)
 _Row = TypeVar("_Row")
 
 
@@ -76,8 +79,8 @@ def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
         if all(mask is None for mask, _ in group):
             balls.append(ball)
             continue
-        if isinstance(ball, ResidualBall):
-            balls += [FIXED, FIXED]
+        if isinstance(ball, _BLOCKS):
+            balls += [FIXED] * ball.layers
             gain *= _stays(ball, group) / ball.gain
             continue
         for own, (mask, w) in zip(ball.apart(), group, strict=True):
@@ -87,12 +90,14 @@ def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
     return replace(norms, balls=tuple(balls), gain=gain)
 
 
-def _stays(ball: ResidualBall, group: Sequence[tuple[Tensor | None, Tensor]]) -> float:
+def _stays(
+    ball: ResidualBall | ShortcutBall, group: Sequence[tuple[Tensor | None, Tensor]]
+) -> float:
     """What a residual block that stays whole multiplies the bound by."""
     if not all(mask is not None and bool(mask.all()) for mask, _ in group):
         raise ValueError(
-            "held: both weights of a residual block are projected together, and here only a part "
-            "of them stays; freeze both (requires_grad_(False)), or none"
+            "held: all weights of a residual block are projected together, and here only a part "
+            "of them stays; freeze all (requires_grad_(False)), or none"
         )
     return ball.gain_of(tuple(w for _, w in group))
 
@@ -202,8 +207,8 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
 
 def _norms_of(groups: Sequence[tuple[Ball, Matrices]]) -> list[float]:
     """What every layer counts for; that of a tied block is 1 once it is in its ball."""
-    found = [(b.norm_of(own) if b.shares else 1.0, b.layers) for b, own in groups]
-    return [norm for norm, layers in found for _ in range(layers)]
+    found = [(b.norm_of(own) if b.shares else 1.0, b.degrees) for b, own in groups]
+    return [norm if degree == 1 else 1.0 for norm, degrees in found for degree in degrees]
 
 
 def _norms(terms: Terms) -> LayerNorms:

@@ -15,8 +15,9 @@ Where one norm per layer is kept (``layer_norms.py``), all of them are ``c = s^(
 for the m layers that share it, and the envelope theorem gives of every layer's distance what
 ``V_0`` gives above:
 
-    mu s = rho/(2m) sum_k <V_k - W_k, W_k>.
+    mu s = rho/(2m) sum_k d_k <V_k - W_k, W_k>,
 
+W_k following the power d_k of the norm: 1, and 2 of a shortcut (``shortcut_ball.py``).
 For matrices that is solved exactly, which costs nothing there; for convolutions by Newton's step.
 """
 
@@ -74,9 +75,9 @@ def next_lip_sq(
         log s+ = log s - m (mu s - g) / (mu s + rho/2 ||W_0||^2),   clipped to +-0.2
 
     (W_k in the place of W_0 where that stays), and for norms of m layers that move with
-    ``g = rho/(2m) sum_k <V_k - W_k, W_k>``::
+    ``g = rho/(2m) sum_k d_k <V_k - W_k, W_k>``::
 
-        log s+ = log s - (mu s - g) / (mu s + rho/(2m)^2 sum_k ||W_k||^2).
+        log s+ = log s - (mu s - g) / (mu s + rho/(2m)^2 sum_k d_k^2 ||W_k||^2).
     """
     mu, s = terms.asked.mu, solution.lip_sq
     if mu is None or _is_settled(terms):
@@ -89,7 +90,8 @@ def next_lip_sq(
     if isinstance(terms.slopes, LayerNorms):
         if not layers:
             return s
-        moving = [row for own, row in zip(sharing, products, strict=True) if own]
+        degrees = terms.slopes.degrees(len(products))
+        moving = [(d * v, d**2 * w) for d, (v, w) in zip(degrees, products, strict=True)]
         pulls, squares = (math.fsum(part) for part in zip(*moving, strict=True))
         pull, stiff = pulls / layers, squares / (2 * layers**2)
         times = 1

@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -59,14 +59,14 @@ def nearest_kernels(
         CertificateError: where the model's dtype cannot hold the bound.
     """
     moved = copy.deepcopy(model)
-    found = constrained(moved, input_shape)
-    norms = found.slopes
+    begun = constrained(moved, input_shape)
+    norms = begun.slopes
     assert isinstance(norms, LayerNorms) and norms.image is not None
     image = norms.image
     certificate = certify_norms(moved, image, solver, bound)
     if certificate.lip <= bound:
         return moved, certificate
-    parameters = [cast(nn.Parameter, layer.weight) for layer in found.layers.values()]
+    parameters = [cast(nn.Parameter, layer.weight) for layer in begun.layers.values()]
     anchor = read_weights(parameters)
     stays = held_of(moved, parameters, held)
     norms = holding(norms, stays, anchor)
@@ -83,19 +83,21 @@ def nearest_kernels(
 
     def product(share: float) -> float:
         rows = zip(given, groups, strict=True)
-        moving = math.prod((n * share) ** b.layers for n, (b, _) in rows if b.shares)
+        moving = math.prod((n * share) ** b.degrees.count(1) for n, (b, _) in rows)
         return gain * moving * math.prod(1.0 + (r - 1.0) * share for r in grown.values())
 
     margin = CAST_MARGIN[parameters[0].dtype]
     goal, best = bound * (1.0 - margin), None
+    known: list[Any] = [None] * len(groups)
     for _ in range(_ATTEMPTS):
         share = _share(product, goal)
-        rows = enumerate(zip(groups, given, strict=True))
-        moved_to = [
-            _at_gain(b, grown.get(k), share).nearest_to(own, share * n, solver.tol)[0]
-            for k, ((b, own), n) in rows
+        rows = enumerate(zip(groups, given, known, strict=True))
+        found = [
+            _at_gain(b, grown.get(k), share).nearest_to(own, share * n, solver.tol, warm)
+            for k, ((b, own), n, warm) in rows
         ]
-        weights = tuple(w for own in moved_to for w in own)
+        known = [warm for _, warm, _ in found]
+        weights = tuple(w for own, _, _ in found for w in own)
         write_weights(parameters, weights)
         certificate = certify_norms(moved, image, solver, bound)
         if certificate.lip <= bound and (best is None or certificate.lip > best[1].lip):

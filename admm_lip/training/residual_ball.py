@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..certificates.torus.residual import least_rise
+from ..certificates.torus.residual import least_square
 from ..errors import UnsupportedModule
 from ..networks.layer_spec import LayerSpec
 from .admm_state import Matrices
@@ -41,6 +41,9 @@ from .kernel_ball import (
     symbols_of,
 )
 from .terms import Ball, LayerBall
+
+# Rows and columns.
+Places = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ class ResidualBall(Ball):
 
     def gain_of(self, weights: Matrices) -> float:
         """The least gain that some multiplier, the same for all channels, proves, computed."""
-        return math.sqrt(1.0 + self._rise(weights)[1])
+        return math.sqrt(self._least(weights)[1])
 
     def fitted(self, weights: Matrices) -> ResidualBall:
         """With the multiplier that is best for these weights."""
-        return replace(self, balance=math.sqrt(self._rise(weights)[0]))
+        return replace(self, balance=math.sqrt(self._least(weights)[0]))
 
     def fresh(self, weights: Matrices) -> Matrices:
         """The second weight minus the adjoint of the first, as far as it has its taps."""
@@ -189,15 +192,15 @@ class ResidualBall(Ball):
             size * symbols.limits,
         )
 
-    def _rise(self, weights: Matrices) -> tuple[float, float]:
-        """The best ``b^2``, and ``r^2 - 1``."""
+    def _least(self, weights: Matrices) -> tuple[float, float]:
+        """The best ``b^2``, and ``r^2``."""
         kernels = self._placed(tuple(w.to("cpu", torch.float64) for w in weights))
         symbols = symbols_of(self.window, self.window.grid, torch.float64, kernels[0].device)
         first, second = (
             (self.window.spread(w, symbols) / symbols.limits[:, None, None]).numpy()
             for w in kernels
         )
-        return least_rise(first.conj().swapaxes(1, 2), second)
+        return least_square(first.conj().swapaxes(1, 2), second)
 
 
 def residual_ball(
@@ -222,32 +225,49 @@ def residual_ball(
                 f"{spec.name}: residual blocks are trained without groups and strides, got "
                 f"groups={ball.groups} and stride={ball.stride}; such a block is only certified"
             )
-    places = [_places(first, -1), _places(second, 1)]
-    axes = [[p for own in places for p in own[axis]] for axis in (0, 1)]
+    placed = [(first, places_of(first, -1)), (second, places_of(second, 1))]
+    window, taps = one_window(specs[0].name, placed, (first, second))
+    return ResidualBall(window, (taps[0], taps[1]), 2.0, radius=radius)
+
+
+def one_window(
+    name: str, placed: Sequence[tuple[KernelBall, Places]], balls: Sequence[KernelBall]
+) -> tuple[KernelBall, list[Taps]]:
+    """The window of several kernels, and where the taps of each stand in it.
+
+    Args:
+        name: of the block's first layer.
+        placed: kernels of one stride, and where their taps read.
+        balls: of all layers of the block, whose torus is the window's.
+
+    Raises:
+        UnsupportedModule: by name, where kernels that are padded around need another torus.
+    """
+    axes = [[p for _, own in placed for p in own[axis]] for axis in (0, 1)]
     least, size = [min(own) for own in axes], [max(own) - min(own) + 1 for own in axes]
     taps = [
         Taps(
             ball.kernel,
             *(tuple(p - low for p in own) for own, low in zip(place, least, strict=True)),
         )
-        for ball, place in zip((first, second), places, strict=True)
+        for ball, place in placed
     ]
-    grid = (
-        max(first.grid[0], second.grid[0], size[0]),
-        max(first.grid[1], second.grid[1], size[1]),
+    stride = placed[0][0].stride
+    rows, columns = (
+        max(*(ball.grid[k] for ball in balls), (size[k] - 1) // stride[k] + 1) for k in (0, 1)
     )
-    for k, own in enumerate(zip(first.grid, second.grid, strict=True)):
-        if (first.wraps[k] or second.wraps[k]) and {*own, grid[k]} != {own[0]}:
+    for k, side in enumerate((rows, columns)):
+        own = tuple(ball.grid[k] for ball in balls)
+        if any(ball.wraps[k] for ball in balls) and {*own, side} != {own[0]}:
             raise UnsupportedModule(
-                f"{specs[0].name}: pads around, so that its block stands on the image itself, got "
-                f"{own} places for its kernels, which together span {size[k]}; pad both around"
+                f"{name}: pads around, so that its block stands on the image itself, got {own} "
+                f"places for its kernels, which together span {size[k]}; pad all around"
             )
-    window = KernelBall((size[0], size[1]), grid)
-    return ResidualBall(window, (taps[0], taps[1]), 2.0, radius=radius)
+    return KernelBall((size[0], size[1]), (rows, columns), stride), taps
 
 
-def _places(ball: KernelBall, sign: int) -> tuple[list[int], list[int]]:
-    """Where the taps of a kernel read, rows and columns, or read backwards."""
+def places_of(ball: KernelBall, sign: int) -> Places:
+    """Where the taps of a kernel read, rows and columns; backwards by the sign -1."""
     rows, columns = (
         [sign * (d * k - first) for k in range(n)]
         for d, n, first in zip(ball.dilation, ball.kernel, ball.start, strict=True)

@@ -5,6 +5,8 @@
   layers that take no share of the bound.
 * **Residual blocks** ``x + G2 phi(G1 x + b) + c``: two layers, which take no share either, but
   may grow inputs by a gain that is settled beforehand (``residual_ball.py``).
+* **Residual blocks with a shortcut** ``S x + G2 phi(G1 x + b) + c``, S a layer: three layers that
+  share in the bound (``shortcut_ball.py``).
 * **Linear ones** ``x + K x + b``: a layer and a sum, one layer of the weight ``I + K`` as the bound
   sees them (``skip_ball.py``).
 """
@@ -26,14 +28,14 @@ from .padding import Rows
 _LINEAR = ("conv2d", "linear")
 
 
-ALONE, TIED, UNTIED, ADDED = "", "tied", "untied", "added"
+ALONE, TIED, UNTIED, SHORTCUT, ADDED = "", "tied", "untied", "shortcut", "added"
 
 
 class Piece(NamedTuple):
     """A layer of a path, or a skip connection by the layers that hold its weights.
 
     Attributes:
-        specs: of the layers.
+        specs: of the layers, of a block first those of its branch.
         form: ``ALONE``, or which skip connection it is of.
         rows: of the network that it takes up.
         end: the name of the last of them.
@@ -57,7 +59,8 @@ def pieces_of(network: Network, rows: Rows) -> list[Piece]:
             activation whose slopes are not in [0, 1].
     """
     found: list[Piece] = []
-    layers, sources, output = list(rows.layers), rows.sources, INPUT
+    layers, sources = _without_identities(rows)
+    output = INPUT
     while layers:
         first = layers[0]
         if sources[first.name] != (output,):
@@ -65,20 +68,49 @@ def pieces_of(network: Network, rows: Rows) -> list[Piece]:
                 f"{first.name}: takes the output of {' and '.join(sources[first.name])}; of skip "
                 "connections or branches, tied blocks x - K' phi(K x + b) "
                 "(admm_lip.networks.tied), residual blocks x + G2 phi(G1 x + b) + c and linear "
-                "layers x + K x + b (admm_lip.networks.residual) are trained and projected, "
-                "others only certified"
+                "layers x + K x + b (admm_lip.networks.residual), and blocks with a layer S as "
+                "their shortcut, S x + G2 phi(G1 x + b) + c, are trained and projected, others "
+                "only certified"
             )
-        if _is_block(layers[:4], sources, output):
-            tied = _are_tied(first, layers[2], network, rows)
-            _check_slopes(layers[1], network, "tied" if tied else "residual")
-            own = (first,) if tied else (first, layers[2])
-            found.append(Piece(own, TIED if tied else UNTIED, 4, layers[3].name))
+        block = _block(layers, sources, output)
+        if block is not None:
+            found.append(_piece(network, block, rows))
         elif _is_added(layers[:2], sources, output):
             found.append(Piece((first,), ADDED, 2, layers[1].name))
         else:
             found.append(Piece((first,), ALONE, 1, first.name))
         output, layers = found[-1].end, layers[found[-1].rows :]
     return found
+
+
+def _without_identities(rows: Rows) -> tuple[list[LayerSpec], dict[str, tuple[str, ...]]]:
+    """The layers that change something, and the values that each of them takes."""
+    alike, sources = dict[str, str](), dict[str, tuple[str, ...]]()
+    for spec in rows.layers:
+        sources[spec.name] = tuple(alike.get(name, name) for name in rows.sources[spec.name])
+        if spec.kind == "identity":
+            (alike[spec.name],) = sources[spec.name]
+    return [spec for spec in rows.layers if spec.kind != "identity"], sources
+
+
+class _Block(NamedTuple):
+    """The layers of ``S x + G2 phi(G1 x)``; of S ``None`` where it is I."""
+
+    into: LayerSpec
+    between: LayerSpec
+    back: LayerSpec
+    past: LayerSpec | None
+    end: LayerSpec
+
+
+def _piece(network: Network, block: _Block, rows: Rows) -> Piece:
+    """A block as one piece."""
+    into, between, back, past, end = block
+    tied = past is None and _are_tied(into, back, network, rows)
+    _check_slopes(between, network, "tied" if tied else "residual")
+    if past is not None:
+        return Piece((into, back, past), SHORTCUT, 5, end.name)
+    return Piece((into,) if tied else (into, back), TIED if tied else UNTIED, 4, end.name)
 
 
 def _is_added(
@@ -90,19 +122,27 @@ def _is_added(
     return sorted(sources[layers[1].name]) == sorted((given, layers[0].name))
 
 
-def _is_block(
+def _block(
     layers: Sequence[LayerSpec], sources: Mapping[str, tuple[str, ...]], given: str
-) -> bool:
-    """Whether layers that begin with the value ``given`` are two, something between, and a sum."""
-    if len(layers) < 4 or layers[3].kind != "add":
-        return False
-    into, between, back, end = layers
-    wired = [(given,), (into.name,), (between.name,)]
-    if [sources[spec.name] for spec in (into, between, back)] != wired:
-        return False
-    if into.kind != back.kind or into.kind not in _LINEAR:
-        return False
-    return sorted(sources[end.name]) == sorted((given, back.name))
+) -> _Block | None:
+    """The block that layers begin with, in any order, which take the value ``given``."""
+    place = next((k for k, spec in enumerate(layers[:5]) if spec.kind == "add"), 0)
+    rows, end = {spec.name: spec for spec in layers[:place]}, layers[place]
+    joined = sources[end.name]
+    for back, past in zip(joined, reversed(joined), strict=True) if len(joined) == 2 else ():
+        path = [back]
+        while len(path) < 4 and len(sources.get(path[-1], ())) == 1:
+            path += sources[path[-1]]
+        branch = [rows[name] for name in reversed(path[:3]) if name in rows]
+        own = [rows[past]] if past in rows else []
+        kinds = {spec.kind for spec in (*branch[::2], *own)}
+        if path[3:] != [given] or len(branch) < 3 or len(branch) + len(own) != place:
+            continue
+        if len(kinds) == 1 and kinds.issubset(_LINEAR):
+            beside = own[0] if own else None
+            if (sources[past] if own else (past,)) == (given,):
+                return _Block(branch[0], branch[1], branch[2], beside, end)
+    return None
 
 
 def _are_tied(into: LayerSpec, back: LayerSpec, network: Network, rows: Rows) -> bool:

@@ -24,13 +24,18 @@ class Ball(ABC):
 
     Attributes:
         layers: how many there are.
-        shares: whether each of them takes a share of the bound.
+        shares: whether they take a share of the bound.
         gain: what they multiply the bound by, where they take no share.
     """
 
     layers = 1
     gain = 1.0
     shares = True
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The power of the norm that every layer follows: 1 of what takes a share of its own."""
+        return (int(self.shares),) * self.layers
 
     @property
     def factors(self) -> tuple[float, ...]:
@@ -162,11 +167,13 @@ class LayerNorms:
     gain: float = 1.0
     image: tuple[int, ...] | None = None
 
+    def degrees(self, layers: int) -> tuple[int, ...]:
+        """The power of the common norm that each of so many layers follows."""
+        return tuple(d for ball in self.balls for d in ball.degrees) or (1,) * layers
+
     def sharing(self, layers: int) -> tuple[bool, ...]:
         """Which of so many layers move and share the bound."""
-        if not self.balls:
-            return (True,) * layers
-        return tuple(ball.shares for ball in self.balls for _ in range(ball.layers))
+        return tuple(degree == 1 for degree in self.degrees(layers))
 
     def operators(self, weights: Matrices) -> Matrices:
         """The weights of what the bound sees, in which norms are homogeneous."""

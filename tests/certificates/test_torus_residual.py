@@ -58,9 +58,9 @@ def blocks_of(net: nn.Module) -> list[Residual]:
 def test_the_figures_of_a_block_are_the_closed_form(norm: float) -> None:
     found = blocks_of(net_of(norm))
     assert len(found) == 2
-    share, rise = figures(found[0], half_of(GRID)[0], GRID) or (0.0, 0.0)
+    share, square = figures(found[0], half_of(GRID)[0], GRID) or (0.0, 0.0)
     assert share == pytest.approx(max(1.0, norm**2 - 1.0), rel=1e-6)
-    assert 1.0 + rise == pytest.approx(max(1.0, norm**2 - 1.0) ** 2, rel=1e-6)
+    assert square == pytest.approx(max(1.0, norm**2 - 1.0) ** 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", [1.0, math.sqrt(2.0) * (1.0 - 1e-6), 1.7])

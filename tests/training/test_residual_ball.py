@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from admm_lip import CertificateError, TrainConfig, certify, project, train, verify
 from admm_lip.certificates.torus.product import certify_product
-from admm_lip.certificates.torus.residual import least_rise
+from admm_lip.certificates.torus.residual import least_square
 from admm_lip.errors import UnsupportedModule
 from admm_lip.foreign.open import network_of
 from admm_lip.networks.convnets import build_convnet
@@ -101,8 +101,8 @@ def test_the_ball_is_the_matrix_inequality(
     product = 1.0 + float(torch.linalg.matrix_norm(g1, 2) * torch.linalg.matrix_norm(g2, 2))
     assert found <= product * (1.0 + 1e-9)
     assert found <= gain * (1.0 + 1e-6) or norm > 1.0
-    share, rise = least_rise(g1.numpy()[None], g2.numpy()[None])
-    assert found == pytest.approx(math.sqrt(1.0 + rise), rel=1e-9)
+    share, square = least_square(g1.numpy()[None], g2.numpy()[None])
+    assert found == pytest.approx(math.sqrt(square), rel=1e-9)
     scaled = dataclasses.replace(ball, gain=found + 1e-6, balance=math.sqrt(share))
     assert scaled.norm_of((g1, g2)) <= 1.0 + 1e-9
 
@@ -154,8 +154,8 @@ def test_the_ball_of_kernels_bounds_the_matrices_on_padded_images() -> None:
     g1 = block.into(eye).flatten(1).T.detach()
     hidden = torch.eye(len(g1)).double().reshape(-1, 3, 4, 5)
     g2 = block.back(hidden).flatten(1).T.detach()
-    _, rise = least_rise(g1.numpy()[None], g2.numpy()[None])
-    assert math.sqrt(1.0 + rise) <= found.gain * (1.0 + 1e-3)
+    _, square = least_square(g1.numpy()[None], g2.numpy()[None])
+    assert math.sqrt(square) <= found.gain * (1.0 + 1e-3)
     x = torch.randn(1, *shape).double()
     slope = torch.autograd.functional.jacobian(block, x).reshape(40, 40)
     assert float(torch.linalg.matrix_norm(slope, 2)) <= found.gain
@@ -208,7 +208,7 @@ def test_frozen_blocks_stay_and_half_of_one_does_not() -> None:
     for one, two in zip(before, weights_of(result.model[2]), strict=True):
         assert torch.equal(one, two)
     model[3].back.weight.requires_grad_(False)
-    with pytest.raises(ValueError, match="both weights of a residual block are projected together"):
+    with pytest.raises(ValueError, match="all weights of a residual block are"):
         train(model, data(), config, progress=False)
 
 
@@ -238,27 +238,16 @@ def test_a_block_is_proven_at_its_gain_not_at_the_product_of_norms() -> None:
     assert proof.lip >= certify(net, (2, 3, 3), structure="exact").lower_lip
 
 
-def test_least_rise_of_what_is_not_finite_or_nothing() -> None:
+def test_least_square_of_what_is_not_finite_or_nothing() -> None:
     zero = np.zeros((1, 2, 2))
-    assert least_rise(zero, zero) == (1.0, 0.0)
-    assert least_rise(zero + np.nan, zero)[1] == math.inf
+    assert least_square(zero, zero) == (1.0, 1.0)
+    assert least_square(zero, zero, zero) == (1.0, 0.0)
+    assert least_square(zero + np.nan, zero)[1] == math.inf
 
 
 def test_the_named_network_has_them_behind_every_convolution() -> None:
     net = build_convnet("2C4R2F", (1, 8, 8), 3, width=0.25, activation="max_min")
     assert [type(m) for m in net[:4]] == [nn.Conv2d, MaxMin, ResidualBlock2d, ResidualBlock2d]
-
-
-class Shortcut(nn.Module):
-    """A block that halves its grid, and a shortcut that does as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.into, self.back = nn.Conv2d(1, 2, 3, 2, 1), nn.Conv2d(2, 2, 3, padding=1)
-        self.pass_on = nn.Conv2d(1, 2, 1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pass_on(x) + self.back(torch.relu(self.into(x)))
 
 
 def grouped() -> nn.Module:
@@ -268,7 +257,6 @@ def grouped() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "a strided shortcut": (Shortcut, "of skip connections or branches"),
     "sorting": (lambda: ResidualBlock2d(2, 2, activation=MaxMin()), "a residual block needs an"),
     "steep": (lambda: ResidualBlock2d(2, 2, activation=nn.SiLU()), r"slopes in \[0, 1\], and this"),
     "groups": (grouped, "residual blocks are trained without groups and strides, got groups=2"),
@@ -278,9 +266,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_such_block_is_refused_by_name(name: str) -> None:
     make, match = REFUSED[name]
-    shape = (1, 6, 6) if name == "a strided shortcut" else (2, 6, 6)
     with pytest.raises(UnsupportedModule, match=match):
-        kernel_layers(make(), shape)
+        kernel_layers(make(), (2, 6, 6))
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.5, math.inf])

@@ -72,7 +72,7 @@ def front_product(chain: TorusChain) -> float:
     product = 1.0
     for piece, tied, frequencies, grid in blocks_or_single(chain, untied=False):
         if tied is not None:
-            product *= math.sqrt(1.0 + tied.rise)
+            product *= math.sqrt(tied.square)
         elif isinstance(piece, Correlation):
             product *= torus_norm(piece, frequencies, grid)
         elif isinstance(piece, Pointwise):

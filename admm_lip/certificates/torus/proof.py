@@ -40,7 +40,7 @@ from ..claim_matrices import Matrices
 from ..definite import SLACK, inverse_root
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
 from .hermitian import are_definite, largest, proven_largest, quiet, sizes_of
-from .residual import Figures, Piece, Residual, figures_of, pieces_of, with_levels
+from .residual import Figures, Piece, Residual, below, figures_of, pieces_of, with_levels
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, half_of, symbol, symbol_error
 
 # Complex numbers in the largest batch of one step.
@@ -146,10 +146,11 @@ def _as_one(p: Any, block: Residual, found: Figures | None, t: Array) -> Any:
     if found is None or top is None:
         return None
     storage = t[0] / found.share
-    room = (1.0 / (top * storage)) * (1.0 - 16.0 * U) - 1.0
-    if not (room >= found.rise).all():
+    room = (1.0 / (top * storage)) * (1.0 - 16.0 * U)
+    if not (room >= found.square).all():
         return None
-    return np.tile((1.0 + 8.0 * U) / storage * np.eye(p.shape[1], dtype=complex), (len(p), 1, 1))
+    count, width = len(p) // math.prod(block.into.stride), len(block.passes)
+    return np.tile((1.0 + 8.0 * U) / storage * np.eye(width, dtype=complex), (count, 1, 1))
 
 
 def _in_steps(p: Any, block: Residual, level: tuple[Index, Pair], t: Array, k: int) -> Any:
@@ -158,7 +159,7 @@ def _in_steps(p: Any, block: Residual, level: tuple[Index, Pair], t: Array, k: i
         if isinstance(step, Pointwise):
             p = _activated(p, step, t, k)
         else:
-            p = _correlated(p, step, *level)
+            p, level = _correlated(p, step, *level), below(*level, step.stride)
     return p
 
 

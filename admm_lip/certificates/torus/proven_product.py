@@ -26,7 +26,7 @@ from .check import front_product, head_matrices, proven_on_torus, torus_norm
 from .covariance import adjoint
 from .hermitian import quiet
 from .proof import NotProven, gathered
-from .residual import Figures, Piece, Residual, blocks_or_single
+from .residual import Figures, Piece, Residual, blocks_or_single, folded
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, symbol
 
 # How far inside the range that proves the product a multiplier stays, relatively.
@@ -61,7 +61,7 @@ def _square(passed: Passed) -> float:
     """By how much ``P <= p I`` grows behind a piece, at most."""
     piece, block, frequencies, grid = passed
     if block is not None:
-        return 1.0 + block.rise
+        return block.square
     if isinstance(piece, Correlation):
         return float(np.square(torus_norm(piece, frequencies, grid)))
     assert isinstance(piece, Pointwise)
@@ -91,20 +91,19 @@ def _side_by_side(
 
     They come with the frequencies of their inputs, in batches of those of their outputs.
     """
-    into, folded = math.prod(first[0].stride), math.prod(second[0].stride)
-    out, channels = second[0].kernel.shape[:2]
-    rows = max(1, _ENTRIES // (folded * channels) ** 2)
-    for k in range(0, len(second[1]) // folded, rows):
-        part = slice(k * folded, (k + rows) * folded)
+    into, aliases = math.prod(first[0].stride), math.prod(second[0].stride)
+    channels = second[0].kernel.shape[1]
+    rows = max(1, _ENTRIES // (aliases * channels) ** 2)
+    for k in range(0, len(second[1]) // aliases, rows):
+        part = slice(k * aliases, (k + rows) * aliases)
         fine = slice(part.start * into, part.stop * into)
         w = symbol(first[0], first[1][fine], first[2])
         v = symbol(second[0], second[1][part], second[2])
-        a = (w @ adjoint(w)).reshape(-1, folded, into, channels, channels).mean(axis=2)
-        whole = np.zeros((len(a), folded, channels, folded, channels), dtype=complex)
-        whole[:, range(folded), :, range(folded)] = a.swapaxes(0, 1)
-        wide = v.reshape(-1, folded, out, channels).swapaxes(1, 2) / math.sqrt(folded)
-        wide = wide.reshape(len(a), out, folded * channels)
-        yield whole.reshape(len(a), folded * channels, -1), adjoint(wide) @ wide
+        a = (w @ adjoint(w)).reshape(-1, aliases, into, channels, channels).mean(axis=2)
+        whole = np.zeros((len(a), aliases, channels, aliases, channels), dtype=complex)
+        whole[:, range(aliases), :, range(aliases)] = a.swapaxes(0, 1)
+        wide = folded(v, aliases)
+        yield whole.reshape(len(a), aliases * channels, -1), adjoint(wide) @ wide
 
 
 def _steepest(step: Pointwise) -> float:

@@ -1,20 +1,17 @@
-"""Residual blocks ``y = x + G2 phi(G1 x)`` on a torus, each taken as one.
+"""Residual blocks ``y = S x + G2 phi(G1 x)`` on a torus, each taken as one; S is I, or any layer.
 
 Let phi have slopes in [0, 1], one multiplier t for all its channels, and a storage ``|x|^2 / p`` in
-front.  With ``t = s Y`` the inequality
+front.  With ``t = s Y`` the inequality of a storage ``Y |y|^2`` behind the block says, with ``r^2 =
+1 / (p Y)``,
 
-    [[1/p - Y,  -t G1^H - Y G2    ],
-     [ .     ,   2 t - Y G2^H G2  ]] >= 0
+    [[r^2 - S^H S, -(s G1^H + S^H G2)],
+     [ .         ,  2 s - G2^H G2    ]] >= 0,
 
-of a storage ``Y |y|^2`` behind the block says, with ``rise = 1 / (p Y) - 1 > 0``, that
+and the least ``r^2`` for an s is the largest eigenvalue of ``S^H S + C^H (2 s - G2^H G2)^{-1} C``
+for ``C = s G1 + G2^H S`` (:func:`least_square`). At ``s = (|S| + g1 g2) g2 / g1``, g1 and g2 the
+norms, it is no more than ``(|S| + g1 g2)^2``.  A stride folds its aliases of x into columns.
 
-    ||[G2; (s G1^H + G2) / sqrt(rise)]||^2 <= 2 s,
-
-and the least rise for an s is the largest eigenvalue of ``C^H (2 s - G2^H G2)^{-1} C`` for ``C = s
-G1 + G2^H`` (:func:`least_rise`). At ``s = (1 + g1 g2) g2 / g1``, g1 and g2 the norms, it is no more
-than ``(1 + g1 g2)^2 - 1``.
-
-Where G2 is nearly ``-G1^H`` that inverse is none.  With ``E = G2 + G1^H`` and
+Where S is I and G2 nearly ``-G1^H`` that inverse is none.  With ``E = G2 + G1^H`` and
 ``c >= ||G1||^2, ||G2||^2`` the inequality holds where
 
     1 / (p Y) - 1 >= ((s - 1) sqrt(c) + ||E||)^2 / (2 s - c),        2 s > c.
@@ -28,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,12 +33,13 @@ import numpy as np
 from ...float64 import U, gamma
 from ...networks.layers import Array
 from .covariance import adjoint
-from .hermitian import largest, proven_largest, quiet, sizes_of
+from .hermitian import are_definite, largest, proven_largest, quiet, sizes_of
 from .steps import (
     Correlation,
     Index,
     Pair,
     Pointwise,
+    Rows,
     Step,
     TorusChain,
     half_of,
@@ -52,9 +50,8 @@ from .steps import (
 
 # How far G2 may be from -G1^H, relatively: rounding, no more.
 _NEAR = 1e-6
-# How much the computed rise of a block is raised until it is proven, and what it is at least.
-_INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-_LEAST_RISE = 1e-12
+# How much the computed square of a block is raised until it is proven.
+_INFLATIONS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 # How many s are tried, how many octaves from the best of them others, and how far 2 s is above
 # ``||G2||^2`` at least.
 _SHARES = 5
@@ -64,12 +61,12 @@ _ROOM = 2.0 * (1.0 - 1e-9)
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """Steps that are one block; what passes beside G1 and G2 is all of x, untouched.
+    """Steps that are one block; what ``passes`` beside G1 and G2 is all of S x.
 
     Attributes:
-        into: ``[x; G1 x]``, in any order of the rows.
+        into: ``[S x; G1 x]``, in any order of the rows.
         activation: on the rows of G1.
-        back: what makes y of it, one step after the other.
+        back: what makes y of it, one step after the other, without strides.
     """
 
     into: Correlation
@@ -80,6 +77,20 @@ class Residual:
     def steps(self) -> tuple[Step, ...]:
         """The steps, one by one."""
         return (self.into, self.activation, *self.back)
+
+    @property
+    def passes(self) -> Rows:
+        """The rows of S x."""
+        return np.setdiff1d(np.arange(len(self.into.kernel)), self.activation.rows)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether S is I."""
+        own = Correlation(
+            self.into.kernel[self.passes], self.into.start, self.into.stride, self.into.error
+        )
+        width = self.into.kernel.shape[1]
+        return len(own.kernel) == width and _leads(own, np.eye(width))
 
 
 Piece = Step | Residual
@@ -106,28 +117,34 @@ def with_levels(
         k += len(piece.steps) if isinstance(piece, Residual) else 1
 
 
+def below(frequencies: Index, grid: Pair, stride: Pair) -> tuple[Index, Pair]:
+    """The frequencies that those of a finer torus fold onto, and their torus."""
+    return frequencies[:: math.prod(stride)], (grid[0] // stride[0], grid[1] // stride[1])
+
+
 def _block(steps: Sequence[Step]) -> Residual | None:
     """The block that steps begin with."""
     into, activation = (*steps[:2], None, None)[:2]
     if not isinstance(into, Correlation) or not isinstance(activation, Pointwise):
         return None
-    width = into.kernel.shape[1]
-    passing = np.setdiff1d(np.arange(len(into.kernel)), activation.rows)
-    if activation.alpha.min() < 0.0 or activation.beta.max() > 1.0 or len(passing) != width:
+    found = Residual(into, activation, ())
+    if activation.alpha.min() < 0.0 or activation.beta.max() > 1.0 or not len(found.passes):
         return None
-    own = Correlation(into.kernel[passing], into.start, into.stride, into.error)
-    found = _passed(own, np.eye(width))
-    if found is None or not np.array_equal(found, np.eye(width)):
-        return None
-    through = np.eye(len(into.kernel))[:, passing]
+    through = np.eye(len(into.kernel))[:, found.passes]
     for k, step in enumerate(steps[2:], 3):
-        found = _passed(step, through) if isinstance(step, Correlation) else None
-        if found is None:
+        moved = _passed(step, through) if isinstance(step, Correlation) else None
+        if moved is None:
             return None
-        through = found
-        if np.array_equal(through, np.eye(width)):
-            return Residual(into, activation, tuple(steps[2:k]))  # type: ignore[arg-type]
+        through = moved
+        if np.array_equal(through, np.eye(len(found.passes))):
+            return replace(found, back=tuple(steps[2:k]))  # type: ignore[arg-type]
     return None
+
+
+def _leads(step: Correlation, held: Array) -> bool:
+    """Whether a step leaves channels that are held in some rows as they are."""
+    found = _passed(step, held)
+    return found is not None and np.array_equal(found, held)
 
 
 def _passed(step: Correlation, held: Array) -> Array | None:
@@ -146,10 +163,10 @@ def _passed(step: Correlation, held: Array) -> Array | None:
 
 
 class Figures(NamedTuple):
-    """Of a block, whatever the frequency: ``s``, and what ``1 / (p Y) - 1`` must be at least."""
+    """Of a block, whatever the frequency: ``s``, and what ``1 / (p Y)`` must be at least."""
 
     share: float
-    rise: float
+    square: float
 
 
 def blocks_or_single(
@@ -160,8 +177,11 @@ def blocks_or_single(
     for piece, frequencies, grid in with_levels(chain, pieces_of(chain.steps), last):
         known = figures(piece, frequencies, grid, untied) if isinstance(piece, Residual) else None
         alone = piece.steps if isinstance(piece, Residual) and known is None else (piece,)
-        for step in alone:  # of a block, which has no strides: on one level
-            yield step, known, frequencies, grid
+        level = frequencies, grid
+        for step in alone:
+            yield step, known, *level
+            if isinstance(step, Correlation):
+                level = below(*level, step.stride)
 
 
 def figures_of(chain: TorusChain, pieces: Sequence[Piece]) -> dict[int, Figures | None]:
@@ -183,8 +203,9 @@ def figures(block: Residual, frequencies: Index, grid: Pair, untied: bool = True
         frequencies, grid: of its level.
         untied: whether G2 may be far from ``-G1^H``.
     """
-    into = symbol(block.into, frequencies, grid)
-    g1 = into[:, block.activation.rows]
+    into = folded(symbol(block.into, frequencies, grid), math.prod(block.into.stride))
+    g1, past = into[:, block.activation.rows], into[:, block.passes]
+    frequencies, grid = below(frequencies, grid, block.into.stride)
     after, size, grown = None, np.ones(len(into)), np.ones(len(into))
     for step in block.back:
         w = symbol(step, frequencies, grid)
@@ -193,11 +214,13 @@ def figures(block: Residual, frequencies: Index, grid: Pair, untied: bool = True
         after = w if after is None else w @ after
     assert after is not None
     g2 = after[:, :, block.activation.rows]
-    # How far both are from the exact ones.
-    inexact = symbol_error(block.into) + (grown - size) + 8.0 * U * (size + sizes_of(g1))
-    error = (sizes_of(g2 + adjoint(g1)) + inexact) * (1.0 + 1e-9)
+    # How far all of them are from the exact ones.
+    inexact = symbol_error(block.into) + (grown - size) + 8.0 * U * (size + sizes_of(into))
+    error, own = np.full(len(g1), math.inf), inexact * (1.0 + 1e-9)
+    if block.is_plain:
+        error = (sizes_of(g2 + adjoint(g1)) + inexact) * (1.0 + 1e-9)
     if not (error <= _NEAR * sizes_of(g1)).all():
-        return _untied(g1, g2, inexact * (1.0 + 1e-9)) if untied else None
+        return _untied(g1, g2, past, own) if untied else None
     gram = g1 @ adjoint(g1) if g1.shape[1] <= g1.shape[2] else adjoint(g1) @ g1
     square = proven_largest(gram)
     if square is None:
@@ -208,64 +231,89 @@ def figures(block: Residual, frequencies: Index, grid: Pair, untied: bool = True
     most = error.max()
     share = max(1.0, c - 1.0, c / 2.0 + most)
     rise = ((share - 1.0) * np.sqrt(c) + most) ** 2 / (2.0 * share - c)
-    return Figures(float(share), float(rise * (1.0 + 1e-9)))
+    return Figures(float(share), float(1.0 + rise * (1.0 + 1e-9)) * (1.0 + 4.0 * U))
 
 
-def _untied(g1: Any, g2: Any, off: Array) -> Figures | None:
-    """The figures of any block, by the norm of the module's docstring."""
-    share, rise = least_rise(g1, g2)
-    if not math.isfinite(rise):
+def folded(symbols: Any, aliases: int) -> Any:
+    """The symbols of so many aliases in a row side by side, as they fold onto one frequency."""
+    if aliases == 1:
+        return symbols
+    wide = symbols.reshape(-1, aliases, *symbols.shape[1:]).swapaxes(1, 2)
+    return wide.reshape(*wide.shape[:2], -1) / math.sqrt(aliases)
+
+
+def _untied(g1: Any, g2: Any, past: Any, off: Array) -> Figures | None:
+    """The figures of any block, by the inequality of the module's docstring."""
+    share, square = least_square(g1, g2, past)
+    if not math.isfinite(square):
         return None
     for inflation in _INFLATIONS:
-        own = rise * (1.0 + inflation) + _LEAST_RISE * share
-        root = math.sqrt(own)
-        whole = np.concatenate((g2, (share * adjoint(g1) + g2) / root), axis=1)
-        wide = whole.shape[1] <= whole.shape[2]
-        square = proven_largest(whole @ adjoint(whole) if wide else adjoint(whole) @ whole)
-        if square is None:
-            return None
-        square = square + gamma(16 * max(whole.shape[1:]) + 64) * sizes_of(whole) ** 2
-        rounded = 8.0 * U * (share * sizes_of(g1) + sizes_of(g2)) / root
-        norm = np.sqrt(square) + off * (1.0 + (share + 1.0) / root) + rounded
-        if (norm**2 * (1.0 + 16.0 * U) <= 2.0 * share).all():
-            return Figures(share, own * (1.0 + 8.0 * U))
+        own = square * (1.0 + inflation)
+        if _holds(share, own, g1, g2, past, off):
+            return Figures(share, own)
     return None
 
 
+def _holds(share: float, square: float, g1: Any, g2: Any, past: Any, off: Array) -> bool:
+    """Whether the inequality is proven, rows and columns scaled to a diagonal near 1.
+
+    Args:
+        share, square: s and ``r^2``.
+        g1, g2, past: G1, G2 and S.
+        off: how far each of them may be from the exact one.
+    """
+    width, root, inner = past.shape[2], math.sqrt(square), math.sqrt(2.0 * share)
+    beside = np.concatenate((past / root, g2 / inner), axis=2)
+    cross = g1 * (math.sqrt(0.5 * share) / root)
+    n = beside.shape[2]
+    y = -adjoint(beside) @ beside
+    y[:, width:, :width] -= cross
+    y[:, :width, width:] -= adjoint(cross)
+    size, factor = sizes_of(beside), gamma(16 * n + 64)
+    moved = off * (1.0 / root + 1.0 / inner)
+    lost = 2.0 * size * moved + moved**2 + 2.0 * off * math.sqrt(0.5 * share) / root
+    lost = lost + 2.0 * factor * (size**2 + 2.0 * sizes_of(cross) + 1.0)
+    y[:, range(n), range(n)] += 1.0 - lost[:, None] * (1.0 + 1e-9)
+    return are_definite(y)
+
+
 @quiet
-def least_rise(g1: Any, g2: Any) -> tuple[float, float]:
-    """An s of the module's docstring that is good for all frequencies, and its rise, computed.
+def least_square(g1: Any, g2: Any, past: Any = None) -> tuple[float, float]:
+    """An s of the module's docstring that is good for all frequencies, and its ``r^2``, computed.
 
     Args:
         g1: ``(frequencies, hidden, channels)``.
-        g2: ``(frequencies, channels, hidden)``.
+        g2: ``(frequencies, outputs, hidden)``.
+        past: S, ``(frequencies, outputs, channels)``; ``None`` is I.
 
     Returns:
-        the pair; a rise of infinity where there is none.
+        the pair; a square of infinity where there is none.
     """
-    if not (np.isfinite(g1).all() and np.isfinite(g2).all()):
+    if past is None:
+        past = np.eye(g1.shape[2])[None]
+    if not all(np.isfinite(m).all() for m in (g1, g2, past)):
         return 1.0, math.inf
     inner = adjoint(g2) @ g2
-    first, second = (
-        math.sqrt(max(float(largest(m).max()), 0.0)) for m in (g1 @ adjoint(g1), inner)
-    )
+    grams = (g1 @ adjoint(g1), inner, past @ adjoint(past))
+    first, second, beside = (math.sqrt(max(float(largest(m).max()), 0.0)) for m in grams)
     tried = [1.0]
     if min(first, second) > 0.0:
-        most = (1.0 + first * second) * second / first
+        most = (beside + first * second) * second / first
         tried += [most * 2.0 ** (-0.5 * k) for k in range(_SHARES)]
 
-    def risen(share: float) -> tuple[float, float]:
-        """The rise at an s, of which it is a convex function."""
+    def found(share: float) -> tuple[float, float]:
+        """``r^2`` at an s, of which it is a convex function."""
         fits = _ROOM * share > second**2
-        return _rise(share, g1, g2, inner) if fits else math.inf, share
+        return _square(share, g1, g2, past, inner) if fits else math.inf, share
 
-    best = min(map(risen, tried))
+    best = min(map(found, tried))
     for octaves in _REFINED if min(first, second) > 0.0 else ():
-        best = min(best, *(risen(best[1] * 2.0**by) for by in (-octaves, octaves)))
+        best = min(best, *(found(best[1] * 2.0**by) for by in (-octaves, octaves)))
     return best[1], best[0]
 
 
-def _rise(share: float, g1: Any, g2: Any, inner: Any) -> float:
+def _square(share: float, g1: Any, g2: Any, past: Any, inner: Any) -> float:
     slack = 2.0 * share * np.eye(len(inner[0])) - inner
-    c = share * g1 + adjoint(g2)
-    return max(float(largest(adjoint(c) @ np.linalg.solve(slack, c)).max()), 0.0)
+    c = share * g1 + adjoint(g2) @ past
+    found = adjoint(past) @ past + adjoint(c) @ np.linalg.solve(slack, c)
+    return max(float(largest(found).max()), 0.0)

@@ -65,11 +65,15 @@ class _Part(NamedTuple):
 
 
 def correlated(reading: Reading, layer: LayerSpec) -> None:
-    """A convolution or pool, together with all that stride alike past the values that are held."""
+    """A convolution or pool, together with all that stride alike past the values that are held.
+
+    Without strides these are those of the same value: a block and its shortcut.
+    """
     stride = (layer.options["stride"][0], layer.options["stride"][1])
-    group = [layer]
-    if stride != (1, 1):
-        group = [s for s in reading.waiting if _strided_alike(reading, s, stride)]
+    group = [s for s in reading.waiting if _strided_alike(reading, s, stride)]
+    if stride == (1, 1):
+        own = reading.sources[layer.name]
+        group = [s for s in group if reading.sources[s.name] == own]
     kept = reading.kept(group)
     if kept and stride != (1, 1):
         raise NotShiftInvariant(
