@@ -43,7 +43,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("lr", "temperature"), POSITIVE),
     **dict.fromkeys(("lip", "gradient_clip"), POSITIVE.or_none()),
     **dict.fromkeys(("eps", "residual_tol", "checkpoint_seconds"), NOT_NEGATIVE),
-    "centre": FLAG,
+    **dict.fromkeys(("centre", "mirror"), FLAG),
+    "shift": Rule("a whole number >= 0", lambda v: v >= 0, int),
 }
 
 
@@ -131,6 +132,9 @@ class TrainConfig(AdmmConfig):
             ``float16`` (the latter with scaled gradients); weights stay as they are.
         centre: train with the inputs' mean subtracted in the first layer, which leaves its function
             and its constant as they are.
+        shift: pixels by which pictures in memory are moved at most, along both axes, each time
+            anew, with zeros beside them; 0: not at all.
+        mirror: whether every other picture, drawn each time anew, is seen from behind.
         residual_tol: stop when both relative residuals are below it; 0 runs all epochs.
         checkpoint_seconds: least time between two checkpoints; 0 writes one whenever it can.
 
@@ -156,6 +160,8 @@ class TrainConfig(AdmmConfig):
     gradient_clip: float | None = None
     precision: str = "full"
     centre: bool = True
+    shift: int = 0
+    mirror: bool = False
     residual_tol: float = 0.0
     checkpoint_seconds: float = 1.0
 

@@ -35,6 +35,7 @@ from .losses import BoundedLoss, resolve_loss
 from .method import Method
 from .metric import Metric
 from .monotone import PlusLinear, core_of
+from .moved import moved_as
 from .optimize import make_optimizer, schedule_of
 from .precision import master_dtype, scaler_of, stored_dtype
 from .ranks import Ranks, ranks_of
@@ -152,7 +153,7 @@ def train(
             "loss": chosen,
             "batch": batch,
         }
-        batches = as_batches(data, **like, steps=steps, classes=classes)
+        batches = moved_as(config, as_batches(data, **like, steps=steps, classes=classes))
         ranks.same("data", lambda: _rows_of(batches))
         torch.manual_seed(config.seed)  # the caller's random state stays as it was
         method = method or Method()
