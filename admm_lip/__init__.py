@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .local.certify import certify_samples as certify_samples
     from .local.config import LocalConfig as LocalConfig
     from .local.result import LocalCertificate as LocalCertificate
+    from .networks.batch_norm import fold_batch_norm as fold_batch_norm
     from .networks.registration import register_activation as register_activation
     from .predictions import Predictions as Predictions
     from .predictions import predict as predict
@@ -72,6 +73,7 @@ _HOMES = {
     "certify_samples": "local.certify",
     "export_onnx": "certificates.in_onnx",
     "falsify": "evaluation.falsify",
+    "fold_batch_norm": "networks.batch_norm",
     "from_pretrained": "sharing",
     "load_certificate": "certificates.certificate",
     "open_network": "foreign.open",

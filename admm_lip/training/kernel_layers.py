@@ -226,7 +226,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     if isinstance(module, _NORMALISES):
         raise UnsupportedModule(
             f"{said}: its statistics move with the data while a bound holds for fixed ones; fold "
-            "it into the layer before it, or leave it out"
+            "it into the layer before it (admm_lip.fold_batch_norm), or leave it out"
         )
     if parametrize.is_parametrized(module):
         raise UnsupportedModule(

@@ -27,6 +27,7 @@ from torch import nn
 
 from ..certificates.certifier import certify_global
 from ..lipschitz import Lipschitz
+from ..networks.batch_norm import fold_batch_norm, normalises
 from ..networks.chain import linear_layers, read_network
 from ..networks.layers import Shape
 from ..networks.module_state import evaluating
@@ -89,7 +90,8 @@ def project(
 
     The set of all networks under a bound is not convex; what comes back is nearest for its
     multiplier, which was improved from a good start.  Biases stay, and what comes back is in
-    evaluation mode, as it is certified.
+    evaluation mode, as it is certified, with batch normalisation folded
+    (:func:`admm_lip.fold_batch_norm`).
 
     With data the network is fine-tuned under the bound instead: a classifier is smoothed on them
     and scaled to the bound (``smooth.py``), a regression projected; then ADMM rounds follow, with
@@ -136,6 +138,8 @@ def project(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model, masks = plain_copy(unwrapped(model), held)
+    if normalises(model):
+        model = fold_batch_norm(model)
     kernels = has_kernels(model)
     if not kernels:
         linear_layers(model)  # refuses, by name, what cannot be projected

@@ -321,3 +321,50 @@ def test_the_bound_of_two_ends_is_that_of_a_layer() -> None:
     assert alone == pytest.approx(float(torch.linalg.matrix_norm(s, 2)))
     module = torch.linalg.matrix_norm(torch.cat((g1.T, g2)), 2) / math.sqrt(2.0)
     assert ball.norm_of((g1, g2, 0.0 * s)) == pytest.approx(float(module))
+
+
+class Residual(nn.Module):
+    """As in ResNets: batch normalisation behind every convolution, the shortcut's as well."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(out), nn.BatchNorm2d(out)])
+        past = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.past = past if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x)))))
+        return torch.relu(branch + self.past(x))
+
+
+def test_a_residual_network_with_batch_norm_is_fine_tuned_under_a_bound() -> None:
+    torch.manual_seed(0)
+    stem = (nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    blocks = (Residual(4, 4, 1), Residual(4, 6, 2))
+    net = nn.Sequential(*stem, *blocks, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(6, 2))
+    x, y = data(64)
+    net(x)
+    alone = project(net.eval(), 0.5, input_shape=IMAGE)
+    found = project(net.eval(), 0.5, finetune=(x, y), epochs=1, progress=False)
+    for one in (alone, found):
+        verify(one.certificate, one.model)
+        assert one.certificate.lip <= 0.5
+    assert not torch.equal(alone.model(x), found.model(x))
+    with pytest.raises(UnsupportedModule, match="fold_batch_norm"):
+        train(net, data(), QUICK, progress=False)
+
+
+def test_another_loop_drives_it() -> None:
+    model, (x, y) = small(), data(32)
+    constraint = Constraint(model, Lipschitz(bound=1.0), input_shape=IMAGE)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    constraint.attach(optimizer)
+    for _ in range(8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    finished, proof = constraint.finish()
+    verify(proof, finished)
+    assert proof.lip <= 1.0
