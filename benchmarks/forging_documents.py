@@ -231,8 +231,8 @@ def _directions_moved(random: Random, tree: Tree) -> None:
 
 
 def _form_moved(random: Random, tree: Tree) -> None:
-    """Which multipliers are per channel, for which sizes, and those that all bounds share."""
-    name = random.one_of(("switch", "every_size", "shared"))
+    """Which multipliers are per channel, or phase, for which sizes, and those all bounds share."""
+    name = random.one_of(("switch", "every_size", "shared", "phases"))
     if name == "shared" and tree.get("shared") and random.chance(0.7):
         layer = random.one_of(tree["shared"])
         layer[int(random.rng.integers(len(layer)))] *= random.factor()

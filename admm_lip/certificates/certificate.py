@@ -16,7 +16,17 @@ from ..shown import Fact, Row, number, record_of, word
 from .claim_matrices import functionals_of
 from .column_proof import ColumnProof
 from .document import Document, in_file, parsed
-from .fields import keep, multiplier_of, number_of, numbers_of, one_of, shown, tuple_of, tuples_of
+from .fields import (
+    keep,
+    multiplier_of,
+    number_of,
+    numbers_of,
+    one_of,
+    shown,
+    tuple_of,
+    tuples_of,
+    whole_of,
+)
 
 if TYPE_CHECKING:
     from ..plots import Sheet
@@ -39,8 +49,8 @@ class Certificate(Document):
         lip: the proven bound.
         multiplier: the proof: ``(t_1, ..., t_l)``, one number > 0 per hidden neuron; for
             ``norm="linf"`` with ``t_0`` in front, one number per input, whose sum is at most
-            ``lip^2 / 2``.  Of the first ``switch`` activations it has one number per channel (and
-            of the input then, whose sum over all pixels is below 2).
+            ``lip^2 / 2``.  Of the first ``switch`` activations it has one number per channel, and
+            phase (and of the input then, whose sum over all pixels is below 2).
         method: where the multiplier comes from: ``"lipsdp"``, ``"given"``, ``"closed_form"``,
             ``"norm_product"``, ``"constant"`` for a network that does not depend on its input, or
             ``"torus"`` where some are per channel.
@@ -80,21 +90,12 @@ class Certificate(Document):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.switch) is not int or not 0 <= self.switch <= len(self.slopes):
-            raise CertificateError(
-                f"switch: expected a whole number from 0 to {len(self.slopes)}, the hidden layers, "
-                f"got {shown(self.switch)}"
-            )
-        most = MOST_POINTS if self.switch else 0
-        if type(self.every_size) is not int or not 0 <= self.every_size <= most:
-            raise CertificateError(
-                f"every_size: expected a whole number from 0 to {most}, got "
-                f"{shown(self.every_size)}"
-            )
-        requested = self.requested
-        if requested is not None:
-            requested = number_of("requested", requested, least=0.0)
-        keep(self, requested=requested, **_bound_of(self))
+        whole_of("switch", self.switch, 0, len(self.slopes))
+        whole_of("every_size", self.every_size, 0, MOST_POINTS if self.switch else 0)
+        self.check_phases(self.switch > 0 and not self.every_size)
+        if self.requested is not None:
+            keep(self, requested=number_of("requested", self.requested, least=0.0))
+        keep(self, **_bound_of(self))
 
     brief: ClassVar[tuple[str, ...]] = ("lip", "gap", "method", "promised")
 
@@ -193,12 +194,12 @@ class FunctionalCertificate(Document):
     def __post_init__(self) -> None:
         super().__post_init__()
         bounds = self.bounds
-        if not (isinstance(bounds, tuple) and bounds) or not all(
-            isinstance(bound, FunctionalBound) for bound in bounds
-        ):
+        held = isinstance(bounds, tuple) and all(isinstance(b, FunctionalBound) for b in bounds)
+        if not (held and bounds):
             raise CertificateError(f"bounds: expected FunctionalBounds, got {shown(bounds)}")
         _check_directions(self.kind, [bound.direction for bound in bounds])
         keep(self, shared=multiplier_of("shared", self.shared))
+        self.check_phases(self.switch > 0)
 
     @property
     def switch(self) -> int:
@@ -223,13 +224,10 @@ class FunctionalCertificate(Document):
 
     def table(self) -> list[Row]:
         """One row per functional."""
-        names = self.units and (self.units.output_names or self.units.classes)
+        names = (self.units and (self.units.output_names or self.units.classes)) or ()
         return [
-            {
-                "functional": _terms(bound.direction, names or ()),
-                **record_of(bound_facts(vars(bound))),
-            }
-            for bound in self.bounds
+            {"functional": _terms(b.direction, names), **record_of(bound_facts(vars(b)))}
+            for b in self.bounds
         ]
 
     def plot(self) -> Sheet:

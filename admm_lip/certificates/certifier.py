@@ -215,6 +215,7 @@ def _on_torus(
         kind="global",
         switch=len(made.chain.activations) - (order.norm == "linf"),
         every_size=side,
+        phases=made.phases,
         **stated(network, slopes_on_torus(made.chain), order, {made.backend}),
     )
 

@@ -22,11 +22,23 @@ from ..networks.network import Chain
 from ..shown import Fact, Shown, record_of, word
 from ..units import Units
 from .claim_matrices import NORMS, check_units
-from .fields import keep, number_of, numbers_of, one_of, shown, sizes_of, text_of, tuple_of
+from .fields import (
+    keep,
+    number_of,
+    numbers_of,
+    one_of,
+    shown,
+    sizes_of,
+    text_of,
+    tuple_of,
+    whole_of,
+)
 
 FORMAT = 2
 MODEL_UNITS = "model input"
 RAW_UNITS = "raw input"
+# Phases beyond which nobody looks at them.
+MOST_PHASES = 1024
 _MAX_FILE = 256 * 2**20
 _TEXTS = ("digest", "package_version", "solver", "solver_version")
 
@@ -56,6 +68,9 @@ class Document(Shown):
         kind: what is bounded.
         units: of inputs and outputs; ``None`` is those of the numbers that the model takes and
             gives.
+        phases: of an image network taken frequency by frequency, most of the multipliers that a
+            channel has along rows and columns, in turn, in front of strides
+            (``certificates/torus/phases.py``); 1: one per channel.
         package_version: of admm-lip.
         format: of the file.
 
@@ -71,6 +86,7 @@ class Document(Shown):
     kind: str
     norm: str = "l2"
     units: Units | None = None
+    phases: int = 1
     package_version: str = ""
     format: int = FORMAT
 
@@ -90,6 +106,10 @@ class Document(Shown):
         keep(self, slopes=_slopes_of(self.slopes), input_shape=shape)
         if self.units is not None:
             check_units(self.units, math.prod(shape))
+
+    def check_phases(self, apart: bool) -> None:
+        """Raise :class:`CertificateError` for more than one where none are told apart."""
+        whole_of("phases", self.phases, 1, MOST_PHASES if apart else 1)
 
     @property
     def input_scale(self) -> tuple[float, ...] | None:
@@ -173,7 +193,7 @@ class Document(Shown):
         old = isinstance(data, dict) and type(data.get("format")) is int and data["format"] == 1
         names = (names | {"input_scale"}) - _ADDED if old else names
         wrong = set(data) ^ names if isinstance(data, dict) else set()
-        if not isinstance(data, dict) or wrong not in (set(), names & _ADDED):
+        if not isinstance(data, dict) or not wrong <= names & _ADDED:
             got = sorted(wrong) if isinstance(data, dict) else data
             raise CertificateError(
                 f"not a certificate of format {FORMAT}: see {shown(got)}; certify the network anew "
@@ -201,7 +221,7 @@ class Document(Shown):
 
 
 # Fields that format 2 was given later; a file of before means their defaults.
-_ADDED = frozenset({"switch", "every_size", "shared"})
+_ADDED = frozenset({"switch", "every_size", "shared", "phases"})
 
 
 def _units_of(data: Any) -> Units:

@@ -60,6 +60,15 @@ def sizes_of(name: str, values: Any) -> Shape:
     return tuple(values)
 
 
+def whole_of(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number in a range."""
+    if type(value) is not int or not least <= value <= most:
+        raise CertificateError(
+            f"{name}: expected a whole number from {least} to {most}, got {shown(value)}"
+        )
+    return value
+
+
 def text_of(name: str, value: Any) -> str:
     """Text."""
     if not isinstance(value, str):

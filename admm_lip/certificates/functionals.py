@@ -23,7 +23,7 @@ from torch import nn
 
 from ..errors import CertificateError
 from ..foreign.open import network_of
-from ..networks.layers import Array, Shape
+from ..networks.layers import Shape
 from ..networks.network import Network
 from ..parallel import run_tasks, workers_of
 from ..progress import working
@@ -79,7 +79,7 @@ def certify_functionals(
     deadline = Deadline(config.time_limit)
     network = network_of(model, input_shape)
     inner, last = split(network)
-    base, shared = _base(inner, order, structure or "auto", deadline)
+    base, per_channel = _base(inner, order, structure or "auto", deadline)
     rows = functionals_of(kind, directions, base.plain.widths[-1])
     # Each functional scales its own outputs: one of a small unit keeps its relative accuracy.
     scales = scales_of(order.units, inner.size_in, base.plain.widths[-1])[1]
@@ -91,7 +91,7 @@ def certify_functionals(
         for row in rows
     ]
     proofs = _proofs(_tasks(base, wanted), config, deadline, n_jobs, progress)
-    if shared:  # other multipliers in front might go below what the solver could not
+    if per_channel:  # other multipliers in front might go below what the solver could not
         proofs = [replace(proven, dual_bound=0.0) for proven in proofs]
         sampled = sampled_quotients(
             inner, rows * scales, deadline, norm=order.norm, units=order.units
@@ -115,24 +115,25 @@ def certify_functionals(
     return FunctionalCertificate(
         bounds=bounds,
         kind=kind,
-        shared=tuple(tuple(t.tolist()) for t in shared),
+        **per_channel,
         **stated(network, base.slopes, order, backends),
     )
 
 
 def _base(
     network: Network, order: Order, structure: str, deadline: Deadline
-) -> tuple[FunctionalBase, tuple[Array, ...]]:
-    """What the functionals share, and its multipliers per channel where it is on a torus."""
+) -> tuple[FunctionalBase, dict[str, Any]]:
+    """What the functionals share, and what is stated of it where it is on a torus."""
     if structure == "every_size":
         raise CertificateError("structure: 'every_size' goes with kind='global' only")
     if not wants_torus(structure, network, order.norm, order.units):
-        return neuron_by_neuron(network, order.norm, order.units), ()
+        return neuron_by_neuron(network, order.norm, order.units), {}
     measure = order.on_torus(network, order.units and order.units.of_inputs())
     share = deadline.share(_IN_FRONT)
     made = certified_on_torus(network, order.config(), share, measure, headed=True)
     shared = made.multiplier[: len(made.chain.activations)]
-    return behind_torus(made.chain, shared), shared
+    stated_of = {"shared": tuple(tuple(t.tolist()) for t in shared), "phases": made.phases}
+    return behind_torus(made.chain, shared), stated_of
 
 
 def _tasks(base: FunctionalBase, wanted: list[Matrices | None]) -> list[Task | Matrices]:

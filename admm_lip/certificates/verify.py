@@ -34,6 +34,7 @@ from .proof import is_constant, is_constant_functional, unproven
 from .torus.check import proven_on_torus, slopes_on_torus, torus_product
 from .torus.every_size import every_size_chain
 from .torus.measure import measured_on_torus
+from .torus.phases import in_phases
 from .torus.read import torus_chain
 from .torus.steps import TorusChain
 
@@ -110,7 +111,7 @@ def _measured_chain(
     certificate: AnyCertificate, network: Network, units: Units | None
 ) -> TorusChain:
     """The network up to the switch on a torus, its inputs (and outputs) measured as claimed."""
-    chain = torus_chain(network, certificate.switch)
+    chain = in_phases(torus_chain(network, certificate.switch), certificate.phases)
     return measured_on_torus(chain, network.input_shape or (), certificate.norm, units)
 
 

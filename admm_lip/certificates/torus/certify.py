@@ -2,7 +2,8 @@
 
 1. Every activation that can stand on a torus is put there, and an interior point method finds
    multipliers per channel for them, per neuron for the head, and what none can beat
-   (``search.py``); then with one activation less there, as long as the head is small enough.
+   (``search.py``), from there those per channel and phase (``phases.py``), if they are not too
+   many; then with one activation less there, as long as the head is small enough.
 2. A head is a dense chain whose first matrix holds the covariance of what comes before, proven
    through rounding (``proof.py``); its proof is that of any chain.
 3. The least bound that was proven is the certificate.
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ...errors import CertificateError
@@ -28,6 +30,7 @@ from .check import head_matrices, proven_on_torus, torus_product
 from .every_size import every_size_chain
 from .hermitian import largest
 from .path import Found
+from .phases import affordable, in_phases, repeated
 from .proof import NotProven, covariances, gathered
 from .proven_product import proven_product
 from .read import chains_of, stops
@@ -47,6 +50,8 @@ STRUCTURES = ("auto", "exact", "torus", "every_size")
 # The share of the time left that a search may take; the proof, and a head's solver, need the rest.
 _SEARCH = 0.7
 _LINEAR = (*AFFINE, *RESHAPES, *JOINS)
+# A search per phase may take so many times as long as that per channel, or so many seconds.
+_TIMES, _SECONDS = 3, 10.0
 # Entries of a head's first matrix, unrolled.
 _HEAD_ENTRIES = 2**25
 # How much is added to what the torus says, where no head follows, and proven.
@@ -65,6 +70,7 @@ class OnTorus:
         dual_bound: what no multipliers of this form go below, as far as that is known.
         multiplier: per channel of the activations of ``chain``, then per neuron.
         backend: that solved the head, ``""`` where none did.
+        phases: of ``chain`` (``phases.py``).
     """
 
     chain: TorusChain
@@ -72,6 +78,7 @@ class OnTorus:
     dual_bound: float
     multiplier: tuple[Array, ...]
     backend: str
+    phases: int = 1
 
 
 def certified_on_torus(
@@ -95,32 +102,63 @@ def certified_on_torus(
         CertificateError: where nothing was proven.
     """
     best, found, reason = None, None, ""
-    chains = [measure(c) for c in chains_of(network) if c.head is not None or not headed]
+    chains = [c for c in chains_of(network) if c.head is not None or not headed]
     if not chains:
         raise CertificateError(
             "structure: the outputs stand on the torus themselves; single ones need "
             "structure='exact', or a dense layer in front of them"
         )
-    for chain in reversed(chains):
-        if best is not None and not (_is_small(chain) and deadline.has_time()):
+    tol = max(config.tol, _tolerance(network))
+    for plain in reversed(chains):
+        if best is not None and not (_is_small(plain) and deadline.has_time()):
             break
+        chain = measure(plain)
         head = None if chain.head is None else head_matrices(chain.head)
         try:
             if found is None or _is_tiny(head):
-                tol = max(config.tol, _tolerance(network))
-                found = search(chain, head, deadline.share(_SEARCH), tol)
+                found = deadline.timed(
+                    "search", partial(search, chain, head, deadline.share(_SEARCH), tol)
+                )
             else:
                 # The head's own solver finds the rest, for the multipliers that are known.
                 found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
             made = _proven(chain, head, found, config, deadline)
+            if math.isfinite(found.squared) and deadline.has_time(search=_TIMES):
+                made = _or_in_phases(made, plain, found, measure, config, deadline, tol)
         except (NotProven, CertificateError) as error:
             reason = str(error)
             continue
         best = made if best is None or made.lip < best.lip else best
-    best, reason = _or_product(chains[-1], best, reason)
+    best, reason = _or_product(measure(chains[-1]), best, reason)
     if best is None:
         raise CertificateError(f"structure: no bound could be proven on a torus: {reason}")
     return best
+
+
+def _or_in_phases(
+    made: OnTorus,
+    plain: TorusChain,
+    found: Found,
+    measure: Callable[[TorusChain], TorusChain],
+    config: SolverConfig,
+    deadline: Deadline,
+    tol: float,
+) -> OnTorus:
+    """The bound with multipliers per phase as well, where they are not too many and it is less."""
+    phases = affordable(plain)
+    if phases == 1:
+        return made
+    chain = measure(in_phases(plain, phases))
+    head = None if chain.head is None else head_matrices(chain.head)
+    near = repeated(found.multiplier, chain)
+    seconds = max(_SECONDS, _TIMES * deadline.seconds_of("search"))
+    left = _SEARCH * deadline.seconds_left
+    try:
+        found = search(chain, head, Deadline(min(seconds, left)), tol, near)
+        other = _proven(chain, head, found, config, deadline)
+    except (NotProven, CertificateError):
+        return made
+    return replace(other, phases=phases) if other.lip < made.lip else made
 
 
 def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[OnTorus | None, str]:

@@ -53,12 +53,14 @@ class Descent:
     Args:
         problem: of all frequencies.
         tol: relative gap of ``L^2`` that is enough.
+        near: multipliers that hold, to begin at.
     """
 
-    def __init__(self, problem: Problem, tol: float) -> None:
+    def __init__(self, problem: Problem, tol: float, near: list[Array] | None = None) -> None:
         self.problem, self.tol, self.mu = problem, tol, _FIRST
         self.pairs: list[tuple[Array, Array]] = []
-        found = self._at(np.log(_INSIDE * np.concatenate(problem.start(alike=False))))
+        begun = problem.start(alike=False) if near is None else near
+        found = self._at(np.log(_INSIDE * np.concatenate(begun)))
         assert found is not None
         self.point = self.best = found
 

@@ -2,13 +2,15 @@
 
 * **Raw units**: a scale per channel is a kernel of one tap.  Where scales differ within a channel,
   inputs have its least and outputs its largest: what is proven holds for all.
-* **Inputs in linf**: one number r at every place feeds, by a tap ``sqrt(n)``, an activation of
-  slopes [-1, 1] on every channel of the input; n is the image's number of pixels.  The covariance
-  in front of it is n in every entry, so that the slack ``2 T - T P T`` is definite if and only if
-  ``n sum_c t_c < 2``, and behind it stands ``2 T^-1``, whatever P.  So what follows is proven for
-  inputs with ``sum_c (t_c / 2) |x_c|^2 <= 1``, as all have whose entries are at most 1: outside
-  the image x is 0.  It is the dense chain's layer for the norm (``claim_matrices.py``), with one
-  multiplier per channel.
+* **Inputs in linf**: one number r at every place feeds, by a tap ``sqrt(n_c)``, an activation of
+  slopes [-1, 1] on every channel of the input; ``n_c`` is how many pixels of the image it has.  The
+  covariance in front of it is ``sqrt(n_c n_d)``, so that the slack ``2 T - T P T`` is definite if
+  and only if ``sum_c n_c t_c < 2``, and behind it stands ``2 T^-1``, whatever P.  So what follows
+  is proven for inputs with ``sum_c (t_c / 2) |x_c|^2 <= 1``, as all have whose entries are at most
+  1: outside the image x is 0.  It is the dense chain's layer for the norm (``claim_matrices.py``),
+  with one multiplier per channel.
+
+A phase of the input (``phases.py``) is a channel, of fewer pixels and with a scale of its own.
 
 NumPy only.
 """
@@ -26,7 +28,7 @@ from ...networks.layers import Array, Shape
 from ...networks.network import Network
 from ...units import Units
 from ..claim_matrices import check_norm, check_units
-from .steps import INPUT_NORM, Correlation, Pointwise, Step, TorusChain
+from .steps import INPUT_NORM, Correlation, Pair, Pointwise, Step, TorusChain
 
 
 def measured_on_torus(
@@ -47,11 +49,14 @@ def measured_on_torus(
     inputs = math.prod(shape)
     if units is not None:
         chain = _with_outputs(chain, inputs, units)
-        least = np.array(units.input_scales(inputs)).reshape(shape[0], -1).min(axis=1)
+        scales = np.array(units.input_scales(inputs)).reshape(shape)
+        # A phase that no image reaches has any.
+        least = np.array([own.min(initial=scales.max()) for own in _apart(scales, chain.phases)])
         first, *rest = chain.steps
         chain = replace(chain, steps=(*_scaled_inputs(first, least), *rest))
     if norm == "linf":
-        front = _of_norm(chain.channels, math.prod(shape[1:]))
+        pixels = np.array([max(1, own.size) for own in _apart(np.ones(shape), chain.phases)])
+        front = _of_norm(pixels)
         chain = replace(chain, steps=(*front, *chain.steps), channels=1)
     return chain
 
@@ -81,13 +86,20 @@ def _exchanged(step: Correlation, kernel: Array, scales: Array, growth: float) -
     return replace(step, kernel=kernel, error=lost + 1.01 * growth * step.error)
 
 
-def _of_norm(channels: int, pixels: int) -> tuple[Step, ...]:
-    kernel = np.full((channels, 1, 1, 1), math.sqrt(pixels))
+def _apart(values: Array, phases: Pair) -> list[Array]:
+    """What the channels of the chain hold of an image ``(channels, rows, columns)``."""
+    rows, columns = phases
+    return [v[a::rows, b::columns] for v in values for a in range(rows) for b in range(columns)]
+
+
+def _of_norm(pixels: Array) -> tuple[Step, ...]:
+    """The norm of inputs, of channels of so many pixels."""
+    kernel = np.sqrt(pixels.astype(np.float64))[:, None, None, None]
     error = 2.0 * U * float(np.linalg.norm(kernel))
-    ones = np.ones(channels)
+    ones = np.ones(len(pixels))
     return (
         Correlation(kernel, error=error),
-        Pointwise(INPUT_NORM, np.arange(channels), -ones, ones),
+        Pointwise(INPUT_NORM, np.arange(len(pixels)), -ones, ones),
     )
 
 

@@ -33,7 +33,11 @@ _COARSE, _MORE, _ROUNDS = 6, 12, 8
 
 @quiet
 def search(
-    chain: TorusChain, head: Matrices | None, deadline: Deadline, tol: float = 1e-4
+    chain: TorusChain,
+    head: Matrices | None,
+    deadline: Deadline,
+    tol: float = 1e-4,
+    near: list[Array] | None = None,
 ) -> Found:
     """Multipliers per channel of the chain's activations, and per neuron of the head's.
 
@@ -42,12 +46,13 @@ def search(
         head: what follows.
         deadline: when to stop.
         tol: relative gap of ``L^2`` that is enough.
+        near: multipliers that hold, to begin at.
 
     Raises:
         NotProven: where the scales of the layers under- or overflow.
     """
     try:
-        return _searched(chain, head, deadline, tol)
+        return _searched(chain, head, deadline, tol, near)
     except np.linalg.LinAlgError:
         raise NotProven(
             "the scales of the layers under- or overflow on the way; divide each layer by a power "
@@ -55,18 +60,24 @@ def search(
         ) from None
 
 
-def _searched(chain: TorusChain, head: Matrices | None, deadline: Deadline, tol: float) -> Found:
+def _searched(
+    chain: TorusChain,
+    head: Matrices | None,
+    deadline: Deadline,
+    tol: float,
+    near: list[Array] | None,
+) -> Found:
     whole = Problem(chain, head)
     safe = whole.start(alike=True)
     best = _at(whole, safe, Found(safe, math.inf, 0.0))
     if best.squared == 0.0:
         return best
     if head is not None and whole.dimension > _LARGE:
-        return _descended(whole, best, tol, deadline)
+        return _descended(whole, best, tol, deadline, near)
     frequencies = None if head is not None else whole.coarse(_COARSE)
     for _ in range(_ROUNDS):
         problem = whole if frequencies is None else whole.only(frequencies)
-        found = Path(problem, tol / 2.0).solve(deadline)
+        found = Path(problem, tol / 2.0, near).solve(deadline)
         best = replace(best, lower=max(best.lower, found.lower))
         if frequencies is None:
             return found if found.squared < best.squared else best
@@ -79,9 +90,11 @@ def _searched(chain: TorusChain, head: Matrices | None, deadline: Deadline, tol:
     return best
 
 
-def _descended(problem: Problem, best: Found, tol: float, deadline: Deadline) -> Found:
+def _descended(
+    problem: Problem, best: Found, tol: float, deadline: Deadline, near: list[Array] | None
+) -> Found:
     """By first derivatives, then by Newton's method if there may be time for some steps of it."""
-    descent = Descent(problem, tol)
+    descent = Descent(problem, tol, near)
     descent.solve(deadline)
     best = _at(problem, descent.multiplier, best)
     if not deadline.has_time(first_order=_AS_LONG):

@@ -81,6 +81,7 @@ class TorusChain:
         grid: rows and columns of the torus under the input.
         image: shape of the value after the last step, which stands in a corner of its torus.
         head: what follows, a network of that value; ``None`` where nothing does.
+        phases: rows and columns of the input that stand at one place, as channels (``phases.py``).
     """
 
     steps: tuple[Step, ...]
@@ -88,6 +89,7 @@ class TorusChain:
     grid: Pair
     image: Shape
     head: Network | None
+    phases: Pair = (1, 1)
 
     @property
     def activations(self) -> list[Pointwise]:

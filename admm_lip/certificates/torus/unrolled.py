@@ -16,11 +16,14 @@ import numpy as np
 
 from ...errors import CertificateError
 from ...networks.activations import ACTIVATIONS
+from ...networks.layers import Array, Shape
 from ...networks.network import Network
 from ...networks.sorting import SORTS
 from ..certificate import AnyCertificate, Certificate
 from ..document import LayerSlopes, chain_slopes
-from .steps import ZERO_PADDING
+from .phases import in_phases, phases_of
+from .read import torus_chain
+from .steps import ZERO_PADDING, Pair
 
 Multiplier = tuple[tuple[float, ...], ...]
 
@@ -52,36 +55,62 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
             f"{certificate.slopes[switch:]!r:.200}"
         )
     shares = list(_shares(network, own[: len(kept)], [stated[k] for k in kept]))
+    phases = _phases(network, certificate)
 
     front = certificate.norm == "linf"
     if front:  # that of the input, of slopes -1 and 1
         kept = [0, *(k + 1 for k in kept)]
-        shares.insert(0, (math.prod(certificate.input_shape[1:]), 0.25))
+        shares.insert(0, (certificate.input_shape[1:], 0.25))
+    else:
+        phases = phases[1:]
 
     def spread(channels: Sequence[Sequence[float]], lip: float) -> Multiplier:
         if len(channels) != switch + front:
             raise CertificateError(
                 f"multiplier: expected {switch + front} layers per channel, got {len(channels)}"
             )
-        rows = zip([channels[k] for k in kept], shares, strict=True)
-        return tuple(tuple((lip**2 * share * np.repeat(t, n)).tolist()) for t, (n, share) in rows)
+        return tuple(
+            tuple((lip**2 * share * _of_pixels(channels[k], phases[k], sides)).tolist())
+            for k, (sides, share) in zip(kept, shares, strict=True)
+        )
 
     if isinstance(certificate, Certificate):
         taken = switch + front
         per_channel, rest = certificate.multiplier[:taken], certificate.multiplier[taken:]
         multiplier = (*spread(per_channel, certificate.lip), *rest)
-        return replace(certificate, multiplier=multiplier, slopes=own, switch=0, every_size=0)
+        return replace(
+            certificate, multiplier=multiplier, slopes=own, switch=0, every_size=0, phases=1
+        )
     bounds = tuple(
         replace(b, multiplier=(*spread(certificate.shared, b.lip), *b.multiplier))
         for b in certificate.bounds
     )
-    return replace(certificate, bounds=bounds, slopes=own, shared=())
+    return replace(certificate, bounds=bounds, slopes=own, shared=(), phases=1)
+
+
+def _phases(network: Network, certificate: AnyCertificate) -> list[Pair]:
+    """Those of the input, and of each activation on the torus."""
+    if certificate.phases == 1:
+        return [(1, 1)] * (certificate.switch + 1)
+    chain = torus_chain(network, certificate.switch)
+    return [in_phases(chain, certificate.phases).phases, *phases_of(chain, certificate.phases)]
+
+
+def _of_pixels(t: Sequence[float], phases: Pair, sides: Shape) -> Array:
+    """Multipliers per channel and phase, one by one for the pixels of an image."""
+    if len(t) % math.prod(phases):
+        raise CertificateError(
+            f"multiplier: expected a multiple of {math.prod(phases)}, the phases, got {len(t)}"
+        )
+    places = [np.arange(side) % apart for side, apart in zip(sides, phases, strict=True)]
+    found: Array = np.array(t).reshape(-1, *phases)[:, places[0][:, None], places[1]].ravel()
+    return found
 
 
 def _shares(
     network: Network, own: Sequence[LayerSlopes], stated: Sequence[LayerSlopes]
-) -> Iterator[tuple[int, float]]:
-    """Of each activation on the torus its pixels, and what its multipliers are divided by."""
+) -> Iterator[tuple[Shape, float]]:
+    """Of each activation on the torus its rows and columns, and what multipliers are divided by."""
     shapes = network.shapes()
     layers = [s for s in network.layers if s.kind in ACTIVATIONS or s.kind in SORTS]
     for spec, true, wide in zip(layers, own, stated, strict=False):
@@ -92,4 +121,4 @@ def _shares(
                 "certify with structure='exact'"
             )
         turned = 2.0 if spec.kind in SORTS else 1.0
-        yield math.prod(shapes[spec.name][1:]), 1.0 / (turned * (wide.beta - wide.alpha) ** 2)
+        yield shapes[spec.name][1:], 1.0 / (turned * (wide.beta - wide.alpha) ** 2)
