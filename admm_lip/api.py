@@ -205,10 +205,11 @@ def certify(
             the solver's warm start; arrays or tensors, shapes as in the certificate.
         structure: of the multipliers of a network of images: ``"exact"``: one per neuron;
             ``"torus"``: one per channel of the first layers, frequency by frequency, and one per
-            neuron of the rest; ``"every_size"``: one per channel, of a chain of convolutions
-            without stride, for images of every size at once; ``"auto"`` or not given: per channel
-            beyond 3,000 neurons.  Functionals share the multipliers per channel.  Per channel is
-            then also what ``input_scale`` has, the least of its pixels.
+            neuron of the rest (in front of strides one per channel and phase where those are
+            few); ``"every_size"``: one per channel, of a chain of convolutions without stride, for
+            images of every size at once; ``"auto"`` or not given: per channel beyond 3,000
+            neurons.  Functionals share the multipliers per channel.  Per channel is then also what
+            ``input_scale`` has, the least of its pixels.
         progress: say how far functionals are, after two seconds.
         n_jobs: for a list or functionals, joblib's: so many processes, -1 for one per core,
             ``None`` for what ``joblib.parallel_config`` says (Dask, say), else threads.

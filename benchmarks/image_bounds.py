@@ -7,9 +7,10 @@ folder), and networks trained here for some epochs, without one: LeNet-5 and a s
 residual ones on CIFAR-10, their batch normalisation folded.  Each is certified with multipliers per
 channel up to a switch layer (``structure="torus"``) and checked again; where it is small enough,
 neuron by neuron as well (``structure="exact"``), and chains of kernels for images of every size at
-once (``structure="every_size"``).  ``lower_lip`` is what no multipliers of that form can beat:
-where the limit of seconds on the clock ends the search, it says little.  Seconds are processor time
-of one thread.
+once (``structure="every_size"``).  In front of strides multipliers are per channel and phase
+(``phases``) where those are few.  ``lower_lip`` is what no multipliers of that form can beat: where
+the limit of seconds on the clock ends the search, it says little.  Seconds are processor time of
+one thread.
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ def row_of(name: str, case: Callable[[], Case], limit: float) -> dict[str, Any]:
         **({} if clean is None else {"clean": clean}),
         "neurons": hidden,
         "switch": found.switch,
+        "phases": found.phases,
         "lip": found.lip,
         "lower_lip": found.lower_lip,
         "norm_product": found.norm_product,

@@ -241,7 +241,7 @@ def test_certificates_of_format_1_are_still_read() -> None:
     for scale, words in ((None, "model input"), ((1.0, 2.0, 3.0, 4.0), "raw input")):
         now = certify(model, input_scale=scale)
         data = json.loads(now.to_json())
-        del data["checksum"], data["switch"], data["every_size"]
+        del data["checksum"], data["switch"], data["every_size"], data["phases"]
         old = {**data, "format": 1, "units": words, "input_scale": scale and list(scale)}
         text = json.dumps({**old, "checksum": checksum(old)})
         read = Certificate.from_json(text)

@@ -40,13 +40,13 @@ def without(path: Path, *names: str, **changed: Any) -> None:
 def test_a_certificate_without_later_fields_means_their_defaults(
     run: Path, capsys: Printed
 ) -> None:
-    for name in ("certificate.json", "certificate.raw.json"):
-        without(run / name, "switch", "every_size")
+    without(run / "certificate.json", "switch", "every_size", "phases")
+    without(run / "certificate.raw.json", "phases")
     assert cli.main(["verify", "run"]) == 0
     assert cli.main(["predict", "run", "my table.csv"]) == 0
     without(run / "certificate.json", "method")
     assert cli.main(["verify", "run"]) == 2
-    assert "['every_size', 'method', 'switch']; certify the network" in capsys.readouterr().err
+    assert "['every_size', 'method', 'phases', 'switch']; certify the" in capsys.readouterr().err
 
 
 def test_a_certificate_of_no_known_format_names_the_command(run: Path, capsys: Printed) -> None:
