@@ -271,12 +271,17 @@ def split(
             point = torch.view_as_complex(memory.propose(*pair))
         before, excess = inside, spreading.excess(point, limits)
         inside = point - excess
-        size, force = float(inside.norm()), float(excess.norm())
-        primal = float((c - inside).norm()) / size if size else 0.0
-        dual = float((inside - before).norm()) / force if force else 0.0
+        size, force = _length(inside), _length(excess)
+        primal = _length(c - inside) / size if size else 0.0
+        dual = _length(inside - before) / force if force else 0.0
         if max(primal, dual / _RATIO) <= tol:
             break
     return kernels, (torch.view_as_real(inside), torch.view_as_real(excess)), steps
+
+
+def _length(matrices: Tensor) -> float:
+    """The Frobenius norm, several times as fast as torch's of complex numbers."""
+    return float(torch.view_as_real(matrices).norm())
 
 
 def clip_excess(matrices: Tensor, limits: Tensor) -> Tensor:
@@ -307,7 +312,9 @@ def eigenvalue_excess(matrices: Tensor, limits: Tensor) -> Tensor:
     if bool(outside.any()):
         values, vectors = torch.linalg.eigh(matrices[outside])
         above = (values - limits[outside, None]).clamp(min=0.0)
-        excess[outside] = (vectors * above[:, None]) @ vectors.mH
+        first = above.shape[1] - int((above > 0.0).sum(dim=1).max())
+        taken = vectors[:, :, first:]
+        excess[outside] = (taken * above[:, None, first:]) @ taken.mH
     return excess
 
 
