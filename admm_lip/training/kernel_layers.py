@@ -103,7 +103,10 @@ def kernel_layers(
                 name = _holder(own, network, waiting)
                 layers[name] = waiting.pop(name)
                 balls.append(_ball(network, own, seen, torus, drawn))
-            path.append(_FORMS[piece.form](balls, piece, layers[name]))
+            ball = _FORMS[piece.form](balls, piece, layers[name])
+            if isinstance(ball, ResidualBall):
+                ball = replace(ball, sign=drawn.sign(piece.specs[1]))
+            path.append(ball)
         else:
             gain *= _fixed(network, spec, before)
             path.append(spec)

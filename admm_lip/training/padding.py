@@ -1,7 +1,8 @@
-"""Circular padding as a part of the convolution behind it.
+"""Circular padding and a minus as parts of the layer that they belong to.
 
-A graph has it as a layer of its own, which repeats pixels; with the convolution it is one on the
-torus of the image itself, whose norm no other torus has.
+A graph has circular padding as a layer of its own, which repeats pixels; with the convolution
+behind it, it is one on the torus of the image itself, whose norm no other torus has.  What is
+subtracted is a layer, and a factor of -1 behind it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from ..networks.layer_spec import LayerSpec
 from ..networks.layers import Shape
 from ..networks.network import Network
 
+LINEAR = ("conv2d", "linear")
 Widths = tuple[int, int, int, int]
 NONE: Widths = (0, 0, 0, 0)
 
 
 class Rows(NamedTuple):
-    """The layers of a network without the padding that convolutions have taken up.
+    """The layers of a network without those that others have taken up.
 
     Attributes:
         layers: in the order of evaluation.
@@ -28,12 +30,18 @@ class Rows(NamedTuple):
         around: by the names of convolutions, how far their images are padded around: above, below,
             left and right.
         images: by their names, the shapes of those images.
+        minus: the names of layers whose negative follows.
     """
 
     layers: list[LayerSpec]
     sources: dict[str, tuple[str, ...]]
     around: dict[str, Widths]
     images: dict[str, Shape]
+    minus: set[str]
+
+    def sign(self, spec: LayerSpec) -> float:
+        """-1 of a layer whose negative follows, else 1."""
+        return -1.0 if spec.name in self.minus else 1.0
 
     def padding(self, spec: LayerSpec) -> list[int]:
         """How far a convolution's image is padded, with zeros or around."""
@@ -47,11 +55,18 @@ class Rows(NamedTuple):
 
 
 def rows_of(network: Network) -> Rows:
-    """The layers of a network, circular padding taken up."""
+    """The layers of a network, circular padding and minus signs taken up."""
     sources, shapes = dict(network.sources()), network.shapes()
     named = {spec.name: spec for spec in network.layers}
-    taken, found = set[str](), Rows([], sources, {}, {})
+    taken, found = set[str](), Rows([], sources, {}, {}, set())
     for spec in network.layers:
+        if _negates(network, spec) and _users(sources, sources[spec.name][0]) == 1:
+            (own,) = sources[spec.name]
+            if named.get(own, spec).kind in LINEAR:
+                found.minus.add(own)
+                taken.add(spec.name)
+                for name, takes in sources.items():
+                    sources[name] = tuple(own if n == spec.name else n for n in takes)
         if spec.kind != "conv2d":
             continue
         # In front of a convolution of one dimension a reshape makes images of one row.
@@ -72,6 +87,18 @@ def rows_of(network: Network) -> Rows:
             taken.update(before)
     found.layers.extend(spec for spec in network.layers if spec.name not in taken)
     return found
+
+
+def _negates(network: Network, spec: LayerSpec) -> bool:
+    """Whether a layer multiplies by -1 and does nothing else."""
+    weight = network.arrays.get(f"{spec.name}.weight")
+    more = [f"{spec.name}.{key}" in network.arrays for key in ("bias", "error")]
+    return (
+        spec.kind == "elementwise"
+        and weight is not None
+        and not any(more)
+        and bool(np.all(np.asarray(weight) == -1.0))
+    )
 
 
 def _users(sources: dict[str, tuple[str, ...]], name: str) -> int:

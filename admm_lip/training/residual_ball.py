@@ -84,6 +84,7 @@ class ResidualBall(Ball):
         gain: r, above 1.
         balance: b.
         radius: of the ball, 1 less the rounding of weights.
+        sign: of what the block adds: -1 where G2 is the negative of the second weight.
     """
 
     window: KernelBall
@@ -91,6 +92,7 @@ class ResidualBall(Ball):
     gain: float
     balance: float = 1.0
     radius: float = 1.0
+    sign: float = 1.0
     layers = 2
     shares = False
 
@@ -114,7 +116,7 @@ class ResidualBall(Ball):
         """The second weight minus the adjoint of the first, as far as it has its taps."""
         first, second = weights
         moved = self.taps[1].taken(self._placed(weights)[0])
-        return first, -moved.reshape(second.shape)
+        return first, -self.sign * moved.reshape(second.shape)
 
     def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
         """The factors that bring the weights into the ball, or to its edge."""
@@ -134,7 +136,7 @@ class ResidualBall(Ball):
         first, second = (reach * w.to(torch.float64) for w in near)
         found = (
             self.taps[0].taken(first).transpose(0, 1).reshape(anchor[0].shape),
-            self.taps[1].taken(second).reshape(anchor[1].shape),
+            self.sign * self.taps[1].taken(second).reshape(anchor[1].shape),
         )
         size = self.norm_of(found)
         share = self.radius / size if size > self.radius else 1.0
@@ -142,7 +144,7 @@ class ResidualBall(Ball):
 
     def _placed(self, weights: Matrices) -> Matrices:
         """Both kernels in the window, channels of the block first."""
-        kernels = (weights[0].transpose(0, 1), weights[1])
+        kernels = (weights[0].transpose(0, 1), self.sign * weights[1])
         return tuple(
             t.placed(w, self.window.kernel) for t, w in zip(self.taps, kernels, strict=True)
         )

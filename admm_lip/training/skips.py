@@ -23,10 +23,7 @@ from ..networks.activations import ACTIVATIONS
 from ..networks.convolution import untransposed
 from ..networks.layer_spec import INPUT, LayerSpec, neuron_slopes, scalar_parts
 from ..networks.network import Network
-from .padding import Rows
-
-_LINEAR = ("conv2d", "linear")
-
+from .padding import LINEAR, Rows
 
 ALONE, TIED, UNTIED, SHORTCUT, ADDED = "", "tied", "untied", "shortcut", "added"
 
@@ -76,6 +73,7 @@ def pieces_of(network: Network, rows: Rows) -> list[Piece]:
         if block is not None:
             found.append(_piece(network, block, rows))
         elif _is_added(layers[:2], sources, output):
+            _refuse_minus((first,), rows)
             found.append(Piece((first,), ADDED, 2, layers[1].name))
         else:
             found.append(Piece((first,), ALONE, 1, first.name))
@@ -109,6 +107,7 @@ def _piece(network: Network, block: _Block, rows: Rows) -> Piece:
     tied = past is None and _are_tied(into, back, network, rows)
     _check_slopes(between, network, "tied" if tied else "residual")
     if past is not None:
+        _refuse_minus((back, past), rows)
         return Piece((into, back, past), SHORTCUT, 5, end.name)
     return Piece((into,) if tied else (into, back), TIED if tied else UNTIED, 4, end.name)
 
@@ -117,7 +116,7 @@ def _is_added(
     layers: Sequence[LayerSpec], sources: Mapping[str, tuple[str, ...]], given: str
 ) -> bool:
     """Whether layers that begin with the value ``given`` are one and its sum with that value."""
-    if len(layers) < 2 or layers[0].kind not in _LINEAR or layers[1].kind != "add":
+    if len(layers) < 2 or layers[0].kind not in LINEAR or layers[1].kind != "add":
         return False
     return sorted(sources[layers[1].name]) == sorted((given, layers[0].name))
 
@@ -138,7 +137,7 @@ def _block(
         kinds = {spec.kind for spec in (*branch[::2], *own)}
         if path[3:] != [given] or len(branch) < 3 or len(branch) + len(own) != place:
             continue
-        if len(kinds) == 1 and kinds.issubset(_LINEAR):
+        if len(kinds) == 1 and kinds.issubset(LINEAR):
             beside = own[0] if own else None
             if (sources[past] if own else (past,)) == (given,):
                 return _Block(branch[0], branch[1], branch[2], beside, end)
@@ -147,7 +146,9 @@ def _block(
 
 def _are_tied(into: LayerSpec, back: LayerSpec, network: Network, rows: Rows) -> bool:
     """Whether one layer is minus the adjoint of the other, but for biases."""
-    first, second = (np.asarray(network.arrays[f"{spec.name}.weight"]) for spec in (into, back))
+    first, second = (
+        rows.sign(spec) * np.asarray(network.arrays[f"{spec.name}.weight"]) for spec in (into, back)
+    )
     if into.kind == "linear":
         return np.array_equal(second, -first.T)
     given, wanted = (
@@ -159,6 +160,15 @@ def _are_tied(into: LayerSpec, back: LayerSpec, network: Network, rows: Rows) ->
     except ValueError:  # strides
         return False
     return np.array_equal(second, -kernel) and options == wanted
+
+
+def _refuse_minus(specs: Sequence[LayerSpec], rows: Rows) -> None:
+    for spec in specs:
+        if spec.name in rows.minus:
+            raise UnsupportedModule(
+                f"{spec.name}: is subtracted; of such a sum only x - G2 phi(G1 x + b) is trained, "
+                "so add the layer, with a weight of the other sign"
+            )
 
 
 def _check_slopes(spec: LayerSpec, network: Network, form: str) -> None:

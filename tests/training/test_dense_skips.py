@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ class ByHand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.first(x))
         x = x + self.back(torch.relu(self.into(x)))
-        x = x + nn.functional.linear(torch.tanh(self.tied(x)), -self.tied.weight.t())
+        x = x - nn.functional.linear(torch.tanh(self.tied(x)), self.tied.weight.t())
         return self.last(torch.relu(self.added(x) + x))
 
 
@@ -108,6 +109,48 @@ def test_a_hand_written_loop_keeps_the_bound() -> None:
 
 def test_a_run_goes_on_from_its_folder_to_equal_bits(tmp_path: Path) -> None:
     check_goes_on(ByHand, data(), QUICK, tmp_path)
+
+
+def test_what_a_block_subtracts_is_added_by_the_negative_weight() -> None:
+    class Taken(ByHand):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.tied, self.added
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(x - self.back(torch.relu(self.into(x))))
+
+    class Given(Taken):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(x + self.back(torch.relu(self.into(x))))
+
+    taken, given = Taken(), Given()
+    given.back.requires_grad_(False).weight.neg_()
+    given.back.bias.neg_()
+    given.back.requires_grad_(True)
+    for start in ("model", "scratch"):
+        config = dataclasses.replace(QUICK, start=start, lr=1e-3)
+        first, second = (train(net, data(), config, progress=False) for net in (taken, given))
+        verify(first.certificate, first.model)
+        assert (0.0 if start == "model" else 0.8) < first.certificate.lip <= 1.0
+        if start == "model":
+            torch.testing.assert_close(first.model.back.weight, -second.model.back.weight)
+            assert first.certificate.lip == pytest.approx(second.certificate.lip, rel=1e-5)
+    found = project(taken, 0.3)
+    verify(found.certificate, found.model)
+    assert 0.99 * 0.3 < found.certificate.lip <= 0.3
+
+
+def test_a_linear_layer_that_is_subtracted_is_refused_by_name() -> None:
+    class Taken(ByHand):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(x - self.added(x))
+
+    with pytest.raises(UnsupportedModule, match=r"is subtracted; .* other sign"):
+        Constraint(Taken(), Lipschitz(1.0))
 
 
 def test_what_the_graph_is_decides() -> None:

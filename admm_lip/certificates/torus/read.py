@@ -86,7 +86,7 @@ def _begun(network: Network) -> Reading:
 def as_pixels(network: Network) -> Network:
     """A network of vectors as one of images of a single pixel, whose kernels have one tap.
 
-    What has no such image, an elementwise layer say, is refused by the shapes of what is read.
+    What has no such image, a layer that moves entries say, is refused by name.
     """
     if len(network.input_shape or ()) != 1:
         return network
@@ -96,6 +96,10 @@ def as_pixels(network: Network) -> Network:
             key = f"{spec.name}.weight"
             arrays[key] = np.asarray(arrays[key])[:, :, None, None]
             spec = replace(spec, kind="conv2d", options=_ONE_TAP)
+        elif spec.kind == "elementwise":
+            for key in (f"{spec.name}.weight", f"{spec.name}.bias"):
+                if key in arrays and np.ndim(arrays[key]):
+                    arrays[key] = np.asarray(arrays[key])[..., None, None]
         elif spec.kind not in _ALIKE:
             raise NotShiftInvariant(f"{spec.name}: a {spec.kind} of a vector is no image's")
         layers.append(spec)
