@@ -50,7 +50,7 @@ _POINT = KernelBall((1, 1), (1, 1))
 # To which the least bound of a block is found, relatively.
 _FOUND = 1e-11
 _LONGEST = 2.0
-# Tolerance below which what a coarse grid of frequencies leaves is more.
+# Tolerance for kernels: what a coarse grid of frequencies leaves is more, and steps are dear.
 _COARSE = 1e-3
 
 
@@ -117,7 +117,7 @@ class ShortcutBall(Ball):
         self, anchor: Matrices, radius: float, tol: float, warm: Any = None
     ) -> tuple[Matrices, Any, int]:
         """The nearest weights of norm at most ``radius``, restart data, and steps taken."""
-        if self._coarse != self.window.grid:
+        if self.window.grid != _POINT.grid:
             tol = max(tol, _COARSE)
         bound, dtype = radius**2, torch.float32 if tol >= SINGLE else torch.float64
         goal = tuple(w.to(dtype) for w in anchor)
