@@ -51,8 +51,8 @@ def test_first_derivatives_are_those_of_differences(head: bool) -> None:
     def at(x: Array) -> tuple[float, float, Any, Any]:
         passing = problem.forward(problem.split(np.exp(x)))
         assert passing is not None
-        mean, weighing, _ = power_mean(problem, passing, 7.0)
-        return mean, passing.log_det, passing, weighing
+        mean = power_mean(problem, passing, 7.0)
+        return mean.log, passing.log_det, passing, mean.weighing
 
     _, _, passing, weighing = at(x)
     found = gradients(problem, passing, weighing)
@@ -78,7 +78,7 @@ def test_the_power_mean_is_no_less_than_the_largest_eigenvalue(head: bool) -> No
     problem = problem_of(head)
     passing = problem.forward([0.5 * t for t in problem.start(alike=False)])
     assert passing is not None
-    means = [power_mean(problem, passing, p)[0] for p in (6.0, 20.0, 200.0)]
+    means = [power_mean(problem, passing, p).log for p in (6.0, 20.0, 200.0)]
     top = np.log(problem.squared(passing))
     assert means == sorted(means, reverse=True) and means[-1] >= top - 1e-12
     assert means[-1] == pytest.approx(top, abs=0.05)
@@ -90,11 +90,12 @@ def test_descent_comes_near_the_best_multipliers(head: bool) -> None:
     best = search(problem.chain, None if not head else head_matrices_of(problem), Deadline(None))
     descent = Descent(problem, 1e-2)
     begun = descent.point.squared
-    descent.solve(Deadline(None))
-    assert best.lower <= descent.best.squared <= 1.01 * best.squared < begun
-    passing = problem.forward(descent.multiplier)
+    found = descent.solve(Deadline(None))
+    assert best.lower <= found.squared <= 1.01 * best.squared < begun
+    assert found.gap() <= 1e-2 and found.lower <= best.squared
+    passing = problem.forward(found.multiplier)
     assert passing is not None
-    assert problem.squared(passing) == pytest.approx(descent.best.squared)
+    assert problem.squared(passing) == pytest.approx(found.squared)
 
 
 def head_matrices_of(problem: Problem) -> Any:
@@ -102,15 +103,27 @@ def head_matrices_of(problem: Problem) -> Any:
     return head_matrices(problem.chain.head)
 
 
-def test_what_newton_begins_near_the_best_ends_with_the_gap(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_large_networks_end_with_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(True)
     plain = search(problem.chain, head_matrices_of(problem), Deadline(None))
     monkeypatch.setattr(searching, "_LARGE", 0)
     found = search(problem.chain, head_matrices_of(problem), Deadline(None))
-    assert found.gap() <= 1e-4
-    assert found.squared == pytest.approx(plain.squared, rel=2e-4)
+    assert found.gap() <= 5e-2
+    assert plain.lower <= found.squared and found.lower <= plain.squared
+    near = search(problem.chain, head_matrices_of(problem), Deadline(None), near=plain.multiplier)
+    assert near.gap() <= 5e-2
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_the_lower_bound_holds_wherever_descent_is(head: bool, steps: int) -> None:
+    problem = problem_of(head)
+    best = search(problem.chain, None if not head else head_matrices_of(problem), Deadline(None))
+    descent = Descent(problem, 1e-3)
+    for _ in range(steps):
+        descent._step()
+    descent._is_done()
+    assert 0.0 < descent.found.lower <= best.squared
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 0.1, 0.5])
@@ -122,14 +135,3 @@ def test_a_time_limit_leaves_a_proven_bound(
     found = certify(model(), SHAPE, structure="torus", solver=limited)
     assert found.lower_lip <= found.lip <= found.norm_product * (1.0 + 1e-6)
     verify(found, model())
-
-
-def test_what_was_found_in_time_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newton's method does not begin; what descent had is what is returned."""
-    monkeypatch.setattr(searching, "_LARGE", 0)
-    monkeypatch.setattr(searching, "_AS_LONG", 10**9)
-    problem = problem_of(True)
-    plain = search(problem.chain, head_matrices_of(problem), Deadline(3600.0))
-    assert plain.lower == 0.0
-    start = problem.forward(problem.start(alike=True))
-    assert start is not None and plain.squared < problem.squared(start)

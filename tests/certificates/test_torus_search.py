@@ -17,7 +17,8 @@ from torch import nn
 from admm_lip import certify, verify
 from admm_lip.certificates.torus.check import head_matrices
 from admm_lip.certificates.torus.covariance import adjoint
-from admm_lip.certificates.torus.path import Path, Point, lower_bound, slopes_at
+from admm_lip.certificates.torus.lower_bound import Signals, best_sum, lower_bound
+from admm_lip.certificates.torus.path import Path, Point, slopes_at
 from admm_lip.certificates.torus.problem import Problem
 from admm_lip.certificates.torus.read import torus_chain
 from admm_lip.certificates.torus.search import search
@@ -144,23 +145,25 @@ def test_weighted_derivatives_are_those_of_differences(head: bool) -> None:
 def test_no_multipliers_go_below_the_lower_bound_of_any_point(
     seed: int, share: float, head: bool
 ) -> None:
-    """Whatever the point of the dual bound, and whatever the multipliers."""
+    """Whatever the point of the dual bound, and whatever the multipliers; nor below any sum's."""
     _, problem = problem_of(network_of(head, seed % 5, "zeros"), 2)
     rng = np.random.default_rng(seed)
     loudest = np.concatenate(problem.loudest())
-    best, lower = math.inf, 0.0
+    best, found = math.inf, list[Signals]()
     for _ in range(4):
         t = [rng.uniform(0.8, 1.0, len(own)) * own for own in problem.start(alike=False)]
         passing = problem.forward(t)
         assert passing is not None
         squared = problem.squared(passing)
         slopes = slopes_at(problem, Point(t, share * squared, passing, 0.0), rng.uniform(1e-4, 1.0))
-        lower = max(lower, lower_bound(slopes, t, loudest))
+        missing = slopes.gradient[:-1] / np.concatenate(t)
+        found.append(Signals(missing, slopes.power, slopes.inputs))
         best = min(best, squared)
-    assert 0.0 < lower <= best
+    lower, summed = max(lower_bound(one, loudest) for one in found), best_sum(found, loudest)
+    assert 0.0 < lower <= summed * (1.0 + 1e-6) and summed <= best
 
 
-def test_the_loudest_signals_are_those_of_the_linear_network_halfway() -> None:
+def test_the_loudest_signals_are_those_of_the_linear_network_of_steepest_slopes() -> None:
     """What a neuron can be at most, of unit signals at the input, by the unrolled matrices."""
     network = network_of(head=True)
     _, problem = problem_of(network, 2)
@@ -172,7 +175,8 @@ def test_the_loudest_signals_are_those_of_the_linear_network_halfway() -> None:
         # Those of a channel share one, and one frequency is as loud as a pixel is, or louder.
         assert (own >= rows.reshape(len(own), -1).max(axis=1) * (1.0 - 1e-9)).all()
         slopes = chain.slopes[k]
-        matrix = 0.5 * (slopes.alpha + slopes.beta)[:, None] * matrix
+        steeper = np.where(-slopes.alpha > slopes.beta, slopes.alpha, slopes.beta)
+        matrix = steeper[:, None] * matrix
     assert np.allclose(found[-1], rows)
 
 

@@ -15,12 +15,9 @@ The derivatives of both are those of ``log det F`` (``barrier.py``), at ``s = 1 
 From a minimiser the tangent of the path leads on; once kappa is large enough for the gap that is
 asked for, Newton's method alone ends it, and with a gradient near 0 the lower bound is tight.
 
-The lower bound is weak duality.  For every covariance Z of the network's signals with
-``E v_i (z_i - v_i) >= 0`` for all i, no multiplier proves less than ``E |y|^2 / E |x|^2``.
-At every iterate ``Z = F^-1 - (1 - eta) A^-1 >= 0`` is one but for what the gradient says is
-missing.  A signal that passes every activation halfway between its slopes has
-``E v_i (z_i - v_i) = E z_i^2 / 4 >= 0`` for all i; for every i in want, the one that is loudest
-at its place is added.  All figures of Z follow from gradients: ``tr Z F`` is a dimension.
+At every iterate ``Z = F^-1 - (1 - eta) A^-1 >= 0`` is a covariance that says so
+(``lower_bound.py``) but for what the gradient says is missing.  All figures of Z follow from
+gradients: ``tr Z F`` is a dimension.
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ import numpy as np
 
 from ...networks.layers import Array
 from ...solvers.deadline import Deadline
+from .lower_bound import Signals, lower_bound
 from .problem import Passing, Problem
 
 _ITERATIONS = 150
@@ -51,8 +49,6 @@ _FASTEST, _SLOWEST = 30.0, 2.0
 # Shares of the way to the boundary that steps ahead and steps down go at most.
 _AHEAD, _DOWN = 0.8, 0.9
 _HALVINGS = 20
-# Rounding of the lower bound, far above that of sums of thousands of terms.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +105,6 @@ def slopes_at(problem: Problem, point: Point, eta: float) -> Slopes:
     return Slopes(np.append(gradient, whole.power + outputs), hessian, power, inputs)
 
 
-def lower_bound(slopes: Slopes, t: list[Array], loudest: Array) -> float:
-    """What no multipliers can go below in ``L^2``, from the derivatives at a point."""
-    missing = np.maximum(slopes.gradient[:-1], 0.0)
-    added = (missing / (0.5 * np.concatenate(t) * loudest)).sum()
-    return float((1.0 - _ROUNDING) * slopes.power / (slopes.inputs + added))
-
-
 class Path:
     """Where the method is."""
 
@@ -144,7 +133,8 @@ class Path:
         """One step; whether there is more to do."""
         point, problem = self.point, self.problem
         slopes = slopes_at(problem, point, self.eta)
-        lower = lower_bound(slopes, point.t, self.loudest)
+        missing = slopes.gradient[:-1] / np.concatenate(point.t)
+        lower = lower_bound(Signals(missing, slopes.power, slopes.inputs), self.loudest)
         self.best = replace(self.best, lower=max(self.best.lower, lower))
         self.kappa = self.kappa or float(slopes.gradient[-1]) / point.rho
         try:

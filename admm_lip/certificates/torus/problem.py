@@ -168,22 +168,21 @@ class Problem:
         return found
 
     def loudest(self) -> list[Array]:
-        """``E z_i^2`` of the unit signal that is loudest at i, activations halfway.
+        """``E z_i^2`` of a unit signal loudest at i, all activations at the steeper of their ends.
 
-        Halfway between slopes -1 and 1 nothing is left, so that where all are fed by one number
-        (``measure.py``) they give noise of half the power in its place, and count for half.
+        Where all are fed by one number (``measure.py``), signals alike would cancel: there every
+        activation is at one end or the other at random.
         """
         found: list[Array] = []
 
         def through(k: int, p: list[Any], weights: list[Array], act: Activation) -> list[Any]:
             each = (np.einsum("faii->fai", one[:, :, act.rows[:, None], act.rows]) for one in p)
             found.append(np.max([one.real.max(axis=(0, 1)) for one in each], axis=0))
+            low, high = act.least[act.rows], act.least[act.rows] + act.span
             slope = act.least.copy()
-            slope[act.rows] += act.span / 2.0
-            if self.chain.channels == 1 and not slope.any():
-                found[-1] *= 0.5
-                noise = act.span**2 / 8.0 * np.eye(len(slope))
-                return [noise * one for one in p]
+            if self.chain.channels == 1 and (low == -high).all():
+                return [np.diag(high**2) * one for one in p]
+            slope[act.rows] = np.where(-low > high, low, high)
             return [slope[:, None] * one * slope for one in p]
 
         self.walk(through)

@@ -1,7 +1,7 @@
 """Multipliers of a torus chain and its head, and what none can beat.
 
-The interior point method of ``path.py`` finds them; of large networks with a head it begins where
-first derivatives alone end (``descent.py``), if there is time for it.  Without a head every
+The interior point method of ``path.py`` finds them; of large networks with a head first derivatives
+alone (``descent.py``).  Without a head every
 frequency has an inequality of its own and few of them bind: those of a coarse grid are solved, then
 with them those that fail, until the bound holds at all.  Signals of some frequencies alone are
 signals: what few frequencies say is a lower bound too.
@@ -24,9 +24,9 @@ from .problem import Problem
 from .proof import NotProven
 from .steps import TorusChain
 
-# Order of the matrix inequality beyond which, with a head, first derivatives go first; how many of
-# their steps Newton's method must have time for to begin.
-_LARGE, _AS_LONG = 30_000, 100
+# Order of the matrix inequality beyond which, with a head, first derivatives alone find
+# multipliers, and the gap of L^2 that is enough then, at least.
+_LARGE, _ROUGH = 30_000, 5e-2
 # Points per side of the first grid, frequencies added at a time, and how often.
 _COARSE, _MORE, _ROUNDS = 6, 12, 8
 
@@ -73,7 +73,8 @@ def _searched(
     if best.squared == 0.0:
         return best
     if head is not None and whole.dimension > _LARGE:
-        return _descended(whole, best, tol, deadline, near)
+        found = Descent(whole, max(tol, _ROUGH), near).solve(deadline)
+        return found if found.squared < best.squared else replace(best, lower=found.lower)
     frequencies = None if head is not None else whole.coarse(_COARSE)
     for _ in range(_ROUNDS):
         problem = whole if frequencies is None else whole.only(frequencies)
@@ -88,19 +89,6 @@ def _searched(
             break
         frequencies = new
     return best
-
-
-def _descended(
-    problem: Problem, best: Found, tol: float, deadline: Deadline, near: list[Array] | None
-) -> Found:
-    """By first derivatives, then by Newton's method if there may be time for some steps of it."""
-    descent = Descent(problem, tol, near)
-    descent.solve(deadline)
-    best = _at(problem, descent.multiplier, best)
-    if not deadline.has_time(first_order=_AS_LONG):
-        return best
-    found = Path(problem, tol, best.multiplier).solve(deadline)
-    return found if found.squared < best.squared else replace(best, lower=found.lower)
 
 
 def _at(problem: Problem, t: list[Array], best: Found) -> Found:
