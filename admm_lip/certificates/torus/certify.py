@@ -123,7 +123,7 @@ def certified_on_torus(
                 # The head's own solver finds the rest, for the multipliers that are known.
                 found = Found(found.multiplier[: len(chain.activations)], math.inf, 0.0)
             made = _proven(chain, head, found, config, deadline)
-            if math.isfinite(found.squared) and deadline.has_time(search=1):
+            if math.isfinite(found.squared) and deadline.has_time(search=_TIMES):
                 made = _or_in_phases(made, plain, found, measure, config, deadline, tol)
         except (NotProven, CertificateError) as error:
             reason = str(error)
