@@ -129,9 +129,8 @@ def test_training_keeps_the_raw_bound(activation: str, form: str) -> None:
 def test_units_that_cannot_be_trained_in_are_refused() -> None:
     x, y, units = table((1.0, 1.0, 1.0, 1.0))
     sorting = nn.Sequential(nn.Linear(4, 8), MaxMin(), nn.Linear(8, 1))
-    with pytest.raises(
-        ValueError, match="units: a network that sorts pairs, or of convolutions, is trained by one"
-    ):
+    said = "units: a network that sorts pairs, or of convolutions or skips, is trained by one"
+    with pytest.raises(ValueError, match=said):
         train(sorting, (x, y), TrainConfig(bound=1.0, epochs=1), units=units, progress=False)
     relu = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     with pytest.raises(ValueError, match="units: go with a projection alone"):
