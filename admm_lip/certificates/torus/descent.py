@@ -75,7 +75,8 @@ class Descent:
     """
 
     def __init__(self, problem: Problem, tol: float, near: list[Array] | None = None) -> None:
-        self.problem, self.tol, self.mu = problem, tol, _FIRST
+        self.problem, self.tol, self.last = problem, tol, _LAST * tol
+        self.mu = _FIRST if near is None else self.last
         self.loudest = np.concatenate(problem.loudest())
         self.pairs: list[tuple[Array, Array]] = []
         self.signals: list[Signals] = []
@@ -87,17 +88,17 @@ class Descent:
 
     def solve(self, deadline: Deadline) -> Found:
         """Steps until the gap is small enough, nothing more is gained, or time is over."""
-        last = _LAST * self.tol
-        while self._stage(_STEPS if self.mu > last else _MOST, deadline) and self.mu > last:
-            self.mu = max(_FASTER * self.mu, last)
+        while self._stage(deadline) and self.mu > self.last:
+            self.mu = max(_FASTER * self.mu, self.last)
             again = self._at(self.point.x)
             assert again is not None
             self._stand(again)
             self.pairs = []
         return self.found
 
-    def _stage(self, steps: int, deadline: Deadline) -> bool:
+    def _stage(self, deadline: Deadline) -> bool:
         """Steps at one weight of the barrier; whether the gap is too large and there is time."""
+        steps = _STEPS if self.mu > self.last else _MOST
         for done in range(1, steps + 1):
             has_time = deadline.has_time(first_order=1)
             if not has_time or not deadline.timed("first_order", self._step):

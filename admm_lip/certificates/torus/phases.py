@@ -30,7 +30,7 @@ from .steps import Correlation, Pair, Pointwise, TorusChain
 # Entries of a kernel beyond which nobody's phases are looked at.
 _LARGEST = 2**25
 # Products of a step of Newton's method, about, up to which phases are told apart.
-_PRODUCTS = 2e10
+_PRODUCTS = 1e10
 
 
 def in_phases(chain: TorusChain, phases: int) -> TorusChain:
