@@ -189,7 +189,7 @@ def figures() -> list[str]:
     few = {"data": "mnist", "samples": 1000}
     warm = rows_of("finetune", **few, subject="pgd", variant="all")
     cold = rows_of("finetune", **few, variant="scratch")
-    (large,) = rows_of("image_bounds", network="random, 3 kernels of 16 channels")
+    (large,) = rows_of("image_bounds", network="random 3-32-64s2-64-128s2-pool-10")
     solves = rows_of("solver_times", case="784-256-256-10", threads=1, kind="certify")
     balls, forged = rows_of("attacked_balls"), rows_of("forgeries")
     assert sum(row["false"] for row in forged) == 0
