@@ -171,7 +171,7 @@ def _pass(
             yield delayed(_guarded)(function, k, tasks[k])
 
     try:
-        with _mended():
+        with _mended(), _threads_as_before():
             yield from _parallel(n_jobs)(calls())
     except Exception as error:
         raise _Lost(error) from error
@@ -313,6 +313,18 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         _ONE_THREAD.leave()
+
+
+@contextmanager
+def _threads_as_before() -> Iterator[None]:
+    """For the caller's thread, which a backend may have run tasks in beside others."""
+    count = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    before = count() if count else 0
+    try:
+        yield
+    finally:
+        if count and count() != before:
+            _torch().set_num_threads(before)
 
 
 def _torch() -> Any:
