@@ -55,7 +55,7 @@ class Problem:
     def __init__(
         self, chain: TorusChain, head: Matrices | None, places: Places | None = None
     ) -> None:
-        self.chain, self.places = chain, places
+        self.chain = chain
         aliases, channels = aliases_of(chain), chain.channels
         self.parts = [
             Part(

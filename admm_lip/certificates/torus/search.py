@@ -1,10 +1,10 @@
 """Multipliers of a torus chain and its head, and what none can beat.
 
 The interior point method of ``path.py`` finds them; of large networks with a head first derivatives
-alone (``descent.py``).  Without a head every
-frequency has an inequality of its own and few of them bind: those of a coarse grid are solved, then
-with them those that fail, until the bound holds at all.  Signals of some frequencies alone are
-signals: what few frequencies say is a lower bound too.
+alone do (``descent.py``).  Without a head every frequency has an inequality of its own and few of
+them bind: those of a coarse grid are solved, then with them those that fail, until the bound holds
+at all.  Signals of some frequencies alone are signals: what few frequencies say is a lower bound
+too.
 """
 
 from __future__ import annotations
