@@ -10,9 +10,12 @@ of all signals of the network (its input x, what every activation takes and give
 No matrix of the size of F is made.  Forward go the covariances P that know the past alone
 (``covariance.py``); back go, as in a smoother of Bryson and Frazier, ``lam``, by which the future
 corrects them (``Z_xx = P + P lam P``), and columns N with ``Z_xw = P N`` for every signal w of the
-future.  Behind an activation with ``X = S H^H`` and ``Phi = D + H S T E^H``:
+future.  Behind an activation with ``X = S H^H``, ``U = G T^{-1/2} E^H - X`` and
+``Phi = D + H S T E^H``, T's roots taken into S, H and the signals:
 
-    Z_vw = X N,    N <- Phi^H N,    Z_zw = P_J: N,    lam <- Phi^H lam Phi + E T S T E^H.
+    Z_vw = X N,    Z_uw = U N,    N <- Phi^H N,    lam <- Phi^H lam Phi + E T S T E^H,
+    Z_vv = X lam X^H + S,    Z_vu = X lam U^H + 1 - S,    Z_uu = U lam U^H + S,
+    N_v = Phi^H lam X^H + E T S,    N_u = Phi^H lam U^H - E T S.
 
 Frequencies meet in the head alone.  What two of them, or signals of one, have in common by it is
 ``p lam_head p'^H`` with p the covariance of a signal with what enters the head, so their shares of
@@ -34,13 +37,12 @@ from .stages import Activation, Stage, flipped
 
 @dataclass(frozen=True, eq=False)
 class Passed:
-    """What the forward pass keeps of an activation: P in front, its rows of z, S, and H."""
+    """What the forward pass keeps of an activation: S, X, root T, and G over it."""
 
-    p: Any
-    seen: Any
     s: Any
-    h: Any
+    x: Any
     root: Array
+    span: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +75,8 @@ def forward(stages: Sequence[Stage], p: Any, t: Sequence[Array]) -> Forward | No
 
 def activated(p: Any, act: Activation, root: Array) -> tuple[Passed, Any, Array] | None:
     """P behind an activation, with the log det of its slack, scaled."""
-    rows = act.rows
-    seen = root[:, None] * p[:, :, rows, :]
-    y = -seen[..., rows] * root
+    rows, kept, span = act.rows, act.kept, act.span / root
+    y = -root[:, None] * p[block(rows, rows)] * root
     index = np.arange(len(rows))
     y[..., index, index] += 2.0
     try:
@@ -87,11 +88,42 @@ def activated(p: Any, act: Activation, root: Array) -> tuple[Passed, Any, Array]
         return None
     s = np.linalg.inv(y)
     s = (s + adjoint(s)) / 2.0
-    h = adjoint(seen) * act.least[:, None]
-    h[..., rows, index] += act.span / root
-    after = act.least[:, None] * p * act.least + h @ s @ adjoint(h)
-    own = Passed(p, seen, s, h, root)
-    return own, (after + adjoint(after)) / 2.0, 2.0 * np.log(pivots).sum(axis=(1, 2))
+    turned = s * span
+    x = np.zeros((*s.shape[:3], len(act.least)), dtype=s.dtype)
+    after = np.zeros_like(p)
+    if len(kept):
+        low = act.least[kept]
+        seen = (root[:, None] * low) * p[block(rows, kept)]
+        x[..., kept] = s @ seen
+        inner = low[:, None] * p[block(kept, kept)] * low + adjoint(seen) @ x[..., kept]
+        after[block(kept, kept)] = (inner + adjoint(inner)) / 2.0
+        side = span[:, None] * x[..., kept]
+        after[block(rows, kept)] += side
+        after[block(kept, rows)] += adjoint(side)
+    x[..., rows] += turned
+    after[block(rows, rows)] += span[:, None] * turned
+    return Passed(s, x, root, span), after, 2.0 * np.log(pivots).sum(axis=(1, 2))
+
+
+def block(rows: Any, columns: Any) -> tuple[Any, ...]:
+    """The index of a block of matrices, of slices where that is possible."""
+    down, across = _slice(rows), _slice(columns)
+    apart = isinstance(down, slice) or isinstance(across, slice)
+    return (..., down if apart else down[:, None], across)
+
+
+def _slice(places: Any) -> Any:
+    first, count = places[0], len(places)
+    if np.array_equal(places, np.arange(first, first + count)):
+        return slice(first, first + count)
+    return places
+
+
+def behind(n: Any, act: Activation, moved: Any) -> Any:
+    """``Phi^H n``, of ``moved = T^{1/2} X n``."""
+    found = act.least[:, None] * n
+    found[..., act.rows, :] += moved
+    return found
 
 
 @dataclass(eq=False)
@@ -143,28 +175,31 @@ def _through_linear(back: Backward, stage: Stage) -> None:
 
 def _through_activation(back: Backward, act: Activation, own: Passed) -> None:
     rows, root = act.rows, own.root
-    aliases, width = own.p.shape[1:3]
-    x = own.s @ adjoint(own.h)
-    phi = np.zeros_like(own.p)
-    phi[..., range(width), range(width)] = act.least
-    phi[..., rows, :] += root[:, None] * x
+    f, aliases = own.s.shape[:2]
     # Signals of the future.
-    v_of = {name: x @ getattr(back, name) for name in ("port", "v", "u")}
+    v_of = {name: own.x @ getattr(back, name) for name in ("port", "v", "u")}
+    u_of = {name: turned(getattr(back, name), act, own) - v_of[name] for name in v_of}
     for name in v_of:
-        setattr(back, name, phi @ getattr(back, name))
-    u_of = {name: v_of[name] - own.seen @ getattr(back, name) for name in v_of}
+        setattr(back, name, behind(getattr(back, name), act, root[:, None] * v_of[name]))
     # Its own.
-    half, weighed = _times(back.lam, adjoint(x)), root[:, None] * own.s
-    n_v = _plus(phi @ half, rows, weighed)
-    v_v = _plus(x @ half, np.arange(len(rows)), own.s)
-    back.lam = _plus(_times(phi @ back.lam, adjoint(phi)), rows, weighed * root, square=True)
-    eye = np.broadcast_to(np.diag(root), own.s.shape)
-    n_z = _plus(_times(back.lam, adjoint(own.seen)), rows, eye)
-    z_v = own.seen @ n_v
-    u_v = v_v - z_v
-    v_u = flipped(u_v, aliases)
-    u_u = v_u - z_v + own.seen @ n_z
-    own_rows = v_u.reshape(len(v_u), aliases, len(rows), aliases, len(rows)).real
+    half = _times(back.lam, adjoint(own.x))
+    other = _columns(back.lam, act, own) - half
+    ahead = flipped(half, aliases)
+    v_v = own.x @ half
+    v_u = _columns(ahead, act, own) - v_v
+    u_u = turned(other, act, own) - v_u
+    n_v, n_u = behind(half, act, root[:, None] * v_v), behind(other, act, root[:, None] * v_u)
+    weighed = root[:, None] * own.s
+    lam = behind(back.lam, act, root[:, None] * ahead) * np.tile(act.least, aliases)
+    by_alias = lam.reshape(f, aliases, -1, aliases, len(act.least))
+    by_alias[..., rows] += n_v.reshape(f, aliases, -1, aliases, len(rows)) * root
+    back.lam = _plus(lam, rows, weighed * root, square=True)
+    n_v, n_u = _plus(n_v, rows, weighed), _plus(n_u, rows, -weighed)
+    every = np.arange(len(rows))
+    v_v, u_u = _plus(v_v, every, own.s), _plus(u_u, every, own.s)
+    v_u = _plus(v_u, every, np.eye(len(rows)) - own.s)
+    u_v = flipped(v_u, aliases)
+    own_rows = v_u.reshape(f, aliases, len(rows), aliases, len(rows)).real
     back.gradient.insert(0, 2.0 * np.einsum("f,fajaj->j", back.weights, own_rows))
     pairs = ((v_v, v_of["v"]), (v_u, v_of["u"]), (u_v, u_of["v"]), (u_u, u_of["u"]))
     vv, vu, uv, uu = (np.concatenate(pair, axis=-1) for pair in pairs)
@@ -173,7 +208,19 @@ def _through_activation(back: Backward, act: Activation, own: Passed) -> None:
     back.hessian.insert(0, _blocks(np.einsum("f,fajm->jm", back.weights, both), back.sizes))
     back.rows.insert(0, (v_of["port"], u_of["port"]))
     back.v = np.concatenate([n_v, back.v], axis=-1)
-    back.u = np.concatenate([n_v - n_z, back.u], axis=-1)
+    back.u = np.concatenate([n_u, back.u], axis=-1)
+
+
+def turned(n: Any, act: Activation, own: Passed) -> Any:
+    """``G T^{-1/2} E^H n``."""
+    return own.span[:, None] * n[..., act.rows, :]
+
+
+def _columns(matrix: Any, act: Activation, own: Passed) -> Any:
+    """The same from the right, of a matrix over all aliases."""
+    f, aliases, width, _ = matrix.shape
+    split = matrix.reshape(f, aliases, width, aliases, -1)[..., act.rows] * own.span
+    return split.reshape(f, aliases, width, -1)
 
 
 def _plus(matrix: Any, rows: Any, block: Any, square: bool = False) -> Any:

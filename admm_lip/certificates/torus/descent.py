@@ -28,7 +28,6 @@ import numpy as np
 
 from ...networks.layers import Array
 from ...solvers.deadline import Deadline
-from .covariance import adjoint
 from .gradient import gradients
 from .lower_bound import Signals, best_sum
 from .path import Found
@@ -174,7 +173,7 @@ class Mean(NamedTuple):
 
     Attributes:
         log: itself.
-        weighing: G, its derivatives by P, part by part.
+        weighing: N of its derivatives ``G = N N^H`` by P, part by part.
         squared: the largest eigenvalue.
         loudness: ``<P, G P>``.
     """
@@ -194,7 +193,7 @@ def power_mean(problem: Problem, passing: Passing, power: float) -> Mean:
         sum(float(w @ (own**p).sum(axis=1)) for w, own, _ in shares) for p in (power, power + 1.0)
     )
     weighing = [
-        (vectors * (own ** (power - 1.0) / (total * top))[:, None, :]) @ adjoint(vectors)
+        vectors * np.sqrt(own ** (power - 1.0) / (total * top))[:, None, :]
         for _, own, vectors in shares
     ]
     return Mean(math.log(top) + math.log(total) / power, weighing, top, top * next_one / total)

@@ -78,11 +78,13 @@ class Activation:
         rows: those channels.
         least: least slopes of all channels, 1 for those that pass.
         span: greatest minus least slope of each of ``rows``.
+        kept: channels whose least slope is not 0: of the others only what is behind it counts.
     """
 
     rows: Any
     least: Array
     span: Array
+    kept: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,11 @@ def torus_stages(chain: TorusChain, last: Index) -> list[Stage]:
 
 def activation(step: Pointwise, width: int) -> Activation:
     """An activation of a state of so many channels."""
-    return Activation(step.rows, step.least(width), step.beta - step.alpha)
+    return _activation(step.rows, step.least(width), step.beta - step.alpha)
+
+
+def _activation(rows: Any, least: Array, span: Array) -> Activation:
+    return Activation(rows, least, span, np.flatnonzero(least))
 
 
 def head_stages(head: Matrices) -> list[Stage]:
@@ -123,7 +129,7 @@ def head_stages(head: Matrices) -> list[Stage]:
     found, linear = [], None
     for slopes, weight in zip(head.slopes, head.weights[1:], strict=True):
         rows = np.arange(len(slopes.alpha))
-        found.append(Stage(linear, Activation(rows, slopes.alpha, slopes.beta - slopes.alpha)))
+        found.append(Stage(linear, _activation(rows, slopes.alpha, slopes.beta - slopes.alpha)))
         linear = Linear(weight[None, None], 1)
     return [*found, Stage(linear, None)]
 
