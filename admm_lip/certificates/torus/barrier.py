@@ -19,7 +19,8 @@ future.  Behind an activation with ``X = S H^H``, ``U = G T^{-1/2} E^H - X`` and
 
 Frequencies meet in the head alone.  What two of them, or signals of one, have in common by it is
 ``p lam_head p'^H`` with p the covariance of a signal with what enters the head, so their shares of
-the Hessian are ``<B_i, lam B_j lam>`` with ``B_i = sum_f 2 Re p_{v_i}^H p_{u_i}``.  NumPy only.
+the Hessian are ``<B_i, lam B_j lam>`` with ``B_i = sum_f 2 Re p_{v_i}^H p_{u_i}``.  NumPy
+and SciPy only.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.linalg import get_lapack_funcs
 
 from ...networks.layers import Array
 from .covariance import adjoint
 from .stages import Activation, Stage, flipped
+
+# Order from which matrices are inverted one by one, at half the cost, instead of all at once.
+_SMALL = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,33 +81,72 @@ def forward(stages: Sequence[Stage], p: Any, t: Sequence[Array]) -> Forward | No
 def activated(p: Any, act: Activation, root: Array) -> tuple[Passed, Any, Array] | None:
     """P behind an activation, with the log det of its slack, scaled."""
     rows, kept, span = act.rows, act.kept, act.span / root
-    y = -root[:, None] * p[block(rows, rows)] * root
+    y = (-root[:, None] * root) * p[block(rows, rows)]
     index = np.arange(len(rows))
     y[..., index, index] += 2.0
-    try:
-        factor = np.linalg.cholesky(y)
-    except np.linalg.LinAlgError:
+    found = inverse(y)
+    if found is None:
         return None
-    pivots = np.einsum("faii->fai", factor).real
-    if not (np.isfinite(pivots).all() and (pivots > 0.0).all()):
-        return None
-    s = np.linalg.inv(y)
-    s = (s + adjoint(s)) / 2.0
-    turned = s * span
-    x = np.zeros((*s.shape[:3], len(act.least)), dtype=s.dtype)
+    s, log_det = found
+    x = s * span
+    side = span[:, None] * x
+    if len(rows) == p.shape[3] and not len(kept):
+        return Passed(s, x, root, span), side, log_det
+    turned, x = x, np.zeros((*s.shape[:3], len(act.least)), dtype=s.dtype)
     after = np.zeros_like(p)
+    after[block(rows, rows)] = side
     if len(kept):
         low = act.least[kept]
         seen = (root[:, None] * low) * p[block(rows, kept)]
         x[..., kept] = s @ seen
-        inner = low[:, None] * p[block(kept, kept)] * low + adjoint(seen) @ x[..., kept]
-        after[block(kept, kept)] = (inner + adjoint(inner)) / 2.0
+        inner = (low[:, None] * low) * p[block(kept, kept)] + adjoint(seen) @ x[..., kept]
+        after[block(kept, kept)] += (inner + adjoint(inner)) / 2.0
         side = span[:, None] * x[..., kept]
         after[block(rows, kept)] += side
         after[block(kept, rows)] += adjoint(side)
     x[..., rows] += turned
-    after[block(rows, rows)] += span[:, None] * turned
-    return Passed(s, x, root, span), after, 2.0 * np.log(pivots).sum(axis=(1, 2))
+    return Passed(s, x, root, span), after, log_det
+
+
+def inverse(y: Any) -> tuple[Any, Array] | None:
+    """Inverses of Hermitian matrices, which are overwritten; ``None`` where one is not definite.
+
+    Returns:
+        them, and ``log det`` summed over aliases.
+    """
+    n = y.shape[-1]
+    found = _one_by_one(y) if n >= _SMALL else _at_once(y)
+    if found is None:
+        return None
+    s, pivots = found
+    if not (np.isfinite(pivots).all() and (pivots > 0.0).all()):
+        return None
+    return s, 2.0 * np.log(pivots).sum(axis=(1, 2))
+
+
+def _at_once(y: Any) -> tuple[Any, Array] | None:
+    try:
+        pivots = np.einsum("faii->fai", np.linalg.cholesky(y)).real
+    except np.linalg.LinAlgError:
+        return None
+    s = np.linalg.inv(y)
+    return (s + adjoint(s)) / 2.0, pivots
+
+
+def _one_by_one(y: Any) -> tuple[Any, Array] | None:
+    """By their factors, in their own memory: Fortran sees their transposes there."""
+    y, n = np.ascontiguousarray(y), y.shape[-1]
+    factor, invert = get_lapack_funcs(("potrf", "potri"), (y,))
+    pivots = np.empty(y.shape[:-1])
+    for one, row in zip(y.reshape(-1, n, n), pivots.reshape(-1, n), strict=True):
+        own, failed = factor(one.T, lower=1, overwrite_a=1)
+        if failed:
+            return None
+        row[:] = own.diagonal().real
+        one[:] = invert(own, lower=1, overwrite_c=1)[0].T
+    index = np.arange(n)
+    y[..., index, index] *= 0.5
+    return y + adjoint(y), pivots
 
 
 def block(rows: Any, columns: Any) -> tuple[Any, ...]:
