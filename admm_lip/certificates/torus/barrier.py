@@ -17,9 +17,10 @@ future.  Behind an activation with ``X = S H^H``, ``U = G T^{-1/2} E^H - X`` and
     Z_vv = X lam X^H + S,    Z_vu = X lam U^H + 1 - S,    Z_uu = U lam U^H + S,
     N_v = Phi^H lam X^H + E T S,    N_u = Phi^H lam U^H - E T S.
 
-Frequencies meet in the head alone.  What two of them, or signals of one, have in common by it is
-``p lam_head p'^H`` with p the covariance of a signal with what enters the head, so their shares of
-the Hessian are ``<B_i, lam B_j lam>`` with ``B_i = sum_f 2 Re p_{v_i}^H p_{u_i}``.  NumPy
+Signals share ``K = p lam p'^H`` by what is known behind their end, p their covariances with it: Z
+is ``Z0 + K``, and Z0, without that, the same for every s.  Frequencies meet in the head alone: two
+of them, or signals of one, have that in common by it, and those shares of the Hessian are
+``<B_i, lam B_j lam>`` with ``B_i = sum_f 2 Re p_{v_i}^H p_{u_i}``.  NumPy
 and SciPy only.
 """
 
@@ -172,15 +173,16 @@ def behind(n: Any, act: Activation, moved: Any) -> Any:
 
 @dataclass(eq=False)
 class Backward:
-    """The pass back over the stages of one part: see the module's docstring.
+    """The pass back over the stages of one part, as if nothing were known behind the port.
 
     Attributes:
-        lam: ``(frequencies, aliases, channels, all channels of all aliases)``.
-        v, u: the columns N of the signals v and u behind this place.
-        port: those of what enters the head, or of the output.
-        sizes: signals per alias of the activations behind, from here on.
-        rows: covariances of v and u with the port, of every activation, the first one first.
-        gradient, hessian: blocks by activation, the first one first.
+        weights: of the frequencies.
+        lam: ``(frequencies, aliases, channels, all channels of all aliases)``; ``None`` is 0.
+        port: the columns N of what enters the head, or of the output, in front of this place.
+        v, u: those of the signals v and u behind this place.
+        sizes: aliases and signals per alias of every activation, the first one first.
+        rows: covariances of v and u with the port, of every activation.
+        blocks: ``Z_vv, Z_vu, Z_uv, Z_uu`` of every activation with those from it on.
     """
 
     weights: Array
@@ -190,14 +192,13 @@ class Backward:
     u: Any
     sizes: list[tuple[int, int]]
     rows: list[tuple[Any, Any]]
-    gradient: list[Array]
-    hessian: list[list[Array]]
+    blocks: list[tuple[Any, ...]]
 
 
-def backward(passed: Forward, weights: Array, lam: Any, port: Any) -> Backward:
-    """Derivatives by the multipliers, of what stands in front of the port."""
+def backward(passed: Forward, weights: Array, port: Any) -> Backward:
+    """Covariances of the signals in front of the port."""
     none = port[..., :0]
-    back = Backward(weights, lam, port, none, none, [], [], [], [])
+    back = Backward(weights, None, port, none, none, [], [], [])
     if passed.stages[-1].linear is not None:
         _through_linear(back, passed.stages[-1])
     for k in reversed(range(len(passed.passed))):
@@ -214,45 +215,94 @@ def _through_linear(back: Backward, stage: Stage) -> None:
     if stage.linear is not None:
         for name in ("port", "v", "u"):
             setattr(back, name, stage.linear.back(getattr(back, name)))
-        back.lam = stage.linear.around(back.lam)
+        back.lam = None if back.lam is None else stage.linear.around(back.lam)
 
 
 def _through_activation(back: Backward, act: Activation, own: Passed) -> None:
-    rows, root = act.rows, own.root
-    f, aliases = own.s.shape[:2]
+    rows, root, count = act.rows, own.root[:, None], len(act.rows)
+    aliases = own.s.shape[1]
     # Signals of the future.
     v_of = {name: own.x @ getattr(back, name) for name in ("port", "v", "u")}
     u_of = {name: turned(getattr(back, name), act, own) - v_of[name] for name in v_of}
     for name in v_of:
-        setattr(back, name, behind(getattr(back, name), act, root[:, None] * v_of[name]))
+        setattr(back, name, behind(getattr(back, name), act, root * v_of[name]))
     # Its own.
-    half = _times(back.lam, adjoint(own.x))
-    other = _columns(back.lam, act, own) - half
-    ahead = flipped(half, aliases)
-    v_v = own.x @ half
-    v_u = _columns(ahead, act, own) - v_v
-    u_u = turned(other, act, own) - v_u
-    n_v, n_u = behind(half, act, root[:, None] * v_v), behind(other, act, root[:, None] * v_u)
-    weighed = root[:, None] * own.s
-    lam = behind(back.lam, act, root[:, None] * ahead) * np.tile(act.least, aliases)
-    by_alias = lam.reshape(f, aliases, -1, aliases, len(act.least))
-    by_alias[..., rows] += n_v.reshape(f, aliases, -1, aliases, len(rows)) * root
-    back.lam = _plus(lam, rows, weighed * root, square=True)
+    v_v, v_u, u_u, n_v, n_u, back.lam = _own(back.lam, act, own)
+    weighed, every = root * own.s, np.arange(count)
+    back.lam = _plus(back.lam, rows, weighed * own.root, square=True)
     n_v, n_u = _plus(n_v, rows, weighed), _plus(n_u, rows, -weighed)
-    every = np.arange(len(rows))
     v_v, u_u = _plus(v_v, every, own.s), _plus(u_u, every, own.s)
-    v_u = _plus(v_u, every, np.eye(len(rows)) - own.s)
-    u_v = flipped(v_u, aliases)
-    own_rows = v_u.reshape(f, aliases, len(rows), aliases, len(rows)).real
-    back.gradient.insert(0, 2.0 * np.einsum("f,fajaj->j", back.weights, own_rows))
-    pairs = ((v_v, v_of["v"]), (v_u, v_of["u"]), (u_v, u_of["v"]), (u_u, u_of["u"]))
-    vv, vu, uv, uu = (np.concatenate(pair, axis=-1) for pair in pairs)
-    back.sizes.insert(0, (aliases, len(rows)))
-    both = 2.0 * (real_product(uv, vu) + real_product(uu, vv))
-    back.hessian.insert(0, _blocks(np.einsum("f,fajm->jm", back.weights, both), back.sizes))
+    v_u = _plus(v_u, every, np.eye(count) - own.s)
+    own_pairs = (v_v, v_u, flipped(v_u, aliases), u_u)
+    others = (v_of["v"], v_of["u"], u_of["v"], u_of["u"])
+    pairs = zip(own_pairs, others, strict=True)
+    back.blocks.insert(0, tuple(np.concatenate(pair, axis=-1) for pair in pairs))
+    back.sizes.insert(0, (aliases, count))
     back.rows.insert(0, (v_of["port"], u_of["port"]))
     back.v = np.concatenate([n_v, back.v], axis=-1)
     back.u = np.concatenate([n_u, back.u], axis=-1)
+
+
+def _own(lam: Any, act: Activation, own: Passed) -> tuple[Any, ...]:
+    """``Z_vv, Z_vu, Z_uu``, columns N of v and u, and lam in front, all without S and 1."""
+    f, aliases, count = own.s.shape[:3]
+    width, root = len(act.least), own.root[:, None]
+    if lam is None:
+        rows, columns = (count, count, count, width, width, width), [aliases * count] * 5
+        shapes = zip(rows, (*columns, aliases * width), strict=True)
+        return tuple(np.zeros((f, aliases, *shape), dtype=own.s.dtype) for shape in shapes)
+    half = _times(lam, adjoint(own.x))
+    other = _columns(lam, act, own) - half
+    ahead = flipped(half, aliases)
+    v_v = own.x @ half
+    v_u = _columns(ahead, act, own) - v_v
+    n_v, n_u = behind(half, act, root * v_v), behind(other, act, root * v_u)
+    front = behind(lam, act, root * ahead) * np.tile(act.least, aliases)
+    by_alias = front.reshape(f, aliases, width, aliases, width)
+    by_alias[..., act.rows] += n_v.reshape(f, aliases, width, aliases, count) * own.root
+    return v_v, v_u, turned(other, act, own) - v_u, n_v, n_u, front
+
+
+@dataclass(frozen=True, eq=False)
+class Second:
+    """Derivatives by activation, the first one first, as :func:`second` finds them."""
+
+    gradient: list[Array]
+    hessian: list[list[Array]]
+
+
+def second(back: Backward, lam: Any, eta: float, alone: bool) -> Second:
+    """``eta Z0`` and ``K = p lam p^H`` make the gradient, ``eta |Z0|^2 + 2 Z0 K`` the Hessian.
+
+    Args:
+        back: with Z0, what is known without anything behind the port.
+        lam: what is known there, ``(frequencies, 1, port, port)``.
+        eta: a weight.
+        alone: whether ``|K|^2`` belongs to the Hessian.
+    """
+    found, at = Second([], []), 0
+    if not back.rows:  # nothing is activated here
+        return found
+    f, port = len(back.weights), back.port.shape[-1]
+    v, u = (
+        np.concatenate([pair[i].reshape(f, -1, port) for pair in back.rows], axis=1) for i in (0, 1)
+    )
+    for k, (aliases, count) in enumerate(back.sizes):
+        size = aliases * count
+        vv, vu, uv, uu = (z.reshape(f, size, -1) for z in back.blocks[k])
+        near = [own[:, at : at + size] @ lam[:, 0] for own in (v, u)]
+        far = [adjoint(own[:, at:]) for own in (v, u)]
+        k_vv, k_vu, k_uv, k_uu = (one @ other for one in near for other in far)
+        more = float(alone)
+        both = real_product(uv, eta * vu + k_vu) + real_product(uu, eta * vv + k_vv)
+        both += real_product(k_uv, vu + more * k_vu) + real_product(k_uu, vv + more * k_vv)
+        summed = 2.0 * np.einsum("f,fjm->jm", back.weights, both)
+        summed = summed.reshape(aliases, count, -1).sum(axis=0)
+        found.hessian.append(_blocks(summed, back.sizes[k:]))
+        slope = np.einsum("fjj->fj", (eta * vu + k_vu)[..., :size]).real
+        found.gradient.append(2.0 * (back.weights @ slope).reshape(aliases, count).sum(axis=0))
+        at += size
+    return found
 
 
 def turned(n: Any, act: Activation, own: Passed) -> Any:

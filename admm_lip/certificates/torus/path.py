@@ -94,15 +94,13 @@ class Slopes:
 def slopes_at(problem: Problem, point: Point, eta: float) -> Slopes:
     """Of ``log det (rho I - P) + eta log det A``."""
     outputs, rest = problem.outputs(point.passing), 1.0 - eta
-    whole = problem.derivatives(point.passing, 1.0 / point.rho)
-    inner = problem.derivatives(point.passing, 0.0)
-    hessian = whole.hessian - rest * inner.hessian
-    hessian[-1, :-1] = hessian[:-1, -1] = -whole.hessian[:-1, -1]
-    hessian[-1, -1] = whole.hessian[-1, -1] + 2.0 * whole.power + outputs
-    gradient = whole.gradient - rest * inner.gradient
-    inputs = eta * problem.dimension - gradient.sum() + whole.power
-    power = whole.power * point.rho - rest * problem.loudness(point.passing)
-    return Slopes(np.append(gradient, whole.power + outputs), hessian, power, inputs)
+    found = problem.derivatives(point.passing, 1.0 / point.rho, eta)
+    hessian, power = found.hessian, found.power
+    hessian[-1, :-1] = hessian[:-1, -1] = -hessian[:-1, -1]
+    hessian[-1, -1] += 2.0 * power + outputs
+    inputs = eta * problem.dimension - found.gradient.sum() + power
+    seen = power * point.rho - rest * problem.loudness(point.passing)
+    return Slopes(np.append(found.gradient, power + outputs), hessian, seen, inputs)
 
 
 class Path:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...networks.layers import Array
 from ..claim_matrices import Matrices
-from .barrier import Backward, Forward, activated, backward, forward, real_product
+from .barrier import Backward, Forward, activated, backward, forward, real_product, second
 from .covariance import adjoint
 from .stages import Activation, Stage, aliases_of, head_stages, parts_of, ports, torus_stages
 from .steps import TorusChain, half_of
@@ -247,54 +247,64 @@ class Problem:
             found += 2.0 * float(weights @ np.log(pivots).sum(axis=1))
         return found
 
-    def derivatives(self, passing: Passing, s: float) -> Derivatives:
-        """First and second ones."""
+    def derivatives(self, passing: Passing, s: float, eta: float = 1.0) -> Derivatives:
+        """First and second ones, of ``log det F - (1 - eta) log det A``."""
         if self.head is None:
-            return self._headless(passing, s)
-        return self._headed(passing, s)
+            return self._headless(passing, s, eta)
+        return self._headed(passing, s, eta)
 
-    def _headless(self, passing: Passing, s: float) -> Derivatives:
+    def _headless(self, passing: Passing, s: float, eta: float) -> Derivatives:
         sums = Sums(self.sizes)
         for part, one in zip(self.parts, passing.parts, strict=True):
-            lam, n_y, output = _at_output(one.p[:, 0], s)
-            eye = np.broadcast_to(
-                np.eye(lam.shape[-1], dtype=complex)[None, None], lam[:, None].shape
-            )
-            back = backward(one, part.weights, lam[:, None], eye.copy())
-            sums.add(back, 0)
-            sums.add_output(part.weights, output)
-            for k, (v, u) in enumerate(back.rows):
-                both = real_product(v @ n_y[:, None], u @ n_y[:, None])
-                sums.cross(k, -2.0 * np.einsum("f,fajm->j", part.weights, both))
+            _ending(sums, one, part.weights, s, eta, 0)
         return sums.found()
 
-    def _headed(self, passing: Passing, s: float) -> Derivatives:
+    def _headed(self, passing: Passing, s: float, eta: float) -> Derivatives:
         assert passing.head is not None
-        sums, one = Sums(self.sizes), np.ones(1)
-        lam, n_y, output = _at_output(passing.head.p[:, 0], s)
-        sums.add_output(one, output)
-        head = backward(passing.head, one, lam[:, None], np.eye(lam.shape[-1])[None, None].copy())
-        sums.add(head, self.torus)
-        for k, (v, u) in enumerate(head.rows):
-            both = (v @ n_y) * (u @ n_y)
-            sums.cross(self.torus + k, -2.0 * both.sum(axis=(0, 1, 3)))
-        inner, y = head.lam[0, 0], (head.port @ n_y)[0, 0]
+        sums, rest = Sums(self.sizes), 1.0 - eta
+        head, lam, n_y = _ending(sums, passing.head, np.ones(1), s, eta, self.torus)
+        # What the head knows of what enters it: without the output, and with it.
+        out = head.port[0, 0]
+        without = head.lam[0, 0] if head.lam is not None else np.zeros((len(out), len(out)))
+        inner, y = without + out @ lam[0] @ out.T, out @ n_y[0]
         meets: list[Any] = [0.0] * self.torus
         for part, passed in zip(self.parts, passing.parts, strict=True):
-            port = adjoint(part.ports)[:, None]
-            around = adjoint(part.ports) @ inner @ part.ports
-            back = backward(passed, part.weights, around[:, None], port)
-            sums.add(back, 0)
-            _apart(sums, back, inner)
+            back = backward(passed, part.weights, adjoint(part.ports)[:, None])
+            sums.add(second(back, (inner - rest * without)[None, None], eta, alone=False), 0)
             for k, pair in enumerate(back.rows):
                 meets[k] = meets[k] + _met(part.weights, *pair)
-        sums.meet(meets, inner)
+        sums.meet(meets, inner, 1.0)
+        sums.meet(meets, without, -rest)
         # Signals of the torus with those of the head and with the output.
         n_v, n_u = head.v[0, 0], head.u[0, 0]
+        v, u = (_columns_of(head.rows, i, lam.shape[-1]) for i in (0, 1))
+        with_v, with_u = (n + out @ lam[0] @ p.T for n, p in ((n_v, v), (n_u, u)))
         for k, met in enumerate(meets):
-            sums.beside(k, self.torus, 2.0 * ((met @ n_v) * n_u).sum(axis=1))
+            both = ((met @ with_v) * with_u).sum(axis=1) - rest * ((met @ n_v) * n_u).sum(axis=1)
+            sums.beside(k, self.torus, 2.0 * both)
             sums.cross(k, -((met @ y) * y).sum(axis=(1, 2)))
         return sums.found()
+
+
+def _ending(
+    sums: Sums, passed: Forward, weights: Array, s: float, eta: float, first: int
+) -> tuple[Backward, Any, Any]:
+    """What ends at the output; its pass back, lam there, and the columns of ``sqrt(s) y``."""
+    lam, n_y, output = _at_output(passed.p[:, 0], s)
+    sums.add_output(weights, output)
+    eye = np.zeros_like(passed.p)
+    eye[..., range(lam.shape[-1]), range(lam.shape[-1])] = 1.0
+    back = backward(passed, weights, eye)
+    sums.add(second(back, lam[:, None], eta, alone=True), first)
+    for k, (v, u) in enumerate(back.rows):
+        both = real_product(v @ n_y[:, None], u @ n_y[:, None])
+        sums.cross(first + k, -2.0 * np.einsum("f,fajm->j", weights, both))
+    return back, lam, n_y
+
+
+def _columns_of(rows: Sequence[tuple[Any, Any]], which: int, port: int) -> Array:
+    """The covariances with the port of all signals of a head, one below the other."""
+    return np.concatenate([pair[which][0, 0] for pair in rows]) if rows else np.zeros((0, port))
 
 
 def _at_output(p: Any, s: float) -> tuple[Any, Any, Any]:
@@ -306,27 +316,13 @@ def _at_output(p: Any, s: float) -> tuple[Any, Any, Any]:
     return lam, n_y, math.sqrt(s) * (p @ n_y)
 
 
-def _apart(sums: Sums, back: Backward, inner: Array) -> None:
-    """What signals of one frequency have in common by the head is counted with all pairs."""
-    f, count = len(back.weights), range(len(back.rows))
-    flat = [tuple(x.reshape(f, -1, x.shape[-1]) for x in pair) for pair in back.rows]
-    for k in count:
-        v, u = (x @ inner for x in flat[k])
-        for j in count[k:]:
-            v_of, u_of = (adjoint(x) for x in flat[j])
-            both = 2.0 * (real_product(u @ v_of, v @ u_of) + real_product(u @ u_of, v @ v_of))
-            summed = np.einsum("f,fim->im", back.weights, both)
-            (a, own), (b, other) = back.sizes[k], back.sizes[j]
-            sums.block(k, j, -summed.reshape(a, own, b, other).sum(axis=(0, 2)))
-
-
 def _met(weights: Array, v: Any, u: Any) -> Array:
     """``B + B'`` for every signal j, of ``B = sum_f Re v_j^H u_j``: how it enters the head."""
-    left = (weights[:, None, None, None] * v.conj()).transpose(2, 3, 0, 1)
-    right = u.transpose(2, 0, 1, 3)
-    shape = (*left.shape[:2], -1)
-    left, right = left.reshape(shape), right.reshape(len(right), -1, right.shape[-1])
-    met = left.real @ right.real - left.imag @ right.imag
+    left, right = (
+        np.ascontiguousarray(one.transpose(2, 3, 0, 1)).view(np.float64).reshape(*one.shape[2:], -1)
+        for one in (weights[:, None, None, None] * v, u)
+    )
+    met = left @ right.swapaxes(1, 2)
     return np.asarray(met + met.swapaxes(1, 2))
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from ...networks.layers import Array
-from .barrier import Backward
+from .barrier import Second
 
 
 @dataclass(frozen=True, eq=False)
 class Derivatives:
-    """Of ``log det F`` by relative changes of the multipliers and of s.
+    """Of ``log det F - (1 - eta) log det A`` by relative changes of the multipliers and of s.
 
     Attributes:
         gradient: of the multipliers.
-        power: ``s E |y|^2``, minus the derivative by s.
+        power: ``s E |y|^2``, minus the derivative by s, of F alone.
         hessian: minus the second derivatives, s last.
     """
 
@@ -38,9 +38,9 @@ class Sums:
     def _of(self, k: int) -> slice:
         return slice(self.ends[k], self.ends[k + 1])
 
-    def add(self, back: Backward, first: int) -> None:
+    def add(self, part: Second, first: int) -> None:
         """What one part gives."""
-        for k, (slope, row) in enumerate(zip(back.gradient, back.hessian, strict=True)):
+        for k, (slope, row) in enumerate(zip(part.gradient, part.hessian, strict=True)):
             self.gradient[self._of(first + k)] += slope
             for j, block in enumerate(row):
                 self.block(first + k, first + k + j, block)
@@ -62,10 +62,10 @@ class Sums:
         self.power += float(weights @ np.einsum("fii->f", output).real)
         self.hessian[-1, -1] += float(weights @ (np.abs(output) ** 2).sum(axis=(1, 2)))
 
-    def meet(self, met: Sequence[Array], inner: Array) -> None:
-        """All pairs of signals of the torus by the head: ``tr B_i lam B_j lam``."""
+    def meet(self, met: Sequence[Array], inner: Array, weight: float) -> None:
+        """All pairs of signals of the torus by the head: ``tr B_i lam B_j lam``, weighed."""
         here = [b.reshape(len(b), -1) for b in met]
-        around = [(inner @ b @ inner).reshape(len(b), -1) for b in met]
+        around = [weight * (inner @ b @ inner).reshape(len(b), -1) for b in met]
         for k, own in enumerate(around):
             for j in range(k, len(here)):
                 self.block(k, j, own @ here[j].T)
