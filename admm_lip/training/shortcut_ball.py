@@ -27,7 +27,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ..certificates.torus.residual import least_square
+from ..certificates.torus.block_figures import least_square
 from ..errors import UnsupportedModule
 from ..networks.layer_spec import LayerSpec
 from .admm_state import Matrices

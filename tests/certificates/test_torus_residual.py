@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import CertificateError, certify, verify
+from admm_lip.certificates.torus.block_figures import figures
 from admm_lip.certificates.torus.product import certify_product
 from admm_lip.certificates.torus.read import chains_of
-from admm_lip.certificates.torus.residual import Residual, figures, pieces_of
+from admm_lip.certificates.torus.residual import Residual, pieces_of
 from admm_lip.certificates.torus.steps import half_of
 from admm_lip.foreign.open import network_of
 from admm_lip.networks.tied import TiedBlock, TiedBlock2d

@@ -16,8 +16,8 @@ from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
 from admm_lip import CertificateError, TrainConfig, certify, project, train, verify
+from admm_lip.certificates.torus.block_figures import least_square
 from admm_lip.certificates.torus.product import certify_product
-from admm_lip.certificates.torus.residual import least_square
 from admm_lip.errors import UnsupportedModule
 from admm_lip.foreign.open import network_of
 from admm_lip.networks.convnets import build_convnet

@@ -17,9 +17,9 @@ from ..claim_matrices import Matrices
 from ..document import LayerSlopes, chain_slopes
 from ..norm_product import norm_product, scaled, spectral_norm
 from ..proof import unproven
+from .block_figures import blocks_or_single
 from .hermitian import is_below
 from .proof import NotProven, covariances, gathered
-from .residual import blocks_or_single
 from .steps import INPUT_NORM, Correlation, Index, Pointwise, TorusChain, symbol
 
 

@@ -16,7 +16,7 @@ adds that bound to the diagonal:
 * where Y is near to singular, P may first be replaced by a multiple of I that is proven above it;
 * of slopes [-b, b] on all channels the formula is ``2 b^2 T^-1``, whatever P: the slack is proven
   definite, and nothing is inverted;
-* a residual block of one multiplier may be taken as one step (``residual.py``).
+* a residual block of one multiplier may be taken as one step (``block_figures.py``).
 
 At a head every frequency's P is folded into the first matrix V of what follows,
 ``G = sum_f V(f) P(f) V(f)^H``, and the head's chain continues with any C for which ``C C' >= G``.
@@ -38,9 +38,10 @@ from ...float64 import TINY, U, gamma
 from ...networks.layers import Array
 from ..claim_matrices import Matrices
 from ..definite import SLACK, inverse_root
+from .block_figures import Figures, figures_of
 from .covariance import adjoint, gain, slack, through_activation, through_correlation
 from .hermitian import are_definite, largest, proven_largest, quiet, sizes_of
-from .residual import Figures, Piece, Residual, below, figures_of, pieces_of, with_levels
+from .residual import Piece, Residual, below, pieces_of, with_levels
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, half_of, symbol, symbol_error
 
 # Complex numbers in the largest batch of one step.
@@ -149,7 +150,8 @@ def _as_one(p: Any, block: Residual, found: Figures | None, t: Array) -> Any:
     room = (1.0 / (top * storage)) * (1.0 - 16.0 * U)
     if not (room >= found.square).all():
         return None
-    count, width = len(p) // math.prod(block.into.stride), len(block.passes)
+    aliases = math.prod(s for step in block.into for s in step.stride)
+    count, width = len(p) // aliases, len(block.passes)
     return np.tile((1.0 + 8.0 * U) / storage * np.eye(width, dtype=complex), (count, 1, 1))
 
 

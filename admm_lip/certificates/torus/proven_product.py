@@ -4,7 +4,7 @@ With ``P <= p I`` and m the steepest slope of an activation, ``t = span / (p m)`
 ``P <= m^2 p I`` behind it: for ``[0, 1]`` and ``[-1, 1]`` alike, so that a network of sorted pairs
 has the product of its norms on the torus, and of its head's, as a bound that these multipliers
 prove.  Two layers may count as a module, for less than their product (``modules.py``).  A
-residual block counts by itself (``residual.py``).
+residual block counts by itself (``block_figures.py``).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from ..claim_matrices import Matrices
 from ..modules import Module, in_modules, module_bound
 from ..norm_product import Norm, scaled, spectral_norm
 from ..norm_product import product_multiplier as dense_multiplier
+from .block_figures import Figures, blocks_or_single, folded
 from .check import front_product, head_matrices, proven_on_torus, torus_norm
 from .covariance import adjoint
 from .hermitian import quiet
 from .proof import NotProven, gathered
-from .residual import Figures, Piece, Residual, blocks_or_single, folded
+from .residual import Piece, Residual
 from .steps import Correlation, Index, Pair, Pointwise, TorusChain, symbol
 
 # How far inside the range that proves the product a multiplier stays, relatively.
@@ -48,12 +49,12 @@ def product_multiplier(chain: TorusChain) -> tuple[tuple[Array, ...], float]:
     p, found = np.float64(1.0), list[Array]()
     for (piece, block, _, _), square in zip(pieces, squares, strict=True):
         if isinstance(piece, Pointwise):
-            span = np.where(piece.beta > piece.alpha, piece.beta - piece.alpha, 1.0)
-            found.append(span / (p * (1.0 + _INSIDE) * _steepest(piece)))
+            found.append(_span(piece) / (p * (1.0 + _INSIDE) * _steepest(piece)))
         p *= square * (1.0 + _INSIDE * (2.0 if isinstance(piece, Pointwise) else 1.0))
         if block is not None:
             assert isinstance(piece, Residual)
-            found.append(np.full(len(piece.activation.rows), block.share / p))
+            span = np.ones(len(piece.activation.rows)) if piece.rises else _span(piece.activation)
+            found.append(span * (block.share / p))
     return tuple(found), float(p)
 
 
@@ -109,6 +110,11 @@ def _side_by_side(
 def _steepest(step: Pointwise) -> float:
     """The steepest slope of an activation, 1 at least where channels may pass."""
     return max(float(np.maximum(np.abs(step.alpha), np.abs(step.beta)).max()), 1e-30)
+
+
+def _span(step: Pointwise) -> Array:
+    """How far the slopes of each channel are apart, 1 where they are not."""
+    return np.where(step.beta > step.alpha, step.beta - step.alpha, 1.0)
 
 
 class Product(NamedTuple):

@@ -78,9 +78,35 @@ def _begun(network: Network) -> Reading:
             f"structure: expected images (channels, rows, columns), got {shape}"
         )
     live = {INPUT: [*range(shape[0])]}
-    reading = Reading(network, network.shapes(), network.sources(), [*network.layers], live)
+    waiting = _copies_late(network)
+    reading = Reading(network, network.shapes(), network.sources(), waiting, live)
     reading.needs(INPUT, shape[1:], (False, False))
     return reading
+
+
+def _copies_late(network: Network) -> list[LayerSpec]:
+    """The layers, each that is a value times factors directly in front of what takes it.
+
+    So that no copy of a value passes where the value itself is set to 0 outside its image.
+    """
+    sources, found = network.sources(), list[LayerSpec]()
+    held: dict[str, LayerSpec] = {}
+
+    def take(spec: LayerSpec) -> None:
+        for name in sources[spec.name]:
+            if name in held:
+                take(held.pop(name))
+        found.append(spec)
+
+    for spec in network.layers:
+        if spec.kind in ("elementwise", "identity"):
+            held[spec.name] = spec
+        else:
+            take(spec)
+    for spec in [*held.values()]:
+        if held.pop(spec.name, None):
+            take(spec)
+    return found
 
 
 def as_pixels(network: Network) -> Network:
