@@ -113,6 +113,7 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
         "images": Benchmark(
             "MNIST and Fashion-MNIST, 784-64-64-10: clean and certified accuracy", _IMAGES
         ),
+        "images_wide": Benchmark("MNIST, 784-256-256-10 and wider, likewise", "MNIST"),
         "image_training": Benchmark(
             "plain convolutions trained under a bound, beside a dense network", "MNIST, CIFAR-10"
         ),

@@ -31,7 +31,7 @@ def cells(settings: Cell) -> list[Cell]:
         for data in settings["data"]
         for eps in settings["eps"]
         for name, row in settings["contenders"].items()
-        if seed < row["seeds"][data]
+        if seed < row["seeds"][data] and eps in row.get("eps", settings["eps"])
     ]
     return [
         {**cell, "train": cell["train"] | chosen.get((cell["data"], cell["contender"]), {})}
@@ -51,7 +51,7 @@ def cell_of(settings: Cell, name: str, data: str, eps: float, seed: int) -> Cell
     return {
         "data": data,
         "limit": settings["limit"],
-        "hidden": settings["hidden"],
+        "hidden": row.get("hidden", settings["hidden"]),
         "activation": row.get("activation", "relu"),
         "seed": seed,
         "eps": eps,
@@ -126,7 +126,7 @@ def tabulate(rows: list[Row]) -> str:
     return markdown(header, lines)
 
 
-def draw(rows: list[Row], folder: Path) -> list[Path]:
+def draw(rows: list[Row], folder: Path, name: str = "images") -> list[Path]:
     """Certified against clean accuracy at the radius trained for, a panel per set and radius.
 
     Networks that certify less than three quarters of the best one's rows are off the picture.
@@ -136,16 +136,16 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
         best = max(row["certified"] for row in some)
         panels[f"{data}, radius {eps:g}"] = [
             Curve(
-                name,
+                contender,
                 [mean(mine, "clean")],
                 [mean(mine, "certified")],
                 error=[half_width([row["certified"] for row in mine])] if len(mine) > 2 else (),
                 markers=True,
             )
-            for (name,), mine in groups(some, "contender").items()
+            for (contender,), mine in groups(some, "contender").items()
             if mean(mine, "certified") > 0.75 * best
         ]
-    path = folder / "images.png"
+    path = folder / f"{name}.png"
     draw_panels(panels, path, Look("clean, %", "certified, %"))
     return [path]
 

@@ -26,6 +26,7 @@ NO_FILES = (
     "front",
     "images",
     "images_cost",
+    "images_wide",
     "square_wave",
     "backends",
     "ablation",
