@@ -2,9 +2,9 @@
 
 The number before C counts convolutions, the one before F linear layers; between them, in equal
 numbers behind the convolutions, stand T tied residual blocks (``tied.py``), R residual blocks of
-two kernels, or L linear residual layers with their activations (``residual.py``); ``-pairs`` says
-that an activation stands within every two layers alone. They take images ``(n, channels, rows,
-columns)``; ``DataSet.as_images`` turns flat rows into those.
+two kernels, M averaged ones that sort pairs, or L linear residual layers with their activations
+(``residual.py``); ``-pairs`` says that an activation stands within every two layers alone. They
+take images ``(n, channels, rows, columns)``; ``DataSet.as_images`` turns flat rows into those.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .clipped import ClippedMaxMin, ClippedReLU
 from .model_config import CONVNETS as CONVNETS
 from .model_config import ConvnetConfig as ConvnetConfig
 from .model_config import Plan
-from .residual import ResidualBlock2d, SkipConv2d
+from .residual import AveragedBlock2d, ResidualBlock2d, SkipConv2d
 from .sorting_torch import MaxMin
 from .tied import TiedBlock2d
 
@@ -39,6 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Shape], nn.Module]] = {
 BLOCKS: dict[str, Callable[[Shape, Callable[[Shape], nn.Module]], tuple[nn.Module, ...]]] = {
     "T": lambda shape, make: (TiedBlock2d(shape[0], shape[0]),),
     "R": lambda shape, make: (ResidualBlock2d(shape[0], shape[0]),),
+    "M": lambda shape, make: (AveragedBlock2d(shape[0], shape[0]),),
     "L": lambda shape, make: (SkipConv2d(shape[0]), make(shape)),
 }
 

@@ -112,10 +112,12 @@ CONVNETS: dict[str, Plan] = {
     ),
     "2C4T2F": Plan(_SMALL, (100,), "2C2F with tied residual blocks", blocks="TT"),
     "2C4R2F": Plan(_SMALL, (100,), "2C2F with residual blocks", blocks="RR"),
+    "2C4M2F": Plan(_SMALL, (100,), "2C2F with averaged MaxMin blocks", blocks="MM"),
     "2C4L2F": Plan(_SMALL, (100,), "2C2F with linear residual layers", blocks="LL"),
     "2C2F-pairs": Plan(_SMALL, (100,), "2C2F without an activation between its pairs", pairs=True),
     "3C2F": Plan(_THREE, (256,), "for colour pictures of 32 x 32"),
     "3C6T2F": Plan(_THREE, (256,), "3C2F with tied residual blocks", blocks="TT"),
+    "3C6M2F": Plan(_THREE, (256,), "3C2F with averaged MaxMin blocks", blocks="MM"),
 }
 
 
@@ -125,8 +127,9 @@ class ConvnetConfig:
 
     Args:
         name: ``2C2F``, ``3C2F``, ``4C3F``, ``6C2F`` or ``8C2F``, or with tied residual blocks
-            ``2C4T2F`` or ``3C6T2F``, with those of two kernels ``2C4R2F``, with linear residual
-            layers ``2C4L2F``, or in pairs ``2C2F-pairs``; empty is a perceptron.
+            ``2C4T2F`` or ``3C6T2F``, with those of two kernels ``2C4R2F``, with averaged MaxMin
+            blocks ``2C4M2F`` or ``3C6M2F``, with linear residual layers ``2C4L2F``, or in pairs
+            ``2C2F-pairs``; empty is a perceptron.
         width: factor on all channels and hidden widths, rounded to even numbers.
         activation: ``relu``, ``clipped_relu``, ``max_min`` or ``clipped_max_min``.
 

@@ -36,9 +36,9 @@ from .padding import NONE, Rows, rows_of
 from .residual_ball import ResidualBall, residual_ball
 from .shortcut_ball import shortcut_ball
 from .skip_ball import skip_ball
-from .skips import ADDED, ALONE, SHORTCUT, TIED, UNTIED, Piece, pieces_of
+from .skips import ADDED, ALONE, BRANCH, SHORTCUT, TIED, UNTIED, Piece, pieces_of
 from .start import CAST_MARGIN
-from .terms import Ball, LayerBall, LayerNorms, TiedBall
+from .terms import Ball, LayerBall, LayerNorms, TiedBall, UnitBall
 
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MOVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -98,15 +98,13 @@ def kernel_layers(
         rows, columns = spec.options.get("stride", (1, 1))
         torus = (torus[0] / rows, torus[1] / columns)
         if spec.kind in ("conv2d", "linear"):
-            balls: list[LayerBall] = []
+            names, balls = list[str](), list[LayerBall]()
             for own, seen in zip(piece.specs, (before, shapes[spec.name], before), strict=False):
-                name = _holder(own, network, waiting)
-                layers[name] = waiting.pop(name)
+                names.append(_holder(own, network, waiting))
+                layers[names[-1]] = waiting.pop(names[-1])
                 balls.append(_ball(network, own, seen, torus, drawn))
-            ball = _FORMS[piece.form](balls, piece, layers[name])
-            if isinstance(ball, ResidualBall):
-                ball = replace(ball, sign=drawn.sign(piece.specs[1]))
-            path.append(ball)
+            path += _FORMS[piece.form](balls, piece, _room(layers[names[-1]]), drawn)
+            gain *= _growth(network, piece, before)
         else:
             gain *= _fixed(network, spec, before)
             path.append(spec)
@@ -126,6 +124,14 @@ def kernel_layers(
             "activation of slopes that are not negative between them; use 'layers' or 'auto'"
         )
     return layers, LayerNorms(found, gain, network.input_shape)
+
+
+def _growth(network: Network, piece: Piece, shape: Shape) -> float:
+    """What a block of two layers of norm 1 may multiply the bound by; of others 1."""
+    if piece.between is None:
+        return 1.0
+    past, branch = map(abs, piece.factors)
+    return past + branch * _fixed(network, piece.between, shape)
 
 
 def _grown(balls: tuple[Ball, ...], growth: float) -> tuple[Ball, ...]:
@@ -192,13 +198,17 @@ def _room(layer: nn.Module) -> float:
     return 1.0 - CAST_MARGIN.get(weight.dtype, CAST_MARGIN[torch.float32])
 
 
-# What keeps the weights of a skip connection, or of a layer of none, from the balls of its layers.
-_FORMS: Mapping[str, Callable[[Sequence[LayerBall], Piece, nn.Module], Ball]] = {
-    ALONE: lambda own, piece, layer: own[0],
-    TIED: lambda own, piece, layer: TiedBall(own[0], math.sqrt(2.0) * _room(layer)),
-    UNTIED: lambda own, piece, layer: residual_ball(own, piece.specs, _room(layer)),
-    SHORTCUT: lambda own, piece, layer: shortcut_ball(own, piece.specs),
-    ADDED: lambda own, piece, layer: skip_ball(own[0], piece.specs[0]),
+# What keeps the weights of a skip connection, or of a layer of none, from the balls of its layers
+# and a radius of 1 less their rounding.
+_FORMS: Mapping[str, Callable[[Sequence[LayerBall], Piece, float, Rows], tuple[Ball, ...]]] = {
+    ALONE: lambda own, piece, room, rows: (own[0],),
+    TIED: lambda own, piece, room, rows: (TiedBall(own[0], math.sqrt(2.0) * room),),
+    UNTIED: lambda own, piece, room, rows: (
+        replace(residual_ball(own, piece.specs, room), sign=rows.sign(piece.specs[1])),
+    ),
+    SHORTCUT: lambda own, piece, room, rows: (shortcut_ball(own, piece.specs),),
+    ADDED: lambda own, piece, room, rows: (skip_ball(own[0], piece.specs[0]),),
+    BRANCH: lambda own, piece, room, rows: tuple(UnitBall(ball, room) for ball in own),
 }
 
 

@@ -91,14 +91,22 @@ def rows_of(network: Network) -> Rows:
 
 def _negates(network: Network, spec: LayerSpec) -> bool:
     """Whether a layer multiplies by -1 and does nothing else."""
-    weight = network.arrays.get(f"{spec.name}.weight")
-    more = [f"{spec.name}.{key}" in network.arrays for key in ("bias", "error")]
-    return (
-        spec.kind == "elementwise"
-        and weight is not None
-        and not any(more)
-        and bool(np.all(np.asarray(weight) == -1.0))
+    return _multiplies(network, spec) and bool(
+        np.all(np.asarray(network.arrays[f"{spec.name}.weight"]) == -1.0)
     )
+
+
+def is_factor(network: Network, spec: LayerSpec) -> bool:
+    """Whether a layer multiplies by one number and does nothing else."""
+    return (
+        _multiplies(network, spec) and np.asarray(network.arrays[f"{spec.name}.weight"]).size == 1
+    )
+
+
+def _multiplies(network: Network, spec: LayerSpec) -> bool:
+    more = [f"{spec.name}.{key}" in network.arrays for key in ("bias", "error")]
+    known = f"{spec.name}.weight" in network.arrays
+    return spec.kind == "elementwise" and known and not any(more)
 
 
 def _users(sources: dict[str, tuple[str, ...]], name: str) -> int:

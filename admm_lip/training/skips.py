@@ -9,10 +9,14 @@
   share in the bound (``shortcut_ball.py``).
 * **Linear ones** ``x + K x + b``: a layer and a sum, one layer of the weight ``I + K`` as the bound
   sees them (``skip_ball.py``).
+* **Others** ``a x + c (G2 phi(G1 x + b) + d)``, of sorted pairs or with factors: two layers of norm
+  1 at most, which take no share, so that the block grows nothing by more than ``|a| + |c|``: an
+  average of x and the branch by nothing at all.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,9 +27,10 @@ from ..networks.activations import ACTIVATIONS
 from ..networks.convolution import untransposed
 from ..networks.layer_spec import INPUT, LayerSpec, neuron_slopes, scalar_parts
 from ..networks.network import Network
-from .padding import LINEAR, Rows
+from .padding import LINEAR, Rows, is_factor
 
 ALONE, TIED, UNTIED, SHORTCUT, ADDED = "", "tied", "untied", "shortcut", "added"
+BRANCH = "branch"
 
 
 class Piece(NamedTuple):
@@ -36,12 +41,16 @@ class Piece(NamedTuple):
         form: ``ALONE``, or which skip connection it is of.
         rows: of the network that it takes up.
         end: the name of the last of them.
+        factors: a and c of a block, by which x and the branch count.
+        between: the activation of a block.
     """
 
     specs: tuple[LayerSpec, ...]
     form: str
     rows: int
     end: str
+    factors: tuple[float, float] = (1.0, 1.0)
+    between: LayerSpec | None = None
 
 
 def pieces_of(network: Network, rows: Rows) -> list[Piece]:
@@ -52,11 +61,12 @@ def pieces_of(network: Network, rows: Rows) -> list[Piece]:
         rows: its layers.
 
     Raises:
-        UnsupportedModule: by name, for other skip connections, and for a residual block of an
-            activation whose slopes are not in [0, 1].
+        UnsupportedModule: by name, for other skip connections, and for a block that needs an
+            activation of slopes in [0, 1] and has another.
     """
     found: list[Piece] = []
     layers, sources = _without_identities(rows)
+    layers, sources, factors = _without_factors(network, layers, sources)
     output = INPUT
     while layers:
         first = layers[0]
@@ -64,15 +74,18 @@ def pieces_of(network: Network, rows: Rows) -> list[Piece]:
             raise UnsupportedModule(
                 f"{first.name}: takes the output of {' and '.join(sources[first.name])}; of skip "
                 "connections or branches, tied blocks x - K' phi(K x + b) "
-                "(admm_lip.networks.tied), residual blocks x + G2 phi(G1 x + b) + c and linear "
-                "layers x + K x + b (admm_lip.networks.residual), and blocks with a layer S as "
-                "their shortcut, S x + G2 phi(G1 x + b) + c, are trained and projected, others "
+                "(admm_lip.networks.tied), residual blocks a x + c (G2 phi(G1 x + b) + d) and "
+                "linear layers x + K x + b (admm_lip.networks.residual), and blocks with a layer S "
+                "as their shortcut, S x + G2 phi(G1 x + b) + d, are trained and projected, others "
                 "only certified"
             )
         block = _block(layers, sources, output)
         if block is not None:
-            found.append(_piece(network, block, rows))
-        elif _is_added(layers[:2], sources, output):
+            own = factors.get(block.end.name, {})
+            past = output if block.past is None else block.past.name
+            a, c = (own.get(name, 1.0) for name in (past, block.back.name))
+            found.append(_piece(network, block, rows, (a, c)))
+        elif _is_added(layers[:2], sources, output) and layers[1].name not in factors:
             _refuse_minus((first,), rows)
             found.append(Piece((first,), ADDED, 2, layers[1].name))
         else:
@@ -91,6 +104,28 @@ def _without_identities(rows: Rows) -> tuple[list[LayerSpec], dict[str, tuple[st
     return [spec for spec in rows.layers if spec.kind != "identity"], sources
 
 
+def _without_factors(
+    network: Network, layers: Sequence[LayerSpec], sources: Mapping[str, tuple[str, ...]]
+) -> tuple[list[LayerSpec], dict[str, tuple[str, ...]], dict[str, dict[str, float]]]:
+    """Layers and sources without what multiplies a value of one sum, and the factors by both."""
+    scales = {
+        spec.name: float(np.asarray(network.arrays[f"{spec.name}.weight"]))
+        for spec in layers
+        if is_factor(network, spec)
+    }
+    users = Counter(name for given in sources.values() for name in given)
+    found, factors = dict(sources), dict[str, dict[str, float]]()
+    for spec in layers if scales else ():
+        given = sources[spec.name]
+        own = {name: scales[name] for name in given if name in scales and users[name] == 1}
+        if spec.kind == "add" and own:
+            found[spec.name] = tuple(sources[n][0] if n in own else n for n in given)
+            factors[spec.name] = {sources[name][0]: scale for name, scale in own.items()}
+            for name in own:
+                del scales[name], found[name]
+    return [spec for spec in layers if spec.name in found], found, factors
+
+
 class _Block(NamedTuple):
     """The layers of ``S x + G2 phi(G1 x)``; of S ``None`` where it is I."""
 
@@ -101,13 +136,21 @@ class _Block(NamedTuple):
     end: LayerSpec
 
 
-def _piece(network: Network, block: _Block, rows: Rows) -> Piece:
+def _piece(network: Network, block: _Block, rows: Rows, factors: tuple[float, float]) -> Piece:
     """A block as one piece."""
     into, between, back, past, end = block
     tied = past is None and _are_tied(into, back, network, rows)
+    scaled = factors != (1.0, 1.0)
+    if past is None and (scaled or not (tied or _rises(between, network))):
+        return Piece((into, back), BRANCH, 4, end.name, factors, between)
     _check_slopes(between, network, "tied" if tied else "residual")
     if past is not None:
         _refuse_minus((back, past), rows)
+        if scaled:
+            raise UnsupportedModule(
+                f"{end.name}: a sum with factors whose shortcut is the layer {past.name}; multiply "
+                "the weights instead, or scale a shortcut that is x itself"
+            )
         return Piece((into, back, past), SHORTCUT, 5, end.name)
     return Piece((into,) if tied else (into, back), TIED if tied else UNTIED, 4, end.name)
 
@@ -175,9 +218,21 @@ def _check_slopes(spec: LayerSpec, network: Network, form: str) -> None:
     said = f"{spec.name} ({spec.kind}): a {form} block needs an activation of slopes in [0, 1]"
     if spec.kind not in ACTIVATIONS:
         raise UnsupportedModule(f"{said}; use nn.ReLU")
+    if not _rises(spec, network):
+        low, high = _slopes(spec, network)
+        raise UnsupportedModule(f"{said}, and this one has [{low:.6g}, {high:.6g}]; use nn.ReLU")
+
+
+def _rises(spec: LayerSpec, network: Network) -> bool:
+    """Whether an activation has slopes in [0, 1]."""
+    if spec.kind not in ACTIVATIONS:
+        return False
+    low, high = _slopes(spec, network)
+    return low >= 0.0 and high <= 1.0
+
+
+def _slopes(spec: LayerSpec, network: Network) -> tuple[float, float]:
+    """The least and the greatest slope of an activation."""
     shape = network.shapes()[spec.name]
     low, high = neuron_slopes(scalar_parts(spec, network.arrays, shape))
-    if low.min() < 0.0 or high.max() > 1.0:
-        raise UnsupportedModule(
-            f"{said}, and this one has [{low.min():.6g}, {high.max():.6g}]; use nn.ReLU"
-        )
+    return float(low.min()), float(high.max())

@@ -148,8 +148,39 @@ class TiedBall(LayerBall):
 
     def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
         """The factor on K that brings it into the ball, or to its edge."""
-        norm = self.own.norm_of(weights)
-        return (self.radius / norm if norm > self.radius or (fills and norm > 0.0) else 1.0,)
+        return _into(self.own.norm_of(weights), self.radius, fills)
+
+
+@dataclass(frozen=True)
+class UnitBall(LayerBall):
+    """Of a layer in the branch of a block: norm 1 at most, whatever the share of the others is.
+
+    Attributes:
+        own: the ball of the layer by itself.
+        radius: of that, 1 less the rounding of weights.
+    """
+
+    own: LayerBall
+    radius: float
+    shares = False
+
+    def norm(self, weight: Tensor) -> float:
+        """What the block is to be multiplied by, at most."""
+        return max(1.0, self.own.norm(weight))
+
+    def nearest(
+        self, anchor: Tensor, radius: float, tol: float, warm: Any = None
+    ) -> tuple[Tensor, Any, int]:
+        """The nearest weight in the ball."""
+        return self.own.nearest(anchor, self.radius, tol, warm)
+
+    def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
+        """The factor that brings the weight into the ball, or to its edge."""
+        return _into(self.own.norm_of(weights), self.radius, fills)
+
+
+def _into(norm: float, radius: float, fills: bool) -> tuple[float, ...]:
+    return (radius / norm if norm > radius or (fills and norm > 0.0) else 1.0,)
 
 
 @dataclass(frozen=True)

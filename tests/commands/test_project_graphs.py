@@ -29,7 +29,7 @@ def lip_of(folder: str) -> float:
     return Certificate.load(Path(folder) / "certificate.json").lip
 
 
-@pytest.mark.parametrize("name", ["2C4T2F", "2C4R2F"])
+@pytest.mark.parametrize("name", ["2C4T2F", "2C4R2F", "2C4M2F"])
 def test_a_run_is_projected_and_judged(name: str) -> None:
     net = ["--convnet.name", name, "--convnet.width", "0.125"]
     assert cli.main(["train", "--data", "digits", *net, *QUICK, "--run-dir", "run"]) == 0

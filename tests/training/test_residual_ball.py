@@ -257,8 +257,6 @@ def grouped() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "sorting": (lambda: ResidualBlock2d(2, 2, activation=MaxMin()), "a residual block needs an"),
-    "steep": (lambda: ResidualBlock2d(2, 2, activation=nn.SiLU()), r"slopes in \[0, 1\], and this"),
     "groups": (grouped, "residual blocks are trained without groups and strides, got groups=2"),
 }
 
