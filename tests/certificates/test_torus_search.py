@@ -180,6 +180,22 @@ def test_the_loudest_signals_are_those_of_the_linear_network_of_steepest_slopes(
     assert np.allclose(found[-1], rows)
 
 
+@pytest.mark.parametrize("decades", [1.0, 4.0, 8.0])
+def test_the_best_sum_of_signals_of_any_scale_is_no_less_than_the_best_one(decades: float) -> None:
+    random = np.random.default_rng(int(decades))
+    loudest = 10.0 ** random.uniform(0.0, decades, 40)
+    found = [
+        Signals(
+            random.standard_normal(40) * 10.0 ** random.uniform(-decades, 2.0 * decades),
+            float(10.0 ** random.uniform(0.0, 2.0 * decades)),
+            float(10.0 ** random.uniform(-1.0, 1.0)),
+        )
+        for _ in range(30)
+    ]
+    alone = max(lower_bound(one, loudest) for one in found)
+    assert best_sum(found, loudest) >= (1.0 - 1e-6) * alone
+
+
 def test_the_lower_bound_is_that_of_signals() -> None:
     """The gradient's figures against F itself, made whole for one frequency of a circular layer."""
     torch.manual_seed(0)

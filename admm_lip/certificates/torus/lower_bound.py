@@ -23,6 +23,9 @@ from ...networks.layers import Array
 
 # Rounding, far above that of sums of thousands of terms.
 _ROUNDING = 1e-9
+# What a covariance may leave for others counts up to so much, and steps of the program; the bound
+# is computed anew, whatever the program finds.
+_MOST_LEFT, _MOST_STEPS = 1e3, 20_000
 
 
 class Signals(NamedTuple):
@@ -60,19 +63,23 @@ def best_sum(found: Sequence[Signals], loudest: Array) -> float:
     found = [one for one in found if one.inputs > 0.0]
     missing = np.array([one.missing / one.inputs for one in found]).T
     power = np.array([one.power / one.inputs for one in found])
-    unit = power.max()
-    # Shares of the input's power: of every covariance, and of what is added for every i.
-    added = np.eye(len(loudest))
+    # Of every covariance what it takes by itself of the input's power, with all that is added: in
+    # deep networks that is more by many orders, and no program of such numbers is solved.
+    wanted = missing / (0.5 * loudest)[:, None]
+    alone = 1.0 + np.maximum(wanted, 0.0).sum(axis=0)
+    wanted, count = np.maximum(wanted / alone, -_MOST_LEFT), len(loudest)
+    best = power / alone
     solved = linprog(
-        -np.concatenate([power / unit, np.zeros(len(loudest))]),
-        A_ub=np.hstack([missing / (0.5 * loudest)[:, None], -added]),
-        b_ub=np.zeros(len(loudest)),
-        A_eq=np.ones((1, len(power) + len(loudest))),
+        -np.concatenate([best / best.max(), np.zeros(count)]),
+        A_ub=np.hstack([wanted, -np.eye(count)]),
+        b_ub=np.zeros(count),
+        A_eq=np.concatenate([1.0 / alone, np.ones(count)])[None],
         b_eq=[1.0],
         method="highs",
+        options={"maxiter": _MOST_STEPS},
     )
     if solved.x is None:
         return 0.0
-    shares = np.maximum(solved.x[: len(power)], 0.0)
+    shares = np.maximum(solved.x[: len(power)], 0.0) / alone
     summed = Signals(missing @ shares, float(power @ shares), float(shares.sum()))
     return lower_bound(summed, loudest) if summed.inputs > 0.0 else 0.0
