@@ -85,6 +85,7 @@ class ResidualBall(Ball):
         balance: b.
         radius: of the ball, 1 less the rounding of weights.
         sign: of what the block adds: -1 where G2 is the negative of the second weight.
+        groups: of channels, of G1 and of G2; kernels stand in blocks on the diagonal.
     """
 
     window: KernelBall
@@ -93,6 +94,7 @@ class ResidualBall(Ball):
     balance: float = 1.0
     radius: float = 1.0
     sign: float = 1.0
+    groups: Pair = (1, 1)
     layers = 2
     shares = False
 
@@ -115,7 +117,7 @@ class ResidualBall(Ball):
     def fresh(self, weights: Matrices) -> Matrices:
         """The second weight minus the adjoint of the first, as far as it has its taps."""
         first, second = weights
-        moved = self.taps[1].taken(self._placed(weights)[0])
+        moved = grouped(self.taps[1].taken(self._placed(weights)[0]), self.groups[1])
         return first, -self.sign * moved.reshape(second.shape)
 
     def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
@@ -134,17 +136,17 @@ class ResidualBall(Ball):
         goal = self._placed(tuple((w / reach).to(dtype) for w in anchor))
         near, warm, steps = split(self._spreading(goal), goal, tol, warm)
         first, second = (reach * w.to(torch.float64) for w in near)
-        found = (
-            self.taps[0].taken(first).transpose(0, 1).reshape(anchor[0].shape),
-            self.sign * self.taps[1].taken(second).reshape(anchor[1].shape),
-        )
+        inner = grouped(self.taps[0].taken(first).transpose(0, 1), self.groups[0])
+        outer = grouped(self.taps[1].taken(second), self.groups[1])
+        found = inner.reshape(anchor[0].shape), self.sign * outer.reshape(anchor[1].shape)
         size = self.norm_of(found)
         share = self.radius / size if size > self.radius else 1.0
         return tuple(share * w for w in found), warm, steps
 
     def _placed(self, weights: Matrices) -> Matrices:
         """Both kernels in the window, channels of the block first."""
-        kernels = (weights[0].transpose(0, 1), self.sign * weights[1])
+        first, second = map(on_diagonal, weights, self.groups)
+        kernels = (first.transpose(0, 1), self.sign * second)
         return tuple(
             t.placed(w, self.window.kernel) for t, w in zip(self.taps, kernels, strict=True)
         )
@@ -169,8 +171,13 @@ class ResidualBall(Ball):
 
     def _masks(self, like: Tensor) -> Matrices:
         """1 at the taps of each kernel."""
+        channels, hidden = like.shape[:2] if max(self.groups) > 1 else (1, 1)
         one = like.new_ones
-        return tuple(t.placed(one(1, 1, *t.kernel), self.window.kernel) for t in self.taps)
+        own, other = (t.kernel for t in self.taps)
+        first = on_diagonal(one(hidden, channels // self.groups[0], *own), self.groups[0])
+        second = on_diagonal(one(channels, hidden // self.groups[1], *other), self.groups[1])
+        kernels = zip(self.taps, (first.transpose(0, 1), second), strict=True)
+        return tuple(t.placed(w, self.window.kernel) for t, w in kernels)
 
     def _spreading(self, like: Matrices) -> Spreading:
         symbols = symbols_of(self.window, self.window.coarse, like[0].dtype, like[0].device)
@@ -216,20 +223,42 @@ def residual_ball(
         radius: of the ball.
 
     Raises:
-        UnsupportedModule: by name, for groups and strides.
+        UnsupportedModule: by name, for strides.
     """
     first, second = balls
     if not isinstance(first, KernelBall) or not isinstance(second, KernelBall):
         return ResidualBall(KernelBall((1, 1), (1, 1)), (Taps(), Taps()), 2.0, radius=radius)
     for spec, ball in zip(specs, (first, second), strict=True):
-        if ball.groups > 1 or ball.stride != (1, 1):
+        if ball.stride != (1, 1):
             raise UnsupportedModule(
-                f"{spec.name}: residual blocks are trained without groups and strides, got "
-                f"groups={ball.groups} and stride={ball.stride}; such a block is only certified"
+                f"{spec.name}: residual blocks are trained without strides, got "
+                f"stride={ball.stride}; such a block is only certified"
             )
     placed = [(first, places_of(first, -1)), (second, places_of(second, 1))]
     window, taps = one_window(specs[0].name, placed, (first, second))
-    return ResidualBall(window, (taps[0], taps[1]), 2.0, radius=radius)
+    groups = first.groups, second.groups
+    return ResidualBall(window, (taps[0], taps[1]), 2.0, radius=radius, groups=groups)
+
+
+def on_diagonal(weight: Tensor, groups: int) -> Tensor:
+    """A kernel ``(out, in / groups, ...)`` as one of all channels, zero between the groups."""
+    if groups == 1:
+        return weight
+    out, width, *rest = weight.shape
+    full = weight.new_zeros(groups, out // groups, groups, width, *rest)
+    each = torch.arange(groups)
+    full[each, :, each] = weight.reshape(groups, out // groups, width, *rest)
+    return full.reshape(out, groups * width, *rest)
+
+
+def grouped(kernel: Tensor, groups: int) -> Tensor:
+    """What :func:`on_diagonal` has placed."""
+    if groups == 1:
+        return kernel
+    out, channels, *rest = kernel.shape
+    each = torch.arange(groups)
+    blocks = kernel.reshape(groups, out // groups, groups, channels // groups, *rest)
+    return blocks[each, :, each].reshape(out, channels // groups, *rest)
 
 
 def one_window(

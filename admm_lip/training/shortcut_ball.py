@@ -43,7 +43,7 @@ from .kernel_ball import (
     split,
     symbols_of,
 )
-from .residual_ball import Taps, one_window, places_of
+from .residual_ball import Taps, grouped, on_diagonal, one_window, places_of
 from .terms import Ball, LayerBall
 
 _POINT = KernelBall((1, 1), (1, 1))
@@ -63,12 +63,14 @@ class ShortcutBall(Ball):
         taps: of G1 and of S in it.
         back: the ball of G2 by itself.
         balance: b, with which G1 counts, and G2 by its inverse.
+        groups: of channels, of G1, G2 and S; kernels stand in blocks on the diagonal.
     """
 
     window: KernelBall = _POINT
     taps: tuple[Taps, Taps] = (Taps(), Taps())
     back: KernelBall = _POINT
     balance: float = 1.0
+    groups: tuple[int, int, int] = (1, 1, 1)
     layers = 3
     degrees = (1, 1, 2)
 
@@ -145,7 +147,7 @@ class ShortcutBall(Ball):
 
     def _parts(self, weights: Matrices, symbols: Sequence[Symbols]) -> tuple[Tensor, ...]:
         """The symbols of all three."""
-        first, second, past = weights
+        first, second, past = map(on_diagonal, weights, self.groups)
         seen, back = symbols
         into, beside = (
             self.window.spread(taps.placed(w, self.window.kernel), seen)
@@ -167,26 +169,23 @@ class ShortcutBall(Ball):
 
     def _gather(self, whole: Tensor, shares: Sequence[float], symbols: Any, like: Matrices) -> Any:
         """The adjoint, of Hermitian matrices."""
-        first, second, past = like
-        hidden, out = len(first), len(second)
+        hidden, out = len(like[0]), len(like[1])
         columns = whole.shape[1] - hidden - out
         into, beside = whole[:, columns:-out, :columns], whole[:, -out:, :columns]
         between = whole[:, -out:, columns:-out]
+        whole_first, kernel, whole_past = map(on_diagonal, like, self.groups)
         placed = [
             taps.placed(w, self.window.kernel)
-            for taps, w in zip(self.taps, (first, past), strict=True)
+            for taps, w in zip(self.taps, (whole_first, whole_past), strict=True)
         ]
         inner, outer = (
-            taps.taken(self.window.gather(part, symbols[0], w)).reshape(own.shape)
-            for taps, part, w, own in zip(
-                self.taps, (into, beside), placed, (first, past), strict=True
-            )
+            taps.taken(self.window.gather(part, symbols[0], w))
+            for taps, part, w in zip(self.taps, (into, beside), placed, strict=True)
         )
-        kernel = _as_kernel(second, self.back)
-        middle = self.back.gather(between, symbols[1], kernel).reshape(second.shape)
-        return tuple(
-            2.0 * share * w for share, w in zip(shares, (inner, middle, outer), strict=True)
-        )
+        middle = self.back.gather(between, symbols[1], _as_kernel(kernel, self.back))
+        found = map(grouped, (inner, middle, outer), self.groups)
+        rows = zip(shares, found, like, strict=True)
+        return tuple(2.0 * share * w.reshape(own.shape) for share, w, own in rows)
 
     def _spreading(self, like: Matrices, bound: float) -> Spreading:
         symbols, shares = self._symbols(self._coarse, like[0]), self._shares(bound)
@@ -232,7 +231,7 @@ def shortcut_ball(balls: Sequence[LayerBall], specs: Sequence[LayerSpec]) -> Sho
         specs: of these layers.
 
     Raises:
-        UnsupportedModule: by name, for groups, and where G2 strides.
+        UnsupportedModule: by name, where G2 strides.
     """
     first, back, past = balls
     if not all(isinstance(ball, KernelBall) for ball in balls):
@@ -242,10 +241,10 @@ def shortcut_ball(balls: Sequence[LayerBall], specs: Sequence[LayerSpec]) -> Sho
     assert isinstance(past, KernelBall)
     for spec, ball in zip(specs, (first, back, past), strict=True):
         strides = back.stride != (1, 1) or first.stride != past.stride
-        if ball.groups > 1 or strides:
+        if strides:
             raise UnsupportedModule(
-                f"{spec.name}: residual blocks are trained without groups, the strides those of "
-                f"the first layer and the shortcut, got groups={ball.groups} and "
+                f"{spec.name}: of residual blocks with a shortcut are trained those whose first "
+                f"layer strides as the shortcut does and whose second does not, got "
                 f"stride={ball.stride}; such a block is only certified"
             )
     moved = [s * min(own) for s, own in zip(first.stride, places_of(back, 1), strict=True)]
@@ -254,4 +253,6 @@ def shortcut_ball(balls: Sequence[LayerBall], specs: Sequence[LayerSpec]) -> Sho
     )
     placed = [(first, places_of(first, 1)), (past, (rows, columns))]
     window, taps = one_window(specs[0].name, placed, (first, back, past))
-    return ShortcutBall(window, (taps[0], taps[1]), replace(back, grid=window.grid))
+    own = replace(back, grid=window.grid, groups=1)
+    groups = first.groups, back.groups, past.groups
+    return ShortcutBall(window, (taps[0], taps[1]), own, groups=groups)

@@ -22,6 +22,7 @@ from admm_lip.errors import UnsupportedModule
 from admm_lip.foreign.open import network_of
 from admm_lip.networks.sorting_torch import MaxMin
 from admm_lip.training.kernel_layers import kernel_layers
+from admm_lip.training.residual_ball import grouped, on_diagonal
 from admm_lip.training.shortcut_ball import ShortcutBall
 
 IMAGE = (1, 8, 8)
@@ -172,9 +173,40 @@ GEOMETRIES = {
 }
 
 
+def in_groups(block: nn.Module, groups: tuple[int, int, int]) -> nn.Module:
+    """The block with other layers, of these groups of channels."""
+    for name, count in zip(("into", "back", "past"), groups, strict=True):
+        own = getattr(block, name)
+        like = (own.kernel_size, own.stride, own.padding)
+        setattr(block, name, nn.Conv2d(own.in_channels, own.out_channels, *like, groups=count))
+    return block
+
+
+GROUPS = ((1, 1, 1), (2, 1, 2), (2, 2, 1))
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_count_as_zeros_off_the_diagonal(groups: tuple[int, int, int]) -> None:
+    block = in_groups(Kernels(2, 4, 2, (3, 3, 1), 2), groups)
+    whole = Kernels(2, 4, 2, (3, 3, 1), 2)
+    full = tuple(map(on_diagonal, random(block, 0), groups))
+    for w, count, own in zip(full, groups, random(block, 0), strict=True):
+        assert torch.equal(grouped(w, count), own)
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for name, one, two in zip(("into", "back", "past"), random(block, 0), full, strict=True):
+            getattr(block.double(), name).weight.copy_(one)
+            getattr(whole.double(), name).weight.copy_(two)
+            getattr(whole, name).bias.copy_(getattr(block, name).bias)
+    torch.testing.assert_close(block(x), whole(x))
+    norms = ball_of(block, (2, 6, 6)), ball_of(whole, (2, 6, 6))
+    assert norms[0].norm_of(random(block, 0)) == pytest.approx(norms[1].norm_of(full))
+
+
+@pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_nearest_kernels_are_inside_and_optimal(name: str) -> None:
-    block = Kernels(2, 2, 3, *GEOMETRIES[name])
+def test_nearest_kernels_are_inside_and_optimal(name: str, groups: tuple[int, int, int]) -> None:
+    block = in_groups(Kernels(2, 4, 2, *GEOMETRIES[name]), groups)
     ball, anchor = ball_of(block, (2, 8, 6)), random(block, 1)
     radius = 0.7 * ball.norm_of(anchor)
     near = ball.nearest_to(anchor, radius, 1e-7)[0]
@@ -282,16 +314,18 @@ def test_frozen_blocks_stay_and_a_part_of_one_does_not() -> None:
         train(model, data(), config, progress=False)
 
 
-class Grouped(Kernels):
-    def __init__(self) -> None:
-        super().__init__(2, 2, 2, (3, 3, 1), 2)
-        self.into = nn.Conv2d(2, 2, 3, 2, 1, groups=2)
-
-
 class Sorted(Dense):
     def __init__(self) -> None:
         super().__init__(2, 2, 2)
         self.act = MaxMin()
+
+
+class Apart(Kernels):
+    """Strides that differ."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, 2, (3, 3, 1), 2)
+        self.past = nn.Conv2d(2, 2, (6, 6), (1, 1), (1, 1))
 
 
 class Deeper(Dense):
@@ -300,7 +334,11 @@ class Deeper(Dense):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "groups": (Grouped, (2, 6, 6), "into: residual blocks are trained without groups, the str"),
+    "strides apart": (
+        Apart,
+        (2, 6, 6),
+        "into: of residual blocks with a shortcut are trained",
+    ),
     "sorting": (Sorted, (2,), "a residual block needs an activation of slopes"),
     "a shortcut that acts": (lambda: Deeper(2, 2, 2), (2,), "of skip connections or branches"),
 }
