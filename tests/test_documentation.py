@@ -183,6 +183,15 @@ def figures() -> list[str]:
         for name in names
         for row in rows_of("local_table", network=name, level=best.get(name, "tuned"))
     ]
+    wide, same, torchlip, sandwich = (
+        rows_of("images_wide", eps=1.58, contender=name)
+        for name in (
+            "ADMM, MaxMin, 256-256-256, 40 epochs",
+            "ADMM, MaxMin",
+            "torchlip, step size 0.01",
+            "Sandwich",
+        )
+    )
     trained = {"data": "mnist", "contender": "ADMM, MaxMin", "eps": 0.5}
     admm, cost = rows_of("images", **trained), rows_of("images_cost", **trained)
     (moved,) = rows_of("image_training", data="cifar10", moved=True)
@@ -200,6 +209,11 @@ def figures() -> list[str]:
             f"{row['published_sdp_crown']:.1f} ({row['published_seconds']:g} s"
             for row in local
         ),
+        f"{mean(wide, 'clean'):.1f} % right, {mean(wide, 'certified'):.1f} % certified, by "
+        f"256-256-256 in {mean(wide, 'cpu_seconds'):.0f} s; by 256-256 "
+        f"{mean(same, 'certified'):.1f} in {mean(same, 'cpu_seconds'):.0f} s (torchlip, one seed: "
+        f"{mean(torchlip, 'certified'):.1f} in {mean(torchlip, 'cpu_seconds'):.0f} s; Sandwich: "
+        f"{mean(sandwich, 'certified'):.1f} in {mean(sandwich, 'cpu_seconds'):.0f} s;",
         f"{mean(admm, 'clean'):.1f} % right, {mean(admm, 'certified'):.1f} % certified, in "
         f"{mean(cost, 'ratio'):.1f} times",
         f"{moved['clean']:.1f} % right, {moved['certified']:.1f} % certified in "
