@@ -22,6 +22,7 @@ from .deadline import Deadline
 from .devices import with_room
 from .errors import SolveFailed, SolverUnavailable
 from .lmi import ball_tiles
+from .memory import keep_freed_memory
 from .native.ball.splitting import WarmBall
 from .phases import stopwatch
 from .problem import CertifyProblem, Multiplier, ProjectProblem, Structure, Weights
@@ -109,6 +110,7 @@ def _certify(
         (found,) = stacked([problem], config.tol)
         if found is not None:
             return found
+    keep_freed_memory()
     deadline = Deadline(config.time_limit)
     reduced = reduce_certify(problem)
     start = None if warm is None else reduced.restrict(warm)

@@ -86,14 +86,14 @@ class JacobianField:
 
     def slopes(self, points: Tensor) -> list[Tensor]:
         """Per hidden layer, the derivative of each neuron's activation: shape (points, neurons)."""
-        found, x = [], points
-        for w, b, phi in zip(self.weights, self.biases, self.activations, strict=False):
-            with torch.enable_grad():
+        seen, total, x = list[Tensor](), torch.zeros((), dtype=points.dtype), points
+        with torch.enable_grad():
+            for w, b, phi in zip(self.weights, self.biases, self.activations, strict=False):
                 z = (x @ w.mT + b).requires_grad_()
                 y = phi(z.flatten(0, -2))  # of a batch of vectors, as torch's layers take them
-                found.append(torch.autograd.grad(y.sum(), z)[0])
-            x = y.detach().view_as(z)
-        return found
+                total, x = total + y.sum(), y.detach().view_as(z)
+                seen.append(z)
+            return list(torch.autograd.grad(total, seen)) if seen else []
 
     def forth(self, vectors: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """``J v`` for each point and its vector, over ``2^power``."""

@@ -25,8 +25,6 @@ from ..large.banded_newton import LEAST_SHARE, SHRINK, approach, worthwhile
 from ..lmi.block_cholesky import (
     Band,
     Factor,
-    band_of,
-    band_of_product,
     cholesky,
     factorize,
     inverse,
@@ -69,7 +67,7 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
     solve = schur_solver(schur_complement(forms, forms))
     if solve is None:
         return Trouble.NO_FACTOR
-    g = op.adjoint(band_of(dense, op.sizes))
+    g = op.adjoint(op.band_of(dense))
     b = torch.zeros_like(g)
     b[0] = 1.0
     hg, hb = solve(g), solve(b)
@@ -132,8 +130,8 @@ def _centred(
 def dual_point(op: LmiOperator, step: NewtonStep) -> Band:
     """The band of ``Z = mu (P - P dS P)``."""
     change = op.times(step.dy, step.dense, step.rows)
-    correction = band_of_product(step.dense, change, op.sizes)
-    return band_of(step.dense, op.sizes).plus(-1.0, correction).times(step.mu)
+    correction = op.band_of_product(step.dense, change)
+    return op.band_of(step.dense).plus(-1.0, correction).times(step.mu)
 
 
 def _damped(

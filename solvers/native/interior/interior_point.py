@@ -48,8 +48,6 @@ from ...problem import CertifyProblem, Multiplier
 from ...solution import CertifyClaim, Status
 from ..large.without_schur import SAFE_THETA, certify_large, large_starts, pairs_possible
 from ..lmi.block_cholesky import (
-    band_of,
-    band_of_product,
     completion,
     completion_times,
     factorize_cliques,
@@ -304,7 +302,7 @@ def linearise(op: LmiOperator, pair: Pair) -> Linearised | Trouble:
     solve = schur_solver(schur_complement(z_forms, p_forms))
     if solve is None:
         return Trouble.NO_FACTOR
-    g = op.adjoint(band_of(p, op.sizes))
+    g = op.adjoint(op.band_of(p))
     b = torch.zeros_like(g)
     b[0] = 1.0
     return Linearised(p, z, p_forms.rows, z_forms.rows, solve, g, b, mu)
@@ -316,7 +314,7 @@ def direct(op: LmiOperator, pair: Pair, lin: Linearised) -> Direction:
     ds_p = op.direction(dy_p)
     change = op.times(dy_p, lin.p, lin.p_rows)  # dS P
     dense = _predicted(pair, lin.z, change)
-    band = band_of(dense, op.sizes)
+    band = op.band_of(dense)
     a_s, a_z = (min(1.0, a) for a in longest_steps(pair, ds_p, band, _ROUGH))
     left = pair.slack.plus(a_s, ds_p).inner(pair.z.plus(a_z, band)) / op.order
     sigma = min(1.0, max(left / lin.mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
@@ -325,8 +323,8 @@ def direct(op: LmiOperator, pair: Pair, lin: Linearised) -> Direction:
     dy = lin.solve(sigma * lin.mu * lin.g - second - lin.b)
     # (Z dS + dZ_p dS_p) P holds the linear and the quadratic term; only its band is wanted.
     both = op.times(dy, lin.z, lin.z_rows).add_(op.times(dy_p, dense, rows))
-    terms = band_of_product(both.T, lin.p, op.sizes)
-    dz = band_of(lin.p, op.sizes).times(sigma * lin.mu).plus(-1.0, pair.z).plus(-1.0, terms)
+    terms = op.band_of_product(both.T, lin.p)
+    dz = op.band_of(lin.p).times(sigma * lin.mu).plus(-1.0, pair.z).plus(-1.0, terms)
     return Direction(dy, op.direction(dy), dz)
 
 

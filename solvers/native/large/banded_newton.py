@@ -153,8 +153,8 @@ def _eliminated(
 @phase("products")
 def hessian_band(op: LmiOperator, z: Markov, p: Markov) -> Band:
     """``tr(A_i Z A_j P)`` for every layer with itself and with the next one."""
-    by_v: list[Tensor] = op.into_v
-    by_u: list[Tensor] | list[None] = op.into_u if op.has_alpha else [None] * len(by_v)
+    by_v = list(op.into_v)
+    by_u: list[Tensor] | list[None] = list(op.into_u) if op.has_alpha else [None] * len(by_v)
     sides = list(zip(by_u, by_v, strict=True))
     diagonal, lower = [], []
     for k, here in enumerate(sides):

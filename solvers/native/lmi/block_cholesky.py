@@ -11,14 +11,17 @@ where D is the total size and n the width of a block:
   ``j <= k`` (``completion``; R. Grone et al., Linear Algebra Appl. 58, 1984).
 
 No function here raises for a matrix that is not positive definite: it returns ``None``.
+
+Equal blocks may stand in one tensor each, of a leading dimension: then they are taken side by side
+(``even_blocks.py``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -26,16 +29,28 @@ import torch
 from torch import Tensor
 
 from ...phases import phase
+from . import even_blocks
 
 # Side of the tiles in which a dense matrix is transposed.
 _TILE = 512
 
 
+# One tensor per block, or equal blocks in one of three dimensions.
+Tensors = list[Tensor] | Tensor
+
+
+def each(function: Callable[..., Tensor], *given: Tensors) -> Tensors:
+    """What a function that broadcasts gives for every block."""
+    if all(isinstance(blocks, Tensor) for blocks in given):
+        return function(*given)
+    return [function(*one) for one in zip(*given, strict=True)]
+
+
 class Band(NamedTuple):
     """Block-tridiagonal part of a symmetric matrix: blocks ``(k, k)`` and ``(k+1, k)``."""
 
-    diagonal: list[Tensor]
-    lower: list[Tensor]
+    diagonal: Tensors
+    lower: Tensors
 
     @property
     def size(self) -> int:
@@ -44,24 +59,29 @@ class Band(NamedTuple):
 
     def plus(self, step: float, other: Band) -> Band:
         """``self + step * other``."""
-        return Band(
-            [
-                torch.add(a, b, alpha=step)
-                for a, b in zip(self.diagonal, other.diagonal, strict=True)
-            ],
-            [torch.add(a, b, alpha=step) for a, b in zip(self.lower, other.lower, strict=True)],
-        )
+        return self._each(partial(torch.add, alpha=step), other)
 
     def times(self, scale: float) -> Band:
         """``scale * self``."""
-        return Band([scale * d for d in self.diagonal], [scale * b for b in self.lower])
+        return self._each(lambda block: scale * block)
+
+    def to(self, like: Tensor) -> Band:
+        """The same in another precision."""
+        return self._each(lambda block: block.to(like))
+
+    def _each(self, function: Callable[..., Tensor], *others: Band) -> Band:
+        return Band(*(each(function, *parts) for parts in zip(self, *others, strict=True)))
 
     def inner(self, other: Band) -> float:
         """Trace of the product, where one of the two vanishes outside the band."""
-        pairs = zip(self.diagonal, other.diagonal, strict=True)
-        total = sum(float((a * b).sum()) for a, b in pairs)
-        pairs = zip(self.lower, other.lower, strict=True)
-        return total + 2.0 * sum(float((a * b).sum()) for a, b in pairs)
+        diagonal, lower = self._each(torch.mul, other)
+        return _total(diagonal) + 2.0 * _total(lower)
+
+
+def _total(blocks: Tensors) -> float:
+    if isinstance(blocks, Tensor):
+        return float(blocks.sum())
+    return sum(float(block.sum()) for block in blocks)
 
 
 def block_slices(sizes: Sequence[int]) -> list[slice]:
@@ -86,23 +106,35 @@ def cholesky(matrix: Tensor) -> Tensor | None:
 class Factor:
     """``S = L L'``: L has ``pivots[k]`` on its diagonal and ``below[k]`` at block ``(k+1, k)``."""
 
-    pivots: list[Tensor]
-    below: list[Tensor]
+    pivots: Tensors
+    below: Tensors
 
     @cached_property
-    def inverses(self) -> list[Tensor]:
+    def inverses(self) -> Tensors:
         """``pivots[k]^{-1}``: many products follow."""
-        return [_triangular_inverse(p) for p in self.pivots]
+        return each(_triangular_inverse, self.pivots)
+
+    @cached_property
+    def gains(self) -> Tensors:
+        """``G_k = below_k pivot_k^{-1}``."""
+        return each(torch.matmul, self.below, self.inverses[:-1])
 
     @cached_property
     def logdet(self) -> float:
         """``logdet S``."""
-        return 2.0 * sum(float(torch.diagonal(p).log().sum()) for p in self.pivots)
+        return 2.0 * _total(each(_log_diagonal, self.pivots))
+
+
+def _log_diagonal(pivot: Tensor) -> Tensor:
+    return torch.diagonal(pivot, dim1=-2, dim2=-1).log()
 
 
 @phase("factorisation")
 def factorize(band: Band) -> Factor | None:
     """Block Cholesky factor, from the first block on; ``None`` if not positive definite."""
+    if isinstance(band.diagonal, Tensor) and isinstance(band.lower, Tensor):
+        found = even_blocks.factors(band.diagonal, band.lower)
+        return None if found is None else Factor(*found)
     pivots: list[Tensor] = []
     below: list[Tensor] = []
     schur = band.diagonal[0]
@@ -125,13 +157,15 @@ def inverse(factor: Factor) -> Tensor:
     With ``G_k = below_k pivot_k^{-1}``: ``P_kj = -G_k' P_{k+1,j}`` for ``j > k`` and
     ``P_kk = (pivot_k pivot_k')^{-1} + G_k' P_{k+1,k+1} G_k``.
     """
+    if isinstance(factor.inverses, Tensor) and isinstance(factor.gains, Tensor):
+        return even_blocks.inverse(factor.inverses, factor.gains)
     at = block_slices([p.shape[0] for p in factor.pivots])
     dense = factor.pivots[0].new_empty(at[-1].stop, at[-1].stop)
     last = len(at) - 1
     corners = [i.T @ i for i in factor.inverses]
     dense[at[last], at[last]] = corners[last]
     for k in range(last - 1, -1, -1):
-        gain = factor.below[k] @ factor.inverses[k]
+        gain = factor.gains[k]
         right = slice(at[k + 1].start, None)
         row = torch.mm(gain.T, dense[at[k + 1], right]).neg_()
         dense[at[k], right] = row
@@ -143,10 +177,11 @@ def inverse(factor: Factor) -> Tensor:
 @phase("factorisation")
 def inverse_band(factor: Factor) -> Band:
     """The block-tridiagonal part of ``S^{-1}`` alone, in O(D n^2)."""
+    if isinstance(factor.inverses, Tensor) and isinstance(factor.gains, Tensor):
+        return Band(*even_blocks.inverse_band(factor.inverses, factor.gains))
     diagonal = [factor.inverses[-1].T @ factor.inverses[-1]]
     lower: list[Tensor] = []
-    for below, inverse in zip(reversed(factor.below), reversed(factor.inverses[:-1]), strict=True):
-        gain = below @ inverse
+    for gain, inverse in zip(reversed(factor.gains), reversed(factor.inverses[:-1]), strict=True):
         lower.append(torch.mm(diagonal[-1], gain).neg_())
         diagonal.append(torch.mm(inverse.T, inverse).addmm_(gain.T, lower[-1], alpha=-1.0))
     return Band(diagonal[::-1], lower[::-1])
@@ -159,20 +194,39 @@ class Cliques:
     ``[Z_kk, .; Z_k+1,k, Z_k+1,k+1] = K K'`` with ``K = [pivots[k], 0; below[k], rest[k]]``.
     """
 
-    pivots: list[Tensor]
-    below: list[Tensor]
-    rest: list[Tensor]
+    pivots: Tensors
+    below: Tensors
+    rest: Tensors
 
     @cached_property
     def inverses(self) -> list[tuple[Tensor, Tensor]]:
         """``pivots[k]^{-1}`` and ``rest[k]^{-1}``."""
-        pairs = zip(self.pivots, self.rest, strict=True)
-        return [(_triangular_inverse(p), _triangular_inverse(r)) for p, r in pairs]
+        both = (each(_triangular_inverse, part) for part in (self.pivots, self.rest))
+        return list(zip(*both, strict=True))
+
+    @cached_property
+    def gains(self) -> Tensors:
+        """``Z_{k+1,k} Z_kk^{-1}``."""
+        if isinstance(self.pivots, Tensor):
+            return each(torch.matmul, self.below, each(_triangular_inverse, self.pivots))
+        return [below @ pivot for below, (pivot, _) in zip(self.below, self.inverses, strict=True)]
+
+    @cached_property
+    def noises(self) -> Tensors:
+        """``Z_{k+1,k+1}`` less what ``Z_kk`` says of it."""
+        return each(_square, self.rest)
+
+
+def _square(rest: Tensor) -> Tensor:
+    return rest @ rest.mT
 
 
 @phase("factorisation")
 def factorize_cliques(band: Band) -> Cliques | None:
     """Factors of all cliques; ``None`` where one is not positive definite."""
+    if isinstance(band.diagonal, Tensor) and isinstance(band.lower, Tensor):
+        found = even_blocks.clique_factors(band.diagonal, band.lower)
+        return None if found is None else Cliques(*found)
     pivots: list[Tensor] = []
     below: list[Tensor] = []
     rest: list[Tensor] = []
@@ -192,16 +246,21 @@ def factorize_cliques(band: Band) -> Cliques | None:
 
 def clique_matrices(band: Band) -> list[Tensor]:
     """The cliques written out, those of equal shape as one stack."""
+    if isinstance(band.diagonal, Tensor) and isinstance(band.lower, Tensor):
+        return [_cliques(band.diagonal[:-1], band.lower, band.diagonal[1:])]
     alike: dict[tuple[int, ...], list[int]] = {}
     for k, block in enumerate(band.lower):
         alike.setdefault(tuple(block.shape), []).append(k)
     found = []
     for places in alike.values():
         above, below = (torch.stack([band.diagonal[k + i] for k in places]) for i in (0, 1))
-        corner = torch.stack([band.lower[k] for k in places])
-        rows = torch.cat([above, corner.mT], 2), torch.cat([corner, below], 2)
-        found.append(torch.cat(rows, 1))
+        found.append(_cliques(above, torch.stack([band.lower[k] for k in places]), below))
     return found
+
+
+def _cliques(above: Tensor, corner: Tensor, below: Tensor) -> Tensor:
+    rows = torch.cat([above, corner.mT], 2), torch.cat([corner, below], 2)
+    return torch.cat(rows, 1)
 
 
 def are_definite(matrices: Tensor) -> bool:
@@ -214,14 +273,15 @@ def are_definite(matrices: Tensor) -> bool:
 @phase("factorisation")
 def completion(band: Band, cliques: Cliques) -> Tensor:
     """The dense positive definite matrix with this band and largest determinant."""
+    if isinstance(band.diagonal, Tensor) and isinstance(cliques.gains, Tensor):
+        return even_blocks.completion(band.diagonal, cliques.gains)
     at = block_slices([d.shape[0] for d in band.diagonal])
     dense = band.diagonal[0].new_empty(at[-1].stop, at[-1].stop)
     dense[at[0], at[0]] = band.diagonal[0]
     for k, block in enumerate(band.lower):
         here, start = at[k + 1], at[k].start
         if start:
-            gain = cliques.below[k] @ cliques.inverses[k][0]
-            row = torch.mm(gain, dense[at[k], :start])
+            row = torch.mm(cliques.gains[k], dense[at[k], :start])
             dense[here, :start] = row
             dense[:start, here] = row.T
         dense[here, at[k]] = block
@@ -230,8 +290,13 @@ def completion(band: Band, cliques: Cliques) -> Tensor:
     return dense
 
 
-def band_of(dense: Tensor, sizes: Sequence[int]) -> Band:
-    """The block-tridiagonal part of a symmetric dense matrix (views)."""
+def band_of(dense: Tensor, sizes: Sequence[int], even: bool = False) -> Band:
+    """The block-tridiagonal part of a symmetric dense matrix (views).
+
+    ``even`` blocks stand in one tensor.
+    """
+    if even:
+        return Band(*(even_blocks.diagonal_of(dense, sizes[0], below) for below in (0, 1)))
     at = block_slices(sizes)
     return Band(
         [dense[s, s] for s in at],
@@ -246,22 +311,27 @@ def completion_times(cliques: Cliques, first: Tensor, right: Tensor) -> Tensor:
     ``F^{-1}`` has ``-Z_{k+1,k} Z_kk^{-1}`` below its diagonal, and N the conditional covariances;
     ``first`` is the block ``Z_00``.
     """
+    if isinstance(cliques.gains, Tensor) and isinstance(cliques.noises, Tensor):
+        noises = torch.cat([first[None], cliques.noises])
+        return even_blocks.completion_times(noises, cliques.gains, right)
     sizes = [first.shape[0], *(r.shape[0] for r in cliques.rest)]
     at = block_slices(sizes)
-    gains = [b @ i for b, (i, _) in zip(cliques.below, cliques.inverses, strict=True)]
+    gains = cliques.gains
     out = right.clone()
     for k in range(len(gains) - 1, -1, -1):
         out[at[k]].addmm_(gains[k].T, out[at[k + 1]])
     out[at[0]] = first @ out[at[0]]
-    for k, rest in enumerate(cliques.rest):
-        here = torch.mm(rest @ rest.T, out[at[k + 1]])
+    for k, noise in enumerate(cliques.noises):
+        here = torch.mm(noise, out[at[k + 1]])
         out[at[k + 1]] = here.addmm_(gains[k], out[at[k]])
     return out
 
 
 @phase("products")
-def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> Band:
-    """Block-tridiagonal part of ``(left @ right + right' @ left') / 2``."""
+def band_of_product(left: Tensor, right: Tensor, sizes: Sequence[int], even: bool = False) -> Band:
+    """Block-tridiagonal part of ``(left @ right + right' @ left') / 2``; ``even`` as above."""
+    if even:
+        return Band(*even_blocks.band_of_product(left, right, sizes[0]))
     at = block_slices(sizes)
     diagonal, lower = [], []
     for k, s in enumerate(at):
@@ -292,6 +362,6 @@ def symmetrised(matrix: Tensor) -> Tensor:
 
 @phase("factorisation")
 def _triangular_inverse(pivot: Tensor) -> Tensor:
-    eye = torch.eye(pivot.shape[0], dtype=pivot.dtype, device=pivot.device)
+    eye = torch.eye(pivot.shape[-1], dtype=pivot.dtype, device=pivot.device).expand(pivot.shape)
     inverse: Tensor = torch.linalg.solve_triangular(pivot, eye, upper=False)
     return inverse

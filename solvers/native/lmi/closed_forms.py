@@ -40,6 +40,9 @@ _S_RANGE = 1e6
 _EXACT_NORMS = 256
 _NORM_ACCURACY = 1e-3
 
+# Up to this width of layers all thetas are tried side by side.
+_SIDE_BY_SIDE = 64
+
 # A multiplier is inverted at a bound this much above the one it proves.
 _INSIDE = 1e-9
 
@@ -66,11 +69,12 @@ def theta_start(problem: CertifyProblem, theta: float, balanced: bool = True) ->
 
 
 def forward(
-    weights: Weights, slopes: Sequence[Slopes], theta: float, balanced: bool = True
+    weights: Weights, slopes: Sequence[Slopes], theta: float | Tensor, balanced: bool = True
 ) -> tuple[list[Tensor], Tensor]:
     """``T / lambda`` of the closed form, and the matrix whose norm is lambda.
 
-    Chains of equal widths side by side have a leading dimension in every tensor.  Where rounding
+    Chains of equal widths side by side have a leading dimension in every tensor, and may have a
+    theta each, of shape ``(chains, 1)``.  Where rounding
     breaks the form, the matrix is NaN.
     """
     state = torch.eye(weights[0].shape[-1]).to(weights[0])
@@ -142,8 +146,24 @@ def _graph_start(problem: CertifyProblem, theta: float, balanced: bool) -> Start
 
 def forward_starts(problem: CertifyProblem, thetas: Sequence[float] = THETAS) -> list[Start]:
     """The closed form for every theta, the least bound first; ``[]`` if all broke down."""
-    starts = [theta_start(problem, theta) for theta in thetas]
+    if any_known(problem.slopes) or max(problem.widths) > _SIDE_BY_SIDE:
+        starts = [theta_start(problem, theta) for theta in thetas]
+    else:
+        starts = theta_starts(problem, thetas)
     return sorted((s for s in starts if s is not None), key=lambda s: s.lip_sq)
+
+
+@phase("closed forms")
+def theta_starts(problem: CertifyProblem, thetas: Sequence[float]) -> list[Start | None]:
+    """:func:`theta_start` of every theta, side by side; of narrow layers that takes as long as one.
+
+    No slope may be known.
+    """
+    count = len(thetas)
+    weights = tuple(w.expand(count, -1, -1) for w in problem.weights)
+    slopes = [Slopes(*(end.expand(count, -1) for end in layer)) for layer in problem.slopes]
+    diagonals, outer = forward(weights, slopes, weights[0].new_tensor(thetas)[:, None])
+    return [_ended(outer[k], [t[k] for t in diagonals], theta) for k, theta in enumerate(thetas)]
 
 
 def searched_starts(attempt: Callable[[float], Start | None]) -> list[Start]:

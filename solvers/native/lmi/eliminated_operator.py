@@ -24,6 +24,7 @@ from ...dissipation import any_known
 from ...phases import phase
 from ...problem import CertifyProblem, Multiplier, Slopes
 from .block_cholesky import Band, band_of, block_slices, cholesky
+from .even_operator import EvenOperator, filled_up
 from .lmi_operator import Forms, LmiOperator, Rows
 
 # Largest order of the dense form: an iteration takes a few seconds there.
@@ -283,5 +284,7 @@ def operator_of(problem: CertifyProblem, fixed: Tensor) -> LmiOperator:
     """
     free = sum(int((s.alpha != s.beta).sum()) for s in problem.slopes)
     small = problem.weights[0].shape[1] + free <= LARGEST_ORDER
-    kind = EliminatedOperator if any_known(problem.slopes) and small and free else LmiOperator
-    return kind(problem, fixed)
+    if any_known(problem.slopes):
+        return (EliminatedOperator if small and free else LmiOperator)(problem, fixed)
+    filled = filled_up(problem)
+    return LmiOperator(problem, fixed) if filled is None else EvenOperator(filled, fixed)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from ...lmi import eliminate_output, lmi_blocks
 from ...phases import phase
 from ...problem import CertifyProblem, Multiplier
-from .block_cholesky import Band, block_slices, tiles
+from .block_cholesky import Band, Tensors, band_of, band_of_product, block_slices, tiles
 from .dual_repair import repaired_value
 
 
@@ -59,6 +59,7 @@ class LmiOperator:
 
     problem: CertifyProblem
     fixed: Tensor
+    even: ClassVar[bool] = False
 
     def rounded(self, dtype: torch.dtype) -> LmiOperator:
         """The same in a shorter dtype (:meth:`CertifyProblem.rounded`)."""
@@ -137,30 +138,38 @@ class LmiOperator:
         return repaired_value(self.problem, z)
 
     @cached_property
-    def into_u(self) -> list[Tensor]:
+    def into_u(self) -> Tensors:
         """``diag(alpha) W_k``: minus the previous layer's part of U."""
         pairs = zip(self.problem.slopes, self.problem.weights, strict=False)
         return [s.alpha[:, None] * w for s, w in pairs]
 
     @cached_property
-    def into_v(self) -> list[Tensor]:
+    def into_v(self) -> Tensors:
         """``diag(beta) W_k``: minus the previous layer's part of V."""
         pairs = zip(self.problem.slopes, self.problem.weights, strict=False)
         return [s.beta[:, None] * w for s, w in pairs]
+
+    def band_of(self, dense: Tensor) -> Band:
+        """The band of a symmetric dense matrix (views)."""
+        return band_of(dense, self.sizes, self.even)
+
+    def band_of_product(self, left: Tensor, right: Tensor) -> Band:
+        """The band of ``(left @ right + right' @ left') / 2``."""
+        return band_of_product(left, right, self.sizes, self.even)
 
     def rows(self, p: Tensor) -> Rows:
         """``U'P`` and ``V'P``, P of D rows, not necessarily symmetric."""
         up = self._left(self.into_u, p) if self.has_alpha else p[self.sizes[0] :]
         return Rows(up, self._left(self.into_v, p))
 
-    def _left(self, into: list[Tensor], p: Tensor) -> Tensor:
+    def _left(self, into: Tensors, p: Tensor) -> Tensor:
         out = p.new_empty(p.shape[0] - self.sizes[0], p.shape[1])
         at = block_slices(self.sizes)
         for k, c in enumerate(block_slices(self.sizes[1:])):
             torch.addmm(p[at[k + 1]], into[k], p[at[k]], alpha=-1.0, out=out[c])
         return out
 
-    def _right(self, into: list[Tensor], m: Tensor) -> Tensor:
+    def _right(self, into: Tensors, m: Tensor) -> Tensor:
         out = m.new_empty(m.shape[0], m.shape[1] - self.sizes[0])
         at = block_slices(self.sizes)
         for k, c in enumerate(block_slices(self.sizes[1:])):
@@ -226,11 +235,17 @@ def schur_complement(z: Forms, p: Forms) -> Tensor:
     core = h[1:, 1:]
     for i in tiles(n):
         for j in tiles(n):  # tiles, so that nothing as large as H is transposed
-            tile = torch.mul(p.vu[j, i].T, z.vu[i, j])
-            tile.addcmul_(p.vu[i, j], z.vu[j, i].T)
-            core[i, j] = tile.addcmul_(z.uu[i, j], p.vv[i, j]).addcmul_(z.vv[i, j], p.uu[i, j])
+            tile = _transposed(p.vu[j, i]).mul_(z.vu[i, j])
+            turned = tile.T if i == j else _transposed(z.vu[j, i]).mul_(p.vu[i, j])
+            tile = (tile + turned).addcmul_(z.uu[i, j], p.vv[i, j])
+            core[i, j] = tile.addcmul_(z.vv[i, j], p.uu[i, j])
     h[0, 0] = (z.in_in * p.in_in).sum()
     border = (z.u_in * p.v_in).sum(1) + (z.v_in * p.u_in).sum(1)
     h[0, 1:] = border
     h[1:, 0] = border
     return h
+
+
+def _transposed(tile: Tensor) -> Tensor:
+    """In memory of its own, row by row: products with it then cost a third."""
+    return tile.T.clone(memory_format=torch.contiguous_format)

@@ -93,7 +93,7 @@ def advance(
 
 def refined(op: LmiOperator, pair: Pair) -> Pair | Trouble:
     """A pair of single precision in double, moved inside by as little as helps."""
-    z = Band(*([b.to(op.fixed) for b in part] for part in pair.z))
+    z = pair.z.to(op.fixed)
     cliques = factorize_cliques(z)
     if cliques is None:
         return Trouble.NO_FACTOR

@@ -24,6 +24,7 @@ from ...reduction import INSIDE, balanced, compressed, unit_norms
 from ..lmi.block_cholesky import Band, block_slices
 from ..lmi.closed_forms import forward
 from ..lmi.dual_repair import repaired_values
+from ..lmi.even_operator import is_even
 from ..lmi.transpose import inverse_slopes
 from ..lmi.variables import NEGLIGIBLE
 from .batched import Array
@@ -32,6 +33,8 @@ from .interior import follow
 
 # A dense matrix of this order costs what its blocks do.
 LARGEST_ORDER = 300
+# With so many hidden layers of one width, blocks cost less (``lmi/even_blocks.py``).
+_DEEP = 11
 # Closed forms to start from; larger ones are worse to centre from.
 _THETAS = (1.0, 1.2, 1.3)
 _SCALED_BY = 1.2
@@ -98,10 +101,11 @@ class Reduced(NamedTuple):
 
 
 def fits(problem: CertifyProblem) -> bool:
-    """Whether a problem is small enough, and has hidden neurons."""
+    """Whether a problem has hidden neurons, is small, and not one of many equal layers."""
     widths = problem.widths
     ends = min(*widths[:2], *widths[-2:])
-    return bool(problem.slopes) and ends + sum(widths[1:-1]) <= LARGEST_ORDER
+    small = bool(problem.slopes) and ends + sum(widths[1:-1]) <= LARGEST_ORDER
+    return small and not is_even(problem, _DEEP)
 
 
 def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | None]:
