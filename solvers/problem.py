@@ -63,9 +63,17 @@ class CertifyProblem:
 
     def rounded(self, dtype: torch.dtype) -> CertifyProblem:
         """The same in a shorter dtype, to look for multipliers with; nothing is proven of it."""
-        found = copy(self)
         slopes = tuple(Slopes(s.alpha.to(dtype), s.beta.to(dtype)) for s in self.slopes)
-        object.__setattr__(found, "weights", tuple(w.to(dtype) for w in self.weights))
+        return self._with(tuple(w.to(dtype) for w in self.weights), slopes)
+
+    def between(self, first: int, last: int) -> CertifyProblem:
+        """The network from layer ``first``, its inputs, to the weights after layer ``last``."""
+        return self._with(self.weights[first : last + 1], self.slopes[first:last])
+
+    def _with(self, weights: Weights, slopes: tuple[Slopes, ...]) -> CertifyProblem:
+        """Weights and slopes that need no check."""
+        found = copy(self)
+        object.__setattr__(found, "weights", weights)
         object.__setattr__(found, "slopes", slopes)
         return found
 

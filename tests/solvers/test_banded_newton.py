@@ -16,9 +16,9 @@ from admm_lip.solvers.native.large.banded_newton import (
     hessian_band,
     hessian_product,
     newton_direction,
-    solve_completed,
     worthwhile,
 )
+from admm_lip.solvers.native.large.conjugate_gradients import solve_completed
 from admm_lip.solvers.native.large.markov import markov
 from admm_lip.solvers.native.lmi.block_cholesky import (
     Band,

@@ -12,15 +12,19 @@ from torch import Tensor
 
 from admm_lip.solvers.config import SolverConfig
 from admm_lip.solvers.native.interior import interior_point
+from admm_lip.solvers.native.large import wide_band as wide
 from admm_lip.solvers.native.large import without_schur
 from admm_lip.solvers.native.large.banded_primal_dual import (
+    System,
+    _second_order,
     banded_direction,
     bordered_band,
     first_pair,
     follow_banded,
-    solve_system,
+    system_of,
 )
 from admm_lip.solvers.native.large.markov import Markov, band_between, markov
+from admm_lip.solvers.native.large.wide_band import wide_band
 from admm_lip.solvers.native.large.without_schur import paired
 from admm_lip.solvers.native.lmi.block_cholesky import (
     Band,
@@ -33,11 +37,13 @@ from admm_lip.solvers.native.lmi.block_cholesky import (
 )
 from admm_lip.solvers.native.lmi.checkpoints import Trouble
 from admm_lip.solvers.native.lmi.closed_forms import theta_start
+from admm_lip.solvers.native.lmi.costs import Costs
 from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator, schur_complement
 from admm_lip.solvers.native.lmi.primal_dual_pair import Pair
 from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.problem import CertifyProblem, Slopes
 from admm_lip.solvers.reduction import reduce_certify
+from admm_lip.solvers.solution import CertifyClaim, Status
 
 SIZES = (4, 6, 3, 7, 5)
 
@@ -118,30 +124,172 @@ def test_product_and_band_are_those_of_the_dense_schur_complement(low: float) ->
     torch.testing.assert_close(near.lower, [rows[k + 1][k] for k in range(len(layers) - 1)])
 
 
-def test_the_directions_solve_their_equations() -> None:
-    op = operator((12,) * 9)
+def linearised(op: LmiOperator) -> tuple[Pair, Markov, Markov, Tensor]:
+    """The first pair, its Z and P as chains, and the dense Schur complement."""
     pair = started(op)
     z, dense_z = completed(pair.z)
     p = markov(inverse_band(pair.factor))
     assert p is not None
-    dense = schur_complement(op.forms(dense_z), op.forms(inverse(pair.factor)))
-    found = solve_system(op, z, p, 1e-10)
-    assert found is not None
-    for solution, side in ((found.by_b, found.b), (found.by_g, found.g)):
-        torch.testing.assert_close(solution, torch.linalg.solve(dense, side), rtol=1e-6, atol=1e-8)
+    return pair, z, p, schur_complement(op.forms(dense_z), op.forms(inverse(pair.factor)))
 
 
-def test_a_step_takes_back_what_is_infeasible() -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_system_is_solved_for_one_side_after_another(wide: bool) -> None:
+    op = operator((12,) * 14)
+    _, z, p, dense = linearised(op)
+    system = system_of(op, z, p, wide)
+    assert isinstance(system, System)
+    g = op.adjoint(p.band)
+    b = torch.zeros_like(g)
+    b[0] = 1.0
+    one, alone = system.solve(b, 1e-10), system.solve(g, 1e-10)
+    both = system.solve(b + g, 1e-10, one.searched)
+    for solved, side in ((one, b), (alone, g), (both, b + g)):
+        torch.testing.assert_close(solved.x, torch.linalg.solve(dense, side), rtol=1e-6, atol=1e-8)
+    d, images, curvatures = one.searched
+    torch.testing.assert_close(images, d @ dense)
+    new = torch.cat([d, both.searched.directions])
+    cross = new @ dense @ new.T
+    torch.testing.assert_close(torch.diagonal(cross)[: len(d)], curvatures)
+    scale = torch.diagonal(cross).rsqrt()
+    assert float((scale[:, None] * cross * scale - torch.eye(len(new))).abs().max()) < 1e-3
+    assert len(both.searched.curvatures) <= len(alone.searched.curvatures)
+
+
+def test_what_was_searched_is_not_searched_again() -> None:
+    op = operator((12,) * 14)
+    _, z, p, _ = linearised(op)
+    system = system_of(op, z, p, False)
+    assert isinstance(system, System)
+    side = op.adjoint(p.band)
+    one = system.solve(side, 1e-6)
+    again = system.solve(-3.0 * side, 1e-5, one.searched)
+    assert len(again.searched.curvatures) == 0 < len(one.searched.curvatures)
+    torch.testing.assert_close(again.x, -3.0 * one.x)
+
+
+@pytest.mark.parametrize("low", [0.0, -0.3])
+def test_the_wide_band_is_that_of_the_dense_schur_complement(low: float) -> None:
+    op = operator((4, 6, 3, 7, 5, 4, 6, 5, 3, 5, 4, 6, 3, 2), low)
+    _, z, p, dense = linearised(op)
+    near = wide_band(op, z, p)
+    sizes = [d.shape[0] for d in near.diagonal]
+    assert len(sizes) == 3 and sum(sizes) == dense.shape[0]
+    rows = [list(r.split(sizes, dim=1)) for r in dense.split(sizes)]
+    torch.testing.assert_close(near.diagonal, [rows[k][k] for k in range(3)])
+    torch.testing.assert_close(near.lower, [rows[k + 1][k] for k in range(2)])
+
+
+def test_blocks_of_many_neurons_hold_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator((12,) * 14)
+    _, z, p, dense = linearised(op)
+    monkeypatch.setattr(wide, "_MOST_NEURONS", 12)
+    near = wide_band(op, z, p)
+    assert [d.shape[0] for d in near.diagonal] == [13] + [12] * 11
+    torch.testing.assert_close(near.lower[3], dense[49:61, 37:49])
+
+
+def test_a_wider_band_is_a_better_positive_preconditioner() -> None:
+    op = operator((10,) * 17)
+    pair, _ = follow_banded(op, started(op), Progress(SolverConfig()), 1e-2)
+    z, p = markov(pair.z), markov(inverse_band(pair.factor))
+    assert z is not None and p is not None
+    products = []
+    for wide_one in (False, True):
+        system = system_of(op, z, p, wide_one)
+        assert isinstance(system, System)
+        size = len(pair.y)
+        columns = [system.precondition(row) for row in torch.eye(size, dtype=torch.float64)]
+        matrix = torch.stack(columns)
+        scale = torch.diagonal(matrix).rsqrt()
+        matrix = scale[:, None] * matrix * scale
+        assert float((matrix - matrix.T).abs().max()) < 1e-9
+        assert float(torch.linalg.eigvalsh(matrix)[0]) > 0.0
+        products.append(len(system.solve(op.adjoint(p.band), 1e-3).searched.curvatures))
+    assert products[1] <= products[0] / 2
+
+
+@pytest.mark.parametrize("widths", [(9, 12, 4), (8,) * 7])
+def test_the_second_order_is_how_the_completion_moves(widths: tuple[int, ...]) -> None:
+    op = operator(widths)
+    pair, z, p, dense = linearised(op)
+    system = System(op, p, z, lambda r: r)
+    dy = -torch.linalg.solve(dense, torch.eye(len(dense), dtype=torch.float64)[0])
+    ds, change = op.direction(dy), system.between(dy)
+    dz = pair.z.times(-1.0).plus(-1.0, change)
+    found = _second_order(system, ds, change, dz, 1e-6)
+    if len(widths) == 3:  # two blocks: the completion is the band
+        moved = dense_of(dz)
+    else:
+        ahead, behind = (completed(pair.z.plus(a, dz))[1] for a in (1e-4, -1e-4))
+        moved = (ahead - behind) / 2e-4
+    product = moved @ dense_of(ds) @ inverse(pair.factor)
+    expected = band_of((product + product.T) / 2.0, op.sizes)
+    for blocks, others in zip(found, expected, strict=True):
+        torch.testing.assert_close(blocks, others, rtol=1e-3, atol=1e-5)
+    zero = _second_order(system, ds, change, dz, 0.0)
+    assert all(bool((block == 0.0).all()) for part in zero for block in part)
+
+
+@pytest.mark.parametrize("wide_one", [False, True])
+def test_a_step_takes_back_what_is_infeasible(wide_one: bool) -> None:
     op = operator((12,) * 9)
     pair = started(op)
-    way = banded_direction(op, pair)
-    assert way is not None
+    found = banded_direction(op, pair, wide_one)
+    assert isinstance(found, tuple)
+    way, products = found
+    assert products > 0
     whole = op.adjoint(pair.z.plus(1.0, way.dz))
     before = op.adjoint(pair.z)
     target = torch.zeros_like(whole)
     target[0] = 1.0
     assert float((before - target).norm()) > 0.29
     assert float((whole - target).norm()) < 0.03
+
+
+def without_the_matrix(op: LmiOperator, monkeypatch: pytest.MonkeyPatch) -> CertifyClaim:
+    """The claim of the iteration that a deep network gets."""
+    monkeypatch.setattr(Costs, "dense_is_best", lambda *_, pairs: not pairs)
+    return interior_point.certify(op.problem, SolverConfig(tol=1e-7))
+
+
+@pytest.mark.parametrize("low", [0.0, -0.2])
+def test_neither_permuted_nor_scaled_neurons_move_the_bound(
+    low: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = operator((11,) * 12, low)
+    claim = without_the_matrix(op, monkeypatch)
+    assert claim.status is Status.OPTIMAL and " 0 centring" in claim.message
+    generator = torch.Generator().manual_seed(0)
+    weights, slopes = list(op.problem.weights), list(op.problem.slopes)
+    for k, s in enumerate(slopes):
+        order = torch.randperm(len(s.alpha), generator=generator)
+        scale = torch.rand(len(order), generator=generator, dtype=torch.float64) + 0.5
+        weights[k] = scale[:, None] * weights[k][order]
+        weights[k + 1] = weights[k + 1][:, order] / scale
+    other = without_the_matrix(
+        LmiOperator(CertifyProblem(tuple(weights), tuple(slopes)), op.fixed), monkeypatch
+    )
+    assert other.status is Status.OPTIMAL
+    assert other.lip_sq == pytest.approx(claim.lip_sq, rel=3e-7)
+    assert other.lower_lip_sq <= claim.lip_sq and claim.lower_lip_sq <= other.lip_sq
+
+
+def test_what_it_leaves_open_the_dense_form_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator((12,) * 9)
+    monkeypatch.setattr(without_schur, "paired", lambda *_: 0.0)  # no lower bound, no step
+    claim = without_the_matrix(op, monkeypatch)
+    assert claim.status is Status.OPTIMAL
+    assert claim.lip_sq * (1.0 - 1e-7) <= claim.lower_lip_sq <= claim.lip_sq
+
+
+def test_where_there_is_no_pair_the_descent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator((12,) * 9)
+    monkeypatch.setattr(without_schur, "first_pair", lambda *_: Trouble.NO_FACTOR)
+    monkeypatch.setattr(Costs, "dense_is_best", lambda *_, **__: False)
+    claim = interior_point.certify(op.problem, SolverConfig())
+    assert claim.status is Status.INACCURATE and "60 first-order" in claim.message
+    assert 0.0 < claim.lower_lip_sq < claim.lip_sq < float("inf")
 
 
 @pytest.mark.parametrize(

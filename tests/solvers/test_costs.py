@@ -35,7 +35,11 @@ def timed(seconds: float, limit: float | None) -> Progress:
         ((10, 64, 64, 784), True, True),
         ((10, 1568, 784), False, True),
         ((1568, 1568, 1568), False, True),
-        ((64,) * 65, True, True),  # 47 s against 70
+        ((16,) * 33, True, True),  # 0.8 s against 1.3
+        ((150,) * 6, True, True),  # 1.5 s against 2.1
+        ((100,) * 11, True, False),  # 2.0 s against 1.7
+        ((64,) * 65, True, False),  # 68 s against 18
+        ((64,) * 65, False, True),
         ((10, 100, 1568, 3136, 784), False, False),  # two convolutions: the descent is cheaper
         ((80,) * 102, True, False),  # beyond the memory
     ],

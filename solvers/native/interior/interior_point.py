@@ -26,8 +26,10 @@ complement costs O(D^2 n).
     In single precision first where the order is large, to a rough gap (``roughly``): most steps
     are taken there, at half the time, and nothing of them is believed.
 4.  Return the best multiplier with the bound recomputed from it, and the repaired lower bound.
-    Where step 2 fails, and where the dense form costs too much (``costs.py``),
-    ``without_schur.py`` goes on without H.
+    Where step 2 fails, ``without_schur.py`` goes on without H.
+
+Deep networks, for which that is cheaper (``costs.py``), and those where the dense form costs too
+much go that way from step 1 on; what it leaves open the dense form closes.
 """
 
 from __future__ import annotations
@@ -138,20 +140,26 @@ def certify(
     first = None
     if run.limit() is not None:  # what a pass takes here says what the rest will take
         first = run.timed("passes", partial(theta_start, ranges, SAFE_THETA))
-    if costs.dense_is_best(run, pairs=all_free(problem) and pairs_possible(problem)):
-        starts = forward_starts(ranges)
-        op, outset = _started(problem, [best_start(ranges, starts), *starts], warm, run), None
-        pair = _from_cold(op, starts, run, config) if op is not None else None
-        if op is not None and pair is not None:
-            return _claim(op, pair, run, config)
-    else:
-        run.checkpoint(Stage.COLD, Trouble.TOO_LARGE)
+    possible = costs.dense_is_best(run, pairs=False)
+    if not costs.dense_is_best(run, pairs=all_free(problem) and pairs_possible(problem)):
+        if not possible:
+            run.checkpoint(Stage.COLD, Trouble.TOO_LARGE)
         starts = large_starts(ranges, run, first)
         op = _started(problem, starts, warm, run)
-        outset = 2.0 * _as_y(op, cautious(op, starts)[0]) if op is not None else None
+        if op is None or run.best is None:
+            return _NO_START
+        outset = 2.0 * _as_y(op, cautious(op, starts)[0])
+        claim = certify_large(op, op.multiplier(run.best), outset, run, config)
+        if claim.status is not Status.INACCURATE or not possible:
+            return claim
+    starts = forward_starts(ranges)
+    op = _started(problem, [best_start(ranges, starts), *starts], warm, run)
+    pair = _from_cold(op, starts, run, config) if op is not None else None
     if op is None or run.best is None:
         return _NO_START
-    return certify_large(op, op.multiplier(run.best), outset, run, config)
+    if pair is not None:
+        return _claim(op, pair, run, config)
+    return certify_large(op, op.multiplier(run.best), None, run, config)
 
 
 def _started(

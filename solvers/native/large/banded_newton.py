@@ -18,21 +18,21 @@ last step, whose Z has to be exactly feasible, is left to ``centring.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...phases import phase
-from ..lmi.block_cholesky import Band, Cliques, Factor, factorize, factorize_cliques, inverse_band
+from ..lmi.block_cholesky import Band, Factor, factorize, factorize_cliques, inverse_band
 from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.lmi_operator import LmiOperator
 from ..lmi.progress import Progress
 from ..lmi.step_length import slack_step
+from .conjugate_gradients import Product, conjugate_gradients, solve_completed
 from .markov import Blocks, Markov, markov
 
-Product = Callable[[Tensor], Tensor]
 Side = tuple[Tensor | None, Tensor]
 
 # Close enough to the centre for one dense step to finish.
@@ -104,9 +104,11 @@ def newton_direction(op: LmiOperator, factor: Factor) -> tuple[Tensor, float] | 
     cliques = factorize_cliques(near)
     if cliques is None or not bool(torch.isfinite(g).all()):
         return Trouble.NO_FACTOR
-    dt = conjugate_gradients(
-        hessian_product(op, factor, band), lambda r: solve_completed(near, cliques, r), g
+    product, precondition = (
+        hessian_product(op, factor, band),
+        partial(solve_completed, near, cliques),
     )
+    dt = conjugate_gradients(product, precondition, g, _ACCURACY, _MAX_PRODUCTS).x
     squared = float(torch.dot(g, dt))
     return (dt, squared**0.5) if 0.0 <= squared < float("inf") else Trouble.ROUNDING
 
@@ -191,46 +193,6 @@ def _less(whole: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     if left is None or right is None:
         return whole
     return torch.addmm(whole, left, right, alpha=-1.0)
-
-
-def solve_completed(band: Band, cliques: Cliques, rhs: Tensor) -> Tensor:
-    """``M^{-1} rhs`` for the completion M of a band of two blocks or more with these cliques."""
-    parts = torch.split(rhs, [d.shape[0] for d in band.diagonal])
-    halves = [torch.mv(i, r) for (i, _), r in zip(cliques.inverses, parts, strict=False)]
-    out = [torch.mv(cliques.inverses[0][0].T, halves[0])]
-    for k, (pivot, rest) in enumerate(cliques.inverses):
-        left = torch.addmv(parts[k + 1], cliques.below[k], halves[k], alpha=-1.0)
-        out.append(torch.mv(rest.T, torch.mv(rest, left)))
-        back = torch.mv(cliques.below[k].T, out[k + 1])
-        out[k] = torch.addmv(out[k], pivot.T, back, alpha=-1.0)
-    return torch.cat(out)
-
-
-@phase("iterative solves")
-def conjugate_gradients(
-    product: Product,
-    precondition: Product,
-    rhs: Tensor,
-    accuracy: float = _ACCURACY,
-    most: int = _MAX_PRODUCTS,
-) -> Tensor:
-    """``product^{-1} rhs`` until the preconditioned residual has fallen to ``accuracy``."""
-    x, residual = torch.zeros_like(rhs), rhs
-    direction = better = precondition(residual)
-    left = first = float(torch.dot(residual, better))
-    for _ in range(most):
-        image = product(direction)
-        curvature = float(torch.dot(direction, image))
-        if not curvature > 0.0:  # rounding
-            break
-        x = x + (left / curvature) * direction
-        residual = residual - (left / curvature) * image
-        better = precondition(residual)
-        now = float(torch.dot(residual, better))
-        if not now > accuracy**2 * first:
-            break
-        direction, left = better + (now / left) * direction, now
-    return x
 
 
 def _damped(

@@ -61,9 +61,7 @@ def markov(band: Band, cliques: Cliques | None = None) -> Markov | None:
     cliques = cliques or factorize_cliques(band)
     if cliques is None:
         return None
-    parts = zip(cliques.below, cliques.inverses, strict=True)
-    gains = [below @ pivot for below, (pivot, _) in parts]
-    return Markov(band, gains, [band.diagonal[0], *(r @ r.T for r in cliques.rest)])
+    return Markov(band, list(cliques.gains), [band.diagonal[0], *cliques.noises])
 
 
 @phase("products")

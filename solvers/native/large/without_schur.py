@@ -4,7 +4,7 @@
 2.  First-order descent on the bound (``first_order.py``), as much of it as the work allows.
 3.  Where the layers are narrow enough for that, the primal-dual iteration with iterative solves
     (``banded_primal_dual.py``), from a cautious closed form.  It ends like the dense one, with a
-    proven gap.
+    proven gap.  Without a limit that might end it early, step 2 is left out.
 4.  Otherwise a lower bound from the multiplier: the band of ``S^{-1}`` a little inside is nearly
     dual feasible where the descent has converged; repaired (``dual_repair.py``) it is exactly so.
     The best over a few points inside is reported, whatever it is worth.  Far from the optimum it
@@ -82,14 +82,15 @@ def certify_large(
     """
     problem, lower, before = op.problem, None, run.iterations - run.centring
     to_the_end = outset is not None and op.free is None and pairs_possible(problem)
-    most = min(
-        Costs.of(problem).evaluations(), _FEW_EVALUATIONS if to_the_end else _MOST_EVALUATIONS
-    )
-    multiplier = descend(problem, start, run, most, _RESERVE)
-    descents, limited = run.iterations - run.centring - before, run.limited
+    unlimited = run.limit() is None and config.max_iterations is None
+    most = _FEW_EVALUATIONS if to_the_end else _MOST_EVALUATIONS
+    multiplier, descents = start, 0
+    if not (to_the_end and unlimited):
+        multiplier, descents = _descended(problem, start, run, most)
     if outset is not None and to_the_end:
         lower = paired(op, outset, run, config)
-        limited = run.limited
+        if lower is None and unlimited:
+            multiplier, descents = _descended(problem, start, run, most)
     lip_sq = math.inf
     if descents > 0:
         lip_sq = implied_bound(problem.weights, problem.slopes, multiplier) ** 2
@@ -104,11 +105,19 @@ def certify_large(
     status = Status.INACCURATE
     if lip_sq < float("inf") and lip_sq - lower <= config.tol * lip_sq:
         status = Status.OPTIMAL
-    elif limited:
+    elif run.limited:
         status = Status.LIMIT
     pairs = run.iterations - run.centring - before - descents
     counts = f"{descents} first-order, {run.centring} centring and {pairs} primal-dual steps"
     return CertifyClaim(status, multiplier, lip_sq, lower, run.iterations, counts, run.decisions())
+
+
+def _descended(
+    problem: CertifyProblem, start: Multiplier, run: Progress, most: int
+) -> tuple[Multiplier, int]:
+    """Step 2, and how many evaluations it was."""
+    before, most = run.iterations, min(Costs.of(problem).evaluations(), most)
+    return descend(problem, start, run, most, _RESERVE), run.iterations - before
 
 
 def pairs_possible(problem: CertifyProblem) -> bool:
