@@ -18,12 +18,12 @@ from admm_lip.solvers.native.large.banded_primal_dual import (
     System,
     _second_order,
     banded_direction,
-    bordered_band,
-    first_pair,
     follow_banded,
     system_of,
 )
+from admm_lip.solvers.native.large.conjugate_gradients import solve_completed
 from admm_lip.solvers.native.large.markov import Markov, band_between, markov
+from admm_lip.solvers.native.large.schur_band import bordered_band
 from admm_lip.solvers.native.large.wide_band import wide_band
 from admm_lip.solvers.native.large.without_schur import paired
 from admm_lip.solvers.native.lmi.block_cholesky import (
@@ -39,7 +39,7 @@ from admm_lip.solvers.native.lmi.checkpoints import Trouble
 from admm_lip.solvers.native.lmi.closed_forms import theta_start
 from admm_lip.solvers.native.lmi.costs import Costs
 from admm_lip.solvers.native.lmi.lmi_operator import LmiOperator, schur_complement
-from admm_lip.solvers.native.lmi.primal_dual_pair import Pair
+from admm_lip.solvers.native.lmi.primal_dual_pair import Pair, first_pair
 from admm_lip.solvers.native.lmi.progress import Progress
 from admm_lip.solvers.problem import CertifyProblem, Slopes
 from admm_lip.solvers.reduction import reduce_certify
@@ -122,6 +122,15 @@ def test_product_and_band_are_those_of_the_dense_schur_complement(low: float) ->
     rows = [list(r.split(layers, dim=1)) for r in dense.split(layers)]
     torch.testing.assert_close(near.diagonal, [rows[k][k] for k in range(len(layers))])
     torch.testing.assert_close(near.lower, [rows[k + 1][k] for k in range(len(layers) - 1)])
+
+
+def test_the_preconditioner_inverts_the_completion() -> None:
+    band = random_band(SIZES, 1, True)
+    _, dense = completed(band)
+    cliques = factorize_cliques(band)
+    assert cliques is not None
+    x = torch.linspace(-1.0, 2.0, dense.shape[0], dtype=torch.float64)
+    torch.testing.assert_close(solve_completed(band, cliques, dense @ x), x)
 
 
 def linearised(op: LmiOperator) -> tuple[Pair, Markov, Markov, Tensor]:

@@ -69,6 +69,7 @@ def test_where_centring_breaks_down_the_rest_goes_on_without_the_matrix(
     monkeypatch: pytest.MonkeyPatch, trouble: Trouble
 ) -> None:
     usual = solve_certify(NET, NATIVE)
+    monkeypatch.setattr(interior_point, "first_pair", lambda *_: Trouble.NO_FACTOR)
     monkeypatch.setattr(centring, "newton_step", answering([trouble]))
     found = solve_certify(NET, NATIVE)
     assert str(Checkpoint(Stage.COLD, trouble, Action.WITHOUT_MATRIX)) in found.decisions
@@ -86,10 +87,26 @@ def test_where_centring_is_too_slow_a_more_cautious_start_is_taken(
         begun.append(y)
         return Trouble.SLOW if len(begun) == 1 else real(op, y, run)
 
+    monkeypatch.setattr(interior_point, "first_pair", lambda *_: Trouble.NO_FACTOR)
     monkeypatch.setattr(interior_point, "centre", first_too_slow)
     found = solve_certify(NET, NATIVE)
     assert len(begun) == 2 and float(begun[0][0]) < float(begun[1][0])
     assert told(found) == [str(Checkpoint(Stage.COLD, Trouble.SLOW, Action.OTHER_START))]
+    assert found.status is Status.OPTIMAL and found.lip == pytest.approx(usual.lip, rel=1e-6)
+
+
+def test_where_steps_from_an_infeasible_pair_stop_early_they_begin_at_the_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual, real, begun = solve_certify(NET, NATIVE), interior_point.follow, []
+
+    def first_stops(op: Any, pair: Any, *rest: Any) -> Any:
+        begun.append(pair)
+        return pair if len(begun) == 1 else real(op, pair, *rest)
+
+    monkeypatch.setattr(interior_point, "follow", first_stops)
+    found = solve_certify(NET, NATIVE)
+    assert len(begun) == 2 and "0 centring" in usual.message != found.message
     assert found.status is Status.OPTIMAL and found.lip == pytest.approx(usual.lip, rel=1e-6)
 
 

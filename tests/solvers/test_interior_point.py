@@ -310,7 +310,7 @@ def test_steps_in_single_precision_end_at_the_same_optimum(
     assert set(dtypes) == {torch.float64}
 
 
-@pytest.mark.parametrize("part", ["centre", "refined"])
+@pytest.mark.parametrize("part", ["first_pair", "refined"])
 def test_where_single_precision_leads_nowhere_double_does(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,7 @@ mu that makes the Newton decrement least is ``1/mu = (b'H^-1 g) / (b'H^-1 b)``, 
     dy = H^{-1}(g - b/mu),      Z = mu (P - P dS P)
 
 is exactly dual feasible; it is positive definite when the decrement is below 1.  Because
-``b'dy = 0``, the steps only maximise ``logdet S`` at the rho of the start: deep networks do most of
-that without H (``banded_newton.py``).
+``b'dy = 0``, the steps only maximise ``logdet S`` at the rho of the start.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ...phases import phase
-from ..large.banded_newton import LEAST_SHARE, SHRINK, approach, worthwhile
 from ..lmi.block_cholesky import (
     Band,
     Factor,
@@ -38,6 +36,8 @@ _CENTRED = 0.7
 _MAX_STEPS = 300
 # Where whole steps are possible, how many may leave the decrement at this share of its least value.
 _WHOLE, _FALL, _PATIENCE = 3.0, 0.98, 20
+# A step is shortened by this factor, down to this share of what was tried first.
+_SHRINK, _LEAST_SHARE = 0.6, 1e-9
 # What is added to the unit diagonal of H, in units of rounding.
 _SHIFTS = (0.0, 5e1, 5e3, 5e5)
 
@@ -88,8 +88,6 @@ def centre(op: LmiOperator, y: Tensor, run: Progress) -> Centre | Trouble:
 
     ``run`` keeps every feasible point on the way.
     """
-    if worthwhile(op):
-        y = approach(op, y, run)
     return _centred(op, y, run, Stage.COLD, None, _MAX_STEPS)
 
 
@@ -147,7 +145,7 @@ def _damped(
         falls = found is not None and barrier(trial, found, step.mu) < value
         return (trial, found) if found is not None and falls else None
 
-    return run.shortened(stage, longest, SHRINK, LEAST_SHARE * longest, move)
+    return run.shortened(stage, longest, _SHRINK, _LEAST_SHARE * longest, move)
 
 
 def barrier(y: Tensor, factor: Factor, mu: float) -> float:

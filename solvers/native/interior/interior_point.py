@@ -10,7 +10,8 @@ complement costs O(D^2 n).
 
 1.  Start from the best closed form (``closed_forms.py``), moved inside: ``y = 2 (rho, t)``.  With
     the multiplier of a network nearby, steps 1 and 2 are those of ``warm_start.py``.
-2.  Centre: Newton on the slack alone, until it yields an exactly dual feasible Z
+2.  Z is the multiple of ``S^{-1}`` whose inputs' trace is 1.  Where step 3 ends with a wide gap
+    from there, centre first: Newton on the slack alone, until it yields an exactly dual feasible Z
     (``centring.py``).
 3.  Repeat:
     a.  ``P = S^{-1}``, Z completed, ``H_ij = tr(A_i Z A_j P)``, its Cholesky factor;
@@ -35,7 +36,7 @@ much go that way from step 1 on; what it leaves open the dense form closes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ from ..lmi.primal_dual_pair import (
     Direction,
     Pair,
     advance,
+    first_pair,
     longest_steps,
     proven_gap,
     refined,
@@ -91,6 +93,10 @@ _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; res
 # neurons carry past a layer grows with every one, and so does the step from the boundary: of 18
 # residual blocks, 24 centring steps at 1.0, 27 at 1.1, without end at 1.2.
 _CAUTIOUS, _CAUTIOUS_CARRYING = 1.31, 1.0
+
+
+# A pair at a strictly feasible y.
+Begin = Callable[[LmiOperator, Tensor], Pair | Trouble]
 
 
 class Linearised(NamedTuple):
@@ -202,21 +208,30 @@ def _from_cold(
     op: LmiOperator, starts: Sequence[Start], run: Progress, config: SolverConfig
 ) -> Pair | None:
     """Steps 1 to 3 from a cautious closed form; ``None`` where none leads to a pair."""
-    for start in cautious(op, starts):
-        found = _begun(op, 2.0 * _as_y(op, start), run, config.tol)
-        if not isinstance(found, Trouble):
-            return follow(op, found, run, config.tol)
-        if run.checkpoint(Stage.COLD, found) is not Action.OTHER_START:
-            return None
-    run.checkpoint(Stage.COLD, Trouble.NO_START)
-    return None
-
-
-def _begun(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | Trouble:
-    """Step 2, and of step 3 what single precision can do."""
-    pair = roughly(op, y, run, tol)
-    if pair is not None:
+    good = [2.0 * _as_y(op, start) for start in cautious(op, starts)]
+    found = _begun(op, good[0], run, config.tol, first_pair)
+    pair = None if isinstance(found, Trouble) else follow(op, found, run, config.tol)
+    if pair is not None and (run.limited or proven_gap(op, pair) <= max(config.tol, ROUGH_GAP)):
         return pair
+    for y in good:
+        found = _begun(op, y, run, config.tol, partial(_centred_pair, run))
+        if not isinstance(found, Trouble):
+            other = follow(op, found, run, config.tol)
+            return other if pair is None else max(pair, other, key=lambda p: op.repaired(p.z))
+        if run.checkpoint(Stage.COLD, found) is not Action.OTHER_START:
+            return pair
+    run.checkpoint(Stage.COLD, Trouble.NO_START)
+    return pair
+
+
+def _begun(op: LmiOperator, y: Tensor, run: Progress, tol: float, begin: Begin) -> Pair | Trouble:
+    """Step 2, and of step 3 what single precision can do."""
+    pair = roughly(op, y, run, tol, begin)
+    return pair if pair is not None else begin(op, y)
+
+
+def _centred_pair(run: Progress, op: LmiOperator, y: Tensor) -> Pair | Trouble:
+    """The pair near the central path at the rho of y."""
     centred = centre(op, y, run)
     return centred if isinstance(centred, Trouble) else paired(op, centred)
 
@@ -247,13 +262,12 @@ def paired(op: LmiOperator, centred: Centre) -> Pair | Trouble:
     return Pair(centred.y, op.slack(centred.y), centred.factor, centred.z, cliques)
 
 
-def roughly(op: LmiOperator, y: Tensor, run: Progress, tol: float) -> Pair | None:
+def roughly(op: LmiOperator, y: Tensor, run: Progress, tol: float, begin: Begin) -> Pair | None:
     """Steps 2 and 3 to a rough gap in single precision; ``None`` where they lead nowhere."""
     if op.order < _WORTH_SINGLE:
         return None
     low = op.rounded(torch.float32)
-    centred = centre(low, y.to(torch.float32), run)
-    pair = centred if isinstance(centred, Trouble) else paired(low, centred)
+    pair = begin(low, y.to(torch.float32))
     if isinstance(pair, Trouble):
         run.checkpoint(Stage.ROUGH, pair)
         return None

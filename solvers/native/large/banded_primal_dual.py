@@ -4,10 +4,9 @@ The pair, the HKM direction and the steps are those of ``interior_point.py``; wh
 
 1.  ``H dy = rhs`` with ``H_ij = tr(A_i Z A_j P)`` is solved by conjugate gradients.  A product is
     ``A*`` of the band of ``Z dS P`` (``markov.py``).
-2.  The preconditioner is the completion of H's own band: its blocks of every layer with itself and
-    with the next one (``banded_newton.py``), rho being a layer of its own before the first.  Its
-    inverse is block tridiagonal.  Once a direction has taken many products, a few layers are one
-    block (``wide_band.py``).
+2.  The preconditioner is the completion of H's own band (``schur_band.py``), whose inverse is block
+    tridiagonal.  Once a direction has taken many products, a few layers are one block
+    (``wide_band.py``).
 3.  Predict: ``H dy = -b``, roughly, ``dZ = -Z - sym(Z dS P)``, the longest steps and sigma.
 4.  Correct: the second order ``R = sym(dZ dS P)`` would need all of dZ.  But Z is its band's
     completion at every step, so what counts is how far that moves: with Z(a) the completion of
@@ -18,9 +17,7 @@ The pair, the HKM direction and the steps are those of ``interior_point.py``; wh
 5.  Errors of the solves leave Z a little infeasible.  The next direction takes that back, and the
     repair of the dual (``dual_repair.py``) makes what is reported exact.
 
-Z starts as the multiple of P whose inputs' trace is 1, not yet dual feasible: a whole step makes
-it so, a shorter one its share of that.  To a rough gap the way is gone in single precision, at half
-the time, and nothing of it is believed.
+To a rough gap the way is gone in single precision, at half the time, and nothing of it is believed.
 """
 
 from __future__ import annotations
@@ -31,15 +28,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..lmi.block_cholesky import Band, factorize, factorize_cliques, inverse_band
+from ..lmi.block_cholesky import Band, factorize_cliques, inverse_band
 from ..lmi.checkpoints import Stage, Trouble
 from ..lmi.dual_repair import repaired_value
 from ..lmi.lmi_operator import LmiOperator
 from ..lmi.primal_dual_pair import Direction, Pair, advance, longest_steps, relative_gap
 from ..lmi.progress import Progress
-from .banded_newton import hessian_band
 from .conjugate_gradients import Product, Searched, Solved, conjugate_gradients, solve_completed
 from .markov import Markov, band_between, markov
+from .schur_band import bordered_band
 from .wide_band import wide_band
 
 _MAX_STEPS = 60
@@ -82,33 +79,6 @@ def system_of(op: LmiOperator, z: Markov, p: Markov, wide: bool) -> System | Tro
     if cliques is None:
         return Trouble.NO_FACTOR
     return System(op, p, z, partial(solve_completed, near, cliques))
-
-
-def bordered_band(op: LmiOperator, z: Markov, p: Markov) -> Band:
-    """The band of H with rho as a layer of one variable before the first."""
-    inner = hessian_band(op, z, p)
-    (pu, pv), (zu, zv) = _first_rows(op, p.band), _first_rows(op, z.band)
-    border = (zu * pv).sum(1) + (zv * pu).sum(1)
-    corner = (z.band.diagonal[0] * p.band.diagonal[0]).sum().reshape(1, 1)
-    return Band([corner, *inner.diagonal], [border[:, None], *inner.lower])
-
-
-def _first_rows(op: LmiOperator, band: Band) -> tuple[Tensor, Tensor]:
-    """``U'P`` and ``V'P`` of the first layer, input columns."""
-    top, below = band.diagonal[0], band.lower[0]
-    return below - op.into_u[0] @ top, below - op.into_v[0] @ top
-
-
-def first_pair(op: LmiOperator, y: Tensor) -> Pair | Trouble:
-    """The pair at a strictly feasible y."""
-    slack = op.slack(y)
-    factor = factorize(slack)
-    if factor is None:
-        return Trouble.NO_FACTOR
-    p = inverse_band(factor)
-    z = p.times(1.0 / float(p.diagonal[0].trace()))
-    cliques = factorize_cliques(z)
-    return Pair(y, slack, factor, z, cliques) if cliques is not None else Trouble.NO_FACTOR
 
 
 def follow_banded(

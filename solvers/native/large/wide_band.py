@@ -1,6 +1,6 @@
 """A wider band of H, for a preconditioner that deep networks need few products with.
 
-The completion of H's own band (``banded_newton.py``) leaves out how a layer's multipliers act on
+The completion of H's own band (``schur_band.py``) leaves out how a layer's multipliers act on
 those two layers on.  Near the end of a deep network's solve that takes 42 to 61 products a system.
 Let :data:`GROUP` layers be one block instead: the band then holds all layers that are closer than
 that, and its completion is nearly H, with 7 to 12 products.

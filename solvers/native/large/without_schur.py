@@ -34,9 +34,9 @@ from ..lmi.closed_forms import Start, searched_starts, theta_start
 from ..lmi.costs import Costs
 from ..lmi.dual_repair import reachable_band, repaired_value
 from ..lmi.lmi_operator import LmiOperator
-from ..lmi.primal_dual_pair import ROUGH_GAP, Pair, refined
+from ..lmi.primal_dual_pair import ROUGH_GAP, Pair, first_pair, refined
 from ..lmi.progress import Progress
-from .banded_primal_dual import first_pair, follow_banded
+from .banded_primal_dual import follow_banded
 from .first_order import descend
 
 _MOST_EVALUATIONS = 1000

@@ -21,7 +21,6 @@ class Stage(Enum):
     COLD = "centring of a closed form"
     ROUGH = "first steps, in single precision"
     DENSE = "primal-dual steps"
-    APPROACH = "centring without the N x N matrix"
     BANDED = "primal-dual steps without the N x N matrix"
 
 
@@ -56,7 +55,6 @@ _USUAL: Mapping[Stage, Action] = MappingProxyType(
         Stage.COLD: Action.WITHOUT_MATRIX,
         Stage.ROUGH: Action.GO_ON,
         Stage.DENSE: Action.STOP,
-        Stage.APPROACH: Action.GO_ON,
         Stage.BANDED: Action.STOP,
     }
 )

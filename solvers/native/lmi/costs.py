@@ -5,14 +5,13 @@ Let D be the order of the inequality, N the number of hidden neurons, and
     S = sum n_k n_{k+1},  B = sum n_k^2   (inputs and hidden layers),
     C = sum n_k n_{k+1} (n_k + n_{k+1}) / 2   (outputs too).
 
-* An iteration of the dense form is ``6 D (S + B) + N^3 / 3``, a centring step
-  ``1.3 D (S + B) + N^3 / 3`` (counted in the matrix products of seven networks, to 10 %), and 15
-  and 12 of them are the rule.  It holds some 12 matrices of order D.
+* An iteration of the dense form is ``6 D (S + B) + N^3 / 3`` (counted in the matrix products of
+  seven networks, to 10 %), and 15 of them are the rule.  It holds some 12 matrices of order D.
 * A pass over the layers, which gives a closed form or a bound, is ``5/3 C``; the descent's, with
   its derivative, ``2 C``.
 * The primal-dual iteration without the N x N matrix takes more steps the deeper the network, 12 of
   8 layers and 27 of 64.  Measured on 20 networks of 5 to 64 layers and 16 to 200 neurons a layer,
-  it lasts as long as ``230 C`` a layer of the dense form and :data:`_PAIR_OVERHEAD`.
+  it lasts as long as ``185 C`` a layer of the dense form and :data:`_PAIR_OVERHEAD`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ DENSE_WORK = 2.0 * DESCENT_WORK
 # More neurons than this do not fit into memory: 12 matrices of order 6,000 are 3.5 GB.
 DENSE_LIMIT = 5000
 
-_ITERATIONS, _CENTRING = 15, 12
-_PAIR_COST, _PAIR_OVERHEAD = 230.0, 3e9
+_ITERATIONS = 15
+_PAIR_COST, _PAIR_OVERHEAD = 185.0, 2e9
 # How much longer than estimated the dense form may take and still has to end in time.
 _SAFETY = 1.5
 # A pass over fewer multiply-adds than this is all overhead and says nothing of the speed.
@@ -56,8 +55,7 @@ class Costs:
         order, neurons = sum(blocks), sum(blocks[1:])
         squares = sum(n * n for n in blocks) + sum(a * b for a, b in pairwise(blocks))
         one = order * squares
-        dense = (6.0 * _ITERATIONS + 1.3 * _CENTRING) * one
-        dense += (_ITERATIONS + _CENTRING) / 3.0 * neurons**3
+        dense = _ITERATIONS * (6.0 * one + neurons**3 / 3.0)
         layer = sum(n * m * (n + m) / 2.0 for n, m in pairwise(problem.widths))
         return Costs(neurons, len(problem.widths) - 1, dense, layer)
 

@@ -16,6 +16,7 @@ from .block_cholesky import (
     clique_matrices,
     factorize,
     factorize_cliques,
+    inverse_band,
 )
 from .checkpoints import Stage, Trouble
 from .lmi_operator import LmiOperator
@@ -39,6 +40,22 @@ class Pair(NamedTuple):
     factor: Factor
     z: Band
     cliques: Cliques
+
+
+def first_pair(op: LmiOperator, y: Tensor) -> Pair | Trouble:
+    """A pair at a strictly feasible y.
+
+    Z is the multiple of ``S^{-1}`` whose inputs' trace is 1, not yet dual feasible: a whole step
+    makes it so, a shorter one its share of that.
+    """
+    slack = op.slack(y)
+    factor = factorize(slack)
+    if factor is None:
+        return Trouble.NO_FACTOR
+    p = inverse_band(factor)
+    z = p.times(1.0 / float(p.diagonal[0].trace()))
+    cliques = factorize_cliques(z)
+    return Pair(y, slack, factor, z, cliques) if cliques is not None else Trouble.NO_FACTOR
 
 
 class Direction(NamedTuple):
