@@ -1,13 +1,11 @@
 """Bounds of convolutional and residual networks: frequency by frequency, beside other bounds.
 
-    python -m benchmarks image_bounds --data-dir DIR [--only NAME] [--limit 90] [--epochs 2]
-
 Networks of random weights, networks that others trained without a bound (``sdp_crown`` in the data
 folder), and networks trained here for some epochs, without one: LeNet-5 and a small one on MNIST,
 residual ones on CIFAR-10, their batch normalisation folded.  Each is certified with multipliers per
-channel up to a switch layer (``structure="torus"``) and checked again; where it is small enough,
-neuron by neuron as well (``structure="exact"``), and chains of kernels for images of every size at
-once (``structure="every_size"``).  In front of strides multipliers are per channel and phase
+channel up to a switch layer (``structure="torus"``) and checked again; where the settings ask for
+it, neuron by neuron as well (``structure="exact"``), or for images of every size at once
+(``structure="every_size"``).  In front of strides multipliers are per channel and phase
 (``phases``) where those are few.  ``lower_lip`` is what no multipliers of that form can beat: where
 the limit of seconds on the clock ends the search, it says little.  Seconds are processor time of
 one thread.
@@ -15,13 +13,12 @@ one thread.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -33,11 +30,10 @@ from admm_lip.certificates.torus import certify as torus
 from admm_lip.data import load_data
 from admm_lip.networks.chain import read_network
 
-from . import record
-from .catalogue import parser_of
+from .study import Cell, Row, Study, run_from_command_line
+from .tables import markdown
 
 Shape = tuple[int, ...]
-SMALL = 2000
 
 
 class Case(NamedTuple):
@@ -143,18 +139,18 @@ def lenet() -> nn.Sequential:
     return nn.Sequential(*first, *second, *head)
 
 
-def trained(
-    build: Callable[[], nn.Module], name: str, rate: float, options: argparse.Namespace
-) -> Case:
+def trained(network: str, cell: Cell, data_dir: str | None) -> Case:
     """Trained without a bound, by SGD with momentum and one cycle of step sizes."""
-    model, data = build(), load_data(name, options.data_dir).as_images()
+    model, data = TRAINED[network](), load_data(cell["data"], data_dir).as_images()
     (x, y), (u, v) = data.train, data.test
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
-    steps = options.epochs * (len(x) // 128)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    epochs, batches = cell["epochs"], len(x) // 128
+    optimizer = torch.optim.SGD(model.parameters(), cell["lr"], momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, cell["lr"], total_steps=epochs * batches
+    )
     order = torch.Generator().manual_seed(0)
-    for _ in range(options.epochs):
-        for rows in torch.split(torch.randperm(len(x), generator=order), 128)[: len(x) // 128]:
+    for _ in range(epochs):
+        for rows in torch.split(torch.randperm(len(x), generator=order), 128)[:batches]:
             optimizer.zero_grad()
             torch.autograd.backward(nn.functional.cross_entropy(model(x[rows]), y[rows]))
             optimizer.step()
@@ -165,47 +161,49 @@ def trained(
     return Case(model, data.shape, 100.0 * float(right.double().mean()))
 
 
-# name -> how it is built, on what it is trained, and the largest step size
-TRAINED: tuple[tuple[str, Callable[[], nn.Module], str, float], ...] = (
-    ("LeNet-5", lenet, "mnist", 0.05),
-    ("conv16s2-conv32s2-100-10", plain, "mnist", 0.05),
-    ("ResNet-8", lambda: resnet(8), "cifar10", 0.2),
-    ("ResNet-20", lambda: resnet(20), "cifar10", 0.2),
-)
+PUBLISHED = ("mnist_convsmall", "cifar10_cnn_a")
+RANDOM: dict[str, Callable[[], Case]] = {
+    "random conv4s2-conv8s2-16-10": small_random,
+    "random, 3 kernels of 8 channels": partial(kernels, 8, 2),
+    "random, 3 kernels of 16 channels": partial(kernels, 16, 2),
+    "random conv16s2-conv32s2-100-10": lambda: Case(plain(), (1, 28, 28)),
+    "random 3-32-64s2-64-128s2-pool-10": deep_random,
+    "random ResNet-8 of 4 channels": lambda: Case(resnet(8, 4, 16), (3, 16, 16)),
+    "random ResNet-8": lambda: Case(resnet(8), (3, 32, 32)),
+}
+TRAINED: dict[str, Callable[[], nn.Module]] = {
+    "LeNet-5": lenet,
+    "conv16s2-conv32s2-100-10": plain,
+    "ResNet-8": partial(resnet, 8),
+    "ResNet-20": partial(resnet, 20),
+}
 
 
-def cases(options: argparse.Namespace) -> Mapping[str, Callable[[], Case]]:
-    """Every network by name."""
-    folder = Path(options.data_dir or ".")
-    names = ("mnist_convsmall", "cifar10_cnn_a")
-    found: dict[str, Callable[[], Case]] = {"random conv4s2-conv8s2-16-10": small_random}
-    for channels, hidden in ((8, 2), (16, 2)):
-        label = f"random, {hidden + 1} kernels of {channels} channels"
-        found[label] = partial(kernels, channels, hidden)
-    found["random conv16s2-conv32s2-100-10"] = lambda: Case(plain(), (1, 28, 28))
-    found["random 3-32-64s2-64-128s2-pool-10"] = deep_random
-    found |= {name: partial(published, name, folder) for name in names}
-    found["random ResNet-8 of 4 channels"] = lambda: Case(resnet(8, 4, 16), (3, 16, 16))
-    found["random ResNet-8"] = lambda: Case(resnet(8), (3, 32, 32))
-    for name, build, data, rate in TRAINED:
-        label = f"{name}, {options.epochs} epoch{'s' * (options.epochs > 1)} of {data}"
-        found[label] = partial(trained, build, data, rate, options)
-    return found
+def case_of(cell: Cell, data_dir: str | None) -> Case:
+    """The network of a cell."""
+    name = cell["network"]
+    if name in PUBLISHED:
+        return published(name, Path(data_dir or "."))
+    return RANDOM[name]() if name in RANDOM else trained(name, cell, data_dir)
 
 
-def row_of(name: str, case: Callable[[], Case], limit: float) -> dict[str, Any]:
+def cells(settings: Cell) -> list[Cell]:
+    """One for each network."""
+    return [{"limit": settings["limit"], **network} for network in settings["networks"]]
+
+
+def run_cell(cell: Cell, data_dir: str | None) -> Row:
     """Bounds and seconds of one network, each within a limit on the clock."""
     torch.manual_seed(0)
-    model, shape, clean = case()
+    model, shape, clean = case_of(cell, data_dir)
     hidden = _neurons(model, shape)
-    solver = SolverConfig(time_limit=limit)
+    solver = SolverConfig(time_limit=float(cell["limit"]))
     begun = time.process_time()
     found = certify(model, shape, structure="torus", solver=solver)
     spent = time.process_time() - begun
     begun = time.process_time()
     verify(found, model)
-    row = {
-        "network": name,
+    row: Row = {
         **({} if clean is None else {"clean": clean}),
         "neurons": hidden,
         "switch": found.switch,
@@ -217,24 +215,25 @@ def row_of(name: str, case: Callable[[], Case], limit: float) -> dict[str, Any]:
         "cpu_seconds": spent,
         "verify_cpu_seconds": time.process_time() - begun,
     }
-    if found.phases > 1:
-        begun = time.process_time()
+    if cell.get("per_channel"):
         with mock.patch.object(torus, "affordable", lambda chain: 1):
-            plain = certify(model, shape, structure="torus", solver=solver)
-        row |= {"channel_lip": plain.lip, "channel_lower": plain.lower_lip}
-        row |= {"channel_cpu_seconds": time.process_time() - begun}
-    if hidden <= SMALL:
-        begun = time.process_time()
-        exact = certify(model, shape, structure="exact", solver=solver)
-        row |= {"exact_lip": exact.lip, "exact_norm_product": exact.norm_product}
-        row |= {"exact_lower": exact.lower_lip, "exact_cpu_seconds": time.process_time() - begun}
-    if "kernels" in name:
-        begun = time.process_time()
-        every = certify(model, shape, structure="every_size", solver=solver)
-        row |= {"every_size_lip": every.lip, "every_size_lower": every.lower_lip}
-        row |= {"every_size_norm_product": every.norm_product}
-        row |= {"every_size_cpu_seconds": time.process_time() - begun}
+            row |= _beside("channel", "torus", model, shape, solver)
+    for structure in ("exact", "every_size"):
+        if cell.get(structure):
+            row |= _beside(structure, structure, model, shape, solver)
     return row
+
+
+def _beside(name: str, structure: str, model: nn.Module, shape: Shape, solver: SolverConfig) -> Row:
+    """Another bound of the network, and its seconds, under names of its own."""
+    begun = time.process_time()
+    found = certify(model, shape, structure=structure, solver=solver)
+    return {
+        f"{name}_lip": found.lip,
+        f"{name}_lower": found.lower_lip,
+        f"{name}_norm_product": found.norm_product,
+        f"{name}_cpu_seconds": time.process_time() - begun,
+    }
 
 
 def _neurons(model: nn.Module, shape: Shape) -> int:
@@ -244,21 +243,35 @@ def _neurons(model: nn.Module, shape: Shape) -> int:
     return sum(math.prod(shapes[s.name]) for s in network.layers if s.kind == "relu")
 
 
+def tabulate(rows: list[Row]) -> str:
+    """Bounds beside the product of norms, the gap to the best multipliers, seconds."""
+    header = ["network", "epochs", "clean %", "neurons", "bound", "norms", "gap", "CPU s"]
+    return markdown(
+        header,
+        (
+            [
+                row["network"],
+                row.get("epochs", ""),
+                f"{row['clean']:.1f}" if "clean" in row else "",
+                f"{row['neurons']:,}",
+                f"{row['lip']:.4g}",
+                f"{row['norm_product']:.4g}",
+                f"{1.0 - row['lower_lip'] / row['lip']:.1e}",
+                f"{row['cpu_seconds']:.1f}",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def draw(rows: list[Row], folder: Path) -> list[Path]:
+    """No picture."""
+    return []
+
+
+STUDY = Study("image_bounds", cells, run_cell, tabulate, draw, jobs=1)
+
+
 def main(argv: list[str]) -> None:
-    """Certify every network and write the record."""
-    parser = parser_of("image_bounds")
-    parser.add_argument("--data-dir", default=None, help="folder of MNIST, CIFAR-10, sdp_crown")
-    parser.add_argument("--only", default=None, help="networks whose name contains this")
-    parser.add_argument("--limit", type=float, default=90.0, help="seconds of one certificate")
-    parser.add_argument("--epochs", type=int, default=2, help="of networks trained here")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    rows = []
-    for name, case in cases(options).items():
-        if options.only is None or options.only in name:
-            rows.append(row_of(name, case, options.limit))
-            print(rows[-1], flush=True)
-    if options.only is None:
-        record.save(
-            "image_bounds", {"epochs": options.epochs, "limit": options.limit, "threads": 1}, rows
-        )
+    """Run the study."""
+    run_from_command_line(STUDY, argv)

@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -102,17 +103,24 @@ class Task:
     norms: Sequence[Norm]
     names: Sequence[str]
 
+    @cached_property
+    def scales(self) -> LayerScales:
+        """Of its layers (step 1)."""
+        return LayerScales(tuple(n.power for n in self.norms))
+
+    @cached_property
+    def problem(self) -> CertifyProblem:
+        """What the solver gets, in unit scale."""
+        return _problem(self.scales.unit(self.solved))
+
     def claim(self, deadline: Deadline) -> Claim:
-        """The same with its layers' scales taken out (step 1)."""
-        scales = LayerScales(tuple(n.power for n in self.norms))
-        problem = _problem(scales.unit(self.solved))
-        return Claim(self.matrices, scales, problem, self.names, deadline)
+        """What is to be proven, within that time."""
+        return Claim(self.matrices, self.scales, self.problem, self.names, deadline)
 
 
 def solve_all(tasks: Sequence[Task], config: SolverConfig) -> list[CertifySolution | None]:
     """The solver's answers of many tasks, small ones side by side; ``None``: to be solved alone."""
-    claims = [task.claim(Deadline(None)) for task in tasks]
-    return solve_certify_all([claim.problem for claim in claims], config)
+    return solve_certify_all([task.problem for task in tasks], config)
 
 
 def prove(

@@ -20,6 +20,10 @@ from ..networks.layers import Array
 from ..networks.network import Chain, Network
 from .layer_scales import usual_power
 
+# Powers of two that layers may multiply to, one way or the other, in single precision; and what
+# biases may be.
+_WITHIN = 60.0
+
 
 @dataclass(frozen=True, eq=False)
 class JacobianField:
@@ -68,6 +72,23 @@ class JacobianField:
             for parts in zip(*((f.weights, f.biases, f.unit) for f in fields), strict=True)
         )
         return cls(weights, biases, fields[0].activations, unit, 0)
+
+    def rounded(self) -> JacobianField:
+        """The same in single precision; itself where more than digits could be lost.
+
+        That is where values of the layers may leave its range, or activations hold numbers.
+        """
+        gains = [
+            torch.linalg.vector_norm(w, dim=(-2, -1)) / w.shape[-2] ** 0.5 for w in self.weights
+        ]
+        spread = float(torch.stack(gains).log2().abs().sum(0).max())
+        biases = max((float(b.abs().max()) for b in self.biases), default=0.0)
+        inside = spread < _WITHIN and biases < 2.0**_WITHIN
+        if not inside or any(phi.state_dict() for phi in self.activations):
+            return self
+        fields = {"weights": self.weights, "biases": self.biases, "unit": self.unit}
+        low = {name: [x.float() for x in part] for name, part in fields.items()}
+        return JacobianField(**low, activations=self.activations, power=self.power)
 
     @property
     def points(self) -> int:

@@ -60,7 +60,9 @@ class _Effort(NamedTuple):
 
 _USUAL = _Effort(256, 12, 0.5, 6, 2)
 # Of a small network a batch takes its calls, not its numbers: few rounds of many points.
-_SMALL, _SMALL_ENTRIES = _Effort(512, 3, 0.2, 3, 1), 2**11
+_SMALL, _SMALL_ENTRIES = _Effort(512, 4, 0.3, 3, 1), 2**11
+# So many points of single precision are looked at in double.
+_AGAIN = 16
 # Numbers that a pass of many small networks holds: what a cache does.
 _TOGETHER = 2**19
 
@@ -159,12 +161,22 @@ def _steepest_norms(
 ) -> list[float]:
     """Of each field the largest norm, over the power of two of its own."""
     field = JacobianField.stacked(fields)
-    found = _climbed(field, _STEEPEST[norm], seed, deadline)
+    low = field.rounded()
+    found = _climbed(low, _STEEPEST[norm], seed, deadline)
+    if low is not field:
+        found = _again(field, _STEEPEST[norm], found)
     norms = found.norms.amax(1)
     if norm == "l2":
         norms = _full_norms(field, found.at(found.norms.argmax(1, keepdim=True)).points)
     values: list[float] = norms.tolist()
     return values
+
+
+def _again(field: JacobianField, steepest: Callable[[Tensor], Tensor], found: _Steep) -> _Steep:
+    """The steepest points in double, where a neuron may be on the other side."""
+    order = found.norms.argsort(1, descending=True)[:, :_AGAIN]
+    points, vectors, _ = found.at(order)
+    return _stretched(field, steepest, points.double(), steepest(vectors.double()), 1)
 
 
 def _climbed(
@@ -174,12 +186,12 @@ def _climbed(
     work = min(_MAX_WORK // field.entries, _MAX_BATCH_ENTRIES // field.width)
     effort = _SMALL if field.entries <= _SMALL_ENTRIES else _USUAL
     count = max(6, min(effort.points, work)) if field.activations else 1
-    generator = torch.Generator().manual_seed(seed)
+    generator, dtype = torch.Generator().manual_seed(seed), field.unit[0].dtype
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    steps = torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[None, :count, None]
+    steps = torch.tensor(_SCALES, dtype=dtype).repeat(count)[None, :count, None]
     # The same draws for every chain.
     chains = len(field.unit[0])
     start = steepest(normal(count, field.unit[0].shape[-1])).expand(chains, -1, -1)

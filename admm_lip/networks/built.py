@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,7 @@ def _build_activation(network: Network, spec: LayerSpec) -> nn.Module:
     spelling = next(iter(ACTIVATIONS[spec.kind].spellings), None)
     if spelling is not None and spelling.module:
         cls = getattr(nn, spelling.module)
-        taken = inspect.signature(cls).parameters
+        taken = _parameters_of(cls)
         module: nn.Module = cls(**{k: v for k, v in spec.options.items() if k in taken})
         options = READERS[cls].options(module)
         for types in ({np.dtype("f8")}, {np.dtype("f4")}):
@@ -227,6 +228,11 @@ def _build_activation(network: Network, spec: LayerSpec) -> nn.Module:
                 return module
     formula: nn.Module = FORMULAS[spec.kind](**spec.options)
     return formula
+
+
+@cache
+def _parameters_of(cls: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(cls).parameters)
 
 
 def _build_prelu(network: Network, spec: LayerSpec) -> nn.Module:

@@ -20,6 +20,9 @@ from .sorting import PAIRED
 INPUT = "input"
 # Neurons whose activation is the identity, beside others: only in a chain, never in a file.
 CARRIED = "carried"
+# Every kind by its name, and those without options.
+_KNOWN = dict.fromkeys((*KINDS, *PAIRED, *JOINS))
+_PLAIN = frozenset((*PAIRED, *JOINS, CARRIED))
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,13 @@ class LayerSpec:
     inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known = (*KINDS, *PAIRED, *JOINS)
-        if self.kind not in known and self.kind != CARRIED:
+        if self.kind not in _KNOWN and self.kind != CARRIED:
             raise UnsupportedModule(
                 f"{self.name}: layer kind {self.kind!r} is not supported; "
-                f"supported: {', '.join(known)}"
+                f"supported: {', '.join(_KNOWN)}"
             )
-        plain = (*PAIRED, *JOINS, CARRIED)
-        if self.kind in plain and self.options:
+        plain = self.kind in _PLAIN
+        if plain and self.options:
             raise UnsupportedModule(
                 f"{self.name}: {self.kind} takes no options, got {sorted(self.options)}"
             )
@@ -63,7 +65,7 @@ class LayerSpec:
             raise UnsupportedModule(
                 f"{self.name}: {self.kind} takes one input, got {list(self.inputs)}"
             )
-        if self.kind not in plain:
+        if not plain:
             check = check_activation if self.kind in ACTIVATIONS else check_options
             check(self.kind, self.name, self.options)
 
@@ -118,7 +120,7 @@ def scalar_parts(
     """
     parts, size = ACTIVATIONS[spec.kind].parts, math.prod(shape)
     if parts is None:
-        return ((replace(spec, inputs=()), size),)
+        return ((replace(spec, inputs=()) if spec.inputs else spec, size),)
     runs = parts(values_of(spec.kind, spec.options, arrays, spec.name, shape))
     return tuple((LayerSpec(kind, spec.name, options), count) for kind, options, count in runs)
 

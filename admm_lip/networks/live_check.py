@@ -14,8 +14,10 @@ once, on random inputs:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from .trace import Step, dtype_of
 
 # Sizes of batches and scales of the normal inputs in them.
 _BATCHES = ((1, 1.0), (2, 1e-2), (3, 30.0), (5, 1.0))
+# Inputs of so few numbers are drawn once.
+_FEW = 2**12
 
 
 def precision_of(dtype: torch.dtype, device: torch.device) -> Precision:
@@ -110,12 +114,20 @@ def place_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     return dtype_of(module), next(held).device
 
 
-def _inputs(shape: tuple[int, ...]) -> list[Tensor]:
+def _inputs(shape: tuple[int, ...]) -> Sequence[Tensor]:
+    """The same for every network of this shape; who is run gets clones."""
+    return _kept(shape) if math.prod(shape) <= _FEW else _drawn(shape)
+
+
+def _drawn(shape: tuple[int, ...]) -> list[Tensor]:
     generator = np.random.default_rng(0)
     return [
         torch.from_numpy(scale * generator.standard_normal((size, *shape)))
         for size, scale in _BATCHES
     ]
+
+
+_kept = lru_cache(maxsize=8)(_drawn)
 
 
 def run(label: str, module: nn.Module, x: Tensor, *others: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ a weight or a buffer, computes another function at every call: it is put back an
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModule
 
 _OWN = ("torch.", "admm_lip.")
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# Equal where they are the same, apart from numbers that NaN and minus zero are among.
+_EXACT = frozenset((bool, int, str, bytes, type(None)))
+_BY_TEXT = frozenset((float, complex))
+# Most of what a module holds are empty ones of these.
+_HOLDERS = frozenset((dict, OrderedDict, list, tuple, set))
 # Containers are looked into so far and no farther.
 _DEPTH, _LENGTH = 4, 4096
 
@@ -159,13 +164,18 @@ def _outside(cls: type) -> Mapping[str, Any]:
 
 def _frozen(value: Any, depth: int = _DEPTH) -> Any:
     """Something that equals itself later exactly where the value did not change."""
-    if type(value) in _PLAIN:
-        return type(value), repr(value)
+    kind = type(value)
+    if kind in _EXACT:
+        return kind, value
+    if kind in _BY_TEXT:
+        return kind, repr(value)
+    if kind in _HOLDERS and not value:
+        return kind, ()
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, hash(value.tobytes())
     if isinstance(value, Tensor):
         return id(value)
     if depth and isinstance(value, list | tuple | set | dict) and len(value) <= _LENGTH:
         items = value.items() if isinstance(value, dict) else value
-        return type(value), tuple(_frozen(item, depth - 1) for item in items)
+        return kind, tuple(_frozen(item, depth - 1) for item in items)
     return id(value)

@@ -89,9 +89,9 @@ def project(
     """The nearest network that certifies ``bound``; the one that went in is not touched.
 
     The set of all networks under a bound is not convex; what comes back is nearest for its
-    multiplier, which was improved from a good start.  Biases stay, and what comes back is in
-    evaluation mode, as it is certified, with batch normalisation folded
-    (:func:`admm_lip.fold_batch_norm`).
+    multiplier, which was improved from a good start.  Biases stay; of convolutions and skips they
+    shrink with what they are added to.  What comes back is in evaluation mode, as it is certified,
+    with batch normalisation folded (:func:`admm_lip.fold_batch_norm`).
 
     With data the network is fine-tuned under the bound instead: a classifier is smoothed on them
     and scaled to the bound (``smooth.py``), a regression projected; then ADMM rounds follow, with

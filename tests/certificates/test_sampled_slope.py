@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from admm_lip import certify
 from admm_lip.certificates import sampled_slope as module
 from admm_lip.certificates.jacobian_field import JacobianField
 from admm_lip.certificates.sampled_slope import Sampled, sampled_slope, sampled_slopes
@@ -103,3 +104,34 @@ def test_the_jacobian_of_a_reduced_point_is_that_of_an_input(
     if norm == "linf":
         torch.testing.assert_close(found, own)
     torch.testing.assert_close(found @ found.T, own @ own.T)
+
+
+def test_single_precision_finds_points_that_double_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed, widths in enumerate([(3, 9, 9, 2), (2, 30, 1), (6, 6, 6, 6, 6)]):
+        torch.manual_seed(seed)
+        parts = [(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(widths)]
+        network = read_network(nn.Sequential(*(x for pair in parts for x in pair))[:-1])
+        found = sampled_slope(network, network.chain())
+        assert 0.0 < found <= certify(network).lip
+        with monkeypatch.context() as patch:
+            patch.setattr(JacobianField, "rounded", lambda field: field)
+            assert found >= 0.9 * sampled_slope(network, network.chain())
+
+
+@pytest.mark.parametrize("power", [-200, -40, 40, 200])
+def test_what_single_precision_cannot_hold_is_searched_in_double(power: int) -> None:
+    torch.manual_seed(1)
+    widths = (3, 8, 8, 2)
+    parts = [(nn.Linear(a, b, bias=False), nn.ReLU()) for a, b in pairwise(widths)]
+    model = nn.Sequential(*(x for pair in parts for x in pair))[:-1].double()
+    plain = read_network(model)
+    for layer in (model[0], model[2]):
+        layer.weight.data *= 2.0**power
+    network = read_network(model)
+    far, near = (JacobianField.of(n, n.chain(), None, "l2") for n in (network, plain))
+    assert far.rounded() is far
+    assert near.rounded().unit[0].dtype == torch.float32
+    found = sampled_slope(network, network.chain()) * 2.0**-power * 2.0**-power
+    assert found == pytest.approx(sampled_slope(plain, plain.chain()), rel=0.05)

@@ -228,6 +228,22 @@ def test_longest_steps_end_inside_and_the_next_length_does_not(count: int) -> No
         if length < 1.0:
             further = LENGTHS[np.searchsorted(LENGTHS, length) + 1]
             assert np.linalg.eigvalsh(matrix + further * change)[0] <= 0.0
+    few = longest(matrices, changes, LENGTHS[::3])[:, 0, 0]  # 0, 0.13, ..., 1
+    assert (few == [max(a for a in LENGTHS[::3] if a <= length) for length in lengths]).all()
+
+
+def test_every_chain_starts_from_the_best_of_its_own_closed_forms() -> None:
+    chains = stacked.reduce(
+        stacked.Chains.of([network(5, 5, 4, 3, seed=k, scale=10.0**k) for k in range(3)])
+    ).chains
+    for k, found in enumerate(stacked.starts(chains)):
+        one = chains.pick(torch.tensor([k]))
+        slopes = tuple(Slopes(s.alpha[0], s.beta[0]) for s in one.slopes)
+        problem = CertifyProblem(tuple(w[0] for w in one.weights), slopes)
+        each = [theta_start(problem, theta) for theta in (1.0, 1.2, 1.3)]
+        best = min((s for s in each if s is not None), key=lambda s: s.lip_sq)
+        torch.testing.assert_close(found[1:], torch.cat(best.multiplier), rtol=1e-8, atol=0.0)
+        assert float(found[0]) == pytest.approx(best.lip_sq, rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from admm_lip import Lipschitz, SolverConfig, certify, project, verify
+from admm_lip.networks.sorting_torch import MaxMin
 
 
 class Net(nn.Module):
@@ -116,3 +117,25 @@ def test_networks_that_cannot_be_projected_are_refused_by_name() -> None:
         project(model, bound=1.0)
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got str"):
         project("model.pt", bound=1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_biases_of_kernels_shrink_with_what_they_are_added_to(frozen: bool) -> None:
+    """Kernels that keep all norms: the nearest ones are their multiples, and so is the network."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for size in (3.0, 2.0, 5.0):
+        layers += [nn.Conv2d(4, 4, 1, dtype=torch.float64), MaxMin()]
+        nn.init.orthogonal_(layers[-2].weight)  # type: ignore[arg-type]
+        layers[-2].weight.data.mul_(size)  # type: ignore[union-attr,operator]
+    model = nn.Sequential(*layers[:-1])
+    middle = layers[2].bias
+    assert isinstance(middle, nn.Parameter)
+    middle.requires_grad_(not frozen)
+    found = project(model, bound=1.5, input_shape=(4, 3, 3))
+    assert found.certificate.lip == pytest.approx(1.5, rel=3e-3)
+    if frozen:
+        assert torch.equal(found.model[2].bias, middle)  # type: ignore[index]
+        return
+    x = torch.randn(7, 4, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(found.model(x), model(x) * (1.5 / 30.0), rtol=3e-3, atol=1e-4)

@@ -34,18 +34,20 @@ _DENSE = 300
 Product = Callable[[Tensor], Tensor]
 
 
-def bisected(inside: Callable[[float], bool], whole: bool = False) -> float:
-    """The longest of :data:`LENGTHS` that is inside, ``inf`` where all of them are.
+def bisected(
+    inside: Callable[[float], bool], whole: bool = False, tried: Sequence[float] = LENGTHS
+) -> float:
+    """The longest of the lengths ``tried`` that is inside, ``inf`` where all of them are.
 
     ``whole`` says that this is the rule: the last one is tried first.
     """
-    if whole and inside(LENGTHS[-1]):
+    if whole and inside(tried[-1]):
         return math.inf
-    low, high = 0, len(LENGTHS)
+    low, high = 0, len(tried)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if inside(LENGTHS[middle]) else (low, middle)
-    return LENGTHS[low] if high < len(LENGTHS) else math.inf
+        low, high = (middle, high) if inside(tried[middle]) else (low, middle)
+    return tried[low] if high < len(tried) else math.inf
 
 
 @phase("step length")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...phases import phase
-from ..lmi.step_length import LENGTHS, ROOM
+from ..lmi.step_length import LENGTHS, ROOM, bisected
 from .batched import Array, Mask, cholesky, inverse, solve
 from .chains import Stack, schur_complement
 
@@ -30,6 +30,8 @@ _LANCZOS = 6
 # From this order on the first steps are taken in float32, to this gap, and the predictor's
 # lengths, which only choose mu, are estimated.
 _WORTH_ROUGH, _ROUGH = 100, 1e-3
+# The predictor's lengths of smaller ones.
+_ROUGHLY = (0, *LENGTHS[3::2])
 
 
 class State(NamedTuple):
@@ -179,7 +181,7 @@ def _stepped(live: State) -> State:
 
 def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
     """Go a share of the longest steps, S and Z separately."""
-    a_s, a_z = longest(live.slack, ds, whole=True), longest(live.z, dz, whole=True)
+    a_s, a_z = (longest(*one, whole=True) for one in ((live.slack, ds), (live.z, dz)))
     share = 0.9 + 0.09 * np.minimum(a_s, a_z)
     a_s, a_z = (np.where(a < 1.0, share * a, a) for a in (a_s, a_z))
     y, slack, z = live.y + a_s[:, 0] * dy, live.slack + a_s * ds, live.z + a_z * dz
@@ -196,7 +198,7 @@ def _predicted(live: State, ds: Array, dz: Array, p: Array) -> tuple[Array, Arra
     which changes by ``-Z - mu P dS P`` there, to where it has 1/a - 1.
     """
     if p.shape[-1] < _WORTH_ROUGH:
-        return longest(live.slack, ds), longest(live.z, dz)
+        return longest(live.slack, ds, _ROUGHLY), longest(live.z, dz, _ROUGHLY)
     least, largest = extreme_eigenvalues(live.slack, ds, p)
     limits = (1.0 / np.maximum(way, 1.0)[:, None, None] for way in (-least, 1.0 + largest))
     a_s, a_z = (limit.astype(p.dtype) for limit in limits)
@@ -227,18 +229,23 @@ def extreme_eigenvalues(slack: Array, ds: Array, p: Array) -> tuple[Array, Array
 
 
 @phase("step length")
-def longest(matrix: Array, change: Array, whole: bool = False) -> Array:
+def longest(
+    matrix: Array, change: Array, tried: Sequence[float] = LENGTHS, whole: bool = False
+) -> Array:
     """How far each positive definite matrix may go, shape ``(chains, 1, 1)``.
 
-    ``whole`` says that the whole way is the rule: it is tried first.
+    ``tried`` are the lengths; ``whole`` says that the last one is the rule: it is tried first.
     """
+    if len(matrix) == 1:
+        way = bisected(lambda a: bool(cholesky(matrix + a * change)[1][0]), whole, tried)
+        return np.full((1, 1, 1), min(way, tried[-1]), matrix.dtype)
     if whole:
         found, short = np.ones((len(matrix), 1, 1), matrix.dtype), ~cholesky(matrix + change)[1]
         if short.any():
-            found[short] = longest(matrix[short], change[short])
+            found[short] = longest(matrix[short], change[short], tried)
         return found
-    low, high = np.zeros(len(matrix), int), np.full(len(matrix), len(LENGTHS))
-    lengths = np.array(LENGTHS, matrix.dtype)[:, None, None]
+    low, high = np.zeros(len(matrix), int), np.full(len(matrix), len(tried))
+    lengths = np.array(tried, matrix.dtype)[:, None, None]
     while (high[0] - low[0]) > 1:
         middle = (low + high) // 2
         inside = cholesky(matrix + lengths[middle] * change)[1]

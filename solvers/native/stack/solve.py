@@ -171,7 +171,7 @@ def reduce(chains: Chains) -> Reduced:
     return Reduced(Chains(compressed(back), chains.slopes[::-1]), tails[0], gains, turned)
 
 
-def _closed(chains: Chains, theta: float) -> tuple[Tensor, Tensor]:
+def _closed(chains: Chains, theta: float | Tensor) -> tuple[Tensor, Tensor]:
     """``T`` laid end to end and ``L^2`` of the closed form; NaN where there is none."""
     t, outer = forward(*chains, theta)
     sound = torch.isfinite(outer).all(-1).all(-1)
@@ -182,14 +182,12 @@ def _closed(chains: Chains, theta: float) -> tuple[Tensor, Tensor]:
 
 def starts(chains: Chains) -> Tensor:
     """``(rho, t)`` of the best closed form of each chain."""
-    found = [
-        torch.cat([rho[:, None], t], dim=1) for t, rho in (_closed(chains, x) for x in _THETAS)
-    ]
-    best = found[0]
-    for other in found[1:]:
-        better = (other[:, :1] < best[:, :1]) | best[:, :1].isnan()
-        best = torch.where(better, other, best)
-    return best
+    count, times = len(chains.weights[0]), len(_THETAS)
+    thetas = chains.weights[0].new_tensor(_THETAS).repeat_interleave(count)[:, None]
+    t, rho = _closed(chains.pick(torch.arange(count).repeat(times)), thetas)
+    found = torch.cat([rho[:, None], t], dim=1).view(times, count, -1)
+    best = found[:, :, 0].nan_to_num(nan=float("inf")).argmin(0)
+    return found[best, torch.arange(count)]
 
 
 def _stack(chains: Chains) -> Stack:
