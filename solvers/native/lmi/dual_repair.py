@@ -16,7 +16,7 @@ this exact.  Every step keeps the covariance positive semidefinite, never fails,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,14 +36,9 @@ def repaired_values(weights: Weights, slopes: Sequence[Slopes], band: Band) -> T
     """:func:`repaired_value` of one chain, or of each of many with a leading dimension."""
     trace = torch.diagonal(band.diagonal[0], dim1=-2, dim2=-1).sum(-1)[..., None, None]
     state, scale, sound = band.diagonal[0] / trace, 1.0 / trace, trace[..., 0, 0] > 0.0
-    for k, (w, s) in enumerate(zip(weights, slopes, strict=False)):
+    for w, s, (gain, rest, definite) in zip(weights, slopes, _conditionals(band), strict=False):
         middle, half = (s.alpha + s.beta) / 2.0, (s.beta - s.alpha) / 2.0
-        pivot, info = torch.linalg.cholesky_ex(band.diagonal[k])
-        below = torch.linalg.solve_triangular(pivot, band.lower[k].mT, upper=False).mT
-        rest, failed = torch.linalg.cholesky_ex(band.diagonal[k + 1] - below @ below.mT)
-        sound = sound & (info == 0) & (failed == 0)
-        gain = torch.linalg.solve_triangular(pivot, below, upper=False, left=False)
-        noise = rest @ rest.mT * scale
+        sound, noise = sound & definite, rest * scale
         nominal = middle[..., None] * w
         off = gain - nominal  # deviation = off x_{k-1} + noise
         deviation = (off @ state * off).sum(-1) + torch.diagonal(noise, dim1=-2, dim2=-1)
@@ -53,6 +48,23 @@ def repaired_values(weights: Weights, slopes: Sequence[Slopes], band: Band) -> T
         state = step @ state @ step.mT + factor[..., None] * noise * factor[..., None, :]
     value = (weights[-1] @ state * weights[-1]).sum((-2, -1))
     return torch.where(sound & (value >= 0.0) & torch.isfinite(value), value, 0.0)
+
+
+def _conditionals(band: Band) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """:func:`_conditional` of every layer, side by side where the blocks stand in one tensor."""
+    if isinstance(band.diagonal, Tensor) and isinstance(band.lower, Tensor):
+        found = _conditional(band.diagonal[:-1], band.lower, band.diagonal[1:])
+        return zip(*(part.unbind() for part in found), strict=True)
+    return map(_conditional, band.diagonal[:-1], band.lower, band.diagonal[1:])
+
+
+def _conditional(here: Tensor, lower: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``[here, .; lower, there]`` the gain G and the noise's covariance; whether definite."""
+    pivot, info = torch.linalg.cholesky_ex(here)
+    below = torch.linalg.solve_triangular(pivot, lower.mT, upper=False).mT
+    rest, failed = torch.linalg.cholesky_ex(there - below @ below.mT)
+    gain = torch.linalg.solve_triangular(pivot, below, upper=False, left=False)
+    return gain, rest @ rest.mT, (info == 0) & (failed == 0)
 
 
 def reachable_band(problem: CertifyProblem, share: float = 0.5) -> Band:
