@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from admm_lip import TrainConfig, TrainResult, certified_radii, verify
+from admm_lip import TrainConfig, TrainResult, certified_radii, certify, project, verify
 from admm_lip.data import DataSet
 from admm_lip.networks.convnets import build_convnet
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.research.comparators import METHODS
+from admm_lip.training.finetune import FinetuneConfig
+from admm_lip.training.projected import Projection
 
 from .contenders import data_of
 from .study import Cell, Row, Study, run_from_command_line
@@ -59,7 +61,7 @@ def cells(settings: Cell) -> list[Cell]:
     """The test rows of every contender and seed, and validation rows of some step sizes."""
     found = []
     for name, row in settings["contenders"].items():
-        plain = {key: row[key] for key in (*_NETWORK, "moved") if key in row}
+        plain = {key: row[key] for key in (*_NETWORK, "moved", "given") if key in row}
         like = {**{k: row.get(k, settings[k]) for k in _TASK}, "contender": name, **plain}
         config = {**settings["train"], "eps": like["eps"], **row.get("train", {})}
         if row["validated"]:
@@ -86,11 +88,15 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     if cell.get("moved"):
         sides = 2 if cell["data"] in _MIRRORED else 1
         rows = Moved(x - middle, y, cell["seed"], sides)
-    result = _trained(_network(data, cell), rows, cell)
+    model, given = _network(data, cell), Row()
+    if "given" in cell:
+        seen = (data.train[0] - middle, data.train[1])
+        model, begun, given = _given(model, seen, (u - middle, v), cell)
+    result = _trained(model, rows, cell)
     spent = time.process_time() - begun
     with torch.no_grad():
         right = (result.model(u - middle).argmax(dim=1) == v).double()
-    row = {"cpu_seconds": spent, "clean": 100.0 * float(right.mean())}
+    row = {**given, "cpu_seconds": spent, "clean": 100.0 * float(right.mean())}
     if "bound" not in cell:
         return row
     proof = result.certificate
@@ -108,7 +114,25 @@ def _network(data: DataSet, cell: Cell) -> nn.Module:
     return build_mlp(data.n_features, data.n_outputs, hidden, seed=cell["seed"])
 
 
-def _trained(model: nn.Module, data: Any, cell: Cell) -> TrainResult:
+def _given(model: nn.Module, rows: Any, test: Any, cell: Cell) -> tuple[nn.Module, float, Row]:
+    """A network trained on all rows without a bound, when it was ready, and what it is."""
+    config = TrainConfig(lip=1.0, seed=cell["seed"], **{**cell["train"], **cell["given"]})
+    model = train(model, rows, config, method=METHODS["nominal"](), progress=False).model
+    lip = certify(model, tuple(test[0].shape[1:])).lip
+    with torch.no_grad():
+        right = (model(test[0]).argmax(dim=1) == test[1]).double()
+    found = {"given_lip": lip, "given_clean": 100.0 * float(right.mean())}
+    return model, time.process_time(), found
+
+
+def _trained(model: nn.Module, data: Any, cell: Cell) -> TrainResult | Projection:
+    if "given" in cell:
+        names = ("batch_size", "lr", "eps")
+        tuning = FinetuneConfig(**{k: v for k, v in cell["train"].items() if k in names})
+        epochs = cell["train"]["epochs"]
+        return project(
+            model, cell["bound"], finetune=data, epochs=epochs, config=tuning, progress=False
+        )
     if "bound" in cell:
         config = TrainConfig(
             bound=cell["bound"], start="scratch", seed=cell["seed"], **cell["train"]

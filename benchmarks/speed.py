@@ -53,6 +53,7 @@ CASES: dict[str, Case] = {
     "784-256-256-10": Case((784, 256, 256, 10)),
     "10 layers x 100": _square(10, 100),
     "16 layers x 64": _square(16, 64),
+    "64 layers x 64": _square(64, 64),
     "45 pairs of 64-32-32-10": Case((64, 32, 32, 10), _PAIRS),
     "45 pairs of 784-100-100-10": Case((784, 100, 100, 10), _PAIRS),
     "1,000 networks 9-16-16-1": Case((9, 16, 16, 1), {}, 1000),

@@ -60,7 +60,8 @@ def test_a_recipe_is_accepted_and_certifies_at_the_radius_that_it_says(recipe: P
         assert options.convnet.name in recipe.stem.upper()
     else:
         assert (options.method, options.bound, options.loss) == ("admm", 1.0, "margin")
-        assert options.convnet.activation == "max_min"
+        network = options.model if options.model.hidden else options.convnet
+        assert network.activation == "max_min"
 
 
 def test_a_recipe_for_an_accelerator_says_that_it_was_not_tried(recipe: Path) -> None:
@@ -75,10 +76,11 @@ def test_the_page_of_the_command_line_lists_the_recipes() -> None:
 
 
 def test_a_recipe_reports_at_its_own_radius() -> None:
-    words = ["--recipe", "mnist_1.58", "--convnet.width", "0.125", *QUICK, "--quiet"]
+    convnet = ["--convnet.width", "0.125", "--shift", "0", "--mirror", "false"]
+    words = ["--recipe", "cifar10_36_255", *convnet, *QUICK, "--quiet"]
     assert cli.main(["train", "--run-dir", "run", *words]) == 0
     summary = read_json(Path("run/summary.json"))
-    assert summary["evaluation"]["report_radius"] == 1.58
+    assert summary["evaluation"]["report_radius"] == 36 / 255
     assert summary["bounds"]["lip"] <= 1.0
     assert cli.main(["verify", "run"]) == 0  # the layer that takes the mean away included
     assert load_network("run").layers[0].kind == "elementwise"
