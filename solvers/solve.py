@@ -32,6 +32,7 @@ from .reduction import reduce_certify
 from .registry import chain
 from .side_by_side import stackable, stacked
 from .solution import CertifyClaim, CertifySolution, ProjectClaim, ProjectSolution, Status
+from .threads import as_many_threads_as_pay
 
 # Share of the time limit that a second backend needs to be asked at all: building its problem may
 # take longer than solving it.
@@ -98,7 +99,7 @@ def solve_certify(
         1.0
     """
     config = config or SolverConfig()
-    with stopwatch() as phases:
+    with stopwatch() as phases, as_many_threads_as_pay(problem.widths[1:-1]):
         solution = with_room(lambda p, w: _certify(p, config, w), problem, warm, config.device)
     return replace(solution, phases=phases)
 
