@@ -117,7 +117,7 @@ class ResidualBall(Ball):
     def fresh(self, weights: Matrices) -> Matrices:
         """The second weight minus the adjoint of the first, as far as it has its taps."""
         first, second = weights
-        moved = grouped(self.taps[1].taken(self._placed(weights)[0]), self.groups[1])
+        moved = from_diagonal(self.taps[1].taken(self._placed(weights)[0]), self.groups[1])
         return first, -self.sign * moved.reshape(second.shape)
 
     def begun(self, weights: Matrices, fills: bool) -> tuple[float, ...]:
@@ -136,8 +136,8 @@ class ResidualBall(Ball):
         goal = self._placed(tuple((w / reach).to(dtype) for w in anchor))
         near, warm, steps = split(self._spreading(goal), goal, tol, warm)
         first, second = (reach * w.to(torch.float64) for w in near)
-        inner = grouped(self.taps[0].taken(first).transpose(0, 1), self.groups[0])
-        outer = grouped(self.taps[1].taken(second), self.groups[1])
+        inner = from_diagonal(self.taps[0].taken(first).transpose(0, 1), self.groups[0])
+        outer = from_diagonal(self.taps[1].taken(second), self.groups[1])
         found = inner.reshape(anchor[0].shape), self.sign * outer.reshape(anchor[1].shape)
         size = self.norm_of(found)
         share = self.radius / size if size > self.radius else 1.0
@@ -251,7 +251,7 @@ def on_diagonal(weight: Tensor, groups: int) -> Tensor:
     return full.reshape(out, groups * width, *rest)
 
 
-def grouped(kernel: Tensor, groups: int) -> Tensor:
+def from_diagonal(kernel: Tensor, groups: int) -> Tensor:
     """What :func:`on_diagonal` has placed."""
     if groups == 1:
         return kernel

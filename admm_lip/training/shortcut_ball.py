@@ -43,7 +43,7 @@ from .kernel_ball import (
     split,
     symbols_of,
 )
-from .residual_ball import Taps, grouped, on_diagonal, one_window, places_of
+from .residual_ball import Taps, from_diagonal, on_diagonal, one_window, places_of
 from .terms import Ball, LayerBall
 
 _POINT = KernelBall((1, 1), (1, 1))
@@ -183,7 +183,7 @@ class ShortcutBall(Ball):
             for taps, part, w in zip(self.taps, (into, beside), placed, strict=True)
         )
         middle = self.back.gather(between, symbols[1], _as_kernel(kernel, self.back))
-        found = map(grouped, (inner, middle, outer), self.groups)
+        found = map(from_diagonal, (inner, middle, outer), self.groups)
         rows = zip(shares, found, like, strict=True)
         return tuple(2.0 * share * w.reshape(own.shape) for share, w, own in rows)
 

@@ -22,7 +22,7 @@ from admm_lip.errors import UnsupportedModule
 from admm_lip.foreign.open import network_of
 from admm_lip.networks.sorting_torch import MaxMin
 from admm_lip.training.kernel_layers import kernel_layers
-from admm_lip.training.residual_ball import grouped, on_diagonal
+from admm_lip.training.residual_ball import from_diagonal, on_diagonal
 from admm_lip.training.shortcut_ball import ShortcutBall
 
 IMAGE = (1, 8, 8)
@@ -191,7 +191,7 @@ def test_groups_count_as_zeros_off_the_diagonal(groups: tuple[int, int, int]) ->
     whole = Kernels(2, 4, 2, (3, 3, 1), 2)
     full = tuple(map(on_diagonal, random(block, 0), groups))
     for w, count, own in zip(full, groups, random(block, 0), strict=True):
-        assert torch.equal(grouped(w, count), own)
+        assert torch.equal(from_diagonal(w, count), own)
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         for name, one, two in zip(("into", "back", "past"), random(block, 0), full, strict=True):

@@ -74,8 +74,7 @@ def forward(
     """``T / lambda`` of the closed form, and the matrix whose norm is lambda.
 
     Chains of equal widths side by side have a leading dimension in every tensor, and may have a
-    theta each, of shape ``(chains, 1)``.  Where rounding
-    breaks the form, the matrix is NaN.
+    theta each, of shape ``(chains, 1)``.  Where rounding breaks the form, the matrix is NaN.
     """
     state = torch.eye(weights[0].shape[-1]).to(weights[0])
     diagonals = []
