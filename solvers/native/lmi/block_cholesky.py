@@ -199,17 +199,19 @@ class Cliques:
     rest: Tensors
 
     @cached_property
+    def pivot_inverses(self) -> Tensors:
+        """``pivots[k]^{-1}``."""
+        return each(_triangular_inverse, self.pivots)
+
+    @cached_property
     def inverses(self) -> list[tuple[Tensor, Tensor]]:
         """``pivots[k]^{-1}`` and ``rest[k]^{-1}``."""
-        both = (each(_triangular_inverse, part) for part in (self.pivots, self.rest))
-        return list(zip(*both, strict=True))
+        return list(zip(self.pivot_inverses, each(_triangular_inverse, self.rest), strict=True))
 
     @cached_property
     def gains(self) -> Tensors:
         """``Z_{k+1,k} Z_kk^{-1}``."""
-        if isinstance(self.pivots, Tensor):
-            return each(torch.matmul, self.below, each(_triangular_inverse, self.pivots))
-        return [below @ pivot for below, (pivot, _) in zip(self.below, self.inverses, strict=True)]
+        return each(torch.matmul, self.below, self.pivot_inverses)
 
     @cached_property
     def noises(self) -> Tensors:
@@ -225,8 +227,10 @@ def _square(rest: Tensor) -> Tensor:
 def factorize_cliques(band: Band) -> Cliques | None:
     """Factors of all cliques; ``None`` where one is not positive definite."""
     if isinstance(band.diagonal, Tensor) and isinstance(band.lower, Tensor):
-        found = even_blocks.clique_factors(band.diagonal, band.lower)
-        return None if found is None else Cliques(*found)
+        *found, definite = even_blocks.clique_factors(
+            band.diagonal[:-1], band.lower, band.diagonal[1:]
+        )
+        return Cliques(*found) if bool(definite.all()) else None
     pivots: list[Tensor] = []
     below: list[Tensor] = []
     rest: list[Tensor] = []

@@ -24,6 +24,7 @@ from torch import Tensor
 from ...phases import phase
 from ...problem import CertifyProblem, Slopes, Weights
 from .block_cholesky import Band
+from .even_blocks import clique_factors
 
 
 def repaired_value(problem: CertifyProblem, band: Band) -> float:
@@ -60,11 +61,9 @@ def _conditionals(band: Band) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
 
 def _conditional(here: Tensor, lower: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of ``[here, .; lower, there]`` the gain G and the noise's covariance; whether definite."""
-    pivot, info = torch.linalg.cholesky_ex(here)
-    below = torch.linalg.solve_triangular(pivot, lower.mT, upper=False).mT
-    rest, failed = torch.linalg.cholesky_ex(there - below @ below.mT)
+    pivot, below, rest, definite = clique_factors(here, lower, there)
     gain = torch.linalg.solve_triangular(pivot, below, upper=False, left=False)
-    return gain, rest @ rest.mT, (info == 0) & (failed == 0)
+    return gain, rest @ rest.mT, definite
 
 
 def reachable_band(problem: CertifyProblem, share: float = 0.5) -> Band:

@@ -44,15 +44,18 @@ def _lapack(name: str, like: Tensor) -> Any:
     return getattr(lapack, ("s" if like.dtype == torch.float32 else "d") + name)
 
 
-def clique_factors(diagonal: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``pivots``, ``below`` and ``rest`` of all cliques; ``None`` where one has none."""
-    pivots, failed = torch.linalg.cholesky_ex(diagonal[:-1])
-    below = torch.linalg.solve_triangular(pivots, lower.mT, upper=False).mT
-    rest, broken = torch.linalg.cholesky_ex(
-        torch.baddbmm(diagonal[1:], below, below.mT, alpha=-1.0)
-    )
-    sound = not bool(failed.any()) and not bool(broken.any())
-    return (pivots, below, rest) if sound and bool(torch.isfinite(rest).all()) else None
+def clique_factors(
+    above: Tensor, corner: Tensor, below: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``pivots``, ``below`` and ``rest`` of ``[above, .; corner, below]``, and whether definite.
+
+    Of one clique, or of many side by side with leading dimensions.
+    """
+    pivots, failed = torch.linalg.cholesky_ex(above)
+    half = torch.linalg.solve_triangular(pivots, corner.mT, upper=False).mT
+    rest, broken = torch.linalg.cholesky_ex(below - half @ half.mT)
+    finite = torch.isfinite(torch.diagonal(rest, dim1=-2, dim2=-1)).all(-1)
+    return pivots, half, rest, (failed == 0) & (broken == 0) & finite
 
 
 def inverse_band(inverses: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
