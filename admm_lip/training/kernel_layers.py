@@ -33,7 +33,7 @@ from .kernel_ball import KernelBall
 from .matrix_ball import DENSE
 from .module_ball import ModuleBall
 from .padding import NONE, Rows, rows_of
-from .residual_ball import ResidualBall, residual_ball
+from .residual_ball import residual_ball
 from .shortcut_ball import shortcut_ball
 from .skip_ball import skip_ball
 from .skips import ADDED, ALONE, BRANCH, SHORTCUT, TIED, UNTIED, Piece, pieces_of
@@ -136,9 +136,8 @@ def _growth(network: Network, piece: Piece, shape: Shape) -> float:
 
 def _grown(balls: tuple[Ball, ...], growth: float) -> tuple[Ball, ...]:
     """With the gains of residual blocks: the same for all, of this product."""
-    blocks = sum(isinstance(ball, ResidualBall) for ball in balls)
-    each = growth ** (1.0 / max(1, blocks))
-    return tuple(replace(b, gain=each) if isinstance(b, ResidualBall) else b for b in balls)
+    each = growth ** (1.0 / max(1, sum(ball.grows for ball in balls)))
+    return tuple(ball.with_gain(each) for ball in balls)
 
 
 def _alone(path: Iterable[Ball | LayerSpec]) -> tuple[Ball, ...]:

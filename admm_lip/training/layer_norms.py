@@ -50,8 +50,6 @@ from ..solvers import ProjectSolution, Slopes, Status
 from .admm_state import AdmmState, Matrices
 from .held import Held
 from .matrix_ball import DENSE, HeldBall, clipped, spectral_norm, spectrum
-from .residual_ball import ResidualBall
-from .shortcut_ball import ShortcutBall
 from .start import Start, default_rho, inner_bound
 from .terms import FIXED, Activations, Ball, LayerNorms, Terms, grouped
 
@@ -60,8 +58,6 @@ _BISECTIONS = 60
 # A fresh kernel is so much larger than its ball, so that the nearest one in it has most of its
 # singular values at the radius.
 _INFLATED = 3.0
-# Whose weights are projected together, and may only stay together.
-_BLOCKS = (ResidualBall, ShortcutBall)
 _Row = TypeVar("_Row")
 
 
@@ -79,31 +75,27 @@ def holding(norms: Activations, held: Held, weights: Matrices) -> Activations:
         if all(mask is None for mask, _ in group):
             balls.append(ball)
             continue
-        if isinstance(ball, _BLOCKS):
-            balls += [FIXED] * ball.layers
-            gain *= _stays(ball, group) / ball.gain
-            continue
-        for own, (mask, w) in zip(ball.apart(), group, strict=True):
-            whole = mask is not None and bool(mask.all())
-            balls.append(FIXED if whole else _around(own, mask))
-            gain *= own.norm_of((w,)) if whole else 1.0
+        apart = ball.apart()
+        for own, some in grouped(apart, group) if apart else [(ball, group)]:
+            if all(mask is not None and bool(mask.all()) for mask, _ in some):
+                balls += [FIXED] * own.layers
+                gain *= own.gain_of(tuple(w for _, w in some)) / own.gain
+            else:
+                balls.append(_around(own, some[0][0]))
     return replace(norms, balls=tuple(balls), gain=gain)
 
 
-def _stays(
-    ball: ResidualBall | ShortcutBall, group: Sequence[tuple[Tensor | None, Tensor]]
-) -> float:
-    """What a residual block that stays whole multiplies the bound by."""
-    if not all(mask is not None and bool(mask.all()) for mask, _ in group):
+def _around(ball: Ball, mask: Tensor | None) -> Ball:
+    """The ball of one layer of which some entries may stay.
+
+    Raises:
+        ValueError: for masks that no projection keeps.
+    """
+    if ball.layers > 1:
         raise ValueError(
             "held: all weights of a residual block are projected together, and here only a part "
             "of them stays; freeze all (requires_grad_(False)), or none"
         )
-    return ball.gain_of(tuple(w for _, w in group))
-
-
-def _around(ball: Ball, mask: Tensor | None) -> Ball:
-    """The ball of one layer of which some entries may stay."""
     if mask is None:
         return ball
     if ball is not DENSE:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Any, cast
@@ -27,7 +27,6 @@ from .admm_state import Matrices, read_weights, write_weights
 from .constrained import constrained
 from .held import Masks, held_of
 from .layer_norms import holding
-from .residual_ball import ResidualBall
 from .shipping import certify_norms
 from .start import CAST_MARGIN
 from .terms import Ball, LayerNorms, grouped
@@ -116,7 +115,7 @@ class _Shrinking:
     def of(cls, norms: LayerNorms, anchor: Matrices, tol: float) -> _Shrinking:
         """As they are."""
         groups = [(b.fitted(own), own) for b, own in grouped(norms.balls, anchor)]
-        grown = {k: b.gain_of(w) for k, (b, w) in enumerate(groups) if isinstance(b, ResidualBall)}
+        grown = {k: b.gain_of(w) for k, (b, w) in enumerate(groups) if b.grows}
         return cls(
             [
                 (b, own if b.shares or k in grown else b.nearest_to(own, 1.0, tol)[0])
@@ -171,9 +170,9 @@ def _share(product: Callable[[float], float], goal: float) -> float:
 
 def _at_gain(ball: Ball, grown: float | None, share: float) -> Ball:
     """A residual block's ball at a share of what it grows; another as it is."""
-    if grown is None or not isinstance(ball, ResidualBall):
+    if grown is None:
         return ball
-    return replace(ball, gain=1.0 + max(_LEAST_GROWTH, (grown - 1.0) * share))
+    return ball.with_gain(1.0 + max(_LEAST_GROWTH, (grown - 1.0) * share))
 
 
 def not_held(lip: float, bound: float) -> CertificateError:

@@ -97,6 +97,7 @@ class ResidualBall(Ball):
     groups: Pair = (1, 1)
     layers = 2
     shares = False
+    grows = True
 
     def norm_of(self, weights: Matrices) -> float:
         """The norm of the module's docstring over the root of 2: at most 1 in the ball."""
@@ -109,6 +110,14 @@ class ResidualBall(Ball):
     def gain_of(self, weights: Matrices) -> float:
         """The least gain that some multiplier, the same for all channels, proves, computed."""
         return math.sqrt(self._least(weights)[1])
+
+    def apart(self) -> tuple[Ball, ...]:
+        """None: the two weights stand in one matrix."""
+        return ()
+
+    def with_gain(self, gain: float) -> ResidualBall:
+        """The same for another r."""
+        return replace(self, gain=gain)
 
     def fitted(self, weights: Matrices) -> ResidualBall:
         """With the multiplier that is best for these weights."""

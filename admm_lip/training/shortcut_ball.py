@@ -84,6 +84,10 @@ class ShortcutBall(Ball):
         (first, second, past), (f, g, _) = weights, factors
         return f * first, g * second, f * g * past
 
+    def apart(self) -> tuple[Ball, ...]:
+        """None: the three weights stand in one matrix."""
+        return ()
+
     def fitted(self, weights: Matrices) -> ShortcutBall:
         """With the multiplier that is best for these weights."""
         share, square = self._least(weights)

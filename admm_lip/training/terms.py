@@ -26,11 +26,13 @@ class Ball(ABC):
         layers: how many there are.
         shares: whether they take a share of the bound.
         gain: what they multiply the bound by, where they take no share.
+        grows: whether that gain is for others to choose (:meth:`with_gain`).
     """
 
     layers = 1
     gain = 1.0
     shares = True
+    grows = False
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -69,8 +71,16 @@ class Ball(ABC):
         return (1.0,) * self.layers
 
     def apart(self) -> tuple[Ball, ...]:
-        """The balls of the layers by themselves."""
+        """The balls of the layers by themselves; none where they are only projected together."""
         return (self,)
+
+    def gain_of(self, weights: Matrices) -> float:
+        """What weights that stay multiply the bound by."""
+        return self.norm_of(weights)
+
+    def with_gain(self, gain: float) -> Ball:
+        """The same of another gain, where it ``grows``."""
+        return self
 
     def fitted(self, weights: Matrices) -> Ball:
         """The same with the ``factors``, of product 1, that suit the scales of these weights."""
