@@ -209,7 +209,8 @@ class FinetuneConfig:
         seed: seed of the batch order.
         distill: weight of the given network's class probabilities (regression: outputs) in the
             targets, in [0, 1].
-        softness: temperature of these class probabilities.
+        softness: temperature of these class probabilities, in units of the given network's median
+            margin (first less second output) on the data, so that its scale does not matter.
         ridges: strengths of smoothing, of which the best is taken; empty leaves it out.
         even: balance the certificate's multipliers over the neurons before the rounds.
         checkpoint_seconds: least time between two checkpoints, where there is a folder for them.
@@ -223,7 +224,7 @@ class FinetuneConfig:
     batch_size: int = 64
     seed: int = 0
     distill: float = 0.5
-    softness: float = 2.0
+    softness: float = 0.3
     ridges: tuple[float, ...] = (5e-4, 1.5e-3, 5e-3)
     even: bool = True
     checkpoint_seconds: float = 1.0

@@ -1,10 +1,15 @@
 """ADMM rounds from a trained network, with what the network knows: the second half of a projection.
 
-The network as given is teacher and start.  Its class probabilities q, softened, enter the targets
-beside the labels y, in the margin loss (``losses.py``) of the certified radius eps:
+The network as given, g, is teacher and start.  Its class probabilities q, softened, enter the
+targets beside the labels y, in the margin loss (``losses.py``) of the certified radius eps:
 
     temperature CE((f(x) - sqrt(2) r L e_y) / tau,  (1 - distill) e_y + distill q)
-        =  margin loss with y  +  distill / L (f_y - q' f)  +  what depends on no weight.
+        =  margin loss with y  +  distill / L (f_y - q' f)  +  what depends on no weight,
+
+    q = softmax(g(x) / (softness m)),   m the median of g's margins, first less second output.
+
+In units of its own margins a teacher says the same at any scale of its outputs: at one temperature
+for all of them a network that already has L = 1 would teach labels that are almost uniform.
 
 Where there are no labels, y is the class that the given network predicts.  A regression's targets
 are mixed with its outputs in the same way.
@@ -16,7 +21,7 @@ to the bound, which changes no prediction, after what ``smooth.py`` does.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +55,26 @@ class Taught(Method):
     teacher: nn.Module
     lip: float
     config: FinetuneConfig
+    # Of the class probabilities; no part of what tells runs apart, for teacher and data give it.
+    temperature: float = field(default=1.0, compare=False)
+
+    @classmethod
+    def by(cls, teacher: nn.Module, x: Tensor, lip: float, config: FinetuneConfig) -> Taught:
+        """By a copy of a classifier whose margins are measured on inputs ``(samples, ...)``."""
+        device = next(teacher.parameters()).device
+        with torch.no_grad():
+            known = torch.cat(
+                [teacher(some.to(device)) for some in torch.split(x, config.batch_size)]
+            )
+        first, second = known.topk(2, dim=1).values.unbind(dim=1)
+        margin = float((first - second).median())
+        return cls(copy.deepcopy(teacher).eval(), lip, config, config.softness * margin)
+
+    def chances(self, known: Tensor) -> Tensor:
+        """The class probabilities q for the teacher's outputs, both ``(batch, classes)``."""
+        # Where most outputs are tied the classes that lead share alike.
+        temperature = max(self.temperature, torch.finfo(known.dtype).tiny)
+        return ((known - known.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: PlainLoss, progress: float
@@ -60,9 +85,8 @@ class Taught(Method):
         share, outputs = self.config.distill, model(inputs)
         if targets.is_floating_point():
             return loss(outputs, (1.0 - share) * targets.reshape(known.shape) + share * known)
-        chances = (known / self.config.softness).softmax(dim=1)
         own = outputs.gather(1, targets[:, None])[:, 0]
-        excess = (own - (chances * outputs).sum(dim=1)).mean()
+        excess = (own - (self.chances(known) * outputs).sum(dim=1)).mean()
         total: Tensor = loss(outputs, targets) + share / self.lip * excess
         return total
 
@@ -101,23 +125,20 @@ def sample(batches: Batches, config: FinetuneConfig) -> tuple[Tensor, Tensor]:
 
 
 def prepared(
-    model: nn.Module, data: Batches, config: FinetuneConfig, solver: SolverConfig
+    model: nn.Module, some: tuple[Tensor, Tensor], config: FinetuneConfig, solver: SolverConfig
 ) -> nn.Module:
-    """A classifier smoothed on its data, with even multipliers; anything else as it is."""
-    x, y = sample(data, config)
+    """A classifier smoothed on some of its data, with even multipliers."""
     ready, tol = model, coarse(solver)
-    if config.ridges and not y.is_floating_point():
-        ready = best_smoothed(model, x, y, config.ridges, tol)
+    if config.ridges:
+        ready = best_smoothed(model, *some, config.ridges, tol)
     return even_gauge(ready, tol) if config.even else ready
 
 
 def finetuned(
     start: nn.Module,
-    teacher: nn.Module,
+    method: Taught,
     data: Batches,
-    bound: float,
     epochs: int,
-    config: FinetuneConfig,
     solver: SolverConfig,
     progress: bool,
     run_dir: str | Path | None = None,
@@ -128,20 +149,18 @@ def finetuned(
 
     Args:
         start: where they begin.
-        teacher: the network as given.
+        method: the network as given as teacher, the Lipschitz bound and everything else.
         data: with targets.
-        bound: the Lipschitz bound.
         epochs: passes over the data.
-        config: everything else.
         solver: of the projections.
         progress: say how far it is, after two seconds.
         run_dir: folder for checkpoints.
         resume: continue from the one there.
         held: masks of entries that stay.
     """
-    steps = epochs * len(data)
+    steps, config = epochs * len(data), method.config
     settings = TrainConfig(
-        bound=bound,
+        bound=method.lip,
         epochs=epochs,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -151,7 +170,6 @@ def finetuned(
         checkpoint_seconds=config.checkpoint_seconds,
         solver=solver,
     )
-    method = Taught(teacher=copy.deepcopy(teacher).eval(), lip=bound, config=config)
     return train(
         start,
         data,

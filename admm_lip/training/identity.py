@@ -241,9 +241,9 @@ def _tensors(value: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
 
 
 def fields_of(value: Any, known: _Known = frozenset()) -> dict[str, str]:
-    """The fields of a dataclass, those of dataclasses in it by their path."""
+    """The fields of a dataclass that are compared, those of dataclasses in it by their path."""
     found: dict[str, str] = {}
-    for field in dataclasses.fields(value):
+    for field in (one for one in dataclasses.fields(value) if one.compare):
         held = getattr(value, field.name)
         if dataclasses.is_dataclass(held) and not isinstance(held, type):
             inner = fields_of(held, known)

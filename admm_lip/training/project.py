@@ -47,7 +47,7 @@ from ..units import Units
 from .admm_state import Matrices
 from .config import AdmmConfig
 from .constrained import check_asked, units_once
-from .finetune import FinetuneConfig, finetuned, is_alone, labelled, prepared, sample
+from .finetune import FinetuneConfig, Taught, finetuned, is_alone, labelled, prepared, sample
 from .held import Held, Masks, held_of, plain_copy
 from .judging import Judge, Pair
 from .kernel_layers import has_kernels
@@ -191,19 +191,19 @@ def _finetuned(model: nn.Module, given: Any, judge: Any, job: _Job) -> Projectio
     stored = stored_dtype(model)
     teacher = copy.deepcopy(model).eval().to(master_dtype(stored))
     data = labelled(teacher, given, job.config)
-    regression = data.reading.classes is None
+    some, regression = sample(data, job.config), data.reading.classes is None
     if regression or has_kernels(teacher) or job.held or any(map(_frozen, teacher.parameters())):
-        shape = tuple(sample(data, job.config)[0].shape[1:])
+        shape = tuple(some[0].shape[1:])
         start = _projected(teacher, job.bound, job.solver, job.held, input_shape=shape).model
     else:
-        start = prepared(teacher, data, job.config, job.solver)
+        start = prepared(teacher, some, job.config, job.solver)
+    by = (teacher, job.bound, job.config)
+    method = Taught(*by) if regression else Taught.by(teacher, some[0], job.bound, job.config)
     result = finetuned(
         start.to(stored),
-        teacher,
+        method,
         data,
-        job.bound,
         job.epochs,
-        job.config,
         job.solver,
         job.progress,
         job.run_dir,

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from admm_lip import certified_radii, certify, project, verify
 from admm_lip.data import load_data
+from admm_lip.networks.chain import linear_layers
 from admm_lip.networks.models import ModelConfig, build_mlp
 from admm_lip.solvers import SolverConfig
 from admm_lip.training import judging
@@ -178,25 +181,72 @@ class TestSmoothing:
         assert even_gauge(tanh, solver) is tanh
 
 
+def gradient(value: torch.Tensor, model: nn.Linear) -> torch.Tensor:
+    return torch.autograd.grad(value, model.weight)[0]
+
+
 def test_the_teachers_probabilities_enter_the_targets() -> None:
     """Up to what depends on no weight: the gradients are those of soft targets."""
     torch.manual_seed(0)
     teacher, model = nn.Linear(3, 4), nn.Linear(3, 4)
     x, y = torch.randn(8, 3), torch.randint(4, (8,))
-    config = FinetuneConfig(eps=0.2, distill=0.25, softness=3.0)
+    config = FinetuneConfig(eps=0.2, distill=0.25)
     loss, lip = margin_loss(0.2, 0.3), 2.0
-
-    def gradient(value: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(value, model.weight)[0]
-
-    method = Taught(teacher, lip, config)
-    mine = gradient(method.objective(model, x, y, lambda f, t: loss(f, t, lip), 0.0))
+    method = Taught(teacher, lip, config, temperature=3.0)
+    mine = method.objective(model, x, y, lambda f, t: loss(f, t, lip), 0.0)
     one_hot = nn.functional.one_hot(y, 4)
     q = 0.75 * one_hot + 0.25 * (teacher(x) / 3.0).softmax(1).detach()
     radius = 0.2 + min(0.2, SPARE * 0.2 + 0.3)
     z = model(x) / (0.3 * lip) - 2.0**0.5 * radius / 0.3 * one_hot
     soft = -0.3 * (q * z.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(mine, gradient(soft))
+    torch.testing.assert_close(gradient(mine, model), gradient(soft, model))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(2, 6), st.floats(-20.0, 20.0), st.floats(0.1, 3.0))
+def test_soft_labels_are_the_same_at_any_scale_of_the_teacher(
+    seed: int, classes: int, power: float, softness: float
+) -> None:
+    torch.manual_seed(seed)
+    teacher, x = nn.Linear(3, classes).double(), torch.randn(71, 3).double()
+    config = FinetuneConfig(softness=softness)
+    found = []
+    for scale in (1.0, 10.0**power):
+        with torch.no_grad():
+            scaled = copy.deepcopy(teacher)
+            for parameter in scaled.parameters():
+                parameter.mul_(scale)
+            found.append(Taught.by(scaled, x, 1.0, config).chances(scaled(x)))
+    torch.testing.assert_close(found[0], found[1])
+    lead = found[0].topk(2, dim=1).values.log().diff(dim=1)
+    assert float(-lead.median()) == pytest.approx(1.0 / softness)  # the median row's odds
+
+
+def test_a_teacher_whose_outputs_are_all_tied_teaches_nothing() -> None:
+    teacher, x = nn.Linear(3, 4), torch.randn(5, 3)
+    nn.init.constant_(teacher.weight, 0.5)
+    nn.init.constant_(teacher.bias, 0.5)
+    even = Taught.by(teacher, x, 1.0, CONFIG).chances(teacher(x))
+    torch.testing.assert_close(even, torch.full((5, 4), 0.25))
+
+
+def test_a_smaller_teacher_ends_at_the_same_network(trained: nn.Module, digits: Any) -> None:
+    """Smaller by the same factor in every layer, which the start takes back."""
+    x, _ = digits.test
+    smaller = copy.deepcopy(trained)
+    with torch.no_grad():
+        for k, layer in enumerate(linear_layers(smaller), start=1):
+            layer.weight.mul_(0.5)
+            layer.bias.mul_(0.5**k)
+    torch.testing.assert_close(smaller(x), 0.125 * trained(x))
+    found = [
+        project(net, 0.5, finetune=digits.train, epochs=2, config=CONFIG, progress=False)
+        for net in (trained, smaller)
+    ]
+    assert found[1].distance > 1.0  # both are scaled down to the bound
+    with torch.no_grad():
+        one, two = (each.model(x) for each in found)
+    assert float((one - two).abs().max()) < 1e-2 * float(one.std())
 
 
 def test_steps_are_short_where_they_are_few() -> None:
