@@ -87,6 +87,27 @@ def kernel_layers(
     for name, module in modules.items():
         _refuse(name, module)
     network = network_of(model, None if input_shape is None else tuple(input_shape))
+    layers, path, gain = _read(network, modules)
+    if gain == 0.0:
+        raise ValueError("model: it is constant (a pool or an activation is 0); check its layers")
+    found = _grown(_in_pairs(network, path) if kind != "layers" else _alone(path), growth)
+    gain *= math.prod(ball.gain for ball in found)
+    if kind == "modules" and not any(isinstance(ball, ModuleBall) for ball in found):
+        raise ValueError(
+            "balls: 'modules' needs two convolutions, or two linear layers, with nothing but an "
+            "activation of slopes that are not negative between them; use 'layers' or 'auto'"
+        )
+    return layers, LayerNorms(found, gain, network.input_shape)
+
+
+def _read(
+    network: Network, modules: Mapping[str, nn.Module]
+) -> tuple[dict[str, nn.Module], list[Ball | LayerSpec], float]:
+    """The layers that move, the path with their balls, and what else multiplies the bound.
+
+    Raises:
+        UnsupportedModule: by name, for what is no path of layers that are applied once.
+    """
     waiting = {name: m for name, m in modules.items() if isinstance(m, _MOVES)}
     _refuse_ties(waiting)
     layers: dict[str, nn.Module] = {}
@@ -114,16 +135,7 @@ def kernel_layers(
             f"{next(iter(waiting))}: is not applied as one layer of its own; a network is trained "
             "whose layers are applied once, in turn"
         )
-    if gain == 0.0:
-        raise ValueError("model: it is constant (a pool or an activation is 0); check its layers")
-    found = _grown(_in_pairs(network, path) if kind != "layers" else _alone(path), growth)
-    gain *= math.prod(ball.gain for ball in found)
-    if kind == "modules" and not any(isinstance(ball, ModuleBall) for ball in found):
-        raise ValueError(
-            "balls: 'modules' needs two convolutions, or two linear layers, with nothing but an "
-            "activation of slopes that are not negative between them; use 'layers' or 'auto'"
-        )
-    return layers, LayerNorms(found, gain, network.input_shape)
+    return layers, path, gain
 
 
 def _growth(network: Network, piece: Piece, shape: Shape) -> float:

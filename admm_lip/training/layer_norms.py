@@ -36,7 +36,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 from typing import Any, TypeVar
 
@@ -107,15 +107,15 @@ def _around(ball: Ball, mask: Tensor | None) -> Ball:
     return HeldBall(mask)
 
 
-def training_constraint(chain: Chain, device: torch.device) -> Activations:
+def training_constraint(network: Chain, device: torch.device) -> Activations:
     """What the LMI of a chain asks of its weights.
 
     Raises:
         UnsupportedModule: by name, where sorting and other activations stand in one network.
     """
-    sorts = [spec.name for spec in chain.activations if spec.kind == HALF_ABS]
+    sorts = [spec.name for spec in network.activations if spec.kind == HALF_ABS]
     if sorts:
-        others = [spec for spec in chain.activations if spec.kind != HALF_ABS]
+        others = [spec for spec in network.activations if spec.kind != HALF_ABS]
         if others:
             raise UnsupportedModule(
                 f"{sorts[0]} sorts pairs and {others[0].name} ({others[0].kind}) does not: such a "
@@ -127,7 +127,7 @@ def training_constraint(chain: Chain, device: torch.device) -> Activations:
             torch.as_tensor(alpha, device=device).clamp(max=0.0),
             torch.as_tensor(beta, device=device),
         )
-        for alpha, beta in chain.slopes
+        for alpha, beta in network.slopes
     )
 
 
@@ -141,60 +141,72 @@ def layer_start(weights: Matrices, terms: Terms, dtype: torch.dtype, loss_scale:
         ValueError: when the network is constant (its bound is 0), so nothing can be scaled, and
             for what one norm per layer does not give.
     """
-    asked, found, held = terms.asked, _norms(terms), terms.held
+    found, held = _norms(terms), terms.held
     _check_asked(terms)
     scratch = terms.config.start == "scratch"
     if scratch:
-        begun = (
-            w for ball, own in grouped(_balls(found, weights), weights) for w in ball.fresh(own)
-        )
-        weights = held.kept(weights, tuple(begun))
+        fresh = (b.fresh(own) for b, own in grouped(_balls(found, weights), weights))
+        weights = held.kept(weights, tuple(chain.from_iterable(fresh)))
     groups = [(b.fitted(own), own) for b, own in grouped(_balls(found, weights), weights)]
-    norms = _norms_of(groups)
-    if min(found.gain, *norms) == 0.0:
-        raise ValueError(
-            "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
-            "bound; initialise it, or use start='scratch'"
-        )
-    log_product = math.fsum([math.log(found.gain), *(math.log(n) for n in norms)])
-    log_bound = log_product
-    bound = inner_bound(asked, dtype)
-    if bound is not None and (scratch or log_product > math.log(bound)):
-        log_bound = math.log(bound)
-    sharing = found.sharing(len(weights))
-    if not any(sharing) and log_product > log_bound:
-        raise ValueError(
-            "bound: what takes no share (frozen layers, pools, residual blocks) has a product of "
-            f"norms of {math.exp(log_product):.6g}, beyond {bound:.6g}, and nothing else that "
-            "moves shares the bound; thaw a layer, or lower residual_gain"
-        )
-    each = found.share(math.exp(log_bound), len(weights))
+    norms, bound = _norms_of(groups), inner_bound(terms.asked, dtype)
+    begun_at = _begun_at(found, norms, bound, scratch)
+    sharing, each = found.sharing(len(weights)), found.share(begun_at, len(weights))
     own_factors = [f for ball, _ in groups for f in ball.factors]
     factors = [
         each / n * own if shares and not held.is_rigid(k) else 1.0
         for k, (n, own, shares) in enumerate(zip(norms, own_factors, sharing, strict=True))
     ]
     blocks = [b.begun(own, scratch) for b, own in groups]
-    ties = [own for block in blocks for own in block]
+    ties = chain.from_iterable(blocks)
     consensus = found.scaled(weights, [f * t for f, t in zip(factors, ties, strict=True)])
     _check_fits(terms, consensus, each)
-    fresh = scratch and found.image is not None
-    if fresh or any(held.rigid):
-        more = [_INFLATED if fresh else 1.0] * len(consensus)
-        wide = held.kept(consensus, found.scaled(consensus, more))
-        consensus = _nearest(found, wide, each, terms.config.projection_tol)[0]
-    lip = bound if bound is not None else math.exp(log_bound)
+    consensus = _filling(consensus, each, terms)
+    lip = begun_at if bound is None else bound
     state = AdmmState(
         consensus=consensus,
         dual=tuple(torch.zeros_like(w) for w in consensus),
         multiplier=(),
-        rho=terms.config.rho or default_rho(asked, lip, len(weights), loss_scale),
+        rho=terms.config.rho or default_rho(terms.asked, lip, len(weights), loss_scale),
         lip_sq=lip**2,
         target_sq=lip**2,
     )
     inner = (own for block in blocks for own in accumulate(block, mul))
     scales = zip(accumulate(factors, mul), inner, strict=True)
     return Start(state, tuple(before * own for before, own in scales))
+
+
+def _filling(weights: Matrices, radius: float, terms: Terms) -> Matrices:
+    """Fresh kernels, and weights of which a part stays, at the nearest place in their balls."""
+    found, held = _norms(terms), terms.held
+    fresh = terms.config.start == "scratch" and found.image is not None
+    if not fresh and not any(held.rigid):
+        return weights
+    more = [_INFLATED if fresh else 1.0] * len(weights)
+    wide = held.kept(weights, found.scaled(weights, more))
+    return _nearest(found, wide, radius, terms.config.projection_tol)[0]
+
+
+def _begun_at(found: LayerNorms, norms: Sequence[float], bound: float | None, fills: bool) -> float:
+    """The product of norms that a run begins at: the network's own, or the bound below it.
+
+    Raises:
+        ValueError: for a constant network, and where nothing that moves shares a bound below it.
+    """
+    if min(found.gain, *norms) == 0.0:
+        raise ValueError(
+            "model: its Lipschitz bound is 0 (a layer is all zeros), so it cannot be scaled to a "
+            "bound; initialise it, or use start='scratch'"
+        )
+    product = math.fsum(math.log(n) for n in (found.gain, *norms))
+    if bound is None or not (fills or product > math.log(bound)):
+        return math.exp(product)
+    if product > math.log(bound) and not any(found.sharing(len(norms))):
+        raise ValueError(
+            "bound: what takes no share (frozen layers, pools, residual blocks) has a product of "
+            f"norms of {math.exp(product):.6g}, beyond {bound:.6g}, and nothing else that "
+            "moves shares the bound; thaw a layer, or lower residual_gain"
+        )
+    return bound
 
 
 def _norms_of(groups: Sequence[tuple[Ball, Matrices]]) -> list[float]:
