@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,44 +128,21 @@ def train(
     """
     config, asked = asked_of(config, constraint, units)
     _check_method(method, asked, units, held)
-    earlier = model if isinstance(model, TrainResult) else None
-    if earlier is not None and isinstance(asked, All) and not isinstance(earlier.model, PlusLinear):
-        raise TypeError(
-            "model: expected the result of a run under All(...), got one without; give its .model"
-        )
-    given = model.model if isinstance(model, TrainResult) else model
+    earlier, given = _goes_on(model, asked)
     ranks, given = ranks_of(given), unwrapped(given)
     with run_folder(run_dir, resume, ranks) as folder, torch.random.fork_rng(devices=[]):
-        copied, masks = plain_copy(given, held)
-        if isinstance(asked, All) and isinstance(copied, PlusLinear):
-            copied = copied.core  # its linear term is made anew
-        stored = stored_dtype(copied)
-        copied.to(master_dtype(stored))
-        # Refused, by name, before data are read, but for convolutions, which ask for their shape.
-        dense = asked is not None and not has_kernels(copied)
-        layers = list(trained_layers(copied).values()) if dense else []
-        if isinstance(asked, All):
-            copied = PlusLinear(copied, asked)
-            masks = {f"core.{name}": mask for name, mask in masks.items()}
+        subject = _subject(given, asked, held, earlier)
         chosen = config.loss if loss is None else loss
-        like: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "model": copied,
-            "loss": chosen,
-            "batch": batch,
-        }
+        like: dict[str, Any] = {"model": subject.model, "loss": chosen, "batch": batch}
+        like["batch_size"] = config.batch_size
         batches = moved_as(config, as_batches(data, **like, steps=steps, classes=classes))
         ranks.same("data", lambda: _rows_of(batches))
         torch.manual_seed(config.seed)  # the caller's random state stays as it was
-        method = method or Method()
-        run = _set_up(
-            *(copied, batches, config, chosen, method, asked, stored, earlier, layers),
-            ranks,
-            masks,
-        )
-        measured = _validation(validation, batches, like)
-        heard = tuple(callbacks) if ranks.first else ()
-        run = replace(run, validation=measured, callbacks=heard)
+        run = _set_up(subject, batches, config, chosen, method or Method(), ranks)
+        if validation is not None:  # read as the training data were
+            measured = as_batches(validation, **like, classes=batches.reading.classes)
+            run = replace(run, validation=measured)
+        run = replace(run, callbacks=tuple(callbacks) if ranks.first else ())
         keeper = Keeper(run, folder)
         at = keeper.restore() if resume else Progress()
         stopped = run_steps(run, at, keeper, progress)
@@ -176,6 +154,19 @@ def _rows_of(batches: Batches) -> dict[str, str]:
     """What says that ranks draw the same rows; inputs may be augmented, by each in its own way."""
     found = data_identity(batches)
     return {name: text for name, text in found.items() if name != "data (first inputs)"}
+
+
+def _goes_on(
+    model: nn.Module | TrainResult, asked: Lipschitz | All | None
+) -> tuple[TrainResult | None, nn.Module]:
+    """The run that this one goes on from, if any, and the network that was given."""
+    if not isinstance(model, TrainResult):
+        return None, model
+    if isinstance(asked, All) and not isinstance(model.model, PlusLinear):
+        raise TypeError(
+            "model: expected the result of a run under All(...), got one without; give its .model"
+        )
+    return model, model.model
 
 
 def _check_method(
@@ -199,50 +190,88 @@ def _check_method(
             )
 
 
-def _validation(data: Any, batches: Batches, like: dict[str, Any]) -> Batches | None:
-    """Validation data, read as the training data were."""
-    if data is None:
-        return None
-    return as_batches(data, **like, classes=batches.reading.classes)
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is trained.
+
+    Attributes:
+        model: a copy, in the dtype that is trained.
+        asked: of it; ``None``: nothing.
+        stored: the dtype that it came in.
+        layers: that move, where all of them are dense and something is asked.
+        held: masks of entries that stay.
+        earlier: the run that this one goes on from.
+    """
+
+    model: nn.Module
+    asked: Lipschitz | All | None
+    stored: torch.dtype
+    layers: list[nn.Linear]
+    held: Masks
+    earlier: TrainResult | None
+
+    @cached_property
+    def units(self) -> Units | None:
+        """That the bound is meant in."""
+        asked = None if self.asked is None else core_of(self.model, self.asked)[1]
+        return None if asked is None else asked.units
+
+    @property
+    def length(self) -> float:
+        """The bound's unit of inputs over that of the model's."""
+        if self.units is None or not self.layers:
+            return 1.0
+        weights = read_weights([layer.weight for layer in self.layers])
+        return Metric.of(self.units, weights).length
+
+
+def _subject(
+    given: nn.Module, asked: Lipschitz | All | None, held: Masks | None, earlier: TrainResult | None
+) -> _Subject:
+    """A copy of a network, with the linear term that ``All`` asks for.
+
+    Raises:
+        UnsupportedModule: by name, before data are read, but for convolutions, which ask for their
+            shape.
+    """
+    copied, masks = plain_copy(given, held)
+    if isinstance(asked, All) and isinstance(copied, PlusLinear):
+        copied = copied.core  # its linear term is made anew
+    stored = stored_dtype(copied)
+    copied.to(master_dtype(stored))
+    dense = asked is not None and not has_kernels(copied)
+    layers = list(trained_layers(copied).values()) if dense else []
+    if isinstance(asked, All):
+        copied = PlusLinear(copied, asked)
+        masks = {f"core.{name}": mask for name, mask in masks.items()}
+    return _Subject(copied, asked, stored, layers, masks, earlier)
 
 
 def _set_up(
-    model: nn.Module,
+    subject: _Subject,
     batches: Batches,
     config: TrainConfig,
     loss: Any,
     method: Method,
-    asked: Lipschitz | All | None,
-    stored: torch.dtype,
-    earlier: TrainResult | None,
-    layers: list[nn.Linear],
     ranks: Ranks,
-    held: Masks,
 ) -> Run:
     """Check everything once, before the first step."""
     inputs, targets = _first_batch(batches)
-    length, moved = 1.0, None if asked is None else core_of(model, asked)[1]
-    if moved is not None and moved.units is not None and layers:
-        weights = read_weights([layer.weight for layer in layers])
-        length = Metric.of(moved.units, weights).length
+    length = subject.length
     own = resolve_loss(loss, targets, config.eps / length, config.temperature)
     constraint = None
-    if asked is not None:
-        centred = bool(layers) and config.centre and _moves(layers[0].bias)
+    if subject.asked is not None:
         constraint = _constraint(
-            model,
-            asked,
+            subject,
+            subject.asked,
             config,
-            earlier,
-            mean=mean_input(batches, inputs, layers[0].in_features) if centred else None,
+            mean=_mean(subject.layers, config, batches, inputs),
             loss_scale=loss_scale(config, length, _variance(targets)),
             regression=targets.is_floating_point(),
-            dtype=stored,
-            input_shape=None if layers else tuple(inputs.shape[1:]),
+            input_shape=None if subject.layers else tuple(inputs.shape[1:]),
             group=ranks.group,
-            held=held,
         )
-    trained = method.prepare(model)
+    trained = method.prepare(subject.model)
     optimizer = make_optimizer(config.optimizer, trained.parameters(), config.lr)
     if constraint is not None:
         constraint.attach(optimizer)
@@ -256,25 +285,30 @@ def _set_up(
         named_loss=loss,
         config=config,
         schedule=schedule_of(config.schedule),
-        stored=stored,
-        units=None if moved is None else moved.units,
+        stored=subject.stored,
+        units=subject.units,
         scaler=scaler_of(config, optimizer, trained),
         ranks=ranks,
     )
 
 
-def _moves(bias: Tensor | None) -> bool:
-    return bias is not None and bias.requires_grad
+def _mean(
+    layers: list[nn.Linear], config: TrainConfig, batches: Batches, inputs: Tensor
+) -> Tensor | None:
+    """What inputs are centred by, where the first layer's bias can take it up."""
+    if not layers or not config.centre:
+        return None
+    bias = layers[0].bias
+    moves = bias is not None and bias.requires_grad
+    return mean_input(batches, inputs, layers[0].in_features) if moves else None
 
 
 def _constraint(
-    model: nn.Module,
-    asked: Lipschitz | All,
-    config: TrainConfig,
-    earlier: TrainResult | None,
-    **more: Any,
+    subject: _Subject, asked: Lipschitz | All, config: TrainConfig, **more: Any
 ) -> Constraint:
     """A new constraint, or that of an earlier run, asking something else."""
+    model, earlier = subject.model, subject.earlier
+    more |= {"dtype": subject.stored, "held": subject.held}
     if isinstance(asked, All):  # another claim begins from the weights: its core has other units
         goes_on = earlier is not None and _same_claim(earlier, asked, model)
         state = earlier.state if earlier is not None and goes_on else None
