@@ -69,17 +69,7 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
         UnsupportedModule: for a layer that was read from constants that no float64 holds, and for
             a network that is no path of layers.
     """
-    for spec in network.layers:
-        if f"{spec.name}.error" in network.arrays:
-            raise UnsupportedModule(
-                f"{spec.name}: its constants are no floating-point numbers, so its matrix is not "
-                "known exactly; verify the certificate without --exact"
-            )
-    if not network.is_path:
-        raise UnsupportedModule(
-            "network: has skip connections or branches, which the exact check does not handle; "
-            "verify the certificate without --exact"
-        )
+    _refuse_inexact(network)
     shape, size = network.input_shape or (), network.size_in
     weights: list[Rational] = []
     activations: list[LayerSpec] = []
@@ -98,26 +88,42 @@ def exact_chain(network: Network) -> tuple[list[Rational], list[LayerSpec]]:
             activations.append(LayerSpec(HALF_ABS, spec.name, {}))
             weights.append(identity(size) if current is None else current)
             current = _rotation_back(spec.kind, shape) if spec.kind in SORTS else None
-        elif spec.kind in ACTIVATIONS:
-            if not ACTIVATIONS[spec.kind].known:
-                raise promised_only(spec.options)
-            (scalar, _), *others = scalar_parts(spec, network.arrays, shape)
-            if others:
-                raise UnsupportedModule(
-                    f"{spec.name}: the exact check does not handle {spec.kind} with several "
-                    "slopes; verify the certificate without --exact"
-                )
-            if set(ACTIVATIONS[scalar.kind].slopes(scalar.options)) == {1.0}:
-                continue
+        elif (scalar := _scalar(network, spec, shape)) is not None:
             activations.append(scalar)
             weights.append(identity(size) if current is None else current)
             current = None
-        else:
-            raise UnsupportedModule(
-                f"{spec.name}: the exact check does not handle {spec.kind}; verify the certificate "
-                "without --exact"
-            )
     return [*weights, identity(size) if current is None else current], activations
+
+
+def _refuse_inexact(network: Network) -> None:
+    for spec in network.layers:
+        if f"{spec.name}.error" in network.arrays:
+            raise UnsupportedModule(
+                f"{spec.name}: its constants are no floating-point numbers, so its matrix is not "
+                "known exactly; verify the certificate without --exact"
+            )
+    if not network.is_path:
+        raise UnsupportedModule(
+            "network: has skip connections or branches, which the exact check does not handle; "
+            "verify the certificate without --exact"
+        )
+
+
+def _scalar(network: Network, spec: LayerSpec, shape: Shape) -> LayerSpec | None:
+    """The one function that an activation applies to each neuron; ``None`` of the identity."""
+    several = ""
+    if spec.kind in ACTIVATIONS:
+        if not ACTIVATIONS[spec.kind].known:
+            raise promised_only(spec.options)
+        (scalar, _), *others = scalar_parts(spec, network.arrays, shape)
+        if not others:
+            slopes = ACTIVATIONS[scalar.kind].slopes(scalar.options)
+            return None if set(slopes) == {1.0} else scalar
+        several = " with several slopes"
+    raise UnsupportedModule(
+        f"{spec.name}: the exact check does not handle {spec.kind}{several}; verify the "
+        "certificate without --exact"
+    )
 
 
 def identity(size: int) -> Rational:

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..errors import CertificateError
 from ..foreign.open import network_of
-from ..networks.layers import Shape
+from ..networks.layers import Array, Shape
 from ..networks.network import Network
 from ..parallel import run_tasks, workers_of
 from ..progress import working
@@ -84,39 +84,38 @@ def certify_functionals(
     # Each functional scales its own outputs: one of a small unit keeps its relative accuracy.
     scales = scales_of(order.units, inner.size_in, base.plain.widths[-1])[1]
     check_functionals(last, rows, scales)
+    constant_rows = [is_constant_functional(base.chain, row, scales) for row in rows]
     wanted = [
-        functional(base.seen, row, scales)
-        if not is_constant_functional(base.chain, row, scales)
-        else None
-        for row in rows
+        None if flat else functional(base.seen, row, scales)
+        for row, flat in zip(rows, constant_rows, strict=True)
     ]
     proofs = _proofs(_tasks(base, wanted), config, deadline, n_jobs, progress)
     if per_channel:  # other multipliers in front might go below what the solver could not
         proofs = [replace(proven, dual_bound=0.0) for proven in proofs]
-        sampled = sampled_quotients(
-            inner, rows * scales, deadline, norm=order.norm, units=order.units
-        )
-    else:
-        seen = base.seen.weights[-len(base.chain.weights) :]
-        sampled = sampled_functionals(inner, base.chain, seen, rows * scales, order.norm, deadline)
     norms = base.norms()
-    bounds = tuple(
-        FunctionalBound(
-            direction=tuple(row.tolist()),
-            lip=proven.candidate.lip,
-            multiplier=proven.multiplier,
-            method=proven.candidate.method,
-            norm_product=base.product(functional(base.plain, row, scales), norms) if own else 0.0,
-            **proven.lower_bounds(found),
-        )
-        for row, own, proven, found in zip(rows, wanted, proofs, sampled, strict=True)
-    )
-    backends = {proven.backend for proven in proofs}
+    products = [
+        0.0 if flat else base.product(functional(base.plain, row, scales), norms)
+        for row, flat in zip(rows, constant_rows, strict=True)
+    ]
+    steep = _sampled(inner, base, rows * scales, order, deadline, on_torus=bool(per_channel))
+    found = zip(rows, proofs, products, steep, strict=True)
     return FunctionalCertificate(
-        bounds=bounds,
+        bounds=tuple(_bound(*each) for each in found),
         kind=kind,
         **per_channel,
-        **stated(network, base.slopes, order, backends),
+        **stated(network, base.slopes, order, {proven.backend for proven in proofs}),
+    )
+
+
+def _bound(row: Array, proven: Proven, norm_product: float, steep: float) -> FunctionalBound:
+    """What is claimed of one functional."""
+    return FunctionalBound(
+        direction=tuple(row.tolist()),
+        lip=proven.candidate.lip,
+        multiplier=proven.multiplier,
+        method=proven.candidate.method,
+        norm_product=norm_product,
+        **proven.lower_bounds(steep),
     )
 
 
@@ -134,6 +133,21 @@ def _base(
     shared = made.multiplier[: len(made.chain.activations)]
     stated_of = {"shared": tuple(tuple(t.tolist()) for t in shared), "phases": made.phases}
     return behind_torus(made.chain, shared), stated_of
+
+
+def _sampled(
+    inner: Network,
+    base: FunctionalBase,
+    directions: Array,
+    order: Order,
+    deadline: Deadline,
+    on_torus: bool,
+) -> list[float]:
+    """The steepest slope found for each functional."""
+    if on_torus:
+        return sampled_quotients(inner, directions, deadline, norm=order.norm, units=order.units)
+    seen = base.seen.weights[-len(base.chain.weights) :]
+    return sampled_functionals(inner, base.chain, seen, directions, order.norm, deadline)
 
 
 def _tasks(base: FunctionalBase, wanted: list[Matrices | None]) -> list[Task | Matrices]:

@@ -77,18 +77,7 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     table = config_of(TableOptions, values["table"])
     evaluate = config_of(EvaluateConfig, values["evaluate"])
     recipe = recipe_of(values["data"], table)
-    given = {key: value for key, value in values.items() if value is not None}
-    priced = given.get("mu") is not None and "bound" not in given
-    bound = {} if priced else {"bound": recipe.bound}
-    loss = "cross_entropy" if priced and recipe.loss == "margin" else recipe.loss
-    raw = values.get("units") == RAW
-    if raw and given.get("bound") is None and given.get("mu") is None:
-        raise UsageError(
-            "bound: --units raw needs a bound in the units of the file; train without it first to "
-            "see what is usual, or give --mu"
-        )
-    chosen = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "eps": recipe.eps}
-    train: TrainConfig = config_of(TrainConfig, {**bound, **chosen, "loss": loss, **given})
+    train = _train_config(values, recipe)
     hidden = values["model"]["hidden"]
     model_config: ModelConfig = config_of(
         ModelConfig, {**values["model"], "hidden": recipe.hidden if hidden is None else hidden}
@@ -97,17 +86,12 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     if convnet.name:  # its kernels are fresh, and best begin near to orthogonal ones
         train = replace(train, start="scratch")
     data = data or load_data(values["data"], values["data_dir"], table)
-    if raw and data.units is None:
-        raise UsageError(f"units: raw goes with --data csv:FILE, got {values['data']}")
-    units = data.units if raw else None
-    if units is not None and given.get("eps") is None:
-        # The recipe's radius is one of standardised rows.
-        train = replace(train, eps=train.eps * min(units.input_scales(data.n_features)))
+    train, units = _in_units(train, values, data)
     settings = {
         "data": values["data"],
         "data_dir": values["data_dir"],
         "table": asdict(table),
-        **({"units": RAW} if raw else {}),
+        **({} if units is None else {"units": RAW}),
         "model": asdict(model_config),
         **({"convnet": asdict(convnet)} if convnet.name else {}),
         **asdict(train),
@@ -122,6 +106,35 @@ def prepare(values: Mapping[str, Any], data: DataSet | None = None) -> Job:
     else:
         model = build_mlp(data.n_features, data.n_outputs, model_config, seed=train.seed)
     return Job(data, model.to(device), train, evaluate, settings, units)
+
+
+def _train_config(values: Mapping[str, Any], recipe: Recipe) -> TrainConfig:
+    """The training settings; a recipe's bound and margin loss where no price takes their place."""
+    given = {key: value for key, value in values.items() if value is not None}
+    priced = "mu" in given and "bound" not in given
+    if values.get("units") == RAW and "bound" not in given and "mu" not in given:
+        raise UsageError(
+            "bound: --units raw needs a bound in the units of the file; train without it first to "
+            "see what is usual, or give --mu"
+        )
+    chosen = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "eps": recipe.eps}
+    chosen |= {} if priced else {"bound": recipe.bound}
+    loss = "cross_entropy" if priced and recipe.loss == "margin" else recipe.loss
+    train: TrainConfig = config_of(TrainConfig, {**chosen, "loss": loss, **given})
+    return train
+
+
+def _in_units(
+    train: TrainConfig, values: Mapping[str, Any], data: DataSet
+) -> tuple[TrainConfig, Units | None]:
+    """The settings for the units of the data, where the bound is meant in them."""
+    if values.get("units") != RAW:
+        return train, None
+    if data.units is None:
+        raise UsageError(f"units: raw goes with --data csv:FILE, got {values['data']}")
+    if values.get("eps") is None:  # the recipe's radius is one of standardised rows
+        train = replace(train, eps=train.eps * min(data.units.input_scales(data.n_features)))
+    return train, data.units
 
 
 def _convnet(config: ConvnetConfig, data: DataSet, seed: int, centred: bool) -> nn.Sequential:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,8 +45,50 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
             "switch: multipliers per channel beside skips are not known per neuron; certify with "
             "structure='exact'"
         )
-    own, switch = chain_slopes(network.chain()), certificate.switch
-    stated = certificate.slopes[:switch]
+    own = chain_slopes(network.chain())
+    pixels = _pixels(network, certificate, own)
+    if isinstance(certificate, Certificate):
+        per_channel = certificate.multiplier[: pixels.count]
+        rest = certificate.multiplier[pixels.count :]
+        multiplier = (*pixels.spread(per_channel, certificate.lip), *rest)
+        return replace(
+            certificate, multiplier=multiplier, slopes=own, switch=0, every_size=0, phases=1
+        )
+    bounds = tuple(
+        replace(b, multiplier=(*pixels.spread(certificate.shared, b.lip), *b.multiplier))
+        for b in certificate.bounds
+    )
+    return replace(certificate, bounds=bounds, slopes=own, shared=(), phases=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pixels:
+    """Where the multipliers per channel go.
+
+    Attributes:
+        count: how many layers have them.
+        layers: those that have neurons in the image: number, phases, rows and columns, and what
+            multipliers are multiplied by.
+    """
+
+    count: int
+    layers: list[tuple[int, Pair, Shape, float]]
+
+    def spread(self, channels: Sequence[Sequence[float]], lip: float) -> Multiplier:
+        """Multipliers of neurons, for a bound."""
+        if len(channels) != self.count:
+            raise CertificateError(
+                f"multiplier: expected {self.count} layers per channel, got {len(channels)}"
+            )
+        return tuple(
+            tuple((lip**2 * share * _of_pixels(channels[k], phases, sides)).tolist())
+            for k, phases, sides, share in self.layers
+        )
+
+
+def _pixels(network: Network, certificate: AnyCertificate, own: Sequence[LayerSlopes]) -> _Pixels:
+    """Where they go in a network of such slopes."""
+    switch, stated = certificate.switch, certificate.slopes[: certificate.switch]
     # What passes unchanged within the image needs no multiplier there.
     kept = [k for k, layer in enumerate(stated) if layer.activation != ZERO_PADDING]
     if certificate.slopes[switch:] != own[len(kept) :]:
@@ -54,38 +96,16 @@ def unrolled(network: Network, certificate: AnyCertificate) -> AnyCertificate:
             f"slopes: expected {own[len(kept) :]!r:.200} behind the first {switch}, got "
             f"{certificate.slopes[switch:]!r:.200}"
         )
-    shares = list(_shares(network, own[: len(kept)], [stated[k] for k in kept]))
-    phases = _phases(network, certificate)
-
-    front = certificate.norm == "linf"
+    front, phases = certificate.norm == "linf", _phases(network, certificate)
+    shares = _shares(network, own[: len(kept)], [stated[k] for k in kept])
+    # By their numbers, from 1: 0 is the input.
+    layers = [(k + 1, *each) for k, each in zip(kept, shares, strict=True)]
     if front:  # that of the input, of slopes -1 and 1
-        kept = [0, *(k + 1 for k in kept)]
-        shares.insert(0, (certificate.input_shape[1:], 0.25))
-    else:
-        phases = phases[1:]
-
-    def spread(channels: Sequence[Sequence[float]], lip: float) -> Multiplier:
-        if len(channels) != switch + front:
-            raise CertificateError(
-                f"multiplier: expected {switch + front} layers per channel, got {len(channels)}"
-            )
-        return tuple(
-            tuple((lip**2 * share * _of_pixels(channels[k], phases[k], sides)).tolist())
-            for k, (sides, share) in zip(kept, shares, strict=True)
-        )
-
-    if isinstance(certificate, Certificate):
-        taken = switch + front
-        per_channel, rest = certificate.multiplier[:taken], certificate.multiplier[taken:]
-        multiplier = (*spread(per_channel, certificate.lip), *rest)
-        return replace(
-            certificate, multiplier=multiplier, slopes=own, switch=0, every_size=0, phases=1
-        )
-    bounds = tuple(
-        replace(b, multiplier=(*spread(certificate.shared, b.lip), *b.multiplier))
-        for b in certificate.bounds
+        layers.insert(0, (0, certificate.input_shape[1:], 0.25))
+    return _Pixels(
+        switch + front,
+        [(k - 1 + front, phases[k], sides, share) for k, sides, share in layers],
     )
-    return replace(certificate, bounds=bounds, slopes=own, shared=(), phases=1)
 
 
 def _phases(network: Network, certificate: AnyCertificate) -> list[Pair]:
