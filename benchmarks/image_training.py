@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from admm_lip import TrainConfig, TrainResult, certified_radii, certify, project, verify
 from admm_lip.data import DataSet
@@ -33,28 +32,8 @@ from .whole_run import train
 
 _NETWORK = ("convnet", "width", "hidden", "activation", "bound")
 _TASK = ("data", "limit", "eps")
-# Pixels by which moved pictures are shifted at most, and whose are mirrored as well.
+# Pixels by which moved pictures are shifted at most, each time anew; whose are mirrored as well.
 _SHIFT, _MIRRORED = 2, ("cifar10",)
-
-
-class Moved(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures shifted by up to two pixels, mirrored or not, each time anew, zeros around them."""
-
-    def __init__(self, x: Tensor, y: Tensor, seed: int, sides: int) -> None:
-        self._x, self._y = nn.functional.pad(x, (_SHIFT,) * 4), y
-        self._rows, self._columns = x.shape[-2:]
-        self._generator, self._sides = torch.Generator().manual_seed(seed), sides
-
-    def __len__(self) -> int:
-        return len(self._y)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        down, right = self._drawn(2 * _SHIFT + 1), self._drawn(2 * _SHIFT + 1)
-        x = self._x[index, :, down : down + self._rows, right : right + self._columns]
-        return x.flip(-1) if self._drawn(self._sides) else x, self._y[index]
-
-    def _drawn(self, count: int) -> int:
-        return int(torch.randint(count, (), generator=self._generator))
 
 
 def cells(settings: Cell) -> list[Cell]:
@@ -84,15 +63,14 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
     x, y = x[: cell["limit"]], y[: cell["limit"]]
     middle = x.mean(dim=0)
     begun = time.process_time()
-    rows: Any = (x - middle, y)
     if cell.get("moved"):
-        sides = 2 if cell["data"] in _MIRRORED else 1
-        rows = Moved(x - middle, y, cell["seed"], sides)
+        moves = {"shift": _SHIFT, "mirror": cell["data"] in _MIRRORED}
+        cell = {**cell, "train": {**cell["train"], **moves}}
     model, given = _network(data, cell), Row()
     if "given" in cell:
         seen = (data.train[0] - middle, data.train[1])
         model, begun, given = _given(model, seen, (u - middle, v), cell)
-    result = _trained(model, rows, cell)
+    result = _trained(model, (x - middle, y), cell)
     spent = time.process_time() - begun
     with torch.no_grad():
         right = (result.model(u - middle).argmax(dim=1) == v).double()
