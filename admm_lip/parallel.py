@@ -342,4 +342,5 @@ def _limited() -> AbstractContextManager[Any]:
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
         return nullcontext()
-    return threadpool_limits(1)  # type: ignore[no-any-return]
+    one: AbstractContextManager[Any] = threadpool_limits(1)
+    return one

@@ -48,6 +48,16 @@ class Shareable(Shown):
     A subclass has ``model`` and ``certificate``.
     """
 
+    if TYPE_CHECKING:
+
+        @property
+        def model(self) -> nn.Module:
+            """In evaluation mode."""
+
+        @property
+        def certificate(self) -> AnyCertificate:
+            """Of exactly this model."""
+
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],
@@ -77,8 +87,8 @@ class Shareable(Shown):
         """
         return save(
             Path(folder).expanduser(),
-            self.model,  # type: ignore[attr-defined]
-            self.certificate,  # type: ignore[attr-defined]
+            self.model,
+            self.certificate,
             units=units or self.known_units(),
             facts=[*self.facts(), *(fact for other in measured for fact in other.facts())],
             name=name,
@@ -87,8 +97,7 @@ class Shareable(Shown):
 
     def known_units(self) -> Units | None:
         """Units that the result knows of itself."""
-        found: Units | None = self.certificate.units  # type: ignore[attr-defined]
-        return found
+        return self.certificate.units
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -33,7 +33,8 @@ class LocalFile:
         """Read it, unchecked."""
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
-            return LocalFile(about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            names = file.keys()  # such a file cannot be iterated itself
+            return LocalFile(about, {name: file.get_tensor(name) for name in names})
 
     def to_bytes(self) -> bytes:
         """The file."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..extras import extra, remedy
 from .affine import ProjectMap, certify_map, project_map
@@ -291,9 +292,10 @@ def _project_model(problem: ProjectProblem) -> _ProjectModel:
 def _model_key(problem: ProjectProblem) -> bytes:
     """Digest of everything in ``problem`` but the values of its anchor."""
     digest = hashlib.sha256(repr((problem.widths, problem.bound, problem.mu, problem.rho)).encode())
-    tensors = [*problem.multiplier, *(part for s in problem.slopes for part in s)]
+    tensors: list[Tensor | None] = [*problem.multiplier]
+    tensors += [part for s in problem.slopes for part in s]
     for entry in problem.structure:
-        tensors += [entry.metric, entry.held, entry.ties]  # type: ignore[list-item]
+        tensors += [entry.metric, entry.held, entry.ties]
     for tensor in tensors:
         digest.update(b"none" if tensor is None else tensor.detach().cpu().numpy().tobytes())
         digest.update(b"|")

@@ -140,9 +140,11 @@ def _activation(network: Network, spec: LayerSpec, shape: Shape) -> Curved | Non
 def _with_arrays(network: Network, spec: LayerSpec | SideBySide) -> LayerSpec | SideBySide:
     """An activation with the arrays that its neurons have."""
     if isinstance(spec, SideBySide):
-        parts = (_with_arrays(network, one) for one, _ in spec.parts)
-        counts = (count for _, count in spec.parts)
-        return SideBySide(tuple(zip(parts, counts, strict=True)))  # type: ignore[arg-type]
+        return SideBySide(tuple((_own_arrays(network, one), count) for one, count in spec.parts))
+    return _own_arrays(network, spec)
+
+
+def _own_arrays(network: Network, spec: LayerSpec) -> LayerSpec:
     if spec.kind not in ACTIVATIONS or not ACTIVATIONS[spec.kind].arrays:
         return spec
     shape = network.shapes()[spec.name]

@@ -71,7 +71,7 @@ class ScaledNorms:
         return torch.minimum(self._each(rows, columns), most * self.whole)
 
     def _each(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        count = len(rows if rows is not None else columns)  # type: ignore[arg-type]
+        count = next(len(part) for part in (rows, columns) if part is not None)
         sides = [[None] * count if part is None else list(part) for part in (rows, columns)]
         found = [self._norm(r, c) for r, c in zip(*sides, strict=True)]
         return torch.tensor(found, dtype=torch.float64)
@@ -89,7 +89,7 @@ class _DenseNorms(ScaledNorms):
     def _each(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         if self.weight.numel() > _TOGETHER:
             return super()._each(rows, columns)
-        count = len(rows if rows is not None else columns)  # type: ignore[arg-type]
+        count = next(len(part) for part in (rows, columns) if part is not None)
         parts, size = [], max(1, _BATCH // self.weight.numel())
         for start in range(0, count, size):
             part = slice(start, start + size)

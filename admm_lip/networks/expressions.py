@@ -187,7 +187,7 @@ def _reciprocal(value: Expression) -> Expression:
         return Expression.number(1 / value.constant)
     inner = _only(value - 1, "exp")
     if inner is not None:
-        return EXPRESSIONS.sigmoid(-inner[1])  # type: ignore[no-any-return]
+        return _expression(EXPRESSIONS.sigmoid(-inner[1]))
     scale = value.terms[0][1]
     return _atom("reciprocal", value * (1 / scale)) * (1 / scale)
 
@@ -197,9 +197,9 @@ def logarithm(value: Any) -> Expression:
     argument = _expression(value)
     inner, logistic = _only(argument - 1, "exp"), _only(argument, "sigmoid")
     if inner is not None:
-        return EXPRESSIONS.softplus(inner[1])  # type: ignore[no-any-return]
+        return _expression(EXPRESSIONS.softplus(inner[1]))
     if logistic is not None:
-        return -EXPRESSIONS.softplus(-logistic[1])  # type: ignore[no-any-return]
+        return _expression(-EXPRESSIONS.softplus(-logistic[1]))
     raise NotWritten
 
 
@@ -227,14 +227,13 @@ def above_threshold(condition: Any, line: Any, smooth: Any) -> Expression:
     From the threshold on the two differ by at most ``exp(-t) / |b|``, which the row's ``jump``
     states; a threshold below torch's own is refused, as it is of the module.
     """
-    found, smooth = _only(_expression(condition), "greater"), _expression(smooth)
-    if found is None or not smooth.terms or found[2] < SOFTPLUS_THRESHOLD:
+    found, whole = _only(_expression(condition), "greater"), _expression(smooth)
+    if found is None or not whole.terms or found[2] < SOFTPLUS_THRESHOLD:
         raise NotWritten
-    rate = smooth.terms[0][1]
-    same = smooth == EXPRESSIONS.softplus(found[1]) * rate and line == found[1] * rate
-    if not same:
+    rate = whole.terms[0][1]
+    if whole != EXPRESSIONS.softplus(found[1]) * rate or line != found[1] * rate:
         raise NotWritten
-    return smooth  # type: ignore[no-any-return]
+    return whole
 
 
 def _not_written(*given: Any) -> Any:

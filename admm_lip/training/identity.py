@@ -255,7 +255,7 @@ def fields_of(value: Any, known: _Known = frozenset()) -> dict[str, str]:
 
 def _object(value: Any, known: _Known) -> str:
     """A class and what an instance of it holds."""
-    call = getattr(type(value), "__call__", None)  # noqa: B004
+    call = getattr(type(value), "__call__", None)  # noqa: B004  its code, not whether
     own = _text(call, known) if isinstance(call, types.FunctionType) else ""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         held = "(" + ", ".join(f"{k}={text}" for k, text in fields_of(value, known).items()) + ")"

@@ -102,6 +102,7 @@ class Problem:
                 bad = over >= 1.0
                 found = np.maximum(found, np.where(bad, 1e3 * over, 0.0))
                 p[bad] *= 0.5 / over[bad, None, None, None]
+                # Not None: all of them are away from the edge by now.
                 p = activated(p, stage.activation, root)[1]  # type: ignore[index]
             found = np.maximum(found, np.linalg.eigvalsh(p[:, 0])[:, -1] / squared)
             worst.append(found)

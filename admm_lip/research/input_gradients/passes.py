@@ -82,7 +82,7 @@ class Passes:
     @contextmanager
     def _patched(self, normalise: Normalise) -> Iterator[None]:
         for layer in self._layers:
-            # An attribute of the instance hides the method of the class.
+            # An attribute of the instance hides the method of the class; set by name for the types.
             setattr(layer, "forward", _bind(normalise, layer))  # noqa: B010
         try:
             yield
