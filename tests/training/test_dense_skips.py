@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from projections import check_projected
 from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
@@ -78,18 +79,12 @@ def test_a_run_is_that_of_the_blocks(own: type[ByHand]) -> None:
 
 
 def test_a_projection_meets_its_bound_and_goes_on_with_data() -> None:
-    net = ByHand()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.mul_(3.0)
-    bound = 0.2 * certify_product(network_of(net)).lip
-    found = project(net, bound)
-    verify(found.certificate, found.model)
-    assert 0.99 * bound < found.certificate.lip <= bound
-    assert project(found.model, bound).distance == 0.0
-    tuned = project(net, 1.0, finetune=data(), config=FinetuneConfig(eps=0.05), progress=False)
+    bound = certify_product(network_of(ByHand())).lip
+    check_projected(ByHand, bound, None)
+    config = FinetuneConfig(eps=0.05)
+    tuned = project(ByHand(), 0.5 * bound, finetune=data(), config=config, progress=False)
     verify(tuned.certificate, tuned.model)
-    assert tuned.certificate.lip <= 1.0
+    assert tuned.certificate.lip <= 0.5 * bound
 
 
 def test_a_hand_written_loop_keeps_the_bound() -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projections import check_projected
 from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
-from admm_lip import CertificateError, TrainConfig, certify, project, train, verify
+from admm_lip import CertificateError, TrainConfig, certify, train, verify
 from admm_lip.certificates.torus.block_figures import least_square
 from admm_lip.certificates.torus.product import certify_product
 from admm_lip.errors import UnsupportedModule
@@ -191,14 +192,7 @@ def test_a_run_ends_under_its_bound_and_by_hand_it_is_the_same() -> None:
 
 @pytest.mark.parametrize("bound", [0.5, 20.0])
 def test_a_trained_network_is_projected_under_a_bound(bound: float) -> None:
-    model = small()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    found = project(model, bound, input_shape=IMAGE)
-    verify(found.certificate, found.model)
-    assert 0.99 * bound < found.certificate.lip <= bound
-    assert project(found.model, bound, input_shape=IMAGE).distance == 0.0
+    check_projected(small, bound, IMAGE)
 
 
 def test_a_run_goes_on_from_its_folder_to_equal_bits(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projections import check_projected
 from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
@@ -291,14 +292,7 @@ def test_a_price_moves_the_bound_and_a_start_keeps_the_function() -> None:
 
 @pytest.mark.parametrize("bound", [0.3, 20.0])
 def test_a_trained_network_is_projected_under_a_bound(bound: float) -> None:
-    model = small()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    found = project(model, bound, input_shape=IMAGE)
-    verify(found.certificate, found.model)
-    assert 0.99 * bound < found.certificate.lip <= bound
-    assert project(found.model, bound, input_shape=IMAGE).distance == 0.0
+    check_projected(small, bound, IMAGE)
 
 
 def test_frozen_blocks_stay_and_a_part_of_one_does_not() -> None:
