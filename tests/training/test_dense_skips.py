@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from projections import check_projected
+from projected_nets import check_projected
 from resumed_runs import check_goes_on
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projections import check_projected
+from projected_nets import check_projected
 from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
