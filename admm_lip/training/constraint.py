@@ -31,7 +31,7 @@ from ..networks.layers import Shape
 from ..networks.overrides import unwrapped
 from ..solvers import SolveFailed
 from .admm_state import AdmmState, norm, pull_of, read_weights, write_weights
-from .centring import centre
+from .centring import Centring, centre
 from .config import AdmmConfig
 from .constrained import check_asked, check_master, check_weight, constrained, group_of
 from .continued import asked_again, gone_on, started
@@ -145,11 +145,10 @@ class Constraint:
         self._layers = found.layers
         self.parameters = tuple(cast(nn.Parameter, layer.weight) for layer in self._layers.values())
         check_master(self.parameters[0])
-        layers = list(self._layers.values())
         stays = held_of(self.model, self.parameters, held)
         scratch = config.start == "scratch" and state is None
         if scratch:
-            orthogonal_(layers, config.seed, stays)
+            orthogonal_(list(self._layers.values()), config.seed, stays)
         weights = read_weights(self.parameters)
         metric = PLAIN if own.units is None else Metric.of(own.units, weights)
         slopes = holding(found.slopes, stays, weights)
@@ -162,11 +161,7 @@ class Constraint:
         given = (weights, self.terms, self.dtype, self._loss_scale)
         self._ranks.same("constraint", lambda: in_step(*given[1:3], mean, self.parameters))
         self._begin(lambda: started(*given) if state is None else gone_on(state, *given))
-        if mean is not None:
-            mean = self._ranks.decided("mean", mean.cpu).to(mean)
-        self._centring = None if mean is None else centre(layers[0], mean)
-        if self._centring is not None and scratch:  # nothing is lost by a bias of 0 at the mean
-            nn.init.zeros_(self._centring.layer.bias)
+        self._centring = None if mean is None else self._centred(mean, fresh=scratch)
         self._hooks: tuple[RemovableHandle, ...] = ()
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -324,6 +319,14 @@ class Constraint:
         self._enter(self._ranks.state("start", state, self.parameters))
         write_weights(self.parameters, self.state.consensus)
         scale_biases(self._layers.values(), self._ranks.decided("start", lambda: factors))
+
+    def _centred(self, mean: Tensor, fresh: bool) -> Centring:
+        """The first layer, made to work on inputs less their mean."""
+        mean = self._ranks.decided("mean", mean.cpu).to(mean)
+        found = centre(next(iter(self._layers.values())), mean)
+        if fresh:  # nothing is lost by a bias of 0 at the mean
+            nn.init.zeros_(found.layer.bias)
+        return found
 
     def _enter(self, state: AdmmState) -> None:
         self.state = state
