@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_nets import IMAGE, QUICK, data, small
 from resumed_runs import check_goes_on
 from torch import Tensor, nn
 
-from admm_lip import (
-    Constraint,
-    Lipschitz,
-    TrainConfig,
-    certify,
-    project,
-    train,
-    verify,
-)
+from admm_lip import Constraint, Lipschitz, certify, project, train, verify
 from admm_lip.certificates.certificate import Certificate
 from admm_lip.certificates.torus.product import certify_product
 from admm_lip.errors import UnsupportedModule
@@ -31,25 +24,9 @@ from admm_lip.solvers import ProjectSolution
 from admm_lip.training.config import AdmmConfig, FinetuneConfig
 from admm_lip.training.kernel_ball import KernelBall
 from admm_lip.training.kernel_layers import kernel_layers
-from admm_lip.training.lipschitz_step import lipschitz_step, next_lip_sq
+from admm_lip.training.lipschitz_step import lipschitz_step
 from admm_lip.training.project_kernels import moved_by
 from admm_lip.training.terms import LayerNorms, grouped
-
-IMAGE = (1, 8, 8)
-QUICK = TrainConfig(bound=1.0, epochs=4, batch_size=32, loss="margin", eps=0.1, start="scratch")
-
-
-def small(seed: int = 0, sort: Callable[[], nn.Module] = MaxMin) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, 2, 1), sort(), nn.Conv2d(4, 6, 3, 1, 1), sort()),
-        *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), sort(), nn.Linear(8, 2)),
-    )
-
-
-def data(rows: int = 256) -> tuple[Tensor, Tensor]:
-    x = torch.randn(rows, *IMAGE, generator=torch.Generator().manual_seed(1))
-    return x, (x[:, 0, :4].sum((1, 2)) > 0).long()
 
 
 def unrolled_norms(model: nn.Module, certificate: Certificate) -> float:
@@ -376,62 +353,3 @@ def test_one_dimension_trains_as_images_of_one_row() -> None:
     verify(result.certificate, result.model)
     assert result.certificate.lip <= 1.0
     assert isinstance(result.model[0], nn.Conv1d)
-
-
-class TestPrice:
-    """``mu L^2`` beside the loss."""
-
-    def test_the_bound_moves_by_the_derivative_of_what_is_minimised(self) -> None:
-        """At its step's fixed point ``mu s + rho/2 sum of squared distances`` is stationary."""
-        constraint = Constraint(small(), Lipschitz(mu=0.3), input_shape=IMAGE)
-        generator = torch.Generator().manual_seed(5)
-        anchor = tuple(
-            w + 0.3 * torch.randn(w.shape, generator=generator, dtype=w.dtype)
-            for w in constraint.state.consensus
-        )
-        terms = dataclasses.replace(
-            constraint.terms,
-            config=dataclasses.replace(constraint.terms.config, projection_tol=1e-9),
-        )
-
-        def value(log_s: float) -> tuple[float, float]:
-            state = dataclasses.replace(constraint.state, target_sq=math.exp(log_s), warm=None)
-            found = lipschitz_step(anchor, state, terms)
-            moved = math.log(next_lip_sq(anchor, found, state, terms))
-            return found.objective, moved - log_s
-
-        low, high = -6.0, 6.0
-        for _ in range(40):  # where the step vanishes
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if value(middle)[1] > 0.0 else (low, middle)
-        here, aside = value(low)[0], 1e-2
-        assert low > -5.0
-        assert value(low - aside)[0] > here
-        assert value(low + aside)[0] > here
-
-    def test_of_one_pixel_it_is_that_of_matrices(self) -> None:
-        def net(kernels: bool) -> nn.Sequential:
-            torch.manual_seed(3)
-            first = nn.Conv2d(6, 8, 1) if kernels else nn.Linear(6, 8)
-            more = (nn.Flatten(),) if kernels else ()
-            return nn.Sequential(first, MaxMin(), *more, nn.Linear(8, 2))
-
-        x = torch.randn(512, 6, generator=torch.Generator().manual_seed(6))
-        y = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
-        config = TrainConfig(mu=2e-3, epochs=25, batch_size=32, centre=False, round_steps=4)
-        images = train(net(True), (x[:, :, None, None], y), config, progress=False)
-        rows = train(net(False), (x, y), config, progress=False)
-        verify(images.certificate, images.model)
-        assert images.certificate.lip == pytest.approx(rows.certificate.lip, rel=0.1)
-
-    def test_a_higher_price_buys_a_smaller_constant(self) -> None:
-        found = [
-            train(
-                small(),
-                data(),
-                TrainConfig(mu=mu, epochs=10, batch_size=32, start="scratch"),
-                progress=False,
-            ).certificate.lip
-            for mu in (1e-2, 1e-3)
-        ]
-        assert found[1] > 1.3 * found[0]
