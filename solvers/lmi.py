@@ -34,7 +34,7 @@ from torch import Tensor
 from .dissipation import any_known, storage_bound
 from .phases import phase
 from .problem import Slopes
-from .spectrum import top_eigenvalue
+from .spectrum import WIDE, gram, is_below, top_eigenvalue
 
 
 def lmi_blocks(
@@ -187,9 +187,13 @@ class Ball:
 
     def norm(self, weights: Sequence[Tensor]) -> float:
         """``||B(W)||_2``: at most 1 exactly where ``M(lip_sq, W, T) >= 0``."""
-        b = self.matrix(weights)
-        gram = b @ b.T if b.shape[0] <= b.shape[1] else b.T @ b
-        return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
+        squares = torch.linalg.eigvalsh(gram(self.matrix(weights)))
+        return math.sqrt(max(float(squares[-1]), 0.0))
+
+    def norm_up_to_one(self, weights: Sequence[Tensor]) -> float:
+        """The norm, or 1 where it is less and B so wide that one factorisation is cheaper."""
+        wide = min(self.shape) >= WIDE
+        return 1.0 if wide and is_below(gram(self.matrix(weights)), 1.0) else self.norm(weights)
 
 
 def ball_tiles(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .phases import phase
 from .problem import ProjectProblem, Weights
+from .spectrum import gram
 
 # Q = R^{-1} V loses about cond(R)^2 units in the last place of its orthogonality.
 SAFE_DIAGONAL = 1e-2
@@ -98,7 +99,7 @@ def reduce_project(problem: ProjectProblem) -> ReducedProject:
 
 def row_factor(wide: Tensor) -> RowFactor:
     """Factors of a matrix of any rank with at least as many columns as rows."""
-    factor, info = torch.linalg.cholesky_ex(wide @ wide.T)
+    factor, info = torch.linalg.cholesky_ex(gram(wide.T))
     diagonal = factor.diagonal()
     if int(info) == 0 and float(diagonal.min()) > SAFE_DIAGONAL * float(diagonal.max()):
         return RowFactor(factor, wide, implicit=True)

@@ -110,7 +110,8 @@ class ProjectSolution:
         weights: feasible for the multiplier of the problem (``ball_norm <= 1``).
         lip_sq: the ``L^2`` for which they are feasible: ``bound^2``, or the penalised minimiser.
         distance: ``sqrt(sum_k ||W_k - V_k||_F^2)``.
-        ball_norm: the measured spectral norm of the scaled matrix B (``lmi.ball_norm``).
+        ball_norm: the measured spectral norm of the scaled matrix B (``lmi.Ball``); 1 where B is
+            wide and was only shown to be within.
         objective: the problem's objective at ``weights``.
         phases: seconds by kind of work; they add up to the whole call.
     """

@@ -172,6 +172,7 @@ def solve_project(
 
 
 def _project(problem: ProjectProblem, config: SolverConfig, warm: Any) -> ProjectSolution:
+    keep_freed_memory()
     deadline = Deadline(config.time_limit)
     reduced = reduce_project(problem)
 
@@ -211,15 +212,17 @@ def _measure_projection(
     weights, norm = make_feasible(problem, _held_exactly(problem, claim.weights), lip_sq)
     if norm > 1.0:
         return f"the weights that came back are infeasible, ball norm {norm:.9g}, beyond repair"
+    moved = apart = _distance_sq(problem.anchor, weights, ())
+    if problem.structure:
+        moved = _distance_sq(problem.anchor, weights, problem.structure)
     return ProjectSolution(
         status=claim.status,
         backend=name,
         weights=weights,
         lip_sq=lip_sq,
-        distance=math.sqrt(_distance_sq(problem.anchor, weights, ())),
+        distance=math.sqrt(apart),
         ball_norm=norm,
-        objective=(problem.mu or 0.0) * lip_sq
-        + 0.5 * problem.rho * _distance_sq(problem.anchor, weights, problem.structure),
+        objective=(problem.mu or 0.0) * lip_sq + 0.5 * problem.rho * moved,
         iterations=claim.iterations,
         seconds=seconds,
         message=claim.message,
@@ -231,18 +234,26 @@ def _distance_sq(a: Weights, b: Weights, structure: Sequence[Structure]) -> floa
     """``sum_k ||A_k - B_k||_F^2``, each entry weighted by its metric."""
     total = 0.0
     for k, (x, y) in enumerate(zip(a, b, strict=True)):
-        square = (x - y).square()
         metric = structure[k].metric if structure else None
-        total += float((square if metric is None else metric * square).sum())
+        if metric is None:
+            total += float(torch.dist(x, y)) ** 2
+        else:
+            total += float((metric * (x - y).square()).sum())
     return total
 
 
-def ball_norm(problem: ProjectProblem, weights: Weights, lip_sq: float) -> float:
-    """``||B(W)||_2`` for the problem's multiplier: at most 1 where ``M(lip_sq, W, T) >= 0``."""
+def ball_norm(
+    problem: ProjectProblem, weights: Weights, lip_sq: float, up_to_one: bool = False
+) -> float:
+    """``||B(W)||_2`` for the problem's multiplier: at most 1 where ``M(lip_sq, W, T) >= 0``.
+
+    With ``up_to_one`` it may be 1 where it is less (``Ball.norm_up_to_one``).
+    """
     if not problem.multiplier:
         return float(torch.linalg.matrix_norm(weights[0], 2)) / math.sqrt(lip_sq)
     n_in, n_out = problem.widths[0], problem.widths[-1]
-    return ball_tiles(problem.slopes, problem.multiplier, lip_sq, n_in, n_out).norm(weights)
+    ball = ball_tiles(problem.slopes, problem.multiplier, lip_sq, n_in, n_out)
+    return ball.norm_up_to_one(weights) if up_to_one else ball.norm(weights)
 
 
 def make_feasible(
@@ -254,7 +265,7 @@ def make_feasible(
     ``n = ||B(W)|| > 1``, the point ``H + theta (W - H)`` is feasible for ``theta = (1-h)/(n-h)``.
     Without held entries H is zero and theta is 1/n.  Where ``h >= 1`` the norm returned exceeds 1.
     """
-    norm = ball_norm(problem, weights, lip_sq)
+    norm = ball_norm(problem, weights, lip_sq, up_to_one=True)
     if norm <= 1.0:
         return weights, norm
     kept = _held_part(problem, weights)

@@ -167,9 +167,11 @@ def anchor(relaxed: Matrices, dual: Matrices, rho: float) -> Matrices:
     return tuple(torch._foreach_add(relaxed, dual, alpha=1.0 / rho))
 
 
-def dual_step(dual: Matrices, relaxed: Matrices, consensus: Matrices, rho: float) -> Matrices:
-    """``Y+ = Y + rho (Wr - Wbar+)``."""
-    return tuple(torch._foreach_add(dual, torch._foreach_sub(relaxed, consensus), alpha=rho))
+def dual_step(point: Matrices, consensus: Matrices, rho: float) -> Matrices:
+    """``Y+ = Y + rho (Wr - Wbar+)``, from the point that was projected, ``Wr + Y / rho``."""
+    moved = torch._foreach_sub(point, consensus)
+    torch._foreach_mul_(moved, rho)
+    return tuple(moved)
 
 
 def residuals(

@@ -10,8 +10,8 @@ multiplier certifies, and their inequality says that
     ||W_k||_2 <= c   for all l + 1 layers,      L = c^(l+1).
 
 * **Enforced:** ``c = bound^(1/(l+1))``; the projection clips the singular values of each layer,
-  in single precision where no more is asked for (half the time of wide layers), the norm of the
-  result checked in double.
+  in single precision where no more is asked for, and of wide layers only those near the ones that
+  were cut in the round before; the norm of the result is checked in double.
 * **Penalised:** ``min mu c^(2(l+1)) + rho/2 sum (sigma - c)_+^2`` over c, with all singular values
   of the anchor: one equation in one unknown, its left side growing with c,
 
@@ -301,7 +301,7 @@ def project_layers(
         values = torch.cat([s.squares.clamp(min=0.0).sqrt() for s in spectra])
         each = best_norm(values.tolist(), mu / state.rho, layers)
         weights = tuple(clipped(s, each) for s in spectra)
-    distance_sq = sum(float((w - v).square().sum()) for w, v in zip(weights, anchor, strict=True))
+    distance_sq = sum(float(torch.dist(w, v)) ** 2 for w, v in zip(weights, anchor, strict=True))
     lip_sq = (norms.gain * each**layers) ** 2
     return ProjectSolution(
         status=Status.OPTIMAL,
@@ -313,7 +313,7 @@ def project_layers(
         objective=(mu or 0.0) * lip_sq + 0.5 * state.rho * distance_sq,
         iterations=steps,
         seconds=time.perf_counter() - begun,
-        warm=known if norms.balls else None,
+        warm=known,
     )
 
 

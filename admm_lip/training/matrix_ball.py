@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ..solvers import ProjectProblem, SolverConfig, Structure, solve_project
+from ..solvers.spectrum import eigenpairs_above, gram, is_below
 from .kernel_ball import SINGLE
 from .terms import LayerBall
 
 # From this order on single precision is the faster one; how far inside the ball it cuts singular
-# values, relatively.
-_WIDE, _ROOM = 100, 3e-6
+# values, relatively; and how often it looks for them before all of them are found in double.
+_WIDE, _ROOM, _TRIES = 100, 3e-6, 3
+# By how much a matrix may be shrunk for what was missed.
+_MISSED = (0.0, 1e-3)
 
 
 class Spectrum(NamedTuple):
@@ -39,13 +42,12 @@ class DenseBall(LayerBall):
 
     def nearest(
         self, anchor: Tensor, radius: float, tol: float, warm: Any = None
-    ) -> tuple[Tensor, None, int]:
+    ) -> tuple[Tensor, Any, int]:
         """The singular values cut at ``radius``: in one step, exact but for the precision asked."""
-        rough = tol >= SINGLE and min(anchor.shape) >= _WIDE
-        found = _clipped_in_single(anchor, radius) if rough else None
-        if found is None and not is_inside(anchor, radius):
-            found = clipped(spectrum(anchor), radius)
-        return anchor if found is None else found, None, 1
+        if tol >= SINGLE and min(anchor.shape) >= _WIDE:
+            found, warm = _clipped_in_single(anchor, radius, warm)
+            return found, warm, 1
+        return _clipped_in_double(anchor, radius), None, 1
 
 
 DENSE = DenseBall()
@@ -79,15 +81,17 @@ class HeldBall(LayerBall):
 
 def is_inside(matrix: Tensor, radius: float) -> bool:
     """Whether ``||A||_2 < radius``, by one Cholesky factorisation."""
-    slack = _gram(matrix).neg_()
-    slack.diagonal().add_(radius**2)
-    return int(torch.linalg.cholesky_ex(slack)[1]) == 0
+    return is_below(gram(matrix), radius**2)
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
     """Singular values and vectors of one side, from the smaller Gram matrix."""
-    squares, vectors = torch.linalg.eigh(_gram(matrix))
-    return Spectrum(matrix, squares, vectors, matrix.shape[0] <= matrix.shape[1])
+    return _spectrum(matrix, gram(matrix))
+
+
+def _spectrum(matrix: Tensor, whole: Tensor) -> Spectrum:
+    squares, vectors = torch.linalg.eigh(whole)
+    return Spectrum(matrix, squares, vectors, matrix.shape[0] < matrix.shape[1])
 
 
 def clipped(found: Spectrum, radius: float) -> Tensor:
@@ -102,13 +106,40 @@ def clipped(found: Spectrum, radius: float) -> Tensor:
     return torch.addmm(found.matrix, found.matrix @ part, taken.T, alpha=-1.0)
 
 
-def _clipped_in_single(matrix: Tensor, radius: float) -> Tensor | None:
-    """:func:`clipped` where single precision finds it, checked in double, else ``None``."""
-    known = spectrum((matrix / radius).to(torch.float32))
-    if float(known.squares[-1]) <= (1.0 + _ROOM) ** 2:  # inside perhaps, where nothing may move
-        return None
-    found = radius * clipped(known, 1.0 - _ROOM).to(matrix.dtype)
-    return found if is_inside(found, radius) else None
+def _clipped_in_double(matrix: Tensor, radius: float) -> Tensor:
+    whole = gram(matrix)
+    return matrix if is_below(whole, radius**2) else clipped(_spectrum(matrix, whole), radius)
+
+
+def _clipped_in_single(
+    matrix: Tensor, radius: float, basis: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`clipped` by the vectors that single precision finds, near a basis if there is one.
+
+    Whether nothing was missed is seen in double: of the matrix ``(I - P K P') A`` that is returned
+    the Gram matrix is that of A, known already, less one of low rank.
+    """
+    whole, level = gram(matrix).div_(radius**2), 1.0 - _ROOM
+    rough, short = whole.to(torch.float32), matrix.shape[0] < matrix.shape[1]
+    for _ in range(_TRIES):
+        squares, vectors, basis = eigenpairs_above(rough, level**2, basis)
+        if len(squares) == 0 or float(squares[-1]) <= (1.0 + _ROOM) ** 2:
+            break  # inside perhaps, where nothing may move
+        known = Spectrum(matrix, squares.to(whole), vectors.to(whole), short)
+        left = _gram_of_clipped(whole, known, level)
+        for missed in _MISSED:
+            if is_below(left, (1.0 + missed) ** 2):
+                return clipped(known, level).div_(1.0 + missed), basis
+    return _clipped_in_double(matrix, radius), basis
+
+
+def _gram_of_clipped(whole: Tensor, known: Spectrum, level: float) -> Tensor:
+    """``(I - P K P') G (I - P K P')``, with K what clipping takes from each value, relatively."""
+    taken = known.vectors * (1.0 - level / known.squares.sqrt())
+    image = whole @ taken
+    half = image - 0.5 * known.vectors @ (taken.T @ image)
+    both = torch.cat([half, known.vectors], 1), torch.cat([known.vectors, half], 1)
+    return torch.addmm(whole, both[0], both[1].T, alpha=-1.0)
 
 
 def spectral_norm(matrix: Tensor) -> float:
@@ -116,8 +147,4 @@ def spectral_norm(matrix: Tensor) -> float:
     top = float(matrix.abs().max())
     if top == 0.0:
         return 0.0
-    return top * math.sqrt(max(float(torch.linalg.eigvalsh(_gram(matrix / top))[-1]), 0.0))
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return top * math.sqrt(max(float(torch.linalg.eigvalsh(gram(matrix / top))[-1]), 0.0))

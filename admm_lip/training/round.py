@@ -36,7 +36,7 @@ def next_round(
     # 2. Lipschitz step: the consensus satisfies the bound again.
     solution = lipschitz_step(point, state, terms)
     # 3. Dual step.
-    dual = dual_step(state.dual, relaxed, solution.weights, state.rho)
+    dual = dual_step(point, solution.weights, state.rho)
     # 4. What is left, and rho by it.
     measured = residuals(weights, solution.weights, state.consensus, dual, state.rho)
     target_sq = next_lip_sq(point, solution, state, terms)

@@ -95,6 +95,26 @@ def test_a_wide_layer_is_clipped_in_single_precision(shape: tuple[int, int], sca
     assert torch.equal(DENSE.nearest(rough, radius, 1e-3)[0], rough)
 
 
+@pytest.mark.parametrize("shape", [(130, 150), (150, 130), (140, 140)])
+def test_a_wide_layer_is_clipped_near_what_was_clipped_before(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(shape, generator=generator, dtype=torch.float64)
+    radius, warm = 0.9 * spectral_norm(v), None
+    for step in range(6):
+        v = v + 0.02 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        if step == 4:  # what no basis of the round before can show
+            v = v + 3.0 * radius / math.prod(shape) ** 0.5
+        near, warm, _ = DENSE.nearest(v, radius, 1e-3, warm)
+        exact = clipped(spectrum(v), radius)
+        assert torch.linalg.matrix_norm(near, 2) <= radius
+        assert warm is not None
+        assert warm.shape[1] < 60
+        moved = torch.linalg.matrix_norm(v - exact)
+        assert torch.linalg.matrix_norm(near - exact) <= 0.03 * moved
+    other = torch.linalg.qr(torch.randn(min(shape), 20, generator=generator))[0]
+    assert torch.linalg.matrix_norm(DENSE.nearest(v, radius, 1e-3, other)[0], 2) <= radius
+
+
 def test_the_enforced_step_clips_every_layer() -> None:
     anchor = matrices(1)
     solution = project_layers(anchor, state_of(anchor, 2.0), None)

@@ -84,9 +84,22 @@ class Coupling:
         )
         return self.keep_held(free, self.anchor)
 
-    def averager(self, penalty: float) -> Callable[[Tensor], Tensor]:
+    def shown(self, penalty: float, inside: Tensor, excess: Tensor) -> Values:
+        """The values of a state: those whose B is nearest to X, whose norm is 1 or hardly more.
+
+        Where values are held, which X ignores, :meth:`nearest` lets the free ones make up for them.
+        """
+        if self.held is not None:
+            return self.nearest(penalty, inside - excess)
+        rows = zip(self.gather(inside), self.load, self.anchor, strict=True)
+        return tuple(torch.where(q > 0, g / q, v) for g, q, v in rows)
+
+    def averager(
+        self, penalty: float, dtype: torch.dtype = torch.float64
+    ) -> Callable[[Tensor], Tensor]:
         """``R -> spread(nearest(penalty, R))`` with everything that R does not change prepared."""
-        return lambda target: self.spread(self.nearest(penalty, target))
+        own = self.anchor[0].dtype
+        return lambda target: self.spread(self.nearest(penalty, target.to(own))).to(dtype)
 
     def keep_held(self, values: Values, instead: Values) -> Values:
         """``values`` where they are free, ``instead`` where they are held."""
@@ -169,7 +182,9 @@ class Dense(Coupling):
         scale[: self.inputs if inputs_only else None] *= factor
         return replace(self, scale=scale, load=(scale.square(),))
 
-    def averager(self, penalty: float) -> Callable[[Tensor], Tensor]:
+    def averager(
+        self, penalty: float, dtype: torch.dtype = torch.float64
+    ) -> Callable[[Tensor], Tensor]:
         """One fused ``base + gain * R`` per call."""
         strength = penalty * self.load[0]
         total = self.metric[0] + strength
@@ -178,6 +193,7 @@ class Dense(Coupling):
         if self.held is not None:
             base = torch.where(self.held[0], self.scale * self.anchor[0], base)
             gain = gain.masked_fill(self.held[0], 0.0)
+        base, gain = base.to(dtype), gain.to(dtype)
         return lambda target: torch.addcmul(base, gain, target)
 
 

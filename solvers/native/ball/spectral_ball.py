@@ -59,7 +59,7 @@ def _enforced(
     coupling = couple(problem, lip_sq)
     start = warm.state(coupling) if warm else None
     b = coupling.spread(coupling.anchor)
-    if is_inside(b):
+    if is_inside(b, start.basis if start else None):
         penalty = start.penalty if start else 1.0
         kept = WarmBall(b, torch.zeros_like(b), penalty, lip_sq)
         weights = coupling.weights(coupling.anchor)
@@ -84,7 +84,7 @@ def _about_another_centre(coupling: Coupling, outcome: Outcome, rule: Rule) -> O
 def _claim(outcome: Outcome, coupling: Coupling, lip_sq: float, rule: Rule) -> ProjectClaim:
     """Status, weights and restart data of an outcome."""
     state = outcome.state
-    warm = WarmBall(state.inside, state.excess, state.penalty, lip_sq)
+    warm = WarmBall(state.inside, state.excess, state.penalty, lip_sq, state.basis)
     if outcome.impossible:
         message = "the held entries alone exceed the ball: no free weight can repair it"
         return ProjectClaim(Status.INFEASIBLE, None, lip_sq, outcome.iterations, message)
