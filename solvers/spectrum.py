@@ -95,7 +95,8 @@ def eigenpairs_above(matrix: Tensor, level: float, basis: Tensor | None = None) 
         values, vectors = _refined(matrix, basis, _DAMPED * level)
         if float(values[0]) < level:
             return _leading(values, vectors, level)
-    return _leading(*torch.linalg.eigh(matrix), level)
+    values, vectors = torch.linalg.eigh(matrix)
+    return _leading(values, vectors, level)
 
 
 def top_within(matrix: Tensor, basis: Tensor | None) -> float:
