@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,3 +107,17 @@ def test_nothing_limits_a_positive_direction_and_nan_stops_at_once(
     assert factor is not None
     assert step_length.slack_step(factor, slack) == float("inf")
     assert step_length.slack_step(factor, slack.times(float("nan"))) == 0.0
+
+
+def test_the_aim_is_a_share_of_mu_that_grows_with_what_the_predictor_leaves() -> None:
+    left = np.linspace(-0.1, 1.5, 33)
+    for gap in (1e-6, 1.0):
+        for shorter in (0.0, 0.3, 1.0):
+            found = step_length.centring_share(left, shorter, gap)
+            one_by_one = [float(step_length.centring_share(x, shorter, gap)) for x in left]
+            np.testing.assert_array_equal(found, one_by_one)
+            assert (np.diff(found) >= 0.0).all() and found[0] == 0.0 and found[-1] == 1.0
+            assert (found <= np.clip(left, 0.0, 1.0)).all()
+    # A predictor that goes far is believed more.
+    far, near = (float(step_length.centring_share(0.5, a, 1e-6)) for a in (0.9, 0.1))
+    assert far < near

@@ -8,7 +8,7 @@ same band of Z enters the dual, so Z is kept as a band and completed when a dens
 (M. Fukuda et al., SIAM J. Optim. 11, 2001): everything but the Cholesky factor of the N x N Schur
 complement costs O(D^2 n).
 
-1.  Start from the best closed form (``closed_forms.py``), moved inside: ``y = 2 (rho, t)``.  With
+1.  Start from the best closed form (``closed_forms.py``), moved inside: ``y = 1.2 (rho, t)``.  With
     the multiplier of a network nearby, steps 1 and 2 are those of ``warm_start.py``.
 2.  Z is the multiple of ``S^{-1}`` whose inputs' trace is 1.  Where step 3 ends with a wide gap
     from there, centre first: Newton on the slack alone, until it yields an exactly dual feasible Z
@@ -19,7 +19,7 @@ complement costs O(D^2 n).
         small, the limits are reached or the steps become too short.
     b.  Predict: ``H dy = -b``, ``dS = sum dy_i A_i``, ``dZ = -Z - sym(Z dS P)``, the longest
         steps (``step_length.py``), and from the gap they leave
-        ``sigma = min(1, (mu_aff/mu)^max(1, 3 a^2))``.
+        sigma (``step_length.centring_share``).
     c.  Correct (Mehrotra): ``R = sym(dZ dS P)``, ``H dy = sigma mu g - A*(R) - b``,
         ``dZ = sigma mu P - Z - sym(Z dS P) - R``   (HKM direction).
     d.  Go ``0.9 + 0.09 a`` of the longest steps, S and Z separately, shortened until both have
@@ -63,6 +63,7 @@ from ..lmi.costs import Costs
 from ..lmi.eliminated_operator import operator_of
 from ..lmi.lmi_operator import LmiOperator, Rows, schur_complement
 from ..lmi.primal_dual_pair import (
+    OUTSET,
     ROUGH_GAP,
     Direction,
     Pair,
@@ -74,7 +75,7 @@ from ..lmi.primal_dual_pair import (
     relative_gap,
 )
 from ..lmi.progress import Progress
-from ..lmi.step_length import ROOM
+from ..lmi.step_length import ROOM, centring_share
 from ..lmi.variables import all_free, fixed, spread
 from .centring import Centre, SchurSolver, centre, schur_solver
 from .warm_start import usable, warm_centre
@@ -93,6 +94,8 @@ _NO_START = CertifyClaim(Status.FAILED, None, message="no closed-form start; res
 # neurons carry past a layer grows with every one, and so does the step from the boundary: of 18
 # residual blocks, 24 centring steps at 1.0, 27 at 1.1, without end at 1.2.
 _CAUTIOUS, _CAUTIOUS_CARRYING = 1.31, 1.0
+# A closed form times this is where centring begins.
+_INSIDE = 2.0
 
 
 # A pair at a strictly feasible y.
@@ -154,7 +157,7 @@ def certify(
         op = _started(problem, starts, warm, run)
         if op is None or run.best is None:
             return _NO_START
-        outset = 2.0 * _as_y(op, cautious(op, starts)[0])
+        outset = OUTSET * _as_y(op, cautious(op, starts)[0])
         claim = certify_large(op, op.multiplier(run.best), outset, run, config)
         if claim.status is not Status.INACCURATE or not possible:
             return claim
@@ -208,13 +211,13 @@ def _from_cold(
     op: LmiOperator, starts: Sequence[Start], run: Progress, config: SolverConfig
 ) -> Pair | None:
     """Steps 1 to 3 from a cautious closed form; ``None`` where none leads to a pair."""
-    good = [2.0 * _as_y(op, start) for start in cautious(op, starts)]
-    found = _begun(op, good[0], run, config.tol, first_pair)
+    good = [_as_y(op, start) for start in cautious(op, starts)]
+    found = _begun(op, OUTSET * good[0], run, config.tol, first_pair)
     pair = None if isinstance(found, Trouble) else follow(op, found, run, config.tol)
     if pair is not None and (run.limited or proven_gap(op, pair) <= max(config.tol, ROUGH_GAP)):
         return pair
     for y in good:
-        found = _begun(op, y, run, config.tol, partial(_centred_pair, run))
+        found = _begun(op, _INSIDE * y, run, config.tol, partial(_centred_pair, run))
         if not isinstance(found, Trouble):
             other = follow(op, found, run, config.tol)
             return other if pair is None else max(pair, other, key=lambda p: op.repaired(p.z))
@@ -339,7 +342,7 @@ def direct(op: LmiOperator, pair: Pair, lin: Linearised) -> Direction:
     band = op.band_of(dense)
     a_s, a_z = (min(1.0, a) for a in longest_steps(pair, ds_p, band, _ROUGH))
     left = pair.slack.plus(a_s, ds_p).inner(pair.z.plus(a_z, band)) / op.order
-    sigma = min(1.0, max(left / lin.mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
+    sigma = float(centring_share(left / lin.mu, min(a_s, a_z), relative_gap(pair)))
     rows = op.rows(dense)
     second = op.adjoint_of_product(dense, rows, change)  # A*(R)
     dy = lin.solve(sigma * lin.mu * lin.g - second - lin.b)

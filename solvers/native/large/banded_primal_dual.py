@@ -34,6 +34,7 @@ from ..lmi.dual_repair import repaired_value
 from ..lmi.lmi_operator import LmiOperator
 from ..lmi.primal_dual_pair import Direction, Pair, advance, longest_steps, relative_gap
 from ..lmi.progress import Progress
+from ..lmi.step_length import centring_share
 from .conjugate_gradients import Product, Searched, Solved, conjugate_gradients, solve_completed
 from .markov import Markov, band_between, markov
 from .schur_band import bordered_band
@@ -136,7 +137,7 @@ def banded_direction(
     dz = pair.z.times(-1.0).plus(-1.0, change)
     a_s, a_z = (min(1.0, a) for a in longest_steps(pair, ds, dz, _ROUGH))
     left = pair.slack.plus(a_s, ds).inner(pair.z.plus(a_z, dz)) / op.order
-    sigma = min(1.0, max(left / mu, 0.0) ** max(1.0, 3.0 * min(a_s, a_z) ** 2))
+    sigma = float(centring_share(left / mu, min(a_s, a_z), relative_gap(pair)))
     second = _second_order(system, ds, change, dz, _SHARE_OF_STEP * a_z)
     accuracy = min(_LOOSEST, max(_TIGHTEST, _SHARE_OF_GAP * relative_gap(pair)))
     rhs = sigma * mu * g - op.adjoint(second) - b

@@ -23,6 +23,8 @@ from .lmi_operator import LmiOperator
 from .progress import Progress
 from .step_length import ROOM, bisected, cliques_step, slack_step
 
+# A closed form, on the boundary, times this is the first y.
+OUTSET = 1.2
 # The gap that steps in single precision lead to.
 ROUGH_GAP = 1e-3
 # Steps shorter than this in both matrices mean that rounding has the upper hand.

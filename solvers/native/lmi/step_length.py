@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ LENGTHS = (0, 0.02, 0.06, 0.13, 0.22, 0.32, 0.43, 0.54, 0.64, 0.73, 0.8, 0.86, 0
 # Factors that move inside: a closed form, and what rounding to single precision moved out.
 ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 PRODUCTS = 30
+# Mehrotra's power while the gap is wider than this, and how far it falls where the predictor's
+# steps are short later: there a pair off the central path costs steps in double precision.
+_WIDE, _POWER, _LEAST_POWER = 0.05, 3.0, 1.5
 # Up to this order an eigendecomposition costs less than the Python of Lanczos.
 _DENSE = 300
 
@@ -48,6 +52,21 @@ def bisected(
         middle = (low + high) // 2
         low, high = (middle, high) if inside(tried[middle]) else (low, middle)
     return tried[low] if high < len(tried) else math.inf
+
+
+def centring_share(left: Any, shorter: Any, gap: Any) -> Any:
+    """The share of mu that a step aims at, of one pair or an array of them (Mehrotra).
+
+    ``sigma = min(1, (mu_aff / mu)^e)``: ``e = 3`` far from the optimum, near it
+    ``max(1.5, 3 a^2)`` with a the predictor's shorter step.
+
+    Args:
+        left: what share of mu the predictor leaves.
+        shorter: the shorter of its two steps.
+        gap: the relative gap of the pair.
+    """
+    power = np.where(gap > _WIDE, _POWER, np.maximum(_LEAST_POWER, _POWER * shorter**2))
+    return np.minimum(np.maximum(left, 0.0) ** power, 1.0)
 
 
 @phase("step length")

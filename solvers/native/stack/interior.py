@@ -21,16 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...phases import phase
-from ..lmi.step_length import LENGTHS, ROOM, bisected
+from ..lmi.step_length import LENGTHS, ROOM, bisected, centring_share
 from .batched import Array, Mask, cholesky, inverse, solve
 from .chains import Stack, schur_complement
 
 _MOST_STEPS = 60
-_LANCZOS = 6
-# From this order on the first steps are taken in float32, to this gap, and the predictor's
-# lengths, which only choose mu, are estimated.
+# From this order on the first steps are taken in float32, to this gap.
 _WORTH_ROUGH, _ROUGH = 100, 1e-3
-# The predictor's lengths of smaller ones.
+# The predictor's lengths, which only choose mu.
 _ROUGHLY = (0, *LENGTHS[3::2])
 
 
@@ -168,10 +166,10 @@ def _stepped(live: State) -> State:
     ds = stack.direction(solver(-b[..., None])[..., 0])
     change = ds @ p
     dz = -z - _symmetric(z @ change)
-    a_s, a_z = _predicted(live, ds, dz, p)
+    a_s, a_z = (longest(*one, _ROUGHLY) for one in ((live.slack, ds), (z, dz)))
     left = _inner(live.slack + a_s * ds, z + a_z * dz) / stack.order
-    power = np.maximum(1.0, 3.0 * np.minimum(a_s, a_z)[:, 0, 0] ** 2)
-    target = (mu * np.minimum(np.maximum(left / mu, 0.0) ** power, 1.0))[:, None]
+    gap, shorter = mu * stack.order / live.y[:, 0], np.minimum(a_s, a_z)[:, 0, 0]
+    target = (mu * centring_share(left / mu, shorter, gap))[:, None]
     second = _symmetric(dz @ change)
     dy = solver((target * g - stack.adjoint(second) - b)[..., None])[..., 0]
     ds = stack.direction(dy)
@@ -188,44 +186,6 @@ def _advanced(live: State, dy: Array, ds: Array, dz: Array) -> State:
     factor, sound = cholesky(slack)
     sound &= (np.maximum(a_s, a_z) > 0.0)[:, 0, 0] & np.isfinite(y).all(1)
     return State(live.place, live.stack, y, slack, factor, z).pick(sound)
-
-
-@phase("step length")
-def _predicted(live: State, ds: Array, dz: Array, p: Array) -> tuple[Array, Array]:
-    """How far S and Z may go along the predictor.
-
-    Of larger matrices as on the central path: S to where ``P dS`` has eigenvalue -1/a, and Z,
-    which changes by ``-Z - mu P dS P`` there, to where it has 1/a - 1.
-    """
-    if p.shape[-1] < _WORTH_ROUGH:
-        return longest(live.slack, ds, _ROUGHLY), longest(live.z, dz, _ROUGHLY)
-    least, largest = extreme_eigenvalues(live.slack, ds, p)
-    limits = (1.0 / np.maximum(way, 1.0)[:, None, None] for way in (-least, 1.0 + largest))
-    a_s, a_z = (limit.astype(p.dtype) for limit in limits)
-    return a_s, a_z
-
-
-def extreme_eigenvalues(slack: Array, ds: Array, p: Array) -> tuple[Array, Array]:
-    """Ritz values of ``P dS``: Lanczos in the inner product of S, in which it is symmetric."""
-    start = np.random.default_rng(0).standard_normal((p.shape[-1], 1)).astype(p.dtype)
-    x = np.broadcast_to(start, (len(p), *start.shape))
-    sx, before, b = slack @ x, (0.0, 0.0), np.zeros((len(p), 1, 1), p.dtype)
-    norm = np.sqrt((x * sx).sum((1, 2), keepdims=True))
-    x, sx = x / norm, sx / norm
-    ritz = np.zeros((len(p), _LANCZOS, _LANCZOS))
-    for k in range(_LANCZOS):
-        if k:
-            ritz[:, k, k - 1] = ritz[:, k - 1, k] = b[:, 0, 0]
-        y = ds @ x
-        a = (x * y).sum((1, 2), keepdims=True)
-        ritz[:, k, k] = a[:, 0, 0]
-        rest = p @ y - a * x - b * before[0], y - a * sx - b * before[1]
-        b = np.sqrt(
-            np.maximum((rest[0] * rest[1]).sum((1, 2), keepdims=True), np.finfo(p.dtype).tiny)
-        )
-        before, (x, sx) = (x, sx), (r / b for r in rest)
-    values = np.linalg.eigvalsh(np.where(np.isfinite(ritz), ritz, 0.0))
-    return values[:, 0], values[:, -1]
 
 
 @phase("step length")

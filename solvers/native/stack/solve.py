@@ -25,6 +25,7 @@ from ..lmi.block_cholesky import Band, block_slices
 from ..lmi.closed_forms import forward
 from ..lmi.dual_repair import repaired_values
 from ..lmi.even_operator import is_even
+from ..lmi.primal_dual_pair import OUTSET
 from ..lmi.transpose import inverse_slopes
 from ..lmi.variables import NEGLIGIBLE
 from .batched import Array
@@ -118,7 +119,7 @@ def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | 
     given = given.pick(index)
     reduced = reduce(given)
     stack = _stack(reduced.chains)
-    answers = follow(stack, 2.0 * starts(reduced.chains).numpy(), tol, repaired)
+    answers = follow(stack, OUTSET * starts(reduced.chains).numpy(), tol, repaired)
     lower = np.sqrt(np.maximum(repaired(stack, answers.z), 0.0))
     y = torch.from_numpy(answers.y)
     multiplier = reduced.lift(torch.split(y[:, 1:], stack.sizes[1:], dim=1))
