@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .config import SolverConfig
 from .native.stack.solve import fits, solve_stack
-from .problem import CertifyProblem
+from .problem import CertifyProblem, Multiplier
 from .registry import chain
 from .solution import CertifySolution, Status
 
@@ -61,10 +61,12 @@ def stackable(problem: CertifyProblem, config: SolverConfig) -> bool:
     return native and free and here and fits(problem)
 
 
-def stacked(problems: Sequence[CertifyProblem], tol: float) -> list[CertifySolution | None]:
-    """The answers of a stack, measured."""
+def stacked(
+    problems: Sequence[CertifyProblem], tol: float, warm: Multiplier | None = None
+) -> list[CertifySolution | None]:
+    """The answers of a stack, measured; ``warm`` as in ``solve_stack``."""
     begin = time.perf_counter()
-    answers = solve_stack(problems, tol)
+    answers = solve_stack(problems, tol, warm)
     seconds = (time.perf_counter() - begin) / len(problems)
     return [
         None

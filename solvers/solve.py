@@ -107,8 +107,8 @@ def solve_certify(
 def _certify(
     problem: CertifyProblem, config: SolverConfig, warm: Multiplier | None
 ) -> CertifySolution:
-    if warm is None and stackable(problem, config):
-        (found,) = stacked([problem], config.tol)
+    if stackable(problem, config):
+        (found,) = stacked([problem], config.tol, warm)
         if found is not None:
             return found
     keep_freed_memory()

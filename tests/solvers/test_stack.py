@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -266,3 +267,19 @@ def test_where_no_start_is_feasible_every_chain_is_left() -> None:
     stack = stacked._stack(stacked.Chains.of([network(3, 5, 2, seed=k) for k in range(2)]))
     nowhere = np.zeros((2, 1 + sum(stack.sizes[1:])))
     assert not follow(stack, nowhere, 1e-6, stacked.repaired).solved.any()
+
+
+@pytest.mark.parametrize("sizes", [(9, 16, 16, 1), (40, 30, 20, 4)])
+def test_a_multiplier_of_a_network_nearby_saves_steps_and_changes_no_answer(
+    sizes: tuple[int, ...],
+) -> None:
+    before, noise = network(*sizes, seed=1), network(*sizes, seed=2)
+    known = solve_certify(before, CONFIG).multiplier
+    pairs = zip(before.weights, noise.weights, strict=True)
+    near = replace(before, weights=tuple(w + 0.003 * e for w, e in pairs))
+    cold, warm = solve_certify(near, CONFIG), solve_certify(near, CONFIG, known)
+    assert warm.message == cold.message and warm.iterations < cold.iterations
+    assert warm.lip == pytest.approx(cold.lip, rel=1e-6)
+    for value in (float("nan"), float("inf"), 0.0, 1e-300, 1e300):
+        useless = tuple(torch.full_like(t, value) for t in known)
+        assert solve_certify(near, CONFIG, useless).lip == cold.lip

@@ -60,8 +60,8 @@ class Centre(NamedTuple):
     z: Band
 
 
-def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> NewtonStep | Trouble:
-    """Newton direction of the barrier at the factor's S; mu is free where not given."""
+def newton_step(op: LmiOperator, factor: Factor) -> NewtonStep | Trouble:
+    """Newton direction of the barrier at the factor's S, mu free."""
     dense = inverse(factor)
     forms = op.forms(dense)
     solve = schur_solver(schur_complement(forms, forms))
@@ -71,11 +71,10 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
     b = torch.zeros_like(g)
     b[0] = 1.0
     hg, hb = solve(g), solve(b)
-    if mu is None:
-        ratio = float(hg[0] / hb[0])
-        if not ratio > 0:
-            return Trouble.ROUNDING
-        mu = 1.0 / ratio
+    ratio = float(hg[0] / hb[0])
+    if not ratio > 0:
+        return Trouble.ROUNDING
+    mu = 1.0 / ratio
     dy = hg - hb / mu
     decrement = float(torch.dot(dy, g - b / mu).clamp(min=0.0).sqrt())
     if not decrement < float("inf"):
@@ -84,29 +83,18 @@ def newton_step(op: LmiOperator, factor: Factor, mu: float | None = None) -> New
 
 
 def centre(op: LmiOperator, y: Tensor, run: Progress) -> Centre | Trouble:
-    """Newton steps from a strictly feasible ``y`` until the pair is centred, mu free.
+    """Newton steps from a strictly feasible ``y`` until the pair is centred.
 
     ``run`` keeps every feasible point on the way.
     """
-    return _centred(op, y, run, Stage.COLD, None, _MAX_STEPS)
-
-
-def centre_at(op: LmiOperator, y: Tensor, run: Progress, mu: float, most: int) -> Centre | Trouble:
-    """The same at a given mu, with at most ``most`` steps."""
-    return _centred(op, y, run, Stage.WARM, mu, most)
-
-
-def _centred(
-    op: LmiOperator, y: Tensor, run: Progress, stage: Stage, mu: float | None, most: int
-) -> Centre | Trouble:
     factor = factorize(op.slack(y))
     if factor is None:
         return Trouble.NO_FACTOR
     least, idle = float("inf"), 0
-    for _ in range(most + 1):
+    for _ in range(_MAX_STEPS + 1):
         if not run.may_go_on(centring=1):
             return Trouble.LIMIT
-        step = run.timed("centring", partial(newton_step, op, factor, mu))
+        step = run.timed("centring", partial(newton_step, op, factor))
         if isinstance(step, Trouble):
             return step
         if step.decrement < _CENTRED:
@@ -116,7 +104,7 @@ def _centred(
         least = min(least, step.decrement)
         if idle > _PATIENCE:
             break
-        moved = _damped(op, y, factor, step, run, stage)
+        moved = _damped(op, y, factor, step, run)
         if isinstance(moved, Trouble):
             return moved
         y, factor = moved
@@ -133,7 +121,7 @@ def dual_point(op: LmiOperator, step: NewtonStep) -> Band:
 
 
 def _damped(
-    op: LmiOperator, y: Tensor, factor: Factor, step: NewtonStep, run: Progress, stage: Stage
+    op: LmiOperator, y: Tensor, factor: Factor, step: NewtonStep, run: Progress
 ) -> tuple[Tensor, Factor] | Trouble:
     """Shorten the Newton step until S stays positive definite and the barrier falls."""
     longest = min(1.0, 4.0 / (1.0 + step.decrement))
@@ -145,7 +133,7 @@ def _damped(
         falls = found is not None and barrier(trial, found, step.mu) < value
         return (trial, found) if found is not None and falls else None
 
-    return run.shortened(stage, longest, _SHRINK, _LEAST_SHARE * longest, move)
+    return run.shortened(Stage.COLD, longest, _SHRINK, _LEAST_SHARE * longest, move)
 
 
 def barrier(y: Tensor, factor: Factor, mu: float) -> float:

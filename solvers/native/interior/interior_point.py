@@ -9,7 +9,7 @@ same band of Z enters the dual, so Z is kept as a band and completed when a dens
 complement costs O(D^2 n).
 
 1.  Start from the best closed form (``closed_forms.py``), moved inside: ``y = 1.2 (rho, t)``.  With
-    the multiplier of a network nearby, steps 1 and 2 are those of ``warm_start.py``.
+    the multiplier of a network nearby, from that (``warm_start.py``).
 2.  Z is the multiple of ``S^{-1}`` whose inputs' trace is 1.  Where step 3 ends with a wide gap
     from there, centre first: Newton on the slack alone, until it yields an exactly dual feasible Z
     (``centring.py``).
@@ -77,8 +77,8 @@ from ..lmi.primal_dual_pair import (
 from ..lmi.progress import Progress
 from ..lmi.step_length import ROOM, centring_share
 from ..lmi.variables import all_free, fixed, spread
+from ..lmi.warm_start import usable, warm_start
 from .centring import Centre, SchurSolver, centre, schur_solver
-from .warm_start import usable, warm_centre
 
 _MAX_STEPS = 100
 # How accurate the predictor's steps need to be: they only choose sigma.
@@ -242,13 +242,18 @@ def _centred_pair(run: Progress, op: LmiOperator, y: Tensor) -> Pair | Trouble:
 def _from_warm(
     problem: CertifyProblem, warm: Multiplier, run: Progress, config: SolverConfig
 ) -> tuple[LmiOperator, Pair] | Trouble:
-    """Steps 1 and 2 from the multiplier of a network nearby, then step 3."""
-    if not usable(problem, warm):
+    """Steps 1 to 3 from the multiplier of a network nearby."""
+    start = warm_start(problem, warm)
+    if start is None:
         return Trouble.USELESS
     op = operator_of(problem, fixed(problem, warm))
-    centred = warm_centre(op, warm, run, config.tol)
-    pair = centred if isinstance(centred, Trouble) else paired(op, centred)
-    return pair if isinstance(pair, Trouble) else (op, follow(op, pair, run, config.tol))
+    found = _begun(op, _as_y(op, start), run, config.tol, first_pair)
+    if isinstance(found, Trouble):
+        return found
+    pair = follow(op, found, run, config.tol)
+    run.keep(pair.y)
+    enough = run.limited or proven_gap(op, pair) <= max(config.tol, ROUGH_GAP)
+    return (op, pair) if enough else Trouble.SLOW
 
 
 def _as_y(op: LmiOperator, start: Start) -> Tensor:

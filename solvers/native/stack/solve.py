@@ -28,9 +28,10 @@ from ..lmi.even_operator import is_even
 from ..lmi.primal_dual_pair import OUTSET
 from ..lmi.transpose import inverse_slopes
 from ..lmi.variables import NEGLIGIBLE
+from ..lmi.warm_start import warm_start
 from .batched import Array
 from .chains import Stack
-from .interior import follow
+from .interior import Answers, follow
 
 # A dense matrix of this order costs what its blocks do.
 LARGEST_ORDER = 300
@@ -83,22 +84,37 @@ class Reduced(NamedTuple):
         chains: what is solved.
         log_scale: the original bound is ``exp(log_scale)`` times the reduced one.
         gains: per hidden layer, ``log(t_original / t_reduced)``.
-        turned: whether ``chains`` are read from their outputs.
+        upright: the chains before they were read from their outputs, ``None`` where they were not.
     """
 
     chains: Chains
     log_scale: Tensor
     gains: list[Tensor]
-    turned: bool
+    upright: Chains | None = None
 
     def lift(self, t: Sequence[Tensor]) -> list[Tensor]:
         """The original multipliers; NaN where the given ones prove nothing."""
-        if self.turned:
+        if self.upright is not None:
             lip = implied_bounds(*self.chains, t)[:, None]
             squares = torch.where(torch.isfinite(lip), (1.0 + INSIDE) * lip**2, float("nan"))
             t = inverse_slopes(self.chains.slopes, t, squares)
         logs = (x.log() + gain for x, gain in zip(t, self.gains, strict=True))
         return [x.clamp(-_LOG_RANGE, _LOG_RANGE).exp() for x in logs]
+
+    def begun(self, warm: Multiplier) -> Array | None:
+        """Of one chain, the y that a multiplier of a network nearby leads to, if there is one."""
+        weights, slopes = self.upright or self.chains
+        chain = CertifyProblem(
+            tuple(w[0] for w in weights), tuple(Slopes(s.alpha[0], s.beta[0]) for s in slopes)
+        )
+        logs = (t.log() - gain[0] for t, gain in zip(warm, self.gains, strict=False))
+        start = warm_start(chain, tuple(x.clamp(-_LOG_RANGE, _LOG_RANGE).exp() for x in logs))
+        if start is None:
+            return None
+        t, rho = start.multiplier, start.lip_sq
+        if self.upright is not None:
+            t = inverse_slopes(chain.slopes, t, rho)
+        return np.concatenate([[rho], *t])[None]
 
 
 def fits(problem: CertifyProblem) -> bool:
@@ -109,8 +125,13 @@ def fits(problem: CertifyProblem) -> bool:
     return small and not is_even(problem, _DEEP)
 
 
-def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | None]:
-    """Each problem's optimum to the relative gap ``tol`` in ``L^2``; all of equal widths."""
+def solve_stack(
+    problems: Sequence[CertifyProblem], tol: float, warm: Multiplier | None = None
+) -> list[Found | None]:
+    """Each problem's optimum to the relative gap ``tol`` in ``L^2``; all of equal widths.
+
+    ``warm`` is a multiplier near the solution of the only problem.
+    """
     given = Chains.of(problems)
     found: list[Found | None] = [None] * len(problems)
     index = _ordinary(given).nonzero()[:, 0]
@@ -119,7 +140,7 @@ def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | 
     given = given.pick(index)
     reduced = reduce(given)
     stack = _stack(reduced.chains)
-    answers = follow(stack, OUTSET * starts(reduced.chains).numpy(), tol, repaired)
+    answers = _followed(stack, reduced, tol, warm)
     lower = np.sqrt(np.maximum(repaired(stack, answers.z), 0.0))
     y = torch.from_numpy(answers.y)
     multiplier = reduced.lift(torch.split(y[:, 1:], stack.sizes[1:], dim=1))
@@ -137,6 +158,16 @@ def solve_stack(problems: Sequence[CertifyProblem], tol: float) -> list[Found | 
             steps = int(answers.steps[k])
             found[place] = Found(row, lip, factor * float(lower[k]), claimed, steps)
     return found
+
+
+def _followed(stack: Stack, reduced: Reduced, tol: float, warm: Multiplier | None) -> Answers:
+    """The answers from the warm multiplier, else from closed forms."""
+    y = None if warm is None else reduced.begun(warm)
+    if y is not None:
+        answers = follow(stack, y, tol, repaired)
+        if answers.solved.all():
+            return answers
+    return follow(stack, OUTSET * starts(reduced.chains).numpy(), tol, repaired)
 
 
 def _ordinary(chains: Chains) -> Tensor:
@@ -167,9 +198,9 @@ def reduce(chains: Chains) -> Reduced:
     turned = min(weights[-1].shape[1:]) < min(weights[0].shape[1:])
     upright = Chains(weights, chains.slopes)
     if not turned:
-        return Reduced(upright, tails[0], gains, turned)
+        return Reduced(upright, tails[0], gains)
     back = tuple(w.mT.contiguous() for w in reversed(weights))
-    return Reduced(Chains(compressed(back), chains.slopes[::-1]), tails[0], gains, turned)
+    return Reduced(Chains(compressed(back), chains.slopes[::-1]), tails[0], gains, upright)
 
 
 def _closed(chains: Chains, theta: float | Tensor) -> tuple[Tensor, Tensor]:
