@@ -274,7 +274,7 @@ def test_a_warm_start_ends_at_the_same_bound(moved: float) -> None:
     loose = interior_point.certify(after.problem, SolverConfig(tol=1e-3), after.restrict(old))
     assert loose.status is Status.OPTIMAL
     if moved <= 1e-2:
-        assert loose.iterations <= 8 < cold.iterations
+        assert loose.iterations < warm.iterations < cold.iterations
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, 1e-300, 1e300])

@@ -89,12 +89,12 @@ def test_steps_of_narrow_blocks_are_the_longest_of_the_table(
     whole, moved = _dense(slack), _dense(direction)
     parts = [slice(a.start, b.stop) for a, b in pairwise(at)]
     pair = Pair(torch.zeros(1), slack, factor, slack, cliques)
-    steps = longest_steps(pair, direction, direction)
-    assert longest_steps(pair, direction, direction, whole=True) == steps
     exact = _longest(whole, moved), min(_longest(whole[s, s], moved[s, s]) for s in parts)
-    for step, right in zip(steps, exact, strict=True):
-        within = [a for a in LENGTHS if a < right]
-        assert step == (within[-1] if right <= 1.0 else float("inf"))
+    for wanted, table in ((True, LENGTHS), (False, step_length.ROUGHLY)):
+        steps = longest_steps(pair, direction, direction, whole=wanted)
+        for step, right in zip(steps, exact, strict=True):
+            within = [a for a in table if a < right]
+            assert step == (float("inf") if len(within) == len(table) else within[-1])
 
 
 @pytest.mark.parametrize("written_out", [0, 300])

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ...phases import phase
-from ..lmi.block_cholesky import Band, Cliques, factorize_cliques
+from ..lmi.block_cholesky import Band, Cliques, Tensors, factorize_cliques
+from . import even_markov
 
 
 class Blocks(NamedTuple):
@@ -42,8 +43,15 @@ class Markov(NamedTuple):
     """Band, gains ``A_k`` and noises ``N_k`` of such a matrix."""
 
     band: Band
-    gains: list[Tensor]
-    noises: list[Tensor]
+    gains: Tensors
+    noises: Tensors
+
+    def even(self) -> even_markov.Chain | None:
+        """The same where all layers are of one width, each part in one tensor."""
+        d, a, n = self.band.diagonal, self.gains, self.noises
+        if isinstance(d, Tensor) and isinstance(a, Tensor) and isinstance(n, Tensor):
+            return even_markov.Chain(d.numpy(), a.numpy(), n.numpy())
+        return None
 
     def same(self, k: int) -> Blocks:
         """The blocks of hidden layer k (from 0) with itself."""
@@ -61,12 +69,18 @@ def markov(band: Band, cliques: Cliques | None = None) -> Markov | None:
     cliques = cliques or factorize_cliques(band)
     if cliques is None:
         return None
-    return Markov(band, list(cliques.gains), [band.diagonal[0], *cliques.noises])
+    first = band.diagonal[0]
+    if isinstance(cliques.noises, Tensor):
+        return Markov(band, cliques.gains, torch.cat([first[None], cliques.noises]))
+    return Markov(band, cliques.gains, [first, *cliques.noises])
 
 
 @phase("products")
 def band_between(z: Markov, middle: Band, p: Markov) -> Band:
     """The band of ``(Y + Y') / 2``, ``Y = Z D P``."""
+    first, last, (of_d, below_d) = z.even(), p.even(), middle
+    if first and last and isinstance(of_d, Tensor) and isinstance(below_d, Tensor):
+        return Band(*even_markov.band_between(first, of_d, below_d, last))
     inner, rows, columns = _accumulated(z, middle, p)
     here = z.noises[0] @ inner[0] @ p.noises[0]
     diagonal, lower = [here], []

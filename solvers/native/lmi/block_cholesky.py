@@ -18,7 +18,6 @@ Equal blocks may stand in one tensor each, of a leading dimension: then they are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ...phases import phase
-from . import even_blocks
+from . import even_blocks, narrow
 
 # Side of the tiles in which a dense matrix is transposed.
 _TILE = 512
@@ -95,11 +94,8 @@ def block_slices(sizes: Sequence[int]) -> list[slice]:
 
 def cholesky(matrix: Tensor) -> Tensor | None:
     """Lower Cholesky factor, or ``None`` where there is none (NaN included)."""
-    factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0 or not math.isfinite(float(torch.trace(factor))):
-        return None
-    return factor
+    factor, definite = narrow.factors(matrix)
+    return factor if bool(definite) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +108,7 @@ class Factor:
     @cached_property
     def inverses(self) -> Tensors:
         """``pivots[k]^{-1}``: many products follow."""
-        return each(_triangular_inverse, self.pivots)
+        return each(_inverses, self.pivots)
 
     @cached_property
     def gains(self) -> Tensors:
@@ -144,7 +140,7 @@ def factorize(band: Band) -> Factor | None:
             return None
         pivots.append(pivot)
         if k < len(band.lower):
-            half = torch.linalg.solve_triangular(pivot, band.lower[k].T, upper=False).T
+            half = narrow.right_solved(pivot, band.lower[k])
             below.append(half)
             schur = torch.addmm(band.diagonal[k + 1], half, half.T, alpha=-1.0)
     return Factor(pivots, below)
@@ -201,12 +197,12 @@ class Cliques:
     @cached_property
     def pivot_inverses(self) -> Tensors:
         """``pivots[k]^{-1}``."""
-        return each(_triangular_inverse, self.pivots)
+        return each(_inverses, self.pivots)
 
     @cached_property
     def inverses(self) -> list[tuple[Tensor, Tensor]]:
         """``pivots[k]^{-1}`` and ``rest[k]^{-1}``."""
-        return list(zip(self.pivot_inverses, each(_triangular_inverse, self.rest), strict=True))
+        return list(zip(self.pivot_inverses, each(_inverses, self.rest), strict=True))
 
     @cached_property
     def gains(self) -> Tensors:
@@ -217,6 +213,11 @@ class Cliques:
     def noises(self) -> Tensors:
         """``Z_{k+1,k+1}`` less what ``Z_kk`` says of it."""
         return each(_square, self.rest)
+
+
+@phase("factorisation")
+def _inverses(pivot: Tensor) -> Tensor:
+    return narrow.inverses(pivot)
 
 
 def _square(rest: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ def factorize_cliques(band: Band) -> Cliques | None:
         pivot = cholesky(band.diagonal[k])
         if pivot is None:
             return None
-        half = torch.linalg.solve_triangular(pivot, block.T, upper=False).T
+        half = narrow.right_solved(pivot, block)
         left = cholesky(torch.addmm(band.diagonal[k + 1], half, half.T, alpha=-1.0))
         if left is None:
             return None
@@ -265,13 +266,6 @@ def clique_matrices(band: Band) -> list[Tensor]:
 def _cliques(above: Tensor, corner: Tensor, below: Tensor) -> Tensor:
     rows = torch.cat([above, corner.mT], 2), torch.cat([corner, below], 2)
     return torch.cat(rows, 1)
-
-
-def are_definite(matrices: Tensor) -> bool:
-    """Whether every matrix of a stack has a Cholesky factor."""
-    factors, failed = torch.linalg.cholesky_ex(matrices)
-    finite = torch.isfinite(torch.diagonal(factors, dim1=-2, dim2=-1))
-    return bool((failed == 0).all()) and bool(finite.all())
 
 
 @phase("factorisation")
@@ -362,10 +356,3 @@ def symmetrised(matrix: Tensor) -> Tensor:
             matrix[i, j] = mean
             matrix[j, i] = mean.T
     return matrix
-
-
-@phase("factorisation")
-def _triangular_inverse(pivot: Tensor) -> Tensor:
-    eye = torch.eye(pivot.shape[-1], dtype=pivot.dtype, device=pivot.device).expand(pivot.shape)
-    inverse: Tensor = torch.linalg.solve_triangular(pivot, eye, upper=False)
-    return inverse

@@ -15,6 +15,8 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
+from . import narrow
+
 # Numbers between the end of a row of a dense matrix and the next row: rows a power of two apart
 # share the lines of a cache.
 _GAP = 8
@@ -51,11 +53,10 @@ def clique_factors(
 
     Of one clique, or of many side by side with leading dimensions.
     """
-    pivots, failed = torch.linalg.cholesky_ex(above)
-    half = torch.linalg.solve_triangular(pivots, corner.mT, upper=False).mT
-    rest, broken = torch.linalg.cholesky_ex(below - half @ half.mT)
-    finite = torch.isfinite(torch.diagonal(rest, dim1=-2, dim2=-1)).all(-1)
-    return pivots, half, rest, (failed == 0) & (broken == 0) & finite
+    pivots, outer = narrow.factors(above)
+    half = narrow.right_solved(pivots, corner)
+    rest, inner = narrow.factors(below - half @ half.mT)
+    return pivots, half, rest, outer & inner
 
 
 def inverse_band(inverses: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:

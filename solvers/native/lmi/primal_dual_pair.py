@@ -12,7 +12,6 @@ from .block_cholesky import (
     Band,
     Cliques,
     Factor,
-    are_definite,
     clique_matrices,
     factorize,
     factorize_cliques,
@@ -20,8 +19,9 @@ from .block_cholesky import (
 )
 from .checkpoints import Stage, Trouble
 from .lmi_operator import LmiOperator
+from .narrow import are_definite
 from .progress import Progress
-from .step_length import ROOM, bisected, cliques_step, slack_step
+from .step_length import LENGTHS, ROOM, ROUGHLY, bisected, cliques_step, slack_step
 
 # A closed form, on the boundary, times this is the first y.
 OUTSET = 1.2
@@ -72,13 +72,16 @@ class Direction(NamedTuple):
 def longest_steps(
     pair: Pair, ds: Band, dz: Band, accuracy: float = 1e-2, whole: bool = False
 ) -> tuple[float, float]:
-    """How far S and Z may go; ``whole`` as in :func:`~.step_length.bisected`."""
+    """How far S and Z may go; ``whole`` as in :func:`~.step_length.bisected`, else roughly."""
     if max(len(block) for block in pair.slack.diagonal) > _NARROW:
         return slack_step(pair.factor, ds, accuracy), cliques_step(pair.cliques, dz, accuracy)
     z = list(zip(clique_matrices(pair.z), clique_matrices(dz), strict=True))
+    tried = LENGTHS if whole else ROUGHLY
     return (
-        bisected(lambda a: factorize(pair.slack.plus(a, ds)) is not None, whole),
-        bisected(lambda a: all(are_definite(torch.add(x, dx, alpha=a)) for x, dx in z), whole),
+        bisected(lambda a: factorize(pair.slack.plus(a, ds)) is not None, whole, tried),
+        bisected(
+            lambda a: all(are_definite(torch.add(x, dx, alpha=a)) for x, dx in z), whole, tried
+        ),
     )
 
 

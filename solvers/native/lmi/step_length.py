@@ -25,6 +25,8 @@ from .block_cholesky import Band, Cliques, Factor, block_slices
 
 # The steps that are tried, as many as a power of two: what is left of the way in equal ratios.
 LENGTHS = (0, 0.02, 0.06, 0.13, 0.22, 0.32, 0.43, 0.54, 0.64, 0.73, 0.8, 0.86, 0.91, 0.95, 0.98, 1)
+# Those of a predictor, which only choose mu.
+ROUGHLY = (0, *LENGTHS[3::2])
 # Factors that move inside: a closed form, and what rounding to single precision moved out.
 ROOM = (1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.01, 2.0)
 PRODUCTS = 30

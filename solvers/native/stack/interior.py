@@ -21,15 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...phases import phase
-from ..lmi.step_length import LENGTHS, ROOM, bisected, centring_share
+from ..lmi.step_length import LENGTHS, ROOM, ROUGHLY, bisected, centring_share
 from .batched import Array, Mask, cholesky, inverse, solve
 from .chains import Stack, schur_complement
 
 _MOST_STEPS = 60
 # From this order on the first steps are taken in float32, to this gap.
 _WORTH_ROUGH, _ROUGH = 100, 1e-3
-# The predictor's lengths, which only choose mu.
-_ROUGHLY = (0, *LENGTHS[3::2])
 
 
 class State(NamedTuple):
@@ -166,7 +164,7 @@ def _stepped(live: State) -> State:
     ds = stack.direction(solver(-b[..., None])[..., 0])
     change = ds @ p
     dz = -z - _symmetric(z @ change)
-    a_s, a_z = (longest(*one, _ROUGHLY) for one in ((live.slack, ds), (z, dz)))
+    a_s, a_z = (longest(*one, ROUGHLY) for one in ((live.slack, ds), (z, dz)))
     left = _inner(live.slack + a_s * ds, z + a_z * dz) / stack.order
     gap, shorter = mu * stack.order / live.y[:, 0], np.minimum(a_s, a_z)[:, 0, 0]
     target = (mu * centring_share(left / mu, shorter, gap))[:, None]
