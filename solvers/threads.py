@@ -1,29 +1,58 @@
 """How many threads the products of a solve take: one, where they are small.
 
 A product of matrices of 64 rows is over before a second thread has begun: on two threads 10 layers
-of 100 took 6.5 s and 64 of 64 took 33, on one 1.6 and 16.
+of 100 took 6.5 s and 64 of 64 took 33, on one 1.6 and 16.  On a machine with other work the threads
+of NumPy's BLAS wait for each other besides, up to a hundred times as long as they work: they are
+one as well where threadpoolctl is installed to say so (extra ``parallel``).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
 
 import torch
 
 # Hidden layers of so many neurons at most; of 200 two threads take two thirds of the time of one.
 _NARROW = 128
+_alone: ContextVar[bool] = ContextVar(
+    "one thread of BLAS", default=os.environ.get("OMP_NUM_THREADS") == "1"
+)
+
+
+def blas_has_one_thread() -> bool:
+    """Whether NumPy's and SciPy's linear algebra is known to have one thread here."""
+    return _alone.get()
 
 
 @contextmanager
 def as_many_threads_as_pay(widths: Sequence[int]) -> Iterator[None]:
-    """Within it torch has one thread where all of these hidden layers are narrow."""
-    before = torch.get_num_threads()
-    if before == 1 or max(widths, default=0) > _NARROW:
+    """Within it linear algebra has one thread where all of these hidden layers are narrow."""
+    if max(widths, default=0) > _NARROW:
         yield
         return
-    torch.set_num_threads(1)
+    before, blas = torch.get_num_threads(), _blas()
+    alone = _alone.set(_alone.get() or blas is not None)
+    if before != 1:
+        torch.set_num_threads(1)
     try:
-        yield
+        with blas.limit(limits=1, user_api="blas") if blas is not None else nullcontext():
+            yield
     finally:
-        torch.set_num_threads(before)
+        _alone.reset(alone)
+        if before != 1:
+            torch.set_num_threads(before)
+
+
+@cache
+def _blas() -> Any:
+    """What sets the threads of BLAS, ``None`` without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from admm_lip.solvers import CertifyProblem, SolverConfig, solve_certify, unit_slopes
-from admm_lip.solvers.threads import as_many_threads_as_pay
+from admm_lip.solvers.threads import as_many_threads_as_pay, blas_has_one_thread
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +49,17 @@ def test_a_solve_leaves_the_threads_of_its_caller(monkeypatch: pytest.MonkeyPatc
     found = solve_certify(CertifyProblem(weights, unit_slopes(weights)), SolverConfig(tol=1e-2))
     assert found.lip > 0.0 and seen == [1]
     assert torch.get_num_threads() == 2
+
+
+def test_blas_has_one_thread_within_a_narrow_solve_and_the_callers_number_afterwards() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def numbers() -> list[int]:
+        found = threadpoolctl.threadpool_info()
+        return [library["num_threads"] for library in found if library["user_api"] == "blas"]
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        outside = numbers()
+        with as_many_threads_as_pay((64, 64)):
+            assert blas_has_one_thread() and set(numbers()) <= {1}
+        assert numbers() == outside

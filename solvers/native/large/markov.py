@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ...phases import phase
+from ...threads import blas_has_one_thread
 from ..lmi.block_cholesky import Band, Cliques, Tensors, factorize_cliques
 from . import even_markov
 
@@ -47,8 +48,10 @@ class Markov(NamedTuple):
     noises: Tensors
 
     def even(self) -> even_markov.Chain | None:
-        """The same where all layers are of one width, each part in one tensor."""
+        """The same where all layers are of one width, each part in one tensor, on one thread."""
         d, a, n = self.band.diagonal, self.gains, self.noises
+        if not blas_has_one_thread():
+            return None
         if isinstance(d, Tensor) and isinstance(a, Tensor) and isinstance(n, Tensor):
             return even_markov.Chain(d.numpy(), a.numpy(), n.numpy())
         return None

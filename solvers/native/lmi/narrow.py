@@ -14,11 +14,14 @@ import torch
 from scipy.linalg import blas, lapack
 from torch import Tensor
 
+from ...threads import blas_has_one_thread
+
 _LEAST, _MOST = 40, 150
 
 
 def _pays(matrices: Tensor) -> bool:
-    return _LEAST <= matrices.shape[-1] <= _MOST and matrices.device.type == "cpu"
+    here = matrices.device.type == "cpu" and blas_has_one_thread()
+    return here and _LEAST <= matrices.shape[-1] <= _MOST
 
 
 def factors(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
+from ...threads import blas_has_one_thread
+
 # Of float64, or of float32 all through.
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 # A matrix of a larger order is factored by torch also where it is alone.
-_SMALL = 150
+_SMALL, _SMALL_ON_THREADS = 150, 100
 
 
 def _lapack(name: str, like: Array) -> Any:
@@ -33,7 +35,8 @@ def cholesky(matrices: Array) -> tuple[Array, Mask]:
         >>> float(factors[0, 0, 0]), definite.tolist()
         (2.0, [True, False])
     """
-    if len(matrices) == 1 and matrices.shape[-1] <= _SMALL:
+    most = _SMALL if blas_has_one_thread() else _SMALL_ON_THREADS
+    if len(matrices) == 1 and matrices.shape[-1] <= most:
         upper, info = _lapack("potrf", matrices)(matrices[0].T, lower=0, clean=1)
         factors, failed = upper.T[None], np.array([info != 0])
     else:
