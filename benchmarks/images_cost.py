@@ -2,6 +2,7 @@
 
 Cells run one at a time.  Each trains the plain network, then the contender, then the plain network
 again, so that the ratio compares times taken under the same load; certification is not included.
+Beside the contenders of ``images`` there are wider networks, for the ratio alone: a few epochs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ PLAIN = {"method": "nominal", "options": {}}
 def cells(settings: Cell) -> list[Cell]:
     """Every repeat and contender, on the first data set at one radius."""
     base = read_settings("images", quick=False) | settings
+    base["contenders"] = base["contenders"] | settings["wide"]
     found = [
         {**images.cell_of(base, name, base["data"][0], settings["radius"], 0), "repeat": repeat}
         for repeat in range(settings["repeats"])
         for name in base["contenders"]
     ]
-    return [{**c, "train": {**c["train"], "epochs": settings["epochs"]}} for c in found]
+    return [{**c, "train": {**c["train"], "epochs": _epochs(c, settings)}} for c in found]
+
+
+def _epochs(cell: Cell, settings: Cell) -> int:
+    """Those of a wide contender are its own."""
+    return int(settings["wide"].get(cell["contender"], settings)["epochs"])
 
 
 def run_cell(cell: Cell, data_dir: str | None) -> Row:
