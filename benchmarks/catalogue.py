@@ -117,6 +117,10 @@ QUESTIONS: dict[str, dict[str, Benchmark]] = {
         "image_training": Benchmark(
             "plain convolutions trained under a bound, beside a dense network", "MNIST, CIFAR-10"
         ),
+        "image_peers": Benchmark(
+            "the same by this package and by others, and what it costs over no bound",
+            "MNIST, CIFAR-10",
+        ),
         "square_wave": Benchmark(
             "a square wave under slope bounds 1, 5 and 10: tightness and error",
             source="Wang and Manchester, ICML 2023: square wave",
