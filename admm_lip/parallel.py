@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -338,9 +338,7 @@ def _torch() -> Any:
 
 
 def _limited() -> AbstractContextManager[Any]:
-    try:
-        from threadpoolctl import threadpool_limits
-    except ModuleNotFoundError:
-        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
     one: AbstractContextManager[Any] = threadpool_limits(1)
     return one

@@ -3,19 +3,19 @@
 A product of matrices of 64 rows is over before a second thread has begun: on two threads 10 layers
 of 100 took 6.5 s and 64 of 64 took 33, on one 1.6 and 16.  On a machine with other work the threads
 of NumPy's BLAS wait for each other besides, up to a hundred times as long as they work: they are
-one as well where threadpoolctl is installed to say so (extra ``parallel``).
+one as well.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 # Hidden layers of so many neurons at most; of 200 two threads take two thirds of the time of one.
 _NARROW = 128
@@ -35,12 +35,11 @@ def as_many_threads_as_pay(widths: Sequence[int]) -> Iterator[None]:
     if max(widths, default=0) > _NARROW:
         yield
         return
-    before, blas = torch.get_num_threads(), _blas()
-    alone = _alone.set(_alone.get() or blas is not None)
+    before, alone = torch.get_num_threads(), _alone.set(True)
     if before != 1:
         torch.set_num_threads(1)
     try:
-        with blas.limit(limits=1, user_api="blas") if blas is not None else nullcontext():
+        with _blas().limit(limits=1, user_api="blas"):
             yield
     finally:
         _alone.reset(alone)
@@ -49,10 +48,6 @@ def as_many_threads_as_pay(widths: Sequence[int]) -> Iterator[None]:
 
 
 @cache
-def _blas() -> Any:
-    """What sets the threads of BLAS, ``None`` without threadpoolctl."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
+def _blas() -> ThreadpoolController:
+    """What sets the threads of the libraries that are loaded; to look for them takes a while."""
     return ThreadpoolController()

@@ -80,8 +80,8 @@ def test_the_reader_of_imports_sees_what_it_should(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", files(SOLVERS), ids=relative)
 def test_solvers_know_matrices_only(path: Path) -> None:
     names = imported(path)
-    allowed = STANDARD | {"torch", "numpy", "scipy", "admm_lip"}
-    extras = {"cvxpy_.py": {"cvxpy", "mosek"}, "threads.py": {"threadpoolctl"}}
+    allowed = STANDARD | {"torch", "numpy", "scipy", "threadpoolctl", "admm_lip"}
+    extras = {"cvxpy_.py": {"cvxpy", "mosek"}}
     assert roots(names) <= allowed | extras.get(path.name, set())
     own = {name for name in names if name.startswith("admm_lip")}
     own = {name for name in own if not name.startswith("admm_lip.extras")}

@@ -3,8 +3,8 @@
 The functionals differ in the last matrix alone.  Shared are the chain, the norms of its layers, and
 the triangular factor of the first matrix, which is all that the solver sees of the inputs; each
 functional then is a problem of one output, which the solver reads from that end.  Threads, one per
-core and each with one thread of linear algebra, take the functionals in turn (with threadpoolctl,
-which comes with scikit-learn; one by one without).
+core and each with one thread of linear algebra, take the functionals in turn: NumPy's own threads,
+unlimited, would wait for each other.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..errors import CertificateError
@@ -41,13 +42,6 @@ from .proof import is_constant_functional
 from .sampled_functionals import sampled_functionals
 from .sampled_slope import sampled_quotients
 from .torus.certify import certified_on_torus, wants_torus
-
-# NumPy's own threads, unlimited, would wait for each other in a loop that eats the cores: where
-# nothing can limit them, functionals are taken one at a time.
-try:
-    from threadpoolctl import threadpool_limits
-except ModuleNotFoundError:
-    threadpool_limits = None
 
 # Relative gap in L^2 to prove for each functional, where the caller names no other.
 TOL = 1e-3
@@ -187,7 +181,7 @@ def _proofs(
 ) -> list[Proven]:
     """The proofs of all functionals, in their order, each in its share of what time is left."""
     elsewhere = workers_of(n_jobs)
-    here = min(len(tasks), torch.get_num_threads(), _fitting(tasks[0])) if threadpool_limits else 1
+    here = min(len(tasks), torch.get_num_threads(), _fitting(tasks[0]))
     workers = min(len(tasks), elsewhere or here)
     # In its share of the time each is alone.
     together = 1 if config.time_limit else min(_TOGETHER, math.ceil(len(tasks) / workers))
@@ -240,7 +234,7 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        with threadpool_limits(share, user_api="blas") if threadpool_limits else nullcontext():
+        with threadpool_limits(share, user_api="blas"):
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)

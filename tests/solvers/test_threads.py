@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import threadpoolctl
 import torch
 
 from admm_lip.solvers import CertifyProblem, SolverConfig, solve_certify, unit_slopes
@@ -52,8 +53,6 @@ def test_a_solve_leaves_the_threads_of_its_caller(monkeypatch: pytest.MonkeyPatc
 
 
 def test_blas_has_one_thread_within_a_narrow_solve_and_the_callers_number_afterwards() -> None:
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-
     def numbers() -> list[int]:
         found = threadpoolctl.threadpool_info()
         return [library["num_threads"] for library in found if library["user_api"] == "blas"]
