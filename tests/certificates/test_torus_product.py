@@ -12,10 +12,11 @@ from torch import nn
 
 from admm_lip import CertificateError, certify, verify
 from admm_lip.certificates.torus import proof
+from admm_lip.certificates.torus.check import torus_norm
 from admm_lip.certificates.torus.product import certify_product
 from admm_lip.certificates.torus.proven_product import product_multiplier
 from admm_lip.certificates.torus.read import torus_chain
-from admm_lip.certificates.torus.steps import Pointwise
+from admm_lip.certificates.torus.steps import Correlation, Pointwise, above, half_of
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.sorting_torch import MaxMin
 
@@ -113,3 +114,20 @@ def test_a_multiple_of_the_identity_gives_what_the_recursion_gives(seed: int) ->
     np.testing.assert_allclose(by_multiple, by_inverse, rtol=1e-7, atol=1e-7)
     assert (np.linalg.eigvalsh(by_multiple - (1.0 - 1e-10) * by_inverse) > -1e-12).all()
     assert proof._of_multiple(p_of, step, np.where(np.arange(3) == 1, 2.01, 1.0) / p) is None
+
+
+@pytest.mark.parametrize(("channels", "out", "stride"), [(2, 5, 1), (5, 2, 1), (2, 5, 2)])
+def test_the_norm_of_a_step_is_that_of_its_matrix_on_the_torus(
+    channels: int, out: int, stride: int
+) -> None:
+    """With more channels than it takes as with fewer, and asked for twice."""
+    kernel = np.random.default_rng(0).standard_normal((out, channels, 3, 3))
+    step, grid = Correlation(kernel, stride=(stride, stride)), (6, 6)
+    last = (6 // stride, 6 // stride)
+    fine = above(half_of(last)[0], last, step.stride)
+    x = np.eye(channels * 36).reshape(-1, channels, 6, 6)
+    padded = np.pad(x, ((0, 0), (0, 0), (0, 2), (0, 2)), mode="wrap")
+    moved = nn.functional.conv2d(torch.tensor(padded), torch.tensor(kernel), stride=stride)
+    norm = float(torch.linalg.matrix_norm(moved.reshape(len(x), -1), 2))
+    assert torus_norm(step, fine, grid) == pytest.approx(norm, rel=1e-12)
+    assert torus_norm(step, fine, grid) == torus_norm(step, fine, grid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from ..proof import unproven
 from .block_figures import blocks_or_single
 from .hermitian import is_below
 from .proof import NotProven, covariances, gathered
-from .steps import INPUT_NORM, Correlation, Index, Pointwise, TorusChain, symbol
+from .steps import INPUT_NORM, Correlation, Index, Pair, Pointwise, TorusChain, symbol
 
 
 def head_matrices(head: Network) -> Matrices:
@@ -92,10 +93,25 @@ def _width(chain: TorusChain, activation: object) -> int:
     return width
 
 
-def torus_norm(step: Correlation, frequencies: Index, grid: tuple[int, int]) -> float:
-    """The largest norm of the folded symbols."""
+# The norms of steps that live, by their torus: three figures of one certificate want them.
+_NORMS: WeakKeyDictionary[Correlation, dict[Pair, float]] = WeakKeyDictionary()
+
+
+def torus_norm(step: Correlation, frequencies: Index, grid: Pair) -> float:
+    """The largest norm of the folded symbols, at all frequencies of the torus ``grid``."""
+    known = _NORMS.setdefault(step, {})
+    if grid not in known:
+        known[grid] = _torus_norm(step, frequencies, grid)
+    return known[grid]
+
+
+def _torus_norm(step: Correlation, frequencies: Index, grid: Pair) -> float:
     power = math.frexp(float(np.abs(step.kernel).max()))[1]  # so that no square under- or overflows
     w = symbol(replace(step, kernel=np.ldexp(step.kernel, -power)), frequencies, grid)
     aliases = step.stride[0] * step.stride[1]
-    gram = (w @ w.conj().swapaxes(1, 2)).reshape(-1, aliases, w.shape[1], w.shape[1]).mean(axis=1)
+    if aliases == 1 and w.shape[2] < w.shape[1]:
+        gram = w.conj().swapaxes(1, 2) @ w
+    else:
+        gram = w @ w.conj().swapaxes(1, 2)
+        gram = gram.reshape(-1, aliases, *gram.shape[1:]).mean(axis=1)
     return scaled(math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram).max()))), power)
