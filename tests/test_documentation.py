@@ -269,6 +269,25 @@ def test_a_figure_of_the_page_on_cost_is_that_of_its_record(number: int) -> None
     assert figures_of_cost()[number] in (page if number == 0 else page.replace("\n", " "))
 
 
+@pytest.mark.parametrize(
+    ("contender", "shown"),
+    [
+        ("ADMM, MaxMin", "ADMM, MaxMin (4 steps a round)"),
+        ("ADMM, MaxMin, 8 steps a round", "ADMM, MaxMin, 8 steps a round"),
+        ("torchlip, MaxMin", "torchlip, MaxMin"),
+        ("orthogonium, MaxMin", "orthogonium (AOC), MaxMin"),
+        ("ADMM, ReLU, modules", "ADMM, ReLU, modules"),
+        ("ADMM, ReLU, a ball per layer", "ADMM, ReLU, a ball per layer"),
+    ],
+)
+def test_convolutions_beside_those_of_others_are_as_recorded(contender: str, shown: str) -> None:
+    rows = rows_of("image_peers", contender=contender, data="mnist", validation=False)
+    line = next(x for x in PAGES["docs/results.md"].splitlines() if x.startswith(f"| {shown} |"))
+    clean, certified = mean(rows, "clean"), mean(rows, "certified")
+    assert f"{clean:.1f} / {certified:.1f}" in line
+    assert line.endswith(f"| {mean(rows, 'ratio'):.1f} |")
+
+
 def test_every_benchmark_that_the_site_names_has_its_record() -> None:
     from benchmarks.__main__ import BENCHMARKS
 
