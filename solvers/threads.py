@@ -30,19 +30,33 @@ def blas_has_one_thread() -> bool:
 
 
 @contextmanager
-def as_many_threads_as_pay(widths: Sequence[int]) -> Iterator[None]:
-    """Within it linear algebra has one thread where all of these hidden layers are narrow."""
-    if max(widths, default=0) > _NARROW:
-        yield
-        return
-    before, alone = torch.get_num_threads(), _alone.set(True)
-    if before != 1:
-        torch.set_num_threads(1)
+def one_thread_of_blas() -> Iterator[None]:
+    """Within it NumPy's linear algebra has one thread; as a decorator, within a function.
+
+    For thousands of matrices of some hundred rows, one after another (an image network frequency by
+    frequency took ten times as long on two threads of a busy machine).
+    """
+    alone = _alone.set(True)
     try:
         with _blas().limit(limits=1, user_api="blas"):
             yield
     finally:
         _alone.reset(alone)
+
+
+@contextmanager
+def as_many_threads_as_pay(widths: Sequence[int]) -> Iterator[None]:
+    """Within it linear algebra has one thread where all of these hidden layers are narrow."""
+    if max(widths, default=0) > _NARROW:
+        yield
+        return
+    before = torch.get_num_threads()
+    if before != 1:
+        torch.set_num_threads(1)
+    try:
+        with one_thread_of_blas():
+            yield
+    finally:
         if before != 1:
             torch.set_num_threads(before)
 

@@ -23,6 +23,7 @@ from ...networks.layers import AFFINE, RESHAPES, Array
 from ...networks.network import Network
 from ...solvers.config import SolverConfig
 from ...solvers.deadline import Deadline
+from ...solvers.threads import one_thread_of_blas
 from ..chain_bound import Task, prove
 from ..claim_matrices import Matrices
 from ..norm_product import spectral_norm
@@ -81,6 +82,7 @@ class OnTorus:
     phases: int = 1
 
 
+@one_thread_of_blas()
 def certified_on_torus(
     network: Network,
     config: SolverConfig,
@@ -175,6 +177,7 @@ def _or_product(chain: TorusChain, best: OnTorus | None, reason: str) -> tuple[O
     return OnTorus(chain, lip, lower, multiplier, ""), reason
 
 
+@one_thread_of_blas()
 def certified_at_every_size(network: Network, config: SolverConfig, deadline: Deadline) -> OnTorus:
     """A bound that holds for images of every size, from a grid of frequencies.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ...errors import CertificateError
 from ...networks.network import Network
 from ...solvers.deadline import Deadline
+from ...solvers.threads import one_thread_of_blas
 from ..certificate import Certificate
 from ..certifier import Order, stated
 from ..sampled_slope import sampled_quotient
@@ -17,6 +18,7 @@ from .proven_product import proven_product
 from .read import furthest_chain
 
 
+@one_thread_of_blas()
 def certify_product(network: Network, requested: float | None = None) -> Certificate:
     """The proven product of norms; multipliers are per channel as far as a torus holds them.
 
