@@ -246,16 +246,16 @@ def figures_of_cost() -> list[str]:
     (one,), (two,) = (rows_of("scaling", axis="ranks", size=n) for n in (1, 2))
     sent = one["sent_mib"]
     dense, large = (
-        scaling.seconds_of(rows_of("scaling", form=form, axis="depth"))
+        {r["size"]: r["cpu_seconds"] for r in rows_of("scaling", form=form, axis="depth")}
         for form in ("dense", "large")
     )
+    faster = min(depth for depth in dense if large[depth] < dense[depth])
     last = rows_of("scaling", form="dense", axis="depth")[0]["certify_changes_after"]
-    meet = (large.factor / dense.factor) ** (1.0 / (dense.power - large.power))
     return [
         scaling.tabulate(rows),
         f"the clock ran {clock:.1f} times as long",
-        f"would meet at some {round(meet, -1):.0f}, so that the change comes early",
-        f"the estimate has them meet at {last} layers",
+        f"second is the faster one from {faster} on",
+        f"changes from one to the other behind {last} layers of 32",
         f"4,950 pairs, {4950 / math.comb(40, 2):.1f} times the work of 40 classes",
         f"sends {sent:.1f} MiB for 784-128-128-10",
         f"at 1 GiB/s and 64 ranks {1e3 * 6 * sent / 1024:.0f} ms",
