@@ -15,11 +15,12 @@ from __future__ import annotations
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from admm_lip import TrainConfig, TrainResult, certified_radii, verify
+from admm_lip import TrainConfig, TrainResult
 from admm_lip.certificates.torus.product import certify_product
 from admm_lip.networks.chain import read_network
 from admm_lip.networks.convnets import build_convnet
@@ -27,12 +28,12 @@ from admm_lip.networks.sorting_torch import MaxMin
 from admm_lip.research.comparators import METHODS
 from admm_lip.training.method import Method
 
-from .contenders import data_of
+from .contenders import Pair, data_of, judged
 from .image_bounds import deep_random
 from .peer_convolutions import OrthogoniumConvolutions, TorchlipConvolutions
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown, mean, spread
-from .whole_run import train
+from .whole_run import train, with_share_of_core
 
 # Packages whose versions a row states, by method.
 DISTRIBUTIONS = {"torchlip": "deel-torchlip", "orthogonium": "orthogonium"}
@@ -41,7 +42,8 @@ PEERS: dict[str, type[Method]] = {
     "torchlip": TorchlipConvolutions,
     "orthogonium": OrthogoniumConvolutions,
 }
-Pair = tuple[Tensor, Tensor]
+# Settings of a bound, which others have not.
+_OURS = ("round_steps", "balls")
 
 
 def cells(settings: Cell) -> list[Cell]:
@@ -113,29 +115,21 @@ def network(cell: Cell, shape: tuple[int, ...], outputs: int) -> nn.Sequential:
 
 def _trained(model: nn.Module, rows: Pair, cell: Cell) -> tuple[TrainResult, float]:
     """What training returns, and its processor seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    if cell["method"] == "admm":
-        config = TrainConfig(bound=1.0, start="scratch", seed=cell["seed"], **cell["train"])
-        result = train(model, rows, config, progress=False)
-    else:
-        names = {"round_steps", "balls"}
-        plain = {k: value for k, value in cell["train"].items() if k not in names}
-        config = TrainConfig(lip=1.0, seed=cell["seed"], **plain)
-        result = train(model, rows, config, method=PEERS[cell["method"]](), progress=False)
-    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    return result, result.seconds * min(1.0, share)
+    ours = cell["method"] == "admm"
+    given = cell["train"] if ours else {k: v for k, v in cell["train"].items() if k not in _OURS}
+    asked: dict[str, Any] = {"bound": 1.0, "start": "scratch"} if ours else {"lip": 1.0}
+    config = TrainConfig(**asked, seed=cell["seed"], **given)
+    method = None if ours else PEERS[cell["method"]]()
+    result, share = with_share_of_core(
+        lambda: train(model, rows, config, method=method, progress=False)
+    )
+    return result, result.seconds * share
 
 
 def _judged(result: TrainResult, rows: Pair, cell: Cell) -> Row:
     """Accuracy on rows not seen, clean and certified by what the layers' norms prove."""
-    x, y = rows
-    proof = certify_product(read_network(result.model, tuple(x.shape[1:])))
-    verify(proof, result.model)
-    with torch.no_grad():
-        right = (result.model(x).argmax(dim=1) == y).double()
-    radii = certified_radii(result.model, x, y, certificate=proof)
-    certified = 100.0 * float((radii > cell["eps"]).double().mean())
-    return {"clean": 100.0 * float(right.mean()), "certified": certified, "lip": proof.lip}
+    proof = certify_product(read_network(result.model, tuple(rows[0].shape[1:])))
+    return judged(result.model, proof, rows, cell["eps"])
 
 
 def tabulate(rows: list[Row]) -> str:

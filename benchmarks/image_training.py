@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from admm_lip import TrainConfig, TrainResult, certified_radii, certify, project, verify
+from admm_lip import TrainConfig, TrainResult, certify, project
 from admm_lip.data import DataSet
 from admm_lip.networks.convnets import build_convnet
 from admm_lip.networks.models import ModelConfig, build_mlp
@@ -25,7 +25,7 @@ from admm_lip.research.comparators import METHODS
 from admm_lip.training.finetune import FinetuneConfig
 from admm_lip.training.projected import Projection
 
-from .contenders import data_of
+from .contenders import data_of, judged
 from .study import Cell, Row, Study, run_from_command_line
 from .tables import groups, markdown, mean, spread
 from .whole_run import train
@@ -72,16 +72,9 @@ def run_cell(cell: Cell, data_dir: str | None) -> Row:
         model, begun, given = _given(model, seen, (u - middle, v), cell)
     result = _trained(model, (x - middle, y), cell)
     spent = time.process_time() - begun
-    with torch.no_grad():
-        right = (result.model(u - middle).argmax(dim=1) == v).double()
-    row = {**given, "cpu_seconds": spent, "clean": 100.0 * float(right.mean())}
-    if "bound" not in cell:
-        return row
-    proof = result.certificate
-    verify(proof, result.model)
-    radii = certified_radii(result.model, u - middle, v, certificate=proof)
-    certified = 100.0 * float((radii > cell["eps"]).double().mean())
-    return {**row, "certified": certified, "lip": proof.lip, "norm_product": proof.norm_product}
+    proof = result.certificate if "bound" in cell else None
+    found = judged(result.model, proof, (u - middle, v), cell["eps"])
+    return {**given, "cpu_seconds": spent, **found}
 
 
 def _network(data: DataSet, cell: Cell) -> nn.Module:

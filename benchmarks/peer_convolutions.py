@@ -20,45 +20,50 @@ from admm_lip.training.method import Method
 
 
 @dataclass(frozen=True)
-class TorchlipConvolutions(Method):
+class PeerConvolutions(Method):
+    """Layers of a package in the place of torch's, and torch's again when they are trained."""
+
+    def layers(self) -> tuple[Any, Any]:
+        """What stands for a convolution and for a linear layer, called as torch's are.
+
+        Raises:
+            ModuleNotFoundError: with the line that installs the package.
+        """
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network of the package's layers."""
+        return _replaced(model, *self.layers())
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Plain layers with the weights in effect."""
+        return nn.Sequential(*(_exported(m) for m in model.eval().children()))
+
+
+@dataclass(frozen=True)
+class TorchlipConvolutions(PeerConvolutions):
     """Spectral normalisation and Bjorck's iteration of the kernel seen as one matrix."""
 
     name: ClassVar[str] = "torchlip"
     source: ClassVar[str] = "deel-torchlip (PyPI): SpectralConv2d, SpectralLinear"
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The network of the package's layers.
-
-        Raises:
-            ModuleNotFoundError: with the line that installs the package.
-        """
+    def layers(self) -> tuple[Any, Any]:
+        """Those of the package."""
         package = load_torchlip()
-        return _replaced(model, package.SpectralConv2d, package.SpectralLinear)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Plain layers, by the package's own export."""
-        return _plain(model.eval())
+        return package.SpectralConv2d, package.SpectralLinear
 
 
 @dataclass(frozen=True)
-class OrthogoniumConvolutions(Method):
+class OrthogoniumConvolutions(PeerConvolutions):
     """Adaptive orthogonal convolutions (Boissin et al., 2025)."""
 
     name: ClassVar[str] = "orthogonium"
     source: ClassVar[str] = "orthogonium (PyPI): AdaptiveOrthoConv2d, OrthoLinear"
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The network of the package's layers.
-
-        Raises:
-            ModuleNotFoundError: with the line that installs the package.
-        """
+    def layers(self) -> tuple[Any, Any]:
+        """Those of the package."""
         convolution = _orthogonium("layers.conv.AOC.ortho_conv").AdaptiveOrthoConv2d
-        return _replaced(model, convolution, _orthogonium("layers.linear").OrthoLinear)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Plain layers with the kernels that the parameters stand for."""
-        return _plain(model.eval())
+        return convolution, _orthogonium("layers.linear").OrthoLinear
 
 
 def _orthogonium(module: str) -> Any:
@@ -84,11 +89,6 @@ def _replaced(model: nn.Module, convolution: Any, linear: Any) -> nn.Sequential:
         return m
 
     return nn.Sequential(*(layer(m) for m in model.children()))
-
-
-def _plain(model: nn.Module) -> nn.Sequential:
-    """Layers of torch with the weights in effect."""
-    return nn.Sequential(*(_exported(m) for m in model.children()))
 
 
 def _exported(m: Any) -> nn.Module:

@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from admm_lip.networks.convnets import build_convnet
 from benchmarks import image_peers, study
-from benchmarks.peer_convolutions import OrthogoniumConvolutions, TorchlipConvolutions
+from benchmarks.peer_convolutions import (
+    OrthogoniumConvolutions,
+    PeerConvolutions,
+    TorchlipConvolutions,
+)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -50,6 +55,31 @@ def test_what_a_peer_trains_comes_back_as_the_same_function_in_plain_layers(peer
     plain = peer.finish(theirs)
     assert {type(m) for m in plain} <= {nn.Conv2d, nn.Linear, nn.Flatten, type(model[1])}
     assert torch.allclose(plain(x), theirs(x), atol=1e-5)
+
+
+class Normed(PeerConvolutions):
+    """Layers whose weights are computed from others, by torch itself."""
+
+    def layers(self) -> tuple[Any, Any]:
+        return (
+            lambda *sizes, **how: weight_norm(nn.Conv2d(*sizes, **how)),
+            lambda *sizes: weight_norm(nn.Linear(*sizes)),
+        )
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_computed_weights_come_back_as_those_in_effect(steps: int) -> None:
+    method = Normed()
+    theirs = method.prepare(build_convnet("2C2F", (1, 12, 12), 3, width=0.25))
+    x = torch.rand(5, 1, 12, 12)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        theirs(x).square().sum().backward()
+        optimizer.step()
+    plain = method.finish(theirs)
+    assert not any("parametrizations" in name for name, _ in plain.named_parameters())
+    assert torch.equal(plain(x), theirs(x))
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
